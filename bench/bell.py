@@ -41,12 +41,12 @@ from psycopg2.extensions import parse_dsn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.standby import far_standby
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 from tests.integration.harness import Daemon, Shop
 from tests.integration.wire import Ended, Till
 
 PLACE = "INSERT INTO dinedesk_{slug}.orders (customer_name, total_amount) VALUES ('Ann', 5)"
-WAYS = ("bell", "off", "always")
+METHODS = ("bell", "off", "always")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -60,42 +60,47 @@ def pgbench() -> str:
 
 
 def commits(options: argparse.Namespace) -> None:
-    with Server.start(durable=True) as server:
+    with PostgresServer.start(durable=True) as server:
         shop = Shop.open(["kitchen"], server=server)
-        rates: dict[str, list[float]] = {way: [] for way in WAYS}
+        rates: dict[str, list[float]] = {method: [] for method in METHODS}
         with far_standby(server, options.standby_ms) if options.standby_ms else nullcontext():
             for _ in range(options.rounds):
-                for way in WAYS:
-                    rates[way].append(rate(shop, way, options.sessions, options.seconds))
-                print("  ".join(f"{way} {rates[way][-1]:7.0f}" for way in WAYS), flush=True)
-        for way in ("bell", "always"):
-            ratio = statistics.median(a / b for a, b in zip(rates[way], rates["off"], strict=True))
-            print(f"{way} / off: {ratio:.2f}")
+                for method in METHODS:
+                    rates[method].append(rate(shop, method, options.sessions, options.seconds))
+                print(
+                    "  ".join(f"{method} {rates[method][-1]:7.0f}" for method in METHODS),
+                    flush=True,
+                )
+        for method in ("bell", "always"):
+            ratio = statistics.median(
+                a / b for a, b in zip(rates[method], rates["off"], strict=True)
+            )
+            print(f"{method} / off: {ratio:.2f}")
         shop.close()
 
 
-def rate(shop: Shop, way: str, sessions: int, seconds: int) -> float:
+def rate(shop: Shop, method: str, sessions: int, seconds: int) -> float:
     """Commits a second. Where a session has the doorman's first lock everybody rings."""
     shop.query(
         "TRUNCATE dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions,"
         " dinedesk_kitchen.orders CASCADE"
     )
     with closing(shop.connect()) as held:
-        if way == "always":
+        if method == "always":
             held.cursor().execute("SELECT pg_advisory_lock(7097, 10)")
-        said = insert(shop, way, f"--client={sessions}", "--jobs=2", f"--time={seconds}")
+        said = insert(shop, method, f"--client={sessions}", "--jobs=2", f"--time={seconds}")
     found = re.search(r"tps = ([\d.]+)", said)
     assert found is not None, said
     return float(found[1])
 
 
-def insert(shop: Shop, way: str, *options: str) -> str:
+def insert(shop: Shop, method: str, *options: str) -> str:
     """Have pgbench insert orders, one a transaction; what it prints."""
     parts = parse_dsn(shop.dsn)
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(PLACE.format(slug="kitchen") + ";\n")
         script.flush()
-        settings = "-c posd.notify=off" if way == "off" else ""
+        settings = "-c posd.notify=off" if method == "off" else ""
         return subprocess.run(
             [
                 *(pgbench(), "--no-vacuum", f"--file={script.name}", *options),
@@ -111,19 +116,19 @@ def insert(shop: Shop, way: str, *options: str) -> str:
 
 
 def busy(options: argparse.Namespace) -> None:
-    with Server.start(durable=True) as server:
+    with PostgresServer.start(durable=True) as server:
         shop = Shop.open(["kitchen"], server=server)
         posd = shop.start()
         till = Watched(posd, shop.key())
         place(shop, 50, 2)
         ratios = []
         for _ in range(options.rounds):
-            took = {way: times(shop, way, options.seconds) for way in ("bell", "off")}
+            took = {method: times(shop, method, options.seconds) for method in ("bell", "off")}
             ratios.append(quantile(took["bell"], 0.99) / quantile(took["off"], 0.99))
             print(
                 *(
-                    f"{way}: p50 {quantile(ms, 0.5):.2f} ms, p99 {quantile(ms, 0.99):.2f} ms; "
-                    for way, ms in took.items()
+                    f"{method}: p50 {quantile(ms, 0.5):.2f} ms, p99 {quantile(ms, 0.99):.2f} ms; "
+                    for method, ms in took.items()
                 ),
                 f"ratio of p99 {ratios[-1]:.2f}",
                 flush=True,
@@ -133,11 +138,11 @@ def busy(options: argparse.Namespace) -> None:
         shop.close()
 
 
-def times(shop: Shop, way: str, seconds: int) -> list[float]:
+def times(shop: Shop, method: str, seconds: int) -> list[float]:
     """How many milliseconds each transaction takes, at 500 a second."""
     with tempfile.TemporaryDirectory() as folder:
         log = f"--log-prefix={folder}/times"
-        insert(shop, way, "--client=8", f"--time={seconds}", "--rate=500", "--log", log)
+        insert(shop, method, "--client=8", f"--time={seconds}", "--rate=500", "--log", log)
         lines = [
             line.split()
             for path in Path(folder).iterdir()
@@ -194,7 +199,7 @@ def opened(shop: Shop, is_open: bool) -> Iterator[None]:
 
 
 def latency(options: argparse.Namespace) -> None:
-    with Server.start(durable=True) as server:
+    with PostgresServer.start(durable=True) as server:
         shop = Shop.open(["kitchen", "grill"], server=server)
         posd = shop.start()
         till = Watched(posd, shop.key())

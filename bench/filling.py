@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from posd.database import migrations
 from posd.database import provisioning as provision
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 
 OPEN_ORDERS: Final = 20
 """Of each tenant: these have the last events and are not printed."""
@@ -107,7 +107,7 @@ def add_events(dsn: str, tenants: int, events: int) -> None:
         cursor.execute("VACUUM (ANALYZE)")
 
 
-def create(server: Server, name: str, template: str | None = None) -> str:
+def create(server: PostgresServer, name: str, template: str | None = None) -> str:
     """Make a database of posd's, or a copy of one; its connection string."""
     dsn = server.dsn(name)
     if template is None:
@@ -124,7 +124,7 @@ def create(server: Server, name: str, template: str | None = None) -> str:
     return dsn
 
 
-def copy(server: Server, name: str, template: str) -> None:
+def copy(server: PostgresServer, name: str, template: str) -> None:
     with closing(migrations.connect(server.dsn())) as connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
 

@@ -37,13 +37,14 @@ from attrs import define, field
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import filling
-from posd.cli.database import BlockingSession, complete
+from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.database import migrations, session_settings
 from posd.events.orders import FINAL_STATUSES
-from posd.store import cursors, numbering, orders, presence, retention, stream
-from posd.store.numbering import Entry
-from posd.testing.server import Server
-from posd.values import Head, Tenant, TenantId
+from posd.store import cursors, orders, presence, retention, stream
+from posd.store import sequencing as numbering
+from posd.store.sequencing import LogEntry
+from posd.testing.server import PostgresServer
+from posd.values import StreamHead, Tenant, TenantId
 
 BATCH: Final = 30
 TENANTS_WITH_LOG: Final = 10
@@ -59,18 +60,18 @@ class Subject:
     connection: Any
     tenants: Sequence[TenantId]
     node_id: UUID = field(factory=uuid4)
-    heads: dict[TenantId, Head] = field(factory=dict)
+    heads: dict[TenantId, StreamHead] = field(factory=dict)
     numbers: Iterator[int] = field(factory=partial(count, 10**9))
     costs: dict[str, list[tuple[float, float]]] = field(factory=dict)
     """By step, for each round: processor time and time in milliseconds."""
 
     @classmethod
-    def open(cls, server: Server, name: str, tenants: int) -> Subject:
+    def open(cls, server: PostgresServer, name: str, tenants: int) -> Subject:
         connection = psycopg2.connect(server.dsn(name, "posd"))
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(
-                session_settings.statements(
+                session_settings.startup_statements(
                     application_name="posd",
                     statement_timeout=60,
                     lock_timeout=10,
@@ -78,12 +79,12 @@ class Subject:
                 )
             )
         subject = cls(name, connection, range(1, tenants + 1))
-        complete(presence.lease(subject.session, subject.node_id, 86400))
+        run_to_completion(presence.renew_lease(subject.executor, subject.node_id, 86400))
         return subject
 
     @property
-    def session(self) -> BlockingSession:
-        return BlockingSession(self.connection)
+    def executor(self) -> BlockingExecutor:
+        return BlockingExecutor(self.connection)
 
     def some(self, count: int = BATCH) -> list[TenantId]:
         """So many tenants, in turns, where there are fewer."""
@@ -103,9 +104,9 @@ class Subject:
 
     def round(self) -> None:
         """Every step once."""
-        session = self.session
+        executor = self.executor
         tenants = self.some()
-        self.heads = complete(stream.heads(session, set(tenants)))
+        self.heads = run_to_completion(stream.load_heads(executor, set(tenants)))
         self.measure("publish", lambda: self.publish(tenants))
         self.measure("read by a channel", self.read)
         one = tenants[:1] * BATCH
@@ -118,7 +119,7 @@ class Subject:
         self.measure("retention batch", lambda: self.prune(tenants[0]))
 
     def publish(self, tenants: Sequence[TenantId]) -> None:
-        session, number = self.session, next(self.numbers)
+        executor, number = self.executor, next(self.numbers)
         entries = []
         for each in range(len(tenants)):
             # As a shop's own ids are: one after the other, so that they are near each other in the index.
@@ -127,7 +128,7 @@ class Subject:
             content = {"orderId": order_id, "status": "new", "version": 1, "items": items}
             text = json.dumps(content)
             entries.append(
-                Entry(
+                LogEntry(
                     *(tenants[each], "new_order", text),
                     order_id=order_id,
                     snapshot=text,
@@ -135,59 +136,63 @@ class Subject:
                     version=1,
                 )
             )
-        complete(session.execute("BEGIN"))
+        run_to_completion(executor.execute("BEGIN"))
         asking = [(each, None) for each in sorted(set(tenants))]
-        complete(numbering.take(session, [], asking))
+        run_to_completion(numbering.take_rows(executor, [], asking))
         named = [(entry.tenant_id, entry.order_id or "") for entry in entries]
-        complete(numbering.published(session, named))
-        complete(numbering.record(session, self.node_id, entries))
-        complete(session.execute("COMMIT"))
+        run_to_completion(numbering.stored_orders(executor, named))
+        run_to_completion(numbering.record_entries(executor, self.node_id, entries))
+        run_to_completion(executor.execute("COMMIT"))
 
     def read(self) -> None:
         positions = [(each, head.stream_id, head.last_seq) for each, head in self.heads.items()]
-        found = complete(stream.pages(self.session, positions, 100))
+        found = run_to_completion(stream.load_pages(self.executor, positions, 100))
         read = sum(len(page.events) for page in found.values())
         assert read == BATCH, (read, len(positions), found)
 
     def resume(self, devices: Sequence[tuple[TenantId, str]], missed: int) -> None:
-        found = complete(presence.openings(self.session, [*devices], 1000))
+        found = run_to_completion(presence.load_session_starts(self.executor, [*devices], 1000))
         positions = [
             (each, found[each, device].head.stream_id, found[each, device].head.last_seq - missed)
             for each, device in devices
         ]
-        complete(stream.pages(self.session, positions, missed))
+        run_to_completion(stream.load_pages(self.executor, positions, missed))
 
     def acknowledge(self, devices: Sequence[tuple[TenantId, str]]) -> None:
-        heads = complete(stream.heads(self.session, {each for each, _ in devices}))
+        heads = run_to_completion(stream.load_heads(self.executor, {each for each, _ in devices}))
         moves = [
             (each, device, heads[each].stream_id, heads[each].last_seq)
             for each, device in sorted(set(devices))
         ]
-        complete(cursors.acknowledged(self.session, moves))
+        run_to_completion(cursors.advance(self.executor, moves))
         ids = sorted(heads)
         rows = [
             (each, heads[each].stream_id, heads[each].last_seq, heads[each].last_seq)
             for each in ids
         ]
-        complete(presence.progress(self.session, rows))
-        complete(orders.confirmed(self.session, ids, FINAL_STATUSES))
-        complete(orders.mark(self.session, ids))
+        run_to_completion(presence.update_progress(self.executor, rows))
+        run_to_completion(orders.confirmed_positions(self.executor, ids, FINAL_STATUSES))
+        run_to_completion(orders.update_print_status(self.executor, ids))
 
     def replay(self, tenant_id: TenantId) -> None:
         head = self.heads[tenant_id]
         middle = random.randrange(max(1, head.last_seq // 3), max(2, head.last_seq // 2))
-        complete(stream.pages(self.session, [(tenant_id, head.stream_id, middle)], BATCH))
+        run_to_completion(
+            stream.load_pages(self.executor, [(tenant_id, head.stream_id, middle)], BATCH)
+        )
 
     def pending(self, tenant_id: TenantId) -> None:
         tenant = Tenant(tenant_id, f"shop-{tenant_id}", "Shop", f"dinedesk_shop_{tenant_id}")
-        complete(orders.still_open(self.session, tenant, orders.Wanted(20, 10**7)))
+        run_to_completion(
+            orders.pending_orders(self.executor, tenant, orders.PendingQuery(20, 10**7))
+        )
 
     def prune(self, tenant_id: TenantId) -> None:
         """A batch of retention, rolled back so that the next round finds it again."""
-        complete(self.session.execute("BEGIN"))
-        before = complete(retention.cutoff(self.session, _KEPT_DAYS * 86400))
-        complete(retention.prune(self.session, tenant_id, before, FINAL_STATUSES, PRUNED))
-        complete(self.session.execute("ROLLBACK"))
+        run_to_completion(self.executor.execute("BEGIN"))
+        before = run_to_completion(retention.cutoff_time(self.executor, _KEPT_DAYS * 86400))
+        run_to_completion(retention.prune(self.executor, tenant_id, before, FINAL_STATUSES, PRUNED))
+        run_to_completion(self.executor.execute("ROLLBACK"))
 
 
 def compare(subjects: Sequence[Subject], rounds: int) -> list[dict[str, Any]]:
@@ -232,7 +237,7 @@ def line(row: dict[str, Any]) -> str:
     return "  ".join(cells)
 
 
-def by_tenants(server: Server, numbers: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def by_tenants(server: PostgresServer, numbers: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     subjects, template = [], None
     for number in numbers:
         name = f"tenants_{number}"
@@ -245,7 +250,7 @@ def by_tenants(server: Server, numbers: Sequence[int], rounds: int) -> list[dict
     return finish(server, subjects, rounds)
 
 
-def by_events(server: Server, numbers: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def by_events(server: PostgresServer, numbers: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     template, subjects = "no_events", []
     dsn = filling.create(server, template)
     filling.add_tenants(dsn, TENANTS_WITH_LOG, BATCH // TENANTS_WITH_LOG)
@@ -260,7 +265,9 @@ def by_events(server: Server, numbers: Sequence[int], rounds: int) -> list[dict[
     return finish(server, subjects, rounds)
 
 
-def finish(server: Server, subjects: Sequence[Subject], rounds: int) -> list[dict[str, Any]]:
+def finish(
+    server: PostgresServer, subjects: Sequence[Subject], rounds: int
+) -> list[dict[str, Any]]:
     print(f"{'step':22} {'database':14}  {'cpu':>11} ratio (quartiles)       {'wall':>11} ratio")
     with closing(migrations.connect(server.dsn())) as connection, connection.cursor() as cursor:
         cursor.execute("CHECKPOINT")
@@ -291,7 +298,7 @@ def main() -> None:
         "checkpoint_timeout": "1h",
     }
     rows = []
-    with Server.start(durable=options.fsync == "on", settings=settings) as server:
+    with PostgresServer.start(durable=options.fsync == "on", settings=settings) as server:
         if options.tenants:
             rows += by_tenants(server, options.tenants, options.rounds)
         if options.events:

@@ -41,7 +41,7 @@ from bench import filling
 from bench.neighbours import resident
 from bench.noise import PING, PONG, TEXT, Stream, Target, frame, read_frame
 from posd.database import migrations
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 from tests.integration.harness import Daemon, Shop
 
 BATCH = 300
@@ -215,7 +215,7 @@ async def measure(subjects: Sequence[Subject], options: argparse.Namespace) -> l
     return rows
 
 
-def start(server: Server, name: str, tenants: int) -> Subject:
+def start(server: PostgresServer, name: str, tenants: int) -> Subject:
     with closing(migrations.connect(server.dsn(name))) as connection, connection.cursor() as cursor:
         cursor.execute("CHECKPOINT")
     shop = Shop.at(server.dsn(name), [], server=server)
@@ -243,7 +243,7 @@ def main() -> None:
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with Server.start(durable=True, settings={"shared_buffers": "256MB"}) as server:
+    with PostgresServer.start(durable=True, settings={"shared_buffers": "256MB"}) as server:
         subjects: list[Subject] = []
         template = None
         try:

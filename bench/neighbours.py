@@ -36,7 +36,7 @@ from attrs import define, field, frozen
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.noise import LOADS, PING, PONG, TEXT, Target, frame, read_frame
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.integration.harness import Daemon, Shop
 
 T = TypeVar("T")
@@ -227,7 +227,7 @@ def main() -> int:
     options.loads = options.loads or list(LOADS)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with Server.start(durable=True) as server:
+    with PostgresServer.start(durable=True) as server:
         shop = Shop.open([QUIET, NOISY], server=server)
         posd = shop.start("[limits]\nconnections_per_tenant = 1000")
         try:

@@ -2,7 +2,8 @@
 
     python bench/numbering.py [--tenants 1,100,1000] [--rounds 15]
 
-It starts a PostgreSQL of its own with fsync on and calls `posd.store.numbering.record`, each batch with its
+It starts a PostgreSQL of its own with fsync on and calls `posd.store.sequencing.record_entries`, each
+batch with its
 COMMIT. It prints the median and the fastest of the rounds in milliseconds. A posd of another version is
 measured by running this file with that version first on PYTHONPATH.
 """
@@ -19,12 +20,12 @@ from statistics import median
 from typing import Any
 from uuid import uuid4
 
-from posd.cli.database import BlockingSession, complete
+from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.database import migrations
 from posd.database import provisioning as provision
-from posd.store import numbering
-from posd.store.numbering import Entry
-from posd.testing.server import Server
+from posd.store import sequencing as numbering
+from posd.store.sequencing import LogEntry
+from posd.testing.server import PostgresServer
 
 CREATE = """
     SELECT dinedesk_main.pos_create_tenant('shop-' || n, 'Shop', 'GBP', 'Europe/London', 'GB')
@@ -32,11 +33,11 @@ CREATE = """
 """
 
 
-def event(tenant_id: int, size: int) -> Entry:
-    return Entry(tenant_id, "notice", json.dumps({"text": "x" * size}))
+def event(tenant_id: int, size: int) -> LogEntry:
+    return LogEntry(tenant_id, "notice", json.dumps({"text": "x" * size}))
 
 
-def order(tenant_id: int, number: int, size: int) -> Entry:
+def order(tenant_id: int, number: int, size: int) -> LogEntry:
     """A new order: items, which compress as well as real ones do."""
     items = [
         {"name": f"Dish {n} of {uuid4().hex[:12]}", "price": n / 10, "quantity": 1 + n % 3}
@@ -45,7 +46,7 @@ def order(tenant_id: int, number: int, size: int) -> Entry:
     order_id = f"{uuid4().hex}-{number}"
     content = {"orderId": order_id, "status": "new", "version": 1, "items": items}
     text = json.dumps(content, separators=(",", ":"))
-    return Entry(
+    return LogEntry(
         tenant_id,
         "new_order",
         text,
@@ -56,18 +57,18 @@ def order(tenant_id: int, number: int, size: int) -> Entry:
     )
 
 
-def events_of_many(tenants: int) -> list[Entry]:
+def events_of_many(tenants: int) -> list[LogEntry]:
     return [event(1 + n % tenants, 1000) for n in range(30)]
 
 
-def measure(connection: Any, name: str, made: Callable[[], list[Entry]], rounds: int) -> None:
-    session, node, took = BlockingSession(connection), uuid4(), []
+def measure(connection: Any, name: str, made: Callable[[], list[LogEntry]], rounds: int) -> None:
+    executor, node, took = BlockingExecutor(connection), uuid4(), []
     for _ in range(rounds):
         entries = made()
         began = time.perf_counter()
-        complete(session.execute("BEGIN"))
-        complete(numbering.record(session, node, entries))
-        complete(session.execute("COMMIT"))
+        run_to_completion(executor.execute("BEGIN"))
+        run_to_completion(numbering.record_entries(executor, node, entries))
+        run_to_completion(executor.execute("COMMIT"))
         took.append(1000 * (time.perf_counter() - began))
     print(f"{name:55} {median(took):9.1f} {min(took):9.1f}", flush=True)
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--tenants", default="1,100,1000")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    server = Server.start(durable=True)
+    server = PostgresServer.start(durable=True)
     try:
         dsn = server.dsn("numbering")
         migrations.bootstrap(dsn)

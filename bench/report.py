@@ -39,7 +39,7 @@ class Result:
         """The row for people."""
         lines = [f"{self.row.name}: {self.row.title}"]
         for figure, target in self.row.targets.items():
-            lines.append(f"  {figure:24} {self._judged(figure, target)}")
+            lines.append(f"  {figure:24} {self._judge(figure, target)}")
         lines += self._costs()
         for subject in self.row.subjects:
             if subject in self.not_run:
@@ -71,7 +71,7 @@ class Result:
             if self.ratios(name, other)
         ]
 
-    def _judged(self, figure: str, target: Target) -> str:
+    def _judge(self, figure: str, target: Target) -> str:
         found = self.found(figure, target)
         if not found:
             return f"no ratio; target {target}"

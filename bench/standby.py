@@ -13,14 +13,14 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extensions import parse_dsn
 
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 
 _SOCKET = ".s.PGSQL.5432"
 _PATIENCE_SECONDS = 30.0
 
 
 @contextmanager
-def far_standby(server: Server, milliseconds: float) -> Iterator[None]:
+def far_standby(server: PostgresServer, milliseconds: float) -> Iterator[None]:
     """Have each COMMIT on `server` wait for a standby; an answer takes so long to come back.
 
     The standby connects by way of a relay that passes everything on after half of that time.
@@ -39,14 +39,14 @@ def far_standby(server: Server, milliseconds: float) -> Iterator[None]:
             _set(server, "synchronous_standby_names", "")
 
 
-def _set(server: Server, name: str, value: str) -> None:
+def _set(server: PostgresServer, name: str, value: str) -> None:
     with closing(psycopg2.connect(server.dsn())) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         cursor.execute(f"ALTER SYSTEM SET {name} = %s", (value,))
         cursor.execute("SELECT pg_reload_conf()")
 
 
-def _wait(server: Server, question: str) -> None:
+def _wait(server: PostgresServer, question: str) -> None:
     ends = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < ends:
         with closing(psycopg2.connect(server.dsn())) as connection, connection.cursor() as cursor:

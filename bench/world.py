@@ -15,7 +15,7 @@ from psycopg2.extensions import parse_dsn
 
 from bench import filling
 from bench.loader import COUNTER, STAMP
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 from tests.integration.harness import Shop
 
 TENANTS: Final = 201
@@ -32,7 +32,7 @@ TEXT_BYTES: Final = 820
 class World:
     """The databases: one of posd's, and one of the peers' (peers/shop.sql)."""
 
-    server: Server
+    server: PostgresServer
     shop: Shop
     peers_dsn: str
     tenants: int
@@ -40,7 +40,7 @@ class World:
     @classmethod
     @contextmanager
     def make(cls, tenants: int = TENANTS) -> Iterator[World]:
-        with Server.start(durable=True, settings={"shared_buffers": "128MB"}) as server:
+        with PostgresServer.start(durable=True, settings={"shared_buffers": "128MB"}) as server:
             dsn = filling.create(server, "posd")
             filling.add_tenants(dsn, tenants, 0)
             shop = Shop.at(dsn, [], server=server)
@@ -82,7 +82,7 @@ class World:
         return self
 
 
-def _peers(server: Server, tenants: int) -> str:
+def _peers(server: PostgresServer, tenants: int) -> str:
     _query(server.dsn(), "CREATE DATABASE peers")
     dsn = server.dsn("peers")
     _query(dsn, (Path(__file__).parent / "peers" / "shop.sql").read_text())

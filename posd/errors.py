@@ -52,11 +52,11 @@ class NumberOutOfRange(InvalidMessage):
     """A number in a message has more digits than posd reads."""
 
 
-class Pruned(PosdError):
+class EventsPruned(PosdError):
     """The events after a position are kept no more: who wants them is too far behind."""
 
 
-class Renamed(PosdError):
+class StreamRenamed(PosdError):
     """A stream has another name: what follows a position is to be asked of that one."""
 
 
@@ -167,7 +167,7 @@ class StatementFailed(PosdError):
     """
 
     def __init__(self, message: str, sqlstate: str, constraint: str | None = None) -> None:
-        super().__init__(tellable(sqlstate, message))
+        super().__init__(loggable_message(sqlstate, message))
         self.sqlstate = sqlstate
         self.constraint = constraint
 
@@ -182,7 +182,7 @@ def is_about_data(error: Exception) -> bool:
     return isinstance(error, StatementFailed) and error.about_data
 
 
-def tellable(sqlstate: str, message: str) -> str:
+def loggable_message(sqlstate: str, message: str) -> str:
     """What of an error of PostgreSQL's may be logged: its message, where it quotes no data.
 
     Errors about data quote them ("invalid input syntax for type date: …"), and what a shop's own
@@ -195,4 +195,4 @@ def tellable(sqlstate: str, message: str) -> str:
 
 def returned(failure: str) -> str:
     """The same of an error that a function of `sql/` caught and returned: its code, then its message."""
-    return tellable(failure[:5], failure)
+    return loggable_message(failure[:5], failure)

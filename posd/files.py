@@ -11,14 +11,14 @@ import stat
 from pathlib import Path
 from typing import Final
 
-LONGEST: Final = 16 << 20
+MAX_SIZE: Final = 16 << 20
 """Bytes. No file that posd reads whole is longer; a log that was named by mistake may be."""
 
 _BYTE_ORDER_MARK: Final = "\ufeff"
 
 
-def read(path: Path, longest: int = LONGEST) -> bytes:
-    """Return the content of a regular file of at most `longest` bytes.
+def read_file(path: Path, max_size: int = MAX_SIZE) -> bytes:
+    """Return the content of a regular file of at most `max_size` bytes.
 
     Raises OSError, also for what is not a regular file: a named pipe would block the process until
     somebody writes to it, and a device may have no end.
@@ -34,21 +34,21 @@ def read(path: Path, longest: int = LONGEST) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        content = file.read(longest + 1)
-    if len(content) > longest:
+        content = file.read(max_size + 1)
+    if len(content) > max_size:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return content
 
 
-def secret(content: bytes) -> str:
+def decode_secret(content: bytes) -> str:
     """Return the text of a file that holds one secret: a key, a password, a connection string.
 
     Editors, `echo` and Windows add a newline, CRLF or a byte order mark; none of them, nor white
     space at either end, belongs to the secret. Raises UnicodeDecodeError for what is not UTF-8.
     """
-    return trimmed(content.decode("utf-8"))
+    return strip_secret(content.decode("utf-8"))
 
 
-def trimmed(text: str) -> str:
+def strip_secret(text: str) -> str:
     """Return a secret without the white space, newlines and byte order mark around it."""
     return text.strip().removeprefix(_BYTE_ORDER_MARK).strip()

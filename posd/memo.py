@@ -9,18 +9,18 @@ from typing import Final, TypeVar
 K = TypeVar("K", bound=Sized)
 T = TypeVar("T")
 
-_MOST: Final = 1024
-_LONGEST: Final = 256
+_MAX_RESULTS: Final = 1024
+_MAX_ARGUMENT_LENGTH: Final = 256
 """A longer text is not kept: 1,024 request targets could have 16 MiB."""
 
 
-def memo(function: Callable[[K], T]) -> Callable[[K], T]:
+def memoize(function: Callable[[K], T]) -> Callable[[K], T]:
     """Keep the results for the 1,024 short arguments that were used last. The results must not be changed."""
-    kept = lru_cache(_MOST)(function)
+    kept = lru_cache(_MAX_RESULTS)(function)
 
     @wraps(function)
     def ask(argument: K) -> T:
         # mypy takes `kept` for one of any hashable arguments, which texts and tuples of texts are.
-        return kept(argument) if len(argument) <= _LONGEST else function(argument)  # type: ignore[arg-type]
+        return kept(argument) if len(argument) <= _MAX_ARGUMENT_LENGTH else function(argument)  # type: ignore[arg-type]
 
     return ask

@@ -44,9 +44,9 @@ class Options(UsageOptions):
         path = Path(self["config"] or os.environ.get("POSD_CONFIG") or _DEFAULT_CONFIG)
         self["path"] = path
         try:
-            self["loaded"] = config.load(path, os.environ, tls.problems, dsn.problem)
+            self["loaded"] = config.load(path, os.environ, tls.problems, dsn.find_problem)
         except ConfigError as error:
-            _give_up(str(error))
+            _exit_config_error(str(error))
 
 
 def makeService(options: Options) -> IService:
@@ -57,10 +57,10 @@ def makeService(options: Options) -> IService:
     try:
         return Daemon(reactor, options["path"], options["loaded"], os.environ)
     except StartError as error:
-        _give_up(str(error))
+        _exit_config_error(str(error))
 
 
-def _give_up(message: str) -> NoReturn:
+def _exit_config_error(message: str) -> NoReturn:
     # [logging] is not in force yet.
     critical = f"<{LEVELS['critical']}>" if systemd.is_journal(os.environ, sys.stderr) else ""
     for line in message.splitlines():

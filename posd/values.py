@@ -100,7 +100,7 @@ class Position:
 
 
 @frozen
-class Head:
+class StreamHead:
     """The end of one tenant's stream, and the floor below which events are pruned."""
 
     tenant_id: TenantId
@@ -110,7 +110,7 @@ class Head:
 
 
 @frozen
-class Opening:
+class SessionStart:
     """What a session begins with.
 
     `acked` is the device's cursor, None for a terminal without a name; a `legacy` terminal never
@@ -125,7 +125,7 @@ class Opening:
     names the present one, or one that is not known.
     """
 
-    head: Head
+    head: StreamHead
     acked: Seq | None
     legacy: bool
     at: datetime
@@ -141,8 +141,8 @@ class Opening:
 class Event:
     """A committed event as the stream holds it.
 
-    `data` and `beside` are JSON objects as compact UTF-8 text, written once by the sequencer and
-    never parsed again on the way to a till. `beside` has the members that stand next to `data` at
+    `data` and `extra_members` are JSON objects as compact UTF-8 text, written once by the sequencer and
+    never parsed again on the way to a till. `extra_members` has the members that stand next to `data` at
     the top level of the message, `b"{}"` where there are none.
     """
 
@@ -150,11 +150,11 @@ class Event:
     type: str
     data: bytes
     created_at: datetime
-    beside: bytes = b"{}"
+    extra_members: bytes = b"{}"
 
 
 @frozen
-class Appended:
+class AppendedEvents:
     """Events, in order, that a commit has put at the end of a tenant's stream."""
 
     tenant_id: TenantId
@@ -185,7 +185,7 @@ class PublishWarning:
 
 # One is made of every event. A frozen class takes three to five times as long for that.
 @define
-class Draft:
+class EventDraft:
     """An event that has not been numbered yet, with its data in the exact form of the contract.
 
     `warnings` tell how it was read. They are no part of the event.
@@ -193,7 +193,7 @@ class Draft:
 
     type: str
     data: Mapping[str, object]
-    beside: Mapping[str, object] = field(factory=dict)
+    extra_members: Mapping[str, object] = field(factory=dict)
     warnings: tuple[PublishWarning, ...] = field(default=(), eq=False)
 
 
@@ -225,23 +225,23 @@ class Terminal:
 
 
 @frozen
-class Closing:
+class CloseReason:
     """A WebSocket close code and its reason (RFC 6455 §7.4; 4000–4999 are posd's own)."""
 
     code: int
     reason: str
 
 
-GOING_AWAY = Closing(1001, "posd is restarting")
-UNSUPPORTED = Closing(1003, "only text messages are understood")
-POLICY = Closing(1008, "too many invalid messages")
-TOO_BIG = Closing(1009, "message too big")
-FAILED = Closing(1011, "internal error")
-TOO_SLOW = Closing(1013, "too far behind")
-STREAM_CHANGED = Closing(1013, "the stream has changed")
-RENAMED = Closing(1001, "the stream has a new name")
-PRUNED = Closing(1013, "the next events are kept no more")
-REVOKED = Closing(4001, "the credential is no longer valid")
-DISABLED = Closing(4001, "the device is disabled")
-DISCONNECTED = Closing(1001, "disconnected by the operator")
-SUPERSEDED = Closing(4009, "superseded")
+GOING_AWAY = CloseReason(1001, "posd is restarting")
+UNSUPPORTED = CloseReason(1003, "only text messages are understood")
+POLICY = CloseReason(1008, "too many invalid messages")
+TOO_BIG = CloseReason(1009, "message too big")
+FAILED = CloseReason(1011, "internal error")
+TOO_SLOW = CloseReason(1013, "too far behind")
+STREAM_CHANGED = CloseReason(1013, "the stream has changed")
+RENAMED = CloseReason(1001, "the stream has a new name")
+PRUNED = CloseReason(1013, "the next events are kept no more")
+REVOKED = CloseReason(4001, "the credential is no longer valid")
+DISABLED = CloseReason(4001, "the device is disabled")
+DISCONNECTED = CloseReason(1001, "disconnected by the operator")
+SUPERSEDED = CloseReason(4009, "superseded")

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _STALLED_SECONDS: Final = 60.0
 
 
-class Pulse:
+class AttemptPulse:
     """When something that goes on for ever last made an attempt, a refused one included.
 
     By the monotonic clock. Only the daemon's reactor follows that too (`posd.monitoring.monotonic`).
@@ -35,7 +35,7 @@ class Pulse:
         return monotonic() - self._last > _STALLED_SECONDS
 
 
-class Pauses:
+class RoundPauses:
     """The pauses of a service between its rounds. The service ends them when it stops."""
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -60,7 +60,7 @@ class Pauses:
             pause.cancel()
 
 
-def within(
+def with_timeout(
     reactor: IReactorTime, seconds: float, work: Deferred[T] | Coroutine[Any, Any, T]
 ) -> Deferred[T]:
     """The result of `work`; after `seconds` it fails with `TimeoutError` and cancels `work`.

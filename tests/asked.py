@@ -9,12 +9,12 @@ from posd.security.request_rates import RateAccount
 from posd.web.http.headers import Fields, keys_in, read_fields
 
 
-class Asked(DummyRequest):
+class FakeRequest(DummyRequest):
     """Has what a `BoundedRequest` has beyond a request of Twisted's, and keeps what it is answered."""
 
     account: RateAccount | None = None
     over_rate: TooManyRequests | None = None
-    gone = False
+    is_disconnected = False
     status = 0
     body = b""
 

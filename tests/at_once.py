@@ -8,10 +8,10 @@ from typing import Any
 from twisted.internet.task import Cooperator
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.web.http import pieces
+from posd.web.http import stepwise as pieces
 
 
-def do_at_once(case: SynchronousTestCase) -> None:
+def run_pieces_at_once(case: SynchronousTestCase) -> None:
     """In this test `in_pieces` gives no other connection a turn."""
 
     def now(tick: Callable[[], None]) -> Any:

@@ -18,17 +18,17 @@ import psycopg2
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.cli.database import BlockingSession, Snapshot, complete
+from posd.cli.database import BlockingExecutor, SnapshotQuerier, run_to_completion
 from posd.database import migrations
 from posd.database.connection import Parameters
-from posd.events.daily_reports import Figures, judged
-from posd.events.print_status import Report, Said
-from posd.maintenance.audit import Auditor, Finding
-from posd.publishing.outbox import Portion
-from posd.publishing.transaction import Numbering
+from posd.events.daily_reports import ReportFigures, assess
+from posd.events.print_status import PrintReport, ReportedStatus
+from posd.maintenance.audit import AuditFinding, Auditor
+from posd.publishing.outbox import OutboxPortion
+from posd.publishing.transaction import BatchTransaction
 from posd.store import cursors, giftcards, idempotency, loyalty, orders, presence, reports
-from posd.store.idempotency import Idempotency
-from posd.store.ledgers import Cause
+from posd.store.idempotency import IdempotencyKey
+from posd.store.ledgers import MovementCause
 from posd.testing.postgres import test_server
 from tests.schema_case import Client, two_shops
 from tests.store_case import GRILL, KITCHEN
@@ -74,16 +74,16 @@ def after_a_busy_day(dsn: str) -> None:
             "UPDATE dinedesk_kitchen.orders SET special_instructions = repeat('x', 5000) WHERE id = 3"
         )
         _number(client)
-        session = BlockingSession(connection)
-        _move(session)
+        executor = BlockingExecutor(connection)
+        _move(executor)
         _number(client)
-        _tell(session)
-        _keep(session)
+        _tell(executor)
+        _keep(executor)
 
 
 def _number(client: Client) -> None:
     """What the sequencer does with what is in the outbox."""
-    numbering = Numbering(Clock(), NODE, 4096, lambda tenant_id: 0)
+    numbering = BatchTransaction(Clock(), NODE, 4096, lambda tenant_id: 0)
     fence = client.value("SELECT dinedesk_main.pos_claim_lease(%s, 'test')", str(NODE))
     portions = []
     for tenant in (KITCHEN, GRILL):
@@ -94,12 +94,12 @@ def _number(client: Client) -> None:
             tenant.id,
         )
         read = f"SELECT order_id, content FROM posd_hooks.read_orders${tenant.slug}(%s::text[])"
-        portions.append(Portion(tenant.id, ids, dict(client.rows(read, keys)), fence))
+        portions.append(OutboxPortion(tenant.id, ids, dict(client.rows(read, keys)), fence))
     with client.transaction():
-        complete(numbering.number(Numbered(client.connection), [], portions))
+        run_to_completion(numbering.number(Numbered(client.connection), [], portions))
 
 
-class Numbered(BlockingSession):
+class Numbered(BlockingExecutor):
     """A transaction that its owner commits."""
 
     async def finish(self, sql: str, parameters: Parameters = ()) -> str:
@@ -107,51 +107,81 @@ class Numbered(BlockingSession):
         return str(answer)
 
 
-def _move(session: BlockingSession) -> None:
+def _move(executor: BlockingExecutor) -> None:
     """Two cards and two accounts; on the first of each every kind of movement."""
-    shop = Cause("platform", key="sale")
-    complete(giftcards.purchase(session, KITCHEN, "GIFT-CARD-1", 50, shop))
-    complete(giftcards.purchase(session, KITCHEN, "GIFT-CARD-2", 20, Cause("platform", key="two")))
-    till = Cause(f"device {FRONT}", device_id=FRONT, key="spent")
-    complete(giftcards.deduct(session, KITCHEN, "GIFT-CARD-1", 30, till))
-    complete(giftcards.top_up(session, KITCHEN, "GIFT-CARD-1", 10, Cause("platform")))
-    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-1", till, key="spent"))
-    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-1", Cause("platform"), key="late"))
-    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-3", Cause("platform"), key="never"))
+    shop = MovementCause("platform", key="sale")
+    run_to_completion(giftcards.purchase(executor, KITCHEN, "GIFT-CARD-1", 50, shop))
+    run_to_completion(
+        giftcards.purchase(
+            executor, KITCHEN, "GIFT-CARD-2", 20, MovementCause("platform", key="two")
+        )
+    )
+    till = MovementCause(f"device {FRONT}", device_id=FRONT, key="spent")
+    run_to_completion(giftcards.deduct(executor, KITCHEN, "GIFT-CARD-1", 30, till))
+    run_to_completion(
+        giftcards.top_up(executor, KITCHEN, "GIFT-CARD-1", 10, MovementCause("platform"))
+    )
+    run_to_completion(giftcards.reverse(executor, KITCHEN, "GIFT-CARD-1", till, key="spent"))
+    run_to_completion(
+        giftcards.reverse(executor, KITCHEN, "GIFT-CARD-1", MovementCause("platform"), key="late")
+    )
+    run_to_completion(
+        giftcards.reverse(executor, KITCHEN, "GIFT-CARD-3", MovementCause("platform"), key="never")
+    )
     # The till does not know that the platform has said so before.
-    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-3", till, key="never"))
-    earned = Cause("platform", order_id="1", key="earned")
-    complete(loyalty.add(session, KITCHEN, PHONE, 100, earned, joining=True))
-    complete(loyalty.add(session, KITCHEN, "+447700900124", 7, Cause("platform"), joining=True))
-    complete(loyalty.redeem(session, KITCHEN, PHONE, 40, Cause("platform", key="redeemed")))
-    complete(loyalty.adjust(session, KITCHEN, PHONE, -5, Cause("platform", order_id="2")))
-    complete(loyalty.reverse(session, KITCHEN, PHONE, Cause("platform"), key="redeemed"))
-    complete(loyalty.reverse(session, KITCHEN, PHONE, Cause("platform"), key="late"))
+    run_to_completion(giftcards.reverse(executor, KITCHEN, "GIFT-CARD-3", till, key="never"))
+    earned = MovementCause("platform", order_id="1", key="earned")
+    run_to_completion(loyalty.add(executor, KITCHEN, PHONE, 100, earned, joining=True))
+    run_to_completion(
+        loyalty.add(executor, KITCHEN, "+447700900124", 7, MovementCause("platform"), joining=True)
+    )
+    run_to_completion(
+        loyalty.redeem(executor, KITCHEN, PHONE, 40, MovementCause("platform", key="redeemed"))
+    )
+    run_to_completion(
+        loyalty.adjust(executor, KITCHEN, PHONE, -5, MovementCause("platform", order_id="2"))
+    )
+    run_to_completion(
+        loyalty.reverse(executor, KITCHEN, PHONE, MovementCause("platform"), key="redeemed")
+    )
+    run_to_completion(
+        loyalty.reverse(executor, KITCHEN, PHONE, MovementCause("platform"), key="late")
+    )
 
 
-def _tell(session: BlockingSession) -> None:
+def _tell(executor: BlockingExecutor) -> None:
     """What tills say: the first two orders are on paper, or should be, and all is received up to 4."""
-    for order, said in (("1", Said.ACCEPTED), ("1", Said.PRINTED), ("2", Said.FAILED)):
-        complete(orders.note(session, KITCHEN, Report(order, said), FRONT))
-    head = complete(
-        session.query("SELECT last_seq, stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 1")
+    for order, said in (
+        ("1", ReportedStatus.ACCEPTED),
+        ("1", ReportedStatus.PRINTED),
+        ("2", ReportedStatus.FAILED),
+    ):
+        run_to_completion(orders.record_report(executor, KITCHEN, PrintReport(order, said), FRONT))
+    head = run_to_completion(
+        executor.query(
+            "SELECT last_seq, stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        )
     )
     ((last_seq, stream_id),) = head
     stream = UUID(stream_id)
-    complete(cursors.acknowledged(session, [(1, FRONT, stream, 4)]))
-    complete(presence.progress(session, [(1, stream, last_seq - 1, 4)]))
-    complete(orders.mark(session, [1]))
-    complete(presence.nacks(session, [(1, 3, FRONT, "no paper", stream)]))
-    complete(presence.said(session, [(1, "heartbeat", "{}", FRONT)]))
+    run_to_completion(cursors.advance(executor, [(1, FRONT, stream, 4)]))
+    run_to_completion(presence.update_progress(executor, [(1, stream, last_seq - 1, 4)]))
+    run_to_completion(orders.update_print_status(executor, [1]))
+    run_to_completion(presence.insert_nacks(executor, [(1, 3, FRONT, "no paper", stream)]))
+    run_to_completion(presence.insert_messages(executor, [(1, "heartbeat", "{}", FRONT)]))
 
 
-def _keep(session: BlockingSession) -> None:
+def _keep(executor: BlockingExecutor) -> None:
     """A day's report in three revisions, and an answer that was given."""
     for total in (100, 110, 120):
-        figures = Figures({"total_sales": Decimal(total)}, {}, 7, None)
-        complete(reports.keep(session, KITCHEN, judged(date(2026, 11, 22), figures, "GBP"), FRONT))
-    call = Idempotency(1, "platform", "POST /api/kitchen/events", "k", bytes(32))
-    complete(idempotency.store(session, [(call, 201, '{"ids": [1]}')]))
+        figures = ReportFigures({"total_sales": Decimal(total)}, {}, 7, None)
+        run_to_completion(
+            reports.store_report(
+                executor, KITCHEN, assess(date(2026, 11, 22), figures, "GBP"), FRONT
+            )
+        )
+    call = IdempotencyKey(1, "platform", "POST /api/kitchen/events", "k", bytes(32))
+    run_to_completion(idempotency.store_responses(executor, [(call, 201, '{"ids": [1]}')]))
 
 
 @cache
@@ -170,7 +200,7 @@ class AuditCase(SynchronousTestCase):
         self.addCleanup(connection.close)
         self.connection = connection
 
-    def audited(self, *damages: str, most: int = 10) -> list[Finding]:
+    def audited(self, *damages: str, most: int = 10) -> list[AuditFinding]:
         """What an audit of the kitchen finds after somebody has run these statements as a superuser."""
         self.connection.rollback()
         with self.connection.cursor() as cursor:
@@ -180,9 +210,9 @@ class AuditCase(SynchronousTestCase):
             for damage in damages:
                 cursor.execute(damage)
             cursor.execute("SET LOCAL search_path = pg_catalog, pg_temp")
-        auditor = Auditor(Snapshot(self.connection), most)
-        complete(auditor.main())
-        complete(auditor.tenant(KITCHEN))
+        auditor = Auditor(SnapshotQuerier(self.connection), most)
+        run_to_completion(auditor.main())
+        run_to_completion(auditor.tenant(KITCHEN))
         self.assertEqual(auditor.audit.unfinished, [])
         return auditor.audit.findings
 

@@ -22,7 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from posd.broadcaster import (
     CallFailed,
-    Publication,
+    PublishedEvent,
     PublishFailed,
     TerminalStats,
     calls,
@@ -158,7 +158,7 @@ class BroadcasterCase(TestCase):
 
     async def test_an_order_is_published_with_the_key_in_a_header(self) -> None:
         publication = await self.call("broadcast_new_order", "kitchen", ORDER)
-        self.assertEqual(publication, Publication(1042, 3))
+        self.assertEqual(publication, PublishedEvent(1042, 3))
         [asked] = self.shop.asked
         self.assertEqual((asked.method, asked.path), ("POST", "/api/kitchen/events"))
         self.assertEqual(asked.headers["x-api-key"], KEY)
@@ -217,7 +217,7 @@ class BroadcasterCase(TestCase):
     async def test_an_event_that_told_nothing_new_has_no_id(self) -> None:
         self.shop.answers = [answer(200, {"success": True, "id": None, "connections": 1})]
         publication = await self.call("broadcast_new_order", "kitchen", ORDER)
-        self.assertEqual(publication, Publication(None, 1))
+        self.assertEqual(publication, PublishedEvent(None, 1))
 
     async def test_a_refusal_is_not_asked_for_again(self) -> None:
         body = {"success": False, "code": "invalid_event", "error": "data has no usable orderId."}

@@ -9,7 +9,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 
-class Caller(Protocol):
+class SpeakFirstClient(Protocol):
     """Says its `words`; `heard` has the first that it is answered, or fails with what stood in the way."""
 
     words: ClassVar[bytes]

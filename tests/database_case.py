@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from posd.database.link import Link
+from posd.database.reconnecting import ReconnectingConnection
 from posd.testing.postgres import test_server
 from tests.schema_case import Client
 
@@ -56,7 +56,7 @@ class DatabaseCase(TestCase):
         gc.collect()
         gc.unfreeze()
 
-    async def up(self, link: Link) -> Link:
+    async def up(self, link: ReconnectingConnection) -> ReconnectingConnection:
         """Start a link, stop it at the end of the test, and wait until it is up."""
         link.startService()
         self.addCleanup(link.stopService)

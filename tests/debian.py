@@ -18,7 +18,7 @@ class Missing(Exception):
 def program(name: str, package: str, *libraries: str) -> Path:
     """A program's path. It is unpacked from Debian's package, not installed, where there is none.
 
-    `libraries` are the packages that it needs then and that a plain system lacks. Raises `Missing`.
+    `libraries` are the packages that it needs then and that a plain system lacks. Raises `NotFoundResource`.
     """
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if found is not None:

@@ -13,24 +13,24 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.delivery.channel import Channel
-from posd.delivery.send_queue import Budget, Outbox
-from posd.delivery.session import Peer, Session
-from posd.delivery.session import Register as KeptIn
+from posd.delivery.channel import TenantChannel
+from posd.delivery.send_queue import SendBudget, SendQueue
+from posd.delivery.session import ProgressSink as ProgressSink
+from posd.delivery.session import Session, SessionTransport
 from posd.errors import Unavailable
-from posd.protocol.encodings import WEBSOCKET, Dialect
+from posd.protocol.encodings import WEBSOCKET, WireFormat
 from posd.protocol.jsontext import decode
 from posd.values import (
-    Closing,
+    CloseReason,
     Event,
-    Head,
     KeyKind,
-    Opening,
     Position,
     Principal,
     PrintStatus,
     Resync,
     Seq,
+    SessionStart,
+    StreamHead,
     StreamName,
     Tenant,
     Terminal,
@@ -49,14 +49,14 @@ def event(seq: Seq, size: int = 0) -> Event:
     return Event(seq, "note", b'{"n":%d,"text":"%b"}' % (seq, b"x" * size), NOON)
 
 
-def head(last_seq: Seq, *, stream_id: UUID = STREAM, pruned_seq: Seq = 0) -> Head:
-    return Head(KITCHEN.id, stream_id, last_seq, pruned_seq)
+def head(last_seq: Seq, *, stream_id: UUID = STREAM, pruned_seq: Seq = 0) -> StreamHead:
+    return StreamHead(KITCHEN.id, stream_id, last_seq, pruned_seq)
 
 
-def opening(
+def session_start(
     last_seq: Seq, acked: Seq | None = None, *, legacy: bool = False, pruned_seq: Seq = 0
-) -> Opening:
-    return Opening(head(last_seq, pruned_seq=pruned_seq), acked, legacy, NOON)
+) -> SessionStart:
+    return SessionStart(head(last_seq, pruned_seq=pruned_seq), acked, legacy, NOON)
 
 
 def terminal(
@@ -111,7 +111,7 @@ class Log:
         return self.events[-1].seq if self.events else 0
 
     @property
-    def head(self) -> Head:
+    def head(self) -> StreamHead:
         return head(self.last, stream_id=self.stream_id)
 
     def commit(self, count: int = 1, size: int = 0) -> Seq:
@@ -142,18 +142,18 @@ class Log:
 
 
 @define(eq=False)
-class Line:
-    """A till's connection, and what came out at its end. Implements `roster.Line`."""
+class FakeTransport:
+    """A till's connection, and what came out at its end. Implements `roster.FakeTransport`."""
 
     heard_at: float = 0.0
-    dialect: Dialect = WEBSOCKET
+    wire_format: WireFormat = WEBSOCKET
     enough: float = float("inf")
     """How many bytes the transport keeps before it says that it has enough."""
     kept: int = 0
-    outbox: Outbox | None = None
+    send_queue: SendQueue | None = None
     written: bytearray = field(factory=bytearray)
     most_written: int = 0
-    closings: list[Closing] = field(factory=list)
+    closings: list[CloseReason] = field(factory=list)
     pings: int = 0
     drops: list[bool] = field(factory=list)
 
@@ -161,25 +161,25 @@ class Line:
         self.written += data
         self.most_written = max(self.most_written, len(data))
         self.kept += len(data)
-        if self.kept > self.enough and self.outbox is not None:
-            self.outbox.pauseProducing()
+        if self.kept > self.enough and self.send_queue is not None:
+            self.send_queue.pauseProducing()
 
-    def attach(self, outbox: Outbox) -> None:
-        self.outbox = outbox
+    def attach(self, send_queue: SendQueue) -> None:
+        self.send_queue = send_queue
 
     def stall(self) -> None:
         """The till stops reading, and the transport has enough at once."""
         self.enough = -1
-        assert self.outbox is not None
-        self.outbox.pauseProducing()
+        assert self.send_queue is not None
+        self.send_queue.pauseProducing()
 
     def drain(self, enough: float = float("inf")) -> None:
         """The till has read everything; the transport keeps so much from now on."""
         self.kept, self.enough = 0, enough
-        assert self.outbox is not None
-        self.outbox.resumeProducing()
+        assert self.send_queue is not None
+        self.send_queue.resumeProducing()
 
-    def close(self, closing: Closing) -> None:
+    def close(self, closing: CloseReason) -> None:
         self.closings.append(closing)
 
     def ping(self) -> None:
@@ -205,8 +205,8 @@ class Line:
 
 
 @define
-class Register:
-    """Notes what a session has kept. Implements `session.Register`."""
+class FakeProgressSink:
+    """Notes what a session has kept. Implements `session.ProgressSink`."""
 
     acks: list[Seq] = field(factory=list)
     follows: list[Seq] = field(factory=list)
@@ -219,7 +219,7 @@ class Register:
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         self.acks.append(seq)
 
-    def followed(self, terminal: Terminal, seq: Seq) -> None:
+    def sent_to_legacy(self, terminal: Terminal, seq: Seq) -> None:
         self.follows.append(seq)
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
@@ -245,10 +245,10 @@ class SessionCase(SynchronousTestCase):
         self.log = Log()
         self.log.commit(10)
         self.delivered: list[Seq] = []
-        self.channel = Channel(KITCHEN, self.log.head, self.log.read, self.note_delivery)
-        self.budget = Budget(1_000_000)
-        self.register = Register()
-        self.line = Line()
+        self.channel = TenantChannel(KITCHEN, self.log.head, self.log.read, self.note_delivery)
+        self.budget = SendBudget(1_000_000)
+        self.progress_sink = FakeProgressSink()
+        self.transport = FakeTransport()
 
     def note_delivery(self, stream: StreamName, seq: Seq) -> None:
         self.delivered.append(seq)
@@ -256,42 +256,48 @@ class SessionCase(SynchronousTestCase):
     def begin(
         self,
         terminal: Terminal,
-        opening: Opening,
+        session_start: SessionStart,
         start: Seq,
         resync: Resync | None = None,
-        line: Line | None = None,
+        transport: FakeTransport | None = None,
     ) -> Session:
-        peer: Peer = line or self.line
-        outbox = Outbox(
-            line or self.line,
+        session_transport: SessionTransport = transport or self.transport
+        send_queue = SendQueue(
+            transport or self.transport,
             self.limit,
             self.budget,
             KITCHEN.id,
             clock=self.clock.seconds,
             position=start,
         )
-        kept: KeptIn = self.register
+        kept: ProgressSink = self.progress_sink
         session = Session(
-            terminal, self.channel, outbox, peer, kept, self.clock.seconds, lambda: NOON
+            terminal,
+            self.channel,
+            send_queue,
+            session_transport,
+            kept,
+            self.clock.seconds,
+            lambda: NOON,
         )
-        outbox.listener = session
-        (line or self.line).attach(outbox)
-        session.begin(opening, resync, heartbeat=30)
+        send_queue.listener = session
+        (transport or self.transport).attach(send_queue)
+        session.begin(session_start, resync, heartbeat=30)
         return session
 
     def unnamed(self, after: Seq | None = None) -> Session:
         """A till without a name; it names a position if `after` does."""
         position = None if after is None else Position(after)
         start = 10 if after is None else after
-        return self.begin(terminal(position=position), opening(10), start)
+        return self.begin(terminal(position=position), session_start(10), start)
 
     def named(self, acked: Seq = 10) -> Session:
         """A till that acknowledges."""
-        return self.begin(terminal("BAR"), opening(10, acked), acked)
+        return self.begin(terminal("BAR"), session_start(10, acked), acked)
 
     def legacy(self) -> Session:
         """A till with a name that never acknowledged; its cursor is old."""
-        return self.begin(terminal(key_device="BAR"), opening(10, 3, legacy=True), 10)
+        return self.begin(terminal(key_device="BAR"), session_start(10, 3, legacy=True), 10)
 
     def hear(self, session: Session, **message: Any) -> None:
         work = session.heard(json.dumps(message).encode())

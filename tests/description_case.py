@@ -9,8 +9,8 @@ from attrs import frozen
 from jsonschema import Draft202012Validator
 from twisted.internet.testing import MemoryReactorClock
 
-from posd.config.model import Config, Database
-from posd.daemon.wiring import Parts
+from posd.config.model import Config, DatabaseConfig
+from posd.daemon.wiring import Application
 from posd.protocol import jsontext
 from posd.web.http.operations import Operation
 from posd.web.openapi.document import document
@@ -19,7 +19,9 @@ from posd.web.openapi.document import document
 @cache
 def operations() -> tuple[Operation, ...]:
     """All rows of a posd."""
-    return Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd"))).operations
+    return Application(
+        MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+    ).operations
 
 
 @cache

@@ -88,7 +88,9 @@ def main(tests: list[str]) -> int:
 
 
 def environment(version: str) -> Path:
-    """The interpreter of an environment in which posd and its tests are installed. Raises `Missing`."""
+    """The interpreter of an environment in which posd and its tests are installed. Raises
+    `NotFoundResource`.
+    """
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         return Path(sys.executable)
     place = _PLACE / version
@@ -106,7 +108,7 @@ def environment(version: str) -> Path:
 
 
 def interpreter(version: str) -> Path:
-    """An interpreter of this version, such as 3.12. Raises `Missing`."""
+    """An interpreter of this version, such as 3.12. Raises `NotFoundResource`."""
     for candidate in _interpreters(version):
         # A shim of pyenv fails where its version is not chosen.
         asked = subprocess.run(
@@ -128,7 +130,7 @@ def _interpreters(version: str) -> Iterator[Path]:
 
 
 def server(major: int) -> Path:
-    """A folder with `initdb` and `postgres` of this version. Raises `Missing`."""
+    """A folder with `initdb` and `postgres` of this version. Raises `NotFoundResource`."""
     environ = {name: value for name, value in os.environ.items() if name != "POSD_PG_BIN"}
     for found in find_binaries(environ):
         if found.version == major:

@@ -16,15 +16,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from posd.security.private_ca import Made, make
+from posd.security.private_ca import IssuedCertificate, make
 
 
-def odd(
+def issue_odd_certificate(
     folder: Path,
     common_name: str,
     names: Sequence[x509.GeneralName] = (),
     ends: datetime | None = None,
-) -> Made:
+) -> IssuedCertificate:
     """A certificate with this common name and these other names, which lasts two days."""
     made = make(folder, ["unused.lan"])
     authority = x509.load_pem_x509_certificate(made.ca_path.read_bytes())

@@ -90,7 +90,7 @@ class Entry:
     tenant_id: int = 1
     type: str = "new_order"
     data: str = "{}"
-    beside: str = "{}"
+    extra_members: str = "{}"
     failure: str | None = None
     order_id: str | None = None
     snapshot: str | None = None

@@ -9,7 +9,7 @@ Series = tuple[str, ...]
 """A name and the values of its labels, in the order of their names."""
 
 
-def read(text: str) -> dict[Series, float]:
+def read_samples(text: str) -> dict[Series, float]:
     """The values of a scrape."""
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
@@ -18,9 +18,9 @@ def read(text: str) -> dict[Series, float]:
     }
 
 
-def counted(registry: CollectorRegistry) -> dict[Series, float]:
+def nonzero_samples(registry: CollectorRegistry) -> dict[Series, float]:
     """What a registry has counted, without what is 0."""
-    found = read(generate_latest(registry).decode())
+    found = read_samples(generate_latest(registry).decode())
     return {
         series: value
         for series, value in found.items()

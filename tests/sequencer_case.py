@@ -13,16 +13,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from posd.database import migrations
-from posd.database.dsn import of_reader
-from posd.database.link import Link, Transaction
-from posd.database.readers import Readers
-from posd.events import normalise as drafts
+from posd.database.dsn import with_reader_user
+from posd.database.reconnecting import ReconnectingConnection, TransactionExecutor
+from posd.database.shop_readers import ShopReaders
+from posd.events import normalise
 from posd.publishing.doorman import Doorman
-from posd.publishing.publication import Publication, Published
+from posd.publishing.publication import Publication, PublicationResult
 from posd.publishing.sequencer import Sequencer
-from posd.store.idempotency import Idempotency
+from posd.store.idempotency import IdempotencyKey
 from posd.testing.postgres import test_server
-from posd.values import Appended
+from posd.values import AppendedEvents
 from tests.database_case import REACTOR, DatabaseCase, until
 from tests.schema_case import two_shops
 
@@ -35,20 +35,22 @@ SLUGS: Final = {KITCHEN: "kitchen", GRILL: "grill"}
 EVENT_BYTES: Final = 4096
 
 
-class CountingLink(Link):
+class CountingLink(ReconnectingConnection):
     """A link that counts its transactions."""
 
     transactions = 0
 
     async def transaction(
         self,
-        work: Callable[[Transaction], Awaitable[T]],
+        work: Callable[[TransactionExecutor], Awaitable[T]],
         *,
         deadline: float | None = None,
         work_seconds: float | None = None,
     ) -> T:
         self.transactions += 1
-        return await Link.transaction(self, work, deadline=deadline, work_seconds=work_seconds)
+        return await ReconnectingConnection.transaction(
+            self, work, deadline=deadline, work_seconds=work_seconds
+        )
 
 
 @frozen
@@ -72,36 +74,42 @@ class SequencerCase(DatabaseCase):
         return test_server().template(two_shops)
 
     async def linked(self, dsn: str | None = None) -> CountingLink:
-        link = CountingLink(REACTOR, dsn or self.dsn, name="posd sequencer", statement_timeout=5.0)
-        await self.up(link)
-        return link
+        connection = CountingLink(
+            REACTOR, dsn or self.dsn, name="posd sequencer", statement_timeout=5.0
+        )
+        await self.up(connection)
+        return connection
 
-    async def readers(self) -> Readers:
+    async def readers(self) -> ShopReaders:
         """The connections that read shops' tables, all of them up."""
-        readers = Readers(REACTOR, of_reader(self.dsn))
+        readers = ShopReaders(REACTOR, with_reader_user(self.dsn))
         readers.startService()
         self.addCleanup(readers.stopService)
-        await until(lambda: all(each.link.up for each in readers._places), "all readers are up")
+        await until(
+            lambda: all(each.connection.up for each in readers._slots), "all readers are up"
+        )
         return readers
 
     async def started(
-        self, link: Link | None = None, appended: Callable[[Appended], None] = lambda each: None
+        self,
+        connection: ReconnectingConnection | None = None,
+        appended: Callable[[AppendedEvents], None] = lambda each: None,
     ) -> Sequencer:
         """A sequencer whose clock is the test's, for the times for which tenants are left out."""
-        link, node_id = link or await self.linked(), uuid4()
+        connection, node_id = connection or await self.linked(), uuid4()
         sequencer = Sequencer(
             self.clock,
-            link,
+            connection,
             await self.readers(),
             node_id,
             event_bytes=EVENT_BYTES,
             connections_here=lambda tenant_id: 0,
             appended=appended,
-            fence_lost=lambda: self.doormen[sequencer].lost(),
+            fence_lost=lambda: self.doormen[sequencer].lease_lost(),
         )
         self.doormen[sequencer] = doorman = Doorman(
             self.clock,
-            link,
+            connection,
             node_id,
             "test",
             changed=lambda fence: setattr(sequencer, "fence", fence),
@@ -134,10 +142,10 @@ class SequencerCase(DatabaseCase):
     def place_order(self, tenant_id: int = KITCHEN, name: str = "Ann") -> str:
         """Place an order in the shop's own tables; its id."""
         schema = SCHEMAS[tenant_id]
-        place = (
+        partition_key = (
             f"INSERT INTO {schema}.orders (customer_name, total_amount) VALUES (%s, 5) RETURNING id"
         )
-        return str(self.admin.value(place, name))
+        return str(self.admin.value(partition_key, name))
 
     def log_of(self, tenant_id: int = KITCHEN) -> list[Logged]:
         rows = self.admin.rows(
@@ -204,8 +212,8 @@ def publication(
     """What a publisher asks for, perhaps with an Idempotency-Key."""
     call = None
     if key is not None:
-        call = Idempotency(tenant_id, "platform", "POST /events", key, fingerprint.ljust(32))
-    return Publication(tenant_id, [drafts.draft(kind, data) for kind, data in events], call)
+        call = IdempotencyKey(tenant_id, "platform", "POST /events", key, fingerprint.ljust(32))
+    return Publication(tenant_id, [normalise.draft(kind, data) for kind, data in events], call)
 
 
 def notice(number: int = 1, **more: object) -> tuple[str, Mapping[str, object]]:
@@ -216,5 +224,5 @@ def order(order_id: str, **more: object) -> tuple[str, Mapping[str, object]]:
     return "new_order", {"orderId": order_id, "totalAmount": 5, **more}
 
 
-def first(published: Published) -> int | None:
+def first(published: PublicationResult) -> int | None:
     return published.ids[0]

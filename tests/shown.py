@@ -21,7 +21,7 @@ _CHANCE: Final = (
 )
 
 
-def agrees(page: str, came: str) -> bool:
+def matches_output(page: str, came: str) -> bool:
     """Whether a page shows what came, but for chance and what it leaves out."""
     pattern = ""
     for line in _lines(page):

@@ -15,13 +15,13 @@ from twisted.web.server import NOT_DONE_YET, Request
 from posd.delivery.hub import Admitted
 from posd.delivery.session import Session
 from posd.security.request_rates import RequestRates
-from posd.values import Opening, Terminal
+from posd.values import SessionStart, Terminal
 from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.site import BoundedSite
 from posd.web.websocket import TillFactory, TillProtocol
-from tests.delivery_case import CLOSE, frames_in, opening, said, terminal
-from tests.exchange_case import ExchangeCase
+from tests.delivery_case import CLOSE, frames_in, said, session_start, terminal
+from tests.hub_case import HubCase
 
 UPGRADE = (
     b"GET /ws/pos/kitchen HTTP/1.1\r\nHost: posd.example\r\nUpgrade: websocket\r\n"
@@ -55,13 +55,13 @@ class Upgrades(Resource):
     def __init__(self, factory: TillFactory) -> None:
         Resource.__init__(self)
         self.factory = factory
-        self.next: list[tuple[Terminal, Opening]] = []
+        self.next: list[tuple[Terminal, SessionStart]] = []
         self.left: list[Terminal] = []
 
     def render(self, request: Request) -> object:
-        connecting, opening = self.next.pop(0)
+        connecting, session_start = self.next.pop(0)
         channel = cast(BoundedChannel, request.channel)
-        admitted = Admitted(connecting, opening, lambda: self.left.append(connecting))
+        admitted = Admitted(connecting, session_start, lambda: self.left.append(connecting))
         self.factory.upgrade(cast(BoundedRequest, request), admitted)
         channel.left()
         return NOT_DONE_YET
@@ -120,13 +120,13 @@ class Socket(StringTransport):
         return int.from_bytes(payload[:2], "big") if opcode == CLOSE else None
 
 
-class SocketCase(ExchangeCase):
+class SocketCase(HubCase):
     """Every request is upgraded, without being asked who it is."""
 
     def setUp(self) -> None:
         super().setUp()
         self.rates = RequestRates(50, 1024 * 1024, 200, self.clock.seconds)
-        self.factory = TillFactory(self.exchange, self.rates, self.clock)
+        self.factory = TillFactory(self.hub, self.rates, self.clock)
         self.upgrades = Upgrades(self.factory)
         self.serve(self.upgrades)
 
@@ -135,8 +135,8 @@ class SocketCase(ExchangeCase):
 
     def session(self) -> Session:
         """The only session there is."""
-        (attendance,) = self.exchange._roster
-        return attendance.session
+        (connection,) = self.hub._registry
+        return connection.session
 
     def dial(self) -> Socket:
         """A connection on which nothing was said yet."""
@@ -150,7 +150,7 @@ class SocketCase(ExchangeCase):
         self, connecting: Terminal | None = None, acked: int | None = None, headers: bytes = b""
     ) -> Socket:
         """A connection that is a till's."""
-        self.upgrades.next.append((connecting or terminal(), opening(self.log.last, acked)))
+        self.upgrades.next.append((connecting or terminal(), session_start(self.log.last, acked)))
         socket = self.dial()
         socket.send(UPGRADE % headers)
         self.assertTrue(socket.upgraded, socket.value())

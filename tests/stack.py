@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 
-def depth() -> int:
+def stack_depth() -> int:
     """The number of frames below this call; `inspect.stack` looks for the source of each of them."""
     frame, count = sys._getframe(), 0
     while (below := frame.f_back) is not None:

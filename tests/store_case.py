@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 from posd.database import migrations
-from posd.database.link import Link
+from posd.database.reconnecting import ReconnectingConnection
 from posd.errors import Refusal
 from posd.testing.postgres import test_server
 from posd.values import StreamName, Tenant
@@ -26,8 +26,10 @@ class StoreCase(DatabaseCase):
         super().setUp()
         migrations.bootstrap(self.dsn)
 
-    async def session(self) -> Link:
-        return await self.up(Link(REACTOR, self.dsn, name="posd store", statement_timeout=5.0))
+    async def executor(self) -> ReconnectingConnection:
+        return await self.up(
+            ReconnectingConnection(REACTOR, self.dsn, name="posd store", statement_timeout=5.0)
+        )
 
     def stream(self) -> StreamName:
         """The kitchen's stream, under its present name."""

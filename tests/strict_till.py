@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 from posd.protocol.messages import encode, event_text
-from posd.values import Draft, Event
+from posd.values import Event, EventDraft
 
 Check: TypeAlias = Callable[[str, Any], None]
 
@@ -39,9 +39,9 @@ def read(message: bytes) -> dict[str, Any]:
     _check_object(
         "message", whole, {**envelope, "data": _any_object}, ["type", "id", "tenant", "data"]
     )
-    check, beside = _TYPES.get(whole["type"], (_any_object, {}))
+    check, extra_members = _TYPES.get(whole["type"], (_any_object, {}))
     check("data", whole["data"])
-    for name, (inner, kind) in beside.items():
+    for name, (inner, kind) in extra_members.items():
         if whole["data"].get(inner) is not None or name in whole:
             _want(name in whole, f"message.{name}", "is missing")
             kind(f"message.{name}", whole[name])
@@ -49,9 +49,9 @@ def read(message: bytes) -> dict[str, Any]:
     return whole
 
 
-def receive(draft: Draft) -> dict[str, Any]:
+def receive(draft: EventDraft) -> dict[str, Any]:
     """Publish `draft` as posd does, and read what comes over the wire."""
-    event = Event(7, draft.type, encode(draft.data), _NOW, encode(draft.beside))
+    event = Event(7, draft.type, encode(draft.data), _NOW, encode(draft.extra_members))
     return read(event_text(event, "kitchen"))
 
 

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from posd.cli.database import BlockingSession, complete
+from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.database import migrations
 from posd.maintenance import audit
 from posd.maintenance import schema_diff as structure
@@ -26,26 +26,26 @@ FILE: Final = Path(__file__).parent.parent / "sql/structure.json"
 KITCHEN: Final = Tenant(1, "kitchen", "The Kitchen", "dinedesk_kitchen")
 
 
-def made(dsn: str) -> dict[str, dict[str, str]]:
+def describe_database(dsn: str) -> dict[str, dict[str, str]]:
     """What a database with the tenant `kitchen` is made of."""
     with closing(migrations.connect(dsn)) as connection:
-        session = BlockingSession(connection)
+        executor = BlockingExecutor(connection)
         return {
             kind: {
-                structure.label(each): each.made
-                for each in complete(audit.read(session, tenant)).things
+                structure.object_label(each): each.made
+                for each in run_to_completion(audit.load_schema(executor, tenant)).things
                 if each.kind != "source"
             }
             for kind, tenant in (("main", None), ("tenant", KITCHEN))
         }
 
 
-def text(found: dict[str, dict[str, str]]) -> str:
+def structure_text(found: dict[str, dict[str, str]]) -> str:
     """As it stands in the file: a line for each thing."""
     return json.dumps(found, indent=0, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
     database = migrated_database()
-    FILE.write_text(text(made(database)), "utf-8")
+    FILE.write_text(structure_text(describe_database(database)), "utf-8")
     test_server().drop_database(database)

@@ -18,7 +18,7 @@ READS = {
     "posd.broadcaster.calls": "an HTTP date in Retry-After, from another machine",
     "posd.cli.adopting": "the time in the shop's zone, for an operator to compare",
     "posd.cli.configuration": "certificates, which TLS judges by this machine's clock",
-    "posd.cli.demo_play": "how long an event took on one machine",
+    "posd.cli.demo_run": "how long an event took on one machine",
     "posd.cli.doctor": "certificates, and how far the two clocks are apart",
     "posd.client.connection": "an HTTP date in Retry-After, from another machine",
     "posd.daemon.gauges": "for how long a certificate is valid, which TLS asks this machine's clock",

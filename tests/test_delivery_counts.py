@@ -9,11 +9,11 @@ from twisted.logger import capturedLogs
 
 from posd.delivery.connection_log import ConnectionLog
 from posd.monitoring import logs
-from posd.monitoring.counters import Instruments
+from posd.monitoring.counters import Counters
 from posd.monitoring.database_clock import DatabaseClock
 from tests import documents
-from tests.delivery_case import NOON, Line, SessionCase, opening, terminal
-from tests.scrapes import counted
+from tests.delivery_case import NOON, FakeTransport, SessionCase, session_start, terminal
+from tests.scrapes import nonzero_samples
 
 
 class CountTests(SessionCase):
@@ -22,14 +22,14 @@ class CountTests(SessionCase):
     def setUp(self) -> None:
         super().setUp()
         clock = DatabaseClock(lambda: NOON.timestamp() + 1)
-        self.channel.instruments = self.instruments = Instruments(clock)
+        self.channel.counters = self.counters = Counters(clock)
 
     def count(self, name: str, *labels: str) -> float:
-        return counted(self.instruments.registry).get((f"posd_{name}", *labels), 0)
+        return nonzero_samples(self.counters.registry).get((f"posd_{name}", *labels), 0)
 
     def test_an_event_that_comes_is_given_to_each_till_and_timed_once(self) -> None:
         self.named()
-        self.begin(terminal("DOOR"), opening(10, 10), 10, line=Line())
+        self.begin(terminal("DOOR"), session_start(10, 10), 10, transport=FakeTransport())
         self.channel.wake(self.log.commit(3))
         self.assertEqual(self.count("events_delivered_total", "live"), 6)
         self.assertEqual(self.count("delivery_seconds_count", "socket"), 3)
@@ -37,7 +37,7 @@ class CountTests(SessionCase):
 
     def test_nothing_is_timed_that_nobody_was_given(self) -> None:
         self.channel.wake(self.log.commit())
-        self.assertEqual(counted(self.instruments.registry), {})
+        self.assertEqual(nonzero_samples(self.counters.registry), {})
 
     def test_what_a_till_is_sent_to_catch_up_is_counted_and_not_timed(self) -> None:
         self.named(acked=4)
@@ -46,7 +46,7 @@ class CountTests(SessionCase):
 
     def test_the_first_acknowledgement_of_an_event_is_timed_and_no_other(self) -> None:
         bar = self.named()
-        door = self.begin(terminal("DOOR"), opening(10, 10), 10, line=Line())
+        door = self.begin(terminal("DOOR"), session_start(10, 10), 10, transport=FakeTransport())
         self.channel.wake(self.log.commit(3))
         self.hear(bar, type="ack", id=12)
         self.hear(door, type="ack", id=13)
@@ -64,7 +64,7 @@ class CountTests(SessionCase):
         self.assertEqual(self.count("nacks_total"), 1)
 
     def test_the_end_of_a_connection_is_counted(self) -> None:
-        log = ConnectionLog(self.clock.seconds, self.instruments)
+        log = ConnectionLog(self.clock.seconds, self.counters)
         for _ in range(100):
             log.ended(self.named(), by="till", code=1000, why="", seconds=1.0)
         self.assertEqual(self.count("connections_ended_total", "till", "closed"), 100)
@@ -77,7 +77,7 @@ class LastLineTests(SessionCase):
         self.channel.wake(self.log.commit(2))
         self.hear(till, type="ack", id=11)
         with capturedLogs() as logged:
-            ConnectionLog(self.clock.seconds, Instruments()).ended(
+            ConnectionLog(self.clock.seconds, Counters()).ended(
                 till, by="posd", code=1001, why="posd is restarting", seconds=61.25
             )
         (event,) = logged
@@ -86,9 +86,12 @@ class LastLineTests(SessionCase):
         return written
 
     def test_it_tells_who_why_how_long_and_how_far(self) -> None:
-        line = self.last_line()
+        transport = self.last_line()
         self.assertEqual(
-            {name: line[name] for name in ("tenant", "device", "by", "code", "reason", "seconds")},
+            {
+                name: transport[name]
+                for name in ("tenant", "device", "by", "code", "reason", "seconds")
+            },
             {
                 "tenant": "kitchen",
                 "device": "BAR",
@@ -98,17 +101,21 @@ class LastLineTests(SessionCase):
                 "seconds": 61.25,
             },
         )
-        self.assertEqual((line["sent"], line["position"], line["acked"]), (2, 12, 11))
-        self.assertEqual((line["behind"], line["unsaid"]), (0, 0))
+        self.assertEqual(
+            (transport["sent"], transport["position"], transport["acked"]), (2, 12, 11)
+        )
+        self.assertEqual((transport["behind"], transport["unsaid"]), (0, 0))
 
     def test_a_till_that_flaps_is_logged_within_a_bound_and_by_name(self) -> None:
-        log = ConnectionLog(self.clock.seconds, Instruments())
+        log = ConnectionLog(self.clock.seconds, Counters())
         with capturedLogs() as logged:
             for _ in range(600):
                 log.ended(self.named(), by="till", code=1006, why="", seconds=0.1)
                 log.ended(self.unnamed(), by="till", code=1006, why="", seconds=0.1)
                 self.clock.advance(0.5)
-            door = self.begin(terminal("DOOR"), opening(10, 10), 10, line=Line())
+            door = self.begin(
+                terminal("DOOR"), session_start(10, 10), 10, transport=FakeTransport()
+            )
             log.ended(door, by="till", code=1006, why="", seconds=0.1)
         lines = [(event["device"], event["unsaid"]) for event in logged]
         # In five minutes 600 connections of each.

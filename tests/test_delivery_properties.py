@@ -26,26 +26,26 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery import channel as channels
 from posd.delivery import encoded
-from posd.delivery.hub import Exchange
-from posd.delivery.session import Session, State
+from posd.delivery.hub import Hub
+from posd.delivery.session import Session, SessionState
 from posd.errors import Unavailable
 from posd.store import credentials, epochs, presence, stream
 from posd.values import (
     RENAMED,
     SUPERSEDED,
-    Appended,
-    Closing,
+    AppendedEvents,
+    CloseReason,
     Event,
-    Opening,
     Position,
     Seq,
+    SessionStart,
     Terminal,
 )
-from tests.delivery_case import KITCHEN, NOON, Line, event, said, terminal
-from tests.exchange_case import Presence, Store, wake
+from tests.delivery_case import KITCHEN, NOON, FakeTransport, event, said, terminal
+from tests.hub_case import FakeProgressStore, Store, wake
 
 # An event is some 200 to 1,000 bytes here.
 OUTBOX_BYTES = 1_200
@@ -60,7 +60,7 @@ indexes = st.integers(0, 11)
 
 
 @define(eq=False)
-class Till(Line):
+class Till(FakeTransport):
     """A till's end of the line: what it has read, and what is still on its way to it."""
 
     start: Seq = 0
@@ -81,18 +81,18 @@ class Till(Line):
                 self.received.append((message["id"], name))
         if not self.reading:
             self.kept += len(data)
-            if self.kept > TRANSPORT_BYTES and self.outbox is not None:
-                self.outbox.pauseProducing()
+            if self.kept > TRANSPORT_BYTES and self.send_queue is not None:
+                self.send_queue.pauseProducing()
 
     def read_on(self) -> None:
         self.reading, self.kept = True, 0
-        assert self.outbox is not None
-        if self.outbox.stalled_since is not None:
-            self.outbox.resumeProducing()
+        assert self.send_queue is not None
+        if self.send_queue.stalled_since is not None:
+            self.send_queue.resumeProducing()
 
     @property
     def stalled(self) -> bool:
-        return self.outbox is not None and self.outbox.stalled_since is not None
+        return self.send_queue is not None and self.send_queue.stalled_since is not None
 
 
 @define
@@ -103,7 +103,7 @@ class Device:
     legacy: bool = True
 
 
-class Books(Presence):
+class Books(FakeProgressStore):
     """Cursors as the statements of `posd.store.presence` move them."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Books(Presence):
             device.acked = seq if device.legacy else max(device.acked, seq)
             device.legacy = False
 
-    def followed(self, terminal: Terminal, seq: Seq) -> None:
+    def sent_to_legacy(self, terminal: Terminal, seq: Seq) -> None:
         device = self.devices.get(terminal.device_id or "")
         if device is not None and device.legacy:
             device.acked = max(device.acked, seq)
@@ -130,16 +130,16 @@ class Delivery(RuleBasedStateMachine):
         self.log = self.store.log
         self.log.at_once = False
         self.log.events = []
-        self.books = Books()
+        self.progress_store = Books()
         self.patches: list[Any] = [
-            mock.patch.object(presence, "openings", self.store.find_openings),
-            mock.patch.object(presence, "refused", self.store.find_refused),
-            mock.patch.object(stream, "heads", self.store.find_heads),
-            mock.patch.object(stream, "after", self.store.find_events),
-            mock.patch.object(stream, "pages", self.store.find_pages),
-            mock.patch.object(epochs, "set_back", self.store.find_set_back),
-            mock.patch.object(epochs, "ends", self.store.find_ends),
-            mock.patch.object(credentials, "ended", self.store.find_ended),
+            mock.patch.object(presence, "load_session_starts", self.store.find_openings),
+            mock.patch.object(presence, "load_refused_events", self.store.find_refused),
+            mock.patch.object(stream, "load_heads", self.store.find_heads),
+            mock.patch.object(stream, "events_after", self.store.find_events),
+            mock.patch.object(stream, "load_pages", self.store.find_pages),
+            mock.patch.object(epochs, "begin_new_history", self.store.find_set_back),
+            mock.patch.object(epochs, "stream_ends", self.store.find_ends),
+            mock.patch.object(credentials, "invalid_keys", self.store.find_ended),
             mock.patch.object(encoded, "_CHUNK_BYTES", CHUNK_BYTES),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
             mock.patch.object(channels, "_TAIL_EVENTS", PAGE_EVENTS),
@@ -147,10 +147,10 @@ class Delivery(RuleBasedStateMachine):
         ]
         for patch in self.patches:
             patch.start()
-        self.exchange = Exchange(
+        self.hub = Hub(
             self.clock,
-            Database(self.clock, "", size=1, statement_timeout=5),
-            self.books,
+            Pool(self.clock, "", size=1, statement_timeout=5),
+            self.progress_store,
             heartbeat=30,
             send_queue_bytes=OUTBOX_BYTES,
             send_queue_total=OUTBOX_TOTAL,
@@ -159,7 +159,7 @@ class Delivery(RuleBasedStateMachine):
         self.pruned: Seq = 0
         self.trouble = False
         """Whether a read may have failed since the database was looked at."""
-        self.looked_up: list[tuple[Terminal, Opening]] = []
+        self.looked_up: list[tuple[Terminal, SessionStart]] = []
         self.polled: list[Any] = []
         self.logs: list[dict[Seq, str]] = []
         """What was in the log when it had an earlier name."""
@@ -191,8 +191,8 @@ class Delivery(RuleBasedStateMachine):
         """The sequencer of this node has committed them."""
         for _ in range(count):
             self.commit(size)
-        self.exchange.channels.append(
-            Appended(KITCHEN.id, self.log.stream_id, self.log.events[-count:])
+        self.hub.channels.append(
+            AppendedEvents(KITCHEN.id, self.log.stream_id, self.log.events[-count:])
         )
 
     @rule(size=st.sampled_from([0, 0, 0, 100, 800]))
@@ -209,7 +209,9 @@ class Delivery(RuleBasedStateMachine):
         # Tills that are connected and behind lose what is pruned: they are told to reload. Here
         # only what nobody connected still needs is pruned, so that nothing excuses a gap.
         needed = [session.position for session in self.tills.values()]
-        needed += [seq for _, opening in self.looked_up for seq in [opening.head.pruned_seq]]
+        needed += [
+            seq for _, session_start in self.looked_up for seq in [session_start.head.pruned_seq]
+        ]
         floor = min([self.log.last - keep, *needed])
         if floor > self.pruned:
             self.pruned = floor
@@ -220,7 +222,7 @@ class Delivery(RuleBasedStateMachine):
         self.store.rename(uuid4(), lost=min(lost, self.log.last - self.pruned))
         for till in self.tills:
             till.shared.append(self.log.last)
-        self.books.devices.clear()
+        self.progress_store.devices.clear()
         if looks and not self.store.away:
             self.exchange_looks()
 
@@ -233,11 +235,11 @@ class Delivery(RuleBasedStateMachine):
 
     @rule()
     def wake(self) -> None:
-        wake(self.exchange, KITCHEN.id, self.log.last)
+        wake(self.hub, KITCHEN.id, self.log.last)
 
     @rule(seq=st.integers(0, 60))
     def wake_for_nothing(self, seq: int) -> None:
-        wake(self.exchange, KITCHEN.id, seq)
+        wake(self.hub, KITCHEN.id, seq)
 
     @rule()
     def poll(self) -> None:
@@ -247,7 +249,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(index=indexes)
     def poll_arrives(self, index: int) -> None:
         head = self.polled.pop(index % len(self.polled))
-        Deferred.fromCoroutine(self.exchange.channels.check([head])).addErrback(
+        Deferred.fromCoroutine(self.hub.channels.check([head])).addErrback(
             lambda failure: failure.trap(Unavailable)
         )
 
@@ -291,14 +293,14 @@ class Delivery(RuleBasedStateMachine):
         position = None if asked is None else Position(asked, names[history])
         acked = legacy = None
         if name is not None:
-            device = self.books.devices.setdefault(name, Device(self.log.last))
+            device = self.progress_store.devices.setdefault(name, Device(self.log.last))
             acked, legacy = device.acked, device.legacy
         head = evolve(self.log.head, pruned_seq=self.pruned)
-        opening = Opening(head, acked, bool(legacy), NOON)
+        session_start = SessionStart(head, acked, bool(legacy), NOON)
         if position is not None and position.stream_id in self.store.ends:
-            opening = evolve(opening, shared=self.store.ends[position.stream_id].shared)
+            session_start = evolve(session_start, shared=self.store.ends[position.stream_id].shared)
         connecting = terminal(name, position=position, stream_id=head.stream_id)
-        self.looked_up.append((connecting, opening))
+        self.looked_up.append((connecting, session_start))
 
     @precondition(lambda self: len(self.tills) < 8)
     @rule(back=st.none() | st.integers(0, 12), reading=st.booleans())
@@ -311,20 +313,20 @@ class Delivery(RuleBasedStateMachine):
     @precondition(lambda self: self.looked_up and len(self.tills) < 8)
     @rule(index=indexes, reading=st.booleans())
     def till_is_connected(self, index: int, reading: bool) -> None:
-        connecting, opening = self.looked_up.pop(index % len(self.looked_up))
+        connecting, session_start = self.looked_up.pop(index % len(self.looked_up))
         if connecting.device_id is not None:
-            self.books.devices.setdefault(
-                connecting.device_id, Device(opening.acked or 0, opening.legacy)
+            self.progress_store.devices.setdefault(
+                connecting.device_id, Device(session_start.acked or 0, session_start.legacy)
             )
         till = Till(reading=reading, device=connecting.device_id)
         till.asked = connecting.position is not None
-        till.start = expected_start(connecting, opening)
-        if opening.head.stream_id != self.log.stream_id:
+        till.start = expected_start(connecting, session_start)
+        if session_start.head.stream_id != self.log.stream_id:
             # It was looked up before the name changed.
-            till.shared.append(self.store.ends[opening.head.stream_id].shared)
-        session = self.exchange.open(connecting, opening, till)
+            till.shared.append(self.store.ends[session_start.head.stream_id].shared)
+        session = self.hub.open(connecting, session_start, till)
         self.tills[till] = session
-        greeting = opening.head.last_seq
+        greeting = session_start.head.last_seq
         assert session.terminal.connection_id == connecting.connection_id
         assert till.start <= greeting
 
@@ -332,7 +334,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(index=indexes)
     def till_leaves(self, index: int) -> None:
         till = self.pick(index)
-        self.exchange.closed(self.tills.pop(till))
+        self.hub.closed(self.tills.pop(till))
 
     @precondition(lambda self: self.tills)
     @rule(index=indexes)
@@ -361,21 +363,21 @@ class Delivery(RuleBasedStateMachine):
         session = self.tills[till]
         kind = b"nack" if refused else b"ack"
         session.heard(b'{"type":"%b","id":%d}' % (kind, seq))
-        self.exchange.heard(session)
+        self.hub.heard(session)
 
     @precondition(lambda self: self.tills)
     @rule(index=indexes)
     def till_pings(self, index: int) -> None:
         session = self.tills[self.pick(index)]
         session.heard(b'{"type":"ping"}')
-        session.pinged(b"x" * 100)
+        session.answer_ping(b"x" * 100)
 
     @precondition(lambda self: self.tills)
     @rule(index=indexes)
     def memory_is_taken_from(self, index: int) -> None:
-        outbox = self.tills[self.pick(index)].outbox
-        if outbox.held:
-            outbox.shed()
+        send_queue = self.tills[self.pick(index)].send_queue
+        if send_queue.held:
+            send_queue.shed()
 
     def pick(self, index: int) -> Till:
         return list(self.tills)[index % len(self.tills)]
@@ -387,12 +389,12 @@ class Delivery(RuleBasedStateMachine):
         for till, session in list(self.tills.items()):
             for closing in till.closings:
                 assert closing in self.reasons(till), closing
-                self.exchange.closed(session)
+                self.hub.closed(session)
                 self.tills.pop(till, None)
 
-    def reasons(self, till: Till) -> list[Closing]:
+    def reasons(self, till: Till) -> list[CloseReason]:
         reasons = [SUPERSEDED] if till.device is not None else []
-        if till.shared and not self.tills[till].plain:
+        if till.shared and not self.tills[till].is_basic:
             reasons.append(RENAMED)
         return reasons
 
@@ -415,15 +417,15 @@ class Delivery(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        held = [session.outbox.held for session in self.tills.values()]
+        held = [session.send_queue.held for session in self.tills.values()]
         assert max(held, default=0) <= OUTBOX_BYTES
-        assert sum(held) == self.exchange._budget.held <= OUTBOX_TOTAL
+        assert sum(held) == self.hub._send_budget.held <= OUTBOX_TOTAL
         for till in self.tills:
             assert till.most_written <= LARGEST_FRAME
             assert till.kept <= TRANSPORT_BYTES + LARGEST_FRAME
         kept = [
             each
-            for channel in self.exchange.channels._all_of(KITCHEN.id)[:1]
+            for channel in self.hub.channels._all_of(KITCHEN.id)[:1]
             for each in channel._recent
         ]
         assert sum(each.size for each in kept) <= RECENT_BYTES + LARGEST_FRAME
@@ -431,10 +433,10 @@ class Delivery(RuleBasedStateMachine):
     @invariant()
     def a_live_till_has_everything_unless_it_does_not_read(self) -> None:
         for till, session in self.tills.items():
-            if session.state is State.LIVE:
+            if session.state is SessionState.LIVE:
                 assert session.position == session._channel.tail
                 if not till.stalled:
-                    assert session.outbox.written == session._channel.tail
+                    assert session.send_queue.written == session._channel.tail
 
     @invariant()
     def whoever_has_room_and_lacks_something_is_being_read_for(self) -> None:
@@ -444,9 +446,9 @@ class Delivery(RuleBasedStateMachine):
             if session._channel.stream_id != self.log.stream_id:
                 # There is nothing to read under its name: the next poll finds the new one.
                 continue
-            if session.state is State.CATCHING_UP and session.outbox.has_room:
+            if session.state is SessionState.CATCHING_UP and session.send_queue.has_room:
                 ahead = session.position > session._channel.tail
-                assert session._channel._reading if ahead else session._paging
+                assert session._channel._reading if ahead else session._is_reading_page
 
     @invariant()
     def nothing_is_counted_as_done_that_was_not_sent(self) -> None:
@@ -482,13 +484,13 @@ class Delivery(RuleBasedStateMachine):
         self.nobody_is_closed_without_a_reason()
 
     def exchange_looks(self) -> None:
-        done = Deferred.fromCoroutine(self.exchange.channels.check([self.log.head]))
+        done = Deferred.fromCoroutine(self.hub.channels.check([self.log.head]))
         assert done.called
         self.trouble = False
 
     def assert_complete(self, till: Till, session: Session) -> None:
-        assert session.state is State.LIVE, (session.state, session.position, self.log.last)
-        assert session.outbox.written == self.log.last
+        assert session.state is SessionState.LIVE, (session.state, session.position, self.log.last)
+        assert session.send_queue.written == self.log.last
         assert session.terminal.stream_id == self.log.stream_id
         first = min([till.start, *till.shared]) + 1
         latest = dict(till.received)
@@ -496,16 +498,16 @@ class Delivery(RuleBasedStateMachine):
             assert seq < first or latest[seq] == name, (seq, first, till.received)
 
 
-def expected_start(connecting: Terminal, opening: Opening) -> Seq:
+def expected_start(connecting: Terminal, session_start: SessionStart) -> Seq:
     """Where a till goes on, said once more in other words than `posd.protocol.cursor` does."""
-    head, asked = opening.head, connecting.position
+    head, asked = session_start.head, connecting.position
     if asked is None:
-        if opening.acked is None or opening.legacy:
+        if session_start.acked is None or session_start.legacy:
             return head.last_seq
-        wanted, same = opening.acked, True
+        wanted, same = session_start.acked, True
     else:
         wanted, same = asked.seq, asked.stream_id in (None, head.stream_id)
-        same = same or (opening.shared is not None and wanted <= opening.shared)
+        same = same or (session_start.shared is not None and wanted <= session_start.shared)
     possible = same and head.pruned_seq <= wanted <= head.last_seq
     return wanted if possible else head.last_seq
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import posd
 from posd.errors import InvalidMessage
-from posd.events import normalise as drafts
+from posd.events import normalise
 from posd.protocol import messages
 from posd.protocol.jsontext import decode, encode
 from posd.values import SLUG, KeyKind, Resync
@@ -33,12 +33,12 @@ with warnings.catch_warnings():
 
 PAGE = "docs/asyncapi.yaml"
 _TILL = {
-    "tillPing": messages.Ping,
-    "tillPong": messages.Pong,
-    "ack": messages.Ack,
-    "nack": messages.Nack,
-    "print": messages.Print,
-    "other": messages.Other,
+    "tillPing": messages.PingMessage,
+    "tillPong": messages.PongMessage,
+    "ack": messages.AckMessage,
+    "nack": messages.NackMessage,
+    "print": messages.PrintMessage,
+    "other": messages.OtherMessage,
 }
 
 
@@ -100,13 +100,13 @@ class EventTests(SynchronousTestCase):
     def test_the_data_of_each_known_type_is_what_its_table_makes(self) -> None:
         made = components()
         shown = page()["components"]["schemas"]
-        told = {"Item", "Addon", *map(name_of, drafts.TABLES)}
+        told = {"Item", "Addon", *map(name_of, normalise.TABLES)}
         self.assertEqual({*shown}, {"Envelope", *told})
         for name in told:
             self.assertEqual(shown[name], made[name])
 
     def test_each_known_type_is_a_message_with_its_data_and_what_is_repeated_beside(self) -> None:
-        for kind in drafts.TABLES:
+        for kind in normalise.TABLES:
             envelope, own = payload(kind).schema["allOf"]
             properties = own["properties"]
             with self.subTest(type=kind):
@@ -115,13 +115,13 @@ class EventTests(SynchronousTestCase):
                 self.assertEqual(
                     properties["data"], {"$ref": f"#/components/schemas/{name_of(kind)}"}
                 )
-                beside = properties.keys() - {"type", "data"}
-                self.assertEqual(beside, {*drafts.REPEATED.get(kind, {})})
+                extra_members = properties.keys() - {"type", "data"}
+                self.assertEqual(extra_members, {*normalise.REPEATED.get(kind, {})})
 
     def test_a_custom_event_has_none_of_the_known_types(self) -> None:
-        self.assertEqual(names("send"), {*drafts.TABLES, "connected", "event", "pong", "error"})
+        self.assertEqual(names("send"), {*normalise.TABLES, "connected", "event", "pong", "error"})
         other = payload("event").schema["allOf"][1]["properties"]["type"]
-        self.assertEqual({*other["not"]["enum"]}, {*drafts.TABLES})
+        self.assertEqual({*other["not"]["enum"]}, {*normalise.TABLES})
 
 
 class ExampleTests(SynchronousTestCase):
@@ -189,7 +189,11 @@ class ExampleTests(SynchronousTestCase):
             self.assertEqual(payload("connected").objections(decoded(decode(written))), [])
 
     def test_every_form_of_pong_fits(self) -> None:
-        for ping in (messages.Ping(), messages.Ping("a"), messages.Ping(1, "b")):
+        for ping in (
+            messages.PingMessage(),
+            messages.PingMessage("a"),
+            messages.PingMessage(1, "b"),
+        ):
             written = messages.pong_text(ping, datetime.now(UTC))
             self.assertEqual(payload("pong").objections(decoded(decode(written))), [])
 

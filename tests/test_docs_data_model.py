@@ -127,7 +127,7 @@ class SettingTests(SynchronousTestCase):
         self.assertEqual({name.rstrip("…") for name in shown}, used)
 
     def test_every_setting_of_a_session_is_named(self) -> None:
-        statements = session_settings.statements(
+        statements = session_settings.startup_statements(
             application_name="", statement_timeout=5, lock_timeout=2, idle_in_transaction=5
         )
         section = documents.text(PAGE).partition("## Settings of posd's sessions")[2]

@@ -23,7 +23,7 @@ class FilesTests(SynchronousTestCase):
     def test_posd_is_told_of_every_machine_and_takes_the_one_that_accepts_writes(self) -> None:
         dsn = PLACE.dsn("direct", FOLDER)
         options = parse_dsn(dsn)
-        self.assertIsNone(libpq.problem(dsn))
+        self.assertIsNone(libpq.find_problem(dsn))
         self.assertEqual(options["host"].split(","), ADDRESSES)
         self.assertEqual(options["target_session_attrs"], "read-write")
         self.assertEqual(options["passfile"], "/folder/pgpass")

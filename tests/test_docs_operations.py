@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.cli import posctl
 from tests import documents
 from tests.documents import ROOT
-from tests.shown import agrees
+from tests.shown import matches_output
 
 PAGES = ("docs/install.md", "docs/operations.md", "docs/runbook.md")
 RUNBOOK = "docs/runbook.md"
@@ -99,16 +99,16 @@ class AgreementTests(SynchronousTestCase):
     def test_times_and_dates_may_differ_and_how_wide_a_table_is(self) -> None:
         page = " POS_1   2026-11-25 13:38   2 \n───────\nbefore 27 February 2029, 13:38:41\n"
         came = " POS_1      2031-01-02 03:04        2\n────────────\nbefore 1 May 2030, 01:02:03\n"
-        self.assertTrue(agrees(page, came))
+        self.assertTrue(matches_output(page, came))
 
     def test_nothing_else_may(self) -> None:
-        self.assertFalse(agrees("2 received", "3 received"))
-        self.assertFalse(agrees("one\nthree", "one\ntwo\nthree"))
-        self.assertFalse(agrees("one", "one\ntwo"))
-        self.assertFalse(agrees("a.b", "axb"))
+        self.assertFalse(matches_output("2 received", "3 received"))
+        self.assertFalse(matches_output("one\nthree", "one\ntwo\nthree"))
+        self.assertFalse(matches_output("one", "one\ntwo"))
+        self.assertFalse(matches_output("a.b", "axb"))
 
     def test_an_ellipsis_stands_for_what_is_left_out(self) -> None:
-        self.assertTrue(agrees("one\n…\nthree", "one\ntwo\n\ntwo\nthree"))
-        self.assertTrue(agrees("one\n…\nthree", "one\nthree"))
-        self.assertTrue(agrees("is … here", "is anything here"))
-        self.assertFalse(agrees("is … here", "is\nhere"))
+        self.assertTrue(matches_output("one\n…\nthree", "one\ntwo\n\ntwo\nthree"))
+        self.assertTrue(matches_output("one\n…\nthree", "one\nthree"))
+        self.assertTrue(matches_output("is … here", "is anything here"))
+        self.assertFalse(matches_output("is … here", "is\nhere"))

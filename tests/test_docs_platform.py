@@ -7,8 +7,8 @@ import inspect
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.broadcaster import BlockingBroadcaster, Broadcaster
-from posd.events import normalise as drafts
-from posd.events.fields import Table as Members
+from posd.events import normalise
+from posd.events.fields import FieldTable as Members
 from posd.events.fields import snake
 from posd.web.api import publishing
 from tests import documents
@@ -16,10 +16,10 @@ from tests.documents import words_in_code
 
 PAGE = "docs/platform.md"
 _SECTIONS = {
-    "new_order, order_updated": drafts._ORDER,
-    "gift_card_purchased": drafts._TABLES["gift_card_purchased"],
-    "gift_card_updated": drafts._TABLES["gift_card_updated"],
-    "loyalty_updated": drafts._TABLES["loyalty_updated"],
+    "new_order, order_updated": normalise._ORDER,
+    "gift_card_purchased": normalise._TABLES["gift_card_purchased"],
+    "gift_card_updated": normalise._TABLES["gift_card_updated"],
+    "loyalty_updated": normalise._TABLES["loyalty_updated"],
 }
 
 
@@ -29,22 +29,22 @@ class MemberTests(SynchronousTestCase):
     def check(self, shown: documents.Table, members: Members) -> None:
         self.assertEqual(shown.column(), [member.name for member in members.members])
         for row, member in zip(shown.rows, members.members, strict=True):
-            others = {other for other in member.others if other != snake(member.name)}
-            self.assertEqual(words_in_code(row[1]), others, row[0])
+            aliases = {other for other in member.aliases if other != snake(member.name)}
+            self.assertEqual(words_in_code(row[1]), aliases, row[0])
 
     def test_every_known_type_has_its_members_with_their_other_names(self) -> None:
         for section, members in _SECTIONS.items():
             with self.subTest(section=section):
                 self.check(documents.table(PAGE, section), members)
         self.assertEqual(
-            {name for section in _SECTIONS for name in section.split(", ")}, {*drafts._TABLES}
+            {name for section in _SECTIONS for name in section.split(", ")}, {*normalise._TABLES}
         )
 
     def test_items_and_addons_have_their_members(self) -> None:
         (items,) = (each for each in documents.tables(PAGE) if each.section == "Items")
         addons, _ = (each for each in documents.tables(PAGE) if each.section == "Addons")
-        self.check(items, drafts._ITEM)
-        self.check(addons, drafts._ADDON)
+        self.check(items, normalise._ITEM)
+        self.check(addons, normalise._ADDON)
 
     def test_required_members_are_marked(self) -> None:
         for section, members in _SECTIONS.items():
@@ -56,14 +56,14 @@ class MemberTests(SynchronousTestCase):
             }
             kind = section.split(", ")[0]
             with self.subTest(section=section):
-                self.assertEqual(named, set(drafts._NAMING[kind]), members.names)
+                self.assertEqual(named, set(normalise._NAMING[kind]), members.names)
 
 
 class WordTests(SynchronousTestCase):
     """Names and limits of the code that are in the page."""
 
     def test_the_reserved_types_are_named(self) -> None:
-        self.assertLessEqual(drafts._RESERVED, words_in_code(documents.text(PAGE)))
+        self.assertLessEqual(normalise._RESERVED, words_in_code(documents.text(PAGE)))
 
     def test_both_broadcasters_have_the_methods_of_the_table(self) -> None:
         rows = documents.table(PAGE, "Python client").rows

@@ -18,20 +18,20 @@ from posd.daemon import wiring
 from posd.delivery import long_poll as polls
 from posd.delivery import receive_queue as intake
 from posd.delivery import session
-from posd.events import addresses, orders
+from posd.events import addresses, normalise, orders
 from posd.events import coercion as readings
-from posd.events import normalise as drafts
-from posd.events.fields import Table as Members
-from posd.events.warnings import Warnings
-from posd.protocol import encodings as dialect
+from posd.events.fields import FieldTable as Members
+from posd.events.warnings import WarningCollector
+from posd.protocol import encodings as wire_format
+from posd.security import client_credit as credit
 from posd.security import connection_limits as limits
-from posd.security import credit, request_rates
-from posd.values import Closing, KeyKind, Resync
+from posd.security import request_rates
+from posd.values import CloseReason, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws
 from posd.web.api import publishing
 from posd.web.http import bounded_request, channel
-from posd.web.opened import MESSAGE_BYTES
+from posd.web.opened_protocol import MESSAGE_BYTES
 from tests import documents
 from tests.documents import words_in_code
 
@@ -40,17 +40,17 @@ _OTHER_PROGRAMS = ("broadcaster", "cli", "client", "testing")
 _FORMS: Mapping[Callable[..., object], str] = {
     readings.text: "string",
     readings.label: "string",
-    readings.identity: "string",
-    readings.word: "string",
+    readings.identifier: "string",
+    readings.enum_word: "string",
     addresses.address: "string",
     readings.amount: "number",
-    readings.whole: "integer",
-    drafts._small: "integer",
-    readings.moment: "time",
+    readings.integer: "integer",
+    normalise._int32: "integer",
+    readings.point_in_time: "time",
     readings.appointment: "time",
     readings.deadline: "time",
-    drafts._lines: "array",
-    drafts._addons: "array",
+    normalise._items: "array",
+    normalise._addons: "array",
 }
 
 
@@ -70,7 +70,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
                         case ast.Constant(value="code"), ast.Constant(value=str(code)):
                             yield code
             case ast.Call(
-                func=ast.Attribute(attr="_complain" | "_say_error" | "error_text"),
+                func=ast.Attribute(attr="_reject_message" | "_send_error" | "error_text"),
                 args=[ast.Constant(value=str(code)), *_],
             ):
                 yield code
@@ -111,23 +111,23 @@ class MemberTests(SynchronousTestCase):
                     self.assertEqual(unknown, "null" if least[name] is None else "always known")
 
     def order(self, kind: str, **data: object) -> Mapping[str, object]:
-        draft = drafts.draft(kind, {"orderId": "1", **data})
+        draft = normalise.draft(kind, {"orderId": "1", **data})
         change = orders.change(draft, None, datetime.now(UTC))
         assert change is not None
         return change.draft.data
 
     def test_new_order(self) -> None:
-        both = drafts._ORDER.members
+        both = normalise._ORDER.members
         first, rest = both[:-2], both[-2:]
         self.assertEqual([member.name for member in rest], ["previousStatus", "updatedAt"])
         self.check(
             documents.table(PAGE, "new_order"),
-            drafts._ORDER._replace(members=first),
+            normalise._ORDER._replace(members=first),
             self.order("new_order"),
         )
         self.check(
             documents.table(PAGE, "order_updated"),
-            drafts._ORDER._replace(members=rest),
+            normalise._ORDER._replace(members=rest),
             self.order("order_updated"),
         )
 
@@ -136,24 +136,24 @@ class MemberTests(SynchronousTestCase):
 
     def test_items_and_addons(self) -> None:
         items, addons = (each for each in documents.tables(PAGE) if each.section == "items")
-        (item,) = drafts._lines([{}], Warnings())
-        (addon,) = drafts._addons([{}], Warnings())
-        self.check(items, drafts._ITEM, item, "id")
-        self.check(addons, drafts._ADDON, addon)
+        (item,) = normalise._items([{}], WarningCollector())
+        (addon,) = normalise._addons([{}], WarningCollector())
+        self.check(items, normalise._ITEM, item, "id")
+        self.check(addons, normalise._ADDON, addon)
 
     def test_the_other_types(self) -> None:
-        for kind in drafts._TABLES.keys() - drafts.ORDER_TYPES:
-            name = drafts._NAMING[kind][-1]
-            least = drafts.draft(kind, {name: "1"}).data
+        for kind in normalise._TABLES.keys() - normalise.ORDER_TYPES:
+            name = normalise._NAMING[kind][-1]
+            least = normalise.draft(kind, {name: "1"}).data
             shown = documents.table(PAGE, kind)
             if kind == "loyalty_updated":
                 # Named by the one or the other; by itself each may be unknown.
                 least = {**least, name: None}
             with self.subTest(type=kind):
-                self.check(shown, drafts._TABLES[kind], least)
+                self.check(shown, normalise._TABLES[kind], least)
 
     def test_what_is_repeated_beside_the_data(self) -> None:
-        for kind, names in drafts._REPEATED.items():
+        for kind, names in normalise._REPEATED.items():
             (row,) = (r for r in documents.table(PAGE, "Events").rows if r[0] == f"`{kind}`")
             self.assertLessEqual(names.keys(), words_in_code(row[1]))
 
@@ -217,27 +217,27 @@ class NumberTests(SynchronousTestCase):
             f"A message may have {MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
             f"A body may have {bounded_request.BODY_BYTES // 1024 // 1024} MiB",
             f"must bring a request within {channel._REQUEST_SECONDS:g} seconds",
-            f"closed after {channel.IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",
+            f"closed after {channel.IDLE_SECONDS} idle seconds; where {wiring._MOST_HTTP_CHANNELS:,} conn",
             "A frame costs a quarter of a request",
-            f"together {request_rates.TOGETHER} times",
+            f"together {request_rates.SHARED_KEY_FACTOR} times",
             f"what {credit.BURST_SECONDS} seconds give at once",
-            f"goes on for {intake._FRAMES_TOO_MANY} frames more",
+            f"goes on for {intake._MOST_FRAMES_WHILE_PAUSED} frames more",
             f"with 1 to {publishing._MOST_EVENTS} of these",
             f"An answer has up to {polls._MOST_BYTES // 1024 // 1024} MiB of events",
-            f"One call looks at up to {polls._MOST_LOOKED_AT} events",
-            f"nothing else for {dialect.SERVER_SENT.silence:g} seconds",
+            f"One call looks at up to {polls._MOST_EXAMINED} events",
+            f"nothing else for {wire_format.SERVER_SENT.keepalive_seconds:g} seconds",
             f"{streaming._UNCONFIRMED_MILLISECONDS // 1000} seconds go by in which nothing was confirmed",
         ):
             self.assertTrue(sentence in page, sentence)
-        self.assertEqual(request_rates.FRAME, 0.25)
-        self.assertEqual(session._INVALID_A_MINUTE, 10)
-        self.assertEqual(limits.Connections(1, 1).per_device, 4)
+        self.assertEqual(request_rates.FRAME_COST, 0.25)
+        self.assertEqual(session._MOST_INVALID_PER_MINUTE, 10)
+        self.assertEqual(limits.ConnectionLimits(1, 1).per_device, 4)
 
 
-def closings() -> list[Closing]:
+def closings() -> list[CloseReason]:
     """All that posd may close a till's connection with."""
     found = [*vars(values).values(), *vars(ws).values()]
-    return [each for each in found if isinstance(each, Closing)]
+    return [each for each in found if isinstance(each, CloseReason)]
 
 
 def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[errors.Refusal]]:

@@ -11,14 +11,13 @@ from uuid import UUID
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import values
-from posd.client.outcome import Ending, Next
+from posd.client.outcome import NextStep, Outcome
 from posd.delivery import session
 from posd.errors import InvalidMessage
-from posd.events import normalise as drafts
-from posd.events import orders
+from posd.events import normalise, orders
 from posd.protocol import messages
 from posd.protocol.jsontext import decode, encode
-from posd.values import Closing, Event, Resync, StoredOrder
+from posd.values import CloseReason, Event, Resync, StoredOrder
 from posd.web import websocket as ws
 from tests import documents, strict_till
 from tests.documents import Block
@@ -26,11 +25,11 @@ from tests.documents import Block
 PAGE = "docs/tills.md"
 _ENVELOPE = ("type", "id", "tenant", "timestamp", "replay", "data")
 _STEPS = {
-    "**At once**": Next.AT_ONCE,
-    "**Back off**": Next.RETRY,
-    "**Wait**": Next.WAIT,
-    "**Wait.**": Next.WAIT,
-    "**Stop.**": Next.STOP,
+    "**At once**": NextStep.AT_ONCE,
+    "**Back off**": NextStep.RETRY,
+    "**Wait**": NextStep.WAIT,
+    "**Wait.**": NextStep.WAIT,
+    "**Stop.**": NextStep.STOP,
 }
 
 
@@ -61,7 +60,7 @@ def produced(message: dict[str, Any]) -> bytes:
             )
         case "pong":
             return messages.pong_text(
-                messages.Ping(id=message["echo"]), moment(message["timestamp"])
+                messages.PingMessage(id=message["echo"]), moment(message["timestamp"])
             )
         case "error":
             return messages.error_text(message["code"], message["message"])
@@ -70,9 +69,9 @@ def produced(message: dict[str, Any]) -> bytes:
 
 def published(message: dict[str, Any]) -> bytes:
     """Return the event that posd makes when the data of this one is published."""
-    beside = {name: value for name, value in message.items() if name not in _ENVELOPE}
-    draft = drafts.draft(message["type"], message["data"], beside)
-    if draft.type in drafts.ORDER_TYPES:
+    extra_members = {name: value for name, value in message.items() if name not in _ENVELOPE}
+    draft = normalise.draft(message["type"], message["data"], extra_members)
+    if draft.type in normalise.ORDER_TYPES:
         change = orders.change(draft, before(message["data"]), datetime.now(UTC))
         assert change is not None
         draft = change.draft
@@ -81,7 +80,7 @@ def published(message: dict[str, Any]) -> bytes:
         draft.type,
         encode(draft.data),
         moment(message["timestamp"]),
-        encode(draft.beside),
+        encode(draft.extra_members),
     )
     return messages.event_text(event, message["tenant"], message.get("replay", False))
 
@@ -116,15 +115,21 @@ class MessageTests(SynchronousTestCase):
 
     def test_every_known_type_of_event_has_an_example(self) -> None:
         shown: set[Any] = {decode(block.text)["type"] for block in messages_of("posd")}  # type: ignore[index]
-        self.assertEqual(drafts._TABLES.keys() - shown, set())
+        self.assertEqual(normalise._TABLES.keys() - shown, set())
 
     def test_posd_parses_every_type_of_message_of_a_till(self) -> None:
         kinds = {type(messages.parse(block.text.encode())) for block in messages_of("till")}
         self.assertEqual(
             kinds,
             {
-                *(messages.Ping, messages.Pong, messages.Ack, messages.Nack, messages.Print),
-                messages.Other,
+                *(
+                    messages.PingMessage,
+                    messages.PongMessage,
+                    messages.AckMessage,
+                    messages.NackMessage,
+                    messages.PrintMessage,
+                ),
+                messages.OtherMessage,
             },
         )
 
@@ -160,21 +165,21 @@ class TableTests(SynchronousTestCase):
 
     def test_every_close_code_of_posd_is_in_the_table(self) -> None:
         found = [*vars(values).values(), *vars(ws).values()]
-        used = {each.code for each in found if isinstance(each, Closing)}
+        used = {each.code for each in found if isinstance(each, CloseReason)}
         self.assertEqual(used - set(self.close_codes()), set())
 
     def test_the_client_of_posd_follows_the_table_of_close_codes(self) -> None:
         for code, step in self.close_codes().items():
             with self.subTest(code=code):
-                self.assertIs(Ending.closed(code, None).next, step)
+                self.assertIs(Outcome.closed(code, None).next_step, step)
 
     def test_the_client_of_posd_follows_the_table_of_refusals(self) -> None:
         for row in documents.table(PAGE, "Refused connections").rows:
             with self.subTest(status=row[0]):
-                ending = Ending.refused(int(row[0]), {}, b"", datetime.now(UTC))
-                self.assertIs(ending.next, first_step(row[2]))
+                outcome = Outcome.refused(int(row[0]), {}, b"", datetime.now(UTC))
+                self.assertIs(outcome.next_step, first_step(row[2]))
 
-    def close_codes(self) -> dict[int | None, Next]:
+    def close_codes(self) -> dict[int | None, NextStep]:
         return {
             None if code == "none" else int(code): first_step(row[2])
             for row in documents.table(PAGE, "Close codes").rows
@@ -182,7 +187,7 @@ class TableTests(SynchronousTestCase):
         }
 
 
-def first_step(advice: str) -> Next:
+def first_step(advice: str) -> NextStep:
     (step,) = (step for words, step in _STEPS.items() if advice.startswith(words))
     return step
 
@@ -195,6 +200,6 @@ def error_codes_of_sessions() -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("_complain", "_say_error")
+        and node.func.attr in ("_reject_message", "_send_error")
         and isinstance(node.args[0], ast.Constant)
     }

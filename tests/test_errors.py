@@ -6,7 +6,7 @@ import re
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.errors import StatementFailed, returned, tellable
+from posd.errors import StatementFailed, loggable_message, returned
 from tests.documents import ROOT
 
 
@@ -22,7 +22,7 @@ class TellableTests(SynchronousTestCase):
             ("53100", "could not extend file"),
             ("PD002", "the orders could not be read"),
         ):
-            self.assertEqual(tellable(sqlstate, message), message)
+            self.assertEqual(loggable_message(sqlstate, message), message)
             self.assertEqual(str(StatementFailed(message, sqlstate)), message)
 
     def test_data_is_not(self) -> None:
@@ -35,7 +35,7 @@ class TellableTests(SynchronousTestCase):
             ("ZZ123", "Ann"),
             ("", "Ann"),
         ):
-            said = tellable(sqlstate, message)
+            said = loggable_message(sqlstate, message)
             self.assertNotIn("Ann", said)
             self.assertNotIn("4477", said)
             self.assertIn(sqlstate or "unknown", said)

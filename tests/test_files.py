@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import files
-from posd.broadcaster.calls import Calls
+from posd.broadcaster.calls import APIClient
 from posd.cli import listening
 from posd.client import Till
 from tests.cli_runner import posctl
@@ -27,8 +27,8 @@ class ReadingTests(SynchronousTestCase):
 
     def test_a_file_is_read(self) -> None:
         (self.folder / "file").write_bytes(b"abc")
-        self.assertEqual(files.read(self.folder / "file"), b"abc")
-        self.assertEqual(files.read(self.folder / "file", longest=3), b"abc")
+        self.assertEqual(files.read_file(self.folder / "file"), b"abc")
+        self.assertEqual(files.read_file(self.folder / "file", max_size=3), b"abc")
 
     def test_whatever_has_no_end_or_would_block_is_an_error(self) -> None:
         (self.folder / "long").write_bytes(b"abcd")
@@ -42,7 +42,7 @@ class ReadingTests(SynchronousTestCase):
             (Path("a\0b"), "Invalid argument"),
         ):
             with self.subTest(path=path), self.assertRaisesRegex(OSError, reason):
-                files.read(path, longest=3)
+                files.read_file(path, max_size=3)
 
 
 class SecretTests(SynchronousTestCase):
@@ -51,7 +51,7 @@ class SecretTests(SynchronousTestCase):
     def test_what_is_around_it_is_not_it(self) -> None:
         for around in AROUND:
             with self.subTest(around=around):
-                self.assertEqual(files.secret(around.format(KEY).encode()), KEY)
+                self.assertEqual(files.decode_secret(around.format(KEY).encode()), KEY)
 
     def test_by_posctl_wherever_it_is_from(self) -> None:
         given: list[str] = []
@@ -97,6 +97,6 @@ class SecretTests(SynchronousTestCase):
     def test_by_the_libraries(self) -> None:
         for around in AROUND:
             text = around.format(KEY)
-            self.assertEqual(Calls.to("https://pos.example.com", text)._key, KEY)
+            self.assertEqual(APIClient.to("https://pos.example.com", text)._key, KEY)
             till = Till(Clock(), "wss://pos.example.com", "kitchen", text, handle=lambda _: None)
             self.assertEqual(till._key, KEY)

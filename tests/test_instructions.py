@@ -14,19 +14,19 @@ from typing import Final, cast
 
 from attrs import frozen
 
-from posd.publishing.publication import Publication, Published
+from posd.publishing.publication import Publication, PublicationResult
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.values import KeyKind
-from posd.web.admission import Gate
-from posd.web.api.publishing import Publisher
-from posd.web.http.call import Door
-from posd.web.http.dispatch import Reception
-from posd.web.http.router import Rooms, Root
-from posd.web.http.turns import RequestTurns
+from posd.web.admission import WebSocketAdmission
+from posd.web.api.publishing import PublishingEndpoints
+from posd.web.http.dispatch import Dispatcher
+from posd.web.http.http_request import ListenerContext
+from posd.web.http.request_turns import RequestTurns
+from posd.web.http.router import RootResource, Routes
 from tests.instructions import Work, count
-from tests.road_case import RoadCase, reply
 from tests.socket_case import Socket, text
+from tests.transports_case import TransportCase, reply
 
 _PYTHON: Final = (3, 11)
 """Another version of Python compiles to other instructions."""
@@ -88,8 +88,8 @@ class Numbers:
 
     event_bytes = 128 * 1024
 
-    async def publish(self, publication: Publication) -> Published:
-        return Published(tuple(range(1, len(publication.drafts) + 1)), 3)
+    async def publish(self, publication: Publication) -> PublicationResult:
+        return PublicationResult(tuple(range(1, len(publication.drafts) + 1)), 3)
 
 
 def send(till: Socket, frames: Sequence[bytes]) -> None:
@@ -97,7 +97,7 @@ def send(till: Socket, frames: Sequence[bytes]) -> None:
         till.send(frame)
 
 
-class InstructionTests(RoadCase):
+class InstructionTests(TransportCase):
     """A tenant's tills by WebSocket, and its platform."""
 
     def setUp(self) -> None:
@@ -105,14 +105,16 @@ class InstructionTests(RoadCase):
         if sys.version_info[:2] != _PYTHON:
             self.skipTest("The budgets are of Python {}.{}.".format(*_PYTHON))
         self.connections.per_tenant = 1000
-        self.reception = Reception(
+        self.dispatcher = Dispatcher(
             cast(Authenticator, self.keys), self.clock.seconds, turns=RequestTurns(self.clock)
         )
-        publisher = Publisher(
-            self.reception, cast(Sequencer, Numbers()), 1_000_000, self.clock.seconds
+        publisher = PublishingEndpoints(
+            self.dispatcher, cast(Sequencer, Numbers()), 1_000_000, self.clock.seconds
         )
-        gate = Gate(cast(Authenticator, self.keys), self.admission, self.factory)
-        self.serve(Root(Door(), Rooms(gate, self.reception, publisher.operations)))
+        gate = WebSocketAdmission(cast(Authenticator, self.keys), self.admission, self.factory)
+        self.serve(
+            RootResource(ListenerContext(), Routes(gate, self.dispatcher, publisher.operations))
+        )
 
     def keeps(self, what: str, work: Work, share: int = 1) -> None:
         """`share` of what is counted cost this much."""

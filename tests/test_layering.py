@@ -98,8 +98,8 @@ TABLE = (
 
 IMPORTERS = {
     # Untyped, each behind a fence. The tools, which may block, use the driver as it is.
-    "autobahn": ("posd.web.opened", "posd.web.websocket", "posd.client"),
-    "txaio": ("posd.web.opened", "posd.client"),
+    "autobahn": ("posd.web.opened_protocol", "posd.web.websocket", "posd.client"),
+    "txaio": ("posd.web.opened_protocol", "posd.client"),
     "txpostgres": ("posd.database.connection",),
     "psycopg2": (*("posd.database", "posd.cli", "posd.testing", "posd.maintenance.doctor"),),
     "OpenSSL": (

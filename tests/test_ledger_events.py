@@ -9,16 +9,16 @@ from typing import Any, Final, TypeVar
 from attrs import define, evolve, field
 
 from posd.database.connection import Parameters, Row
-from posd.database.link import Link, Transaction
+from posd.database.reconnecting import ReconnectingConnection, TransactionExecutor
 from posd.store import giftcards, loyalty, loyalty_accounts
-from posd.store.ledgers import Cause
+from posd.store.ledgers import MovementCause
 from posd.values import Tenant
 from tests.database_case import REACTOR, until
 from tests.sequencer_case import GRILL, KITCHEN, SequencerCase
 
 T = TypeVar("T")
 
-SHOP: Final = Cause("platform")
+SHOP: Final = MovementCause("platform")
 ANN: Final = "+447700900123"
 TENANT: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 MOVE: Final = """
@@ -32,23 +32,23 @@ MOVE: Final = """
 class Counted:
     """A transaction that counts its statements."""
 
-    session: Transaction
+    executor: TransactionExecutor
     statements: list[str] = field(factory=list)
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         self.statements.append(sql)
-        return await self.session.query(sql, parameters)
+        return await self.executor.query(sql, parameters)
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         self.statements.append(sql)
-        await self.session.execute(sql, parameters)
+        await self.executor.execute(sql, parameters)
 
     async def finish(self, sql: str, parameters: Parameters = ()) -> str:
         self.statements.append(sql)
-        return await self.session.finish(sql, parameters)
+        return await self.executor.finish(sql, parameters)
 
 
-class StatementLink(Link):
+class StatementLink(ReconnectingConnection):
     """A link that keeps the statements of each of its transactions."""
 
     transactions: list[list[str]]
@@ -61,35 +61,39 @@ class StatementLink(Link):
 
     async def transaction(
         self,
-        work: Callable[[Transaction], Awaitable[T]],
+        work: Callable[[TransactionExecutor], Awaitable[T]],
         *,
         deadline: float | None = None,
         work_seconds: float | None = None,
     ) -> T:
-        async def counted(session: Transaction) -> T:
-            counting = Counted(session)
+        async def counted(executor: TransactionExecutor) -> T:
+            counting = Counted(executor)
             self.transactions.append(counting.statements)
             return await work(counting)
 
-        return await Link.transaction(self, counted, deadline=deadline, work_seconds=work_seconds)
+        return await ReconnectingConnection.transaction(
+            self, counted, deadline=deadline, work_seconds=work_seconds
+        )
 
 
 class LedgerEventTests(SequencerCase):
-    async def session(self) -> Link:
-        return await self.up(Link(REACTOR, self.dsn, name="posd store", statement_timeout=5.0))
+    async def executor(self) -> ReconnectingConnection:
+        return await self.up(
+            ReconnectingConnection(REACTOR, self.dsn, name="posd store", statement_timeout=5.0)
+        )
 
     def told(self) -> list[tuple[str, Any]]:
         return [(logged.type, logged.data) for logged in self.log_of()]
 
     async def test_each_movement_of_a_card_is_one_event_in_its_order(self) -> None:
-        session, sequencer = await self.session(), await self.started()
-        await giftcards.purchase(session, TENANT, "GC-1", 50, evolve(SHOP, key="k"))
-        spent = await giftcards.deduct(session, TENANT, "GC-1", Decimal("12.50"), SHOP)
-        await giftcards.reverse(session, TENANT, "GC-1", SHOP, transaction_id=spent.transaction_id)
-        await giftcards.top_up(session, TENANT, "GC-1", 5, SHOP)
+        executor, sequencer = await self.executor(), await self.started()
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, evolve(SHOP, key="k"))
+        spent = await giftcards.deduct(executor, TENANT, "GC-1", Decimal("12.50"), SHOP)
+        await giftcards.reverse(executor, TENANT, "GC-1", SHOP, transaction_id=spent.transaction_id)
+        await giftcards.top_up(executor, TENANT, "GC-1", 5, SHOP)
         # A retry and a tombstone move nothing.
-        await giftcards.purchase(session, TENANT, "GC-1", 50, evolve(SHOP, key="k"))
-        await giftcards.reverse(session, TENANT, "GC-1", SHOP, key="unheard-of")
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, evolve(SHOP, key="k"))
+        await giftcards.reverse(executor, TENANT, "GC-1", SHOP, key="unheard-of")
         await self.emptied(sequencer)
         self.assertEqual(self.seqs(), [1, 2, 3, 4])
         (sale, sold), *others = self.told()
@@ -104,14 +108,14 @@ class LedgerEventTests(SequencerCase):
         )
 
     async def test_each_movement_of_points_is_one_event_in_its_order(self) -> None:
-        session, sequencer = await self.session(), await self.started()
+        executor, sequencer = await self.executor(), await self.started()
         cause = evolve(SHOP, key="k", note="lunch")
-        await loyalty.add(session, TENANT, ANN, 100, SHOP, joining=True)
-        await loyalty.redeem(session, TENANT, ANN, 30, cause)
-        await loyalty.reverse(session, TENANT, ANN, SHOP, key="k")
-        await loyalty.adjust(session, TENANT, ANN, -1, SHOP)
+        await loyalty.add(executor, TENANT, ANN, 100, SHOP, joining=True)
+        await loyalty.redeem(executor, TENANT, ANN, 30, cause)
+        await loyalty.reverse(executor, TENANT, ANN, SHOP, key="k")
+        await loyalty.adjust(executor, TENANT, ANN, -1, SHOP)
         await self.emptied(sequencer)
-        account = await loyalty_accounts.account(session, TENANT, ANN)
+        account = await loyalty_accounts.find_account(executor, TENANT, ANN)
         assert account is not None
         told = self.told()
         self.assertEqual({kind for kind, _ in told}, {"loyalty_updated"})
@@ -140,12 +144,12 @@ class LedgerEventTests(SequencerCase):
         )
 
     async def test_only_what_concerns_a_cards_use_is_told_of_a_change(self) -> None:
-        session, sequencer = await self.session(), await self.started()
-        await giftcards.purchase(session, TENANT, "GC-1", 50, SHOP)
-        await giftcards.block(session, TENANT, "GC-1")
-        await giftcards.block(session, TENANT, "GC-1")
+        executor, sequencer = await self.executor(), await self.started()
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, SHOP)
+        await giftcards.block(executor, TENANT, "GC-1")
+        await giftcards.block(executor, TENANT, "GC-1")
         await self.emptied(sequencer)
-        await giftcards.unblock(session, TENANT, "GC-1")
+        await giftcards.unblock(executor, TENANT, "GC-1")
         for change in ("recipient_name = 'Bob'", "is_blocked = false", "initial_balance = 7"):
             self.admin.run(f"UPDATE dinedesk_kitchen.gift_cards SET {change}")
         await self.emptied(sequencer)
@@ -157,10 +161,10 @@ class LedgerEventTests(SequencerCase):
         )
 
     async def test_a_sale_after_its_reversal_is_no_change_of_the_card(self) -> None:
-        session, sequencer = await self.session(), await self.started()
-        await giftcards.reverse(session, TENANT, "GC-1", SHOP, key="k")
-        until = giftcards.Details(expiry_date=self.admin.value("SELECT now() + '1 day'"))
-        await giftcards.purchase(session, TENANT, "GC-1", 5, SHOP, until)
+        executor, sequencer = await self.executor(), await self.started()
+        await giftcards.reverse(executor, TENANT, "GC-1", SHOP, key="k")
+        until = giftcards.CardDetails(expiry_date=self.admin.value("SELECT now() + '1 day'"))
+        await giftcards.purchase(executor, TENANT, "GC-1", 5, SHOP, until)
         await self.emptied(sequencer)
         self.assertEqual([kind for kind, _ in self.told()], ["gift_card_purchased"])
 
@@ -179,9 +183,9 @@ class LedgerEventTests(SequencerCase):
         self.assertEqual([kind for kind, _ in self.told()], ["notice"])
 
     async def test_movements_take_their_turn_among_orders(self) -> None:
-        session, sequencer = await self.session(), await self.started()
+        executor, sequencer = await self.executor(), await self.started()
         self.place_order()
-        await giftcards.purchase(session, TENANT, "GC-1", 50, SHOP)
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, SHOP)
         self.place_order()
         await self.emptied(sequencer)
         self.assertEqual(
@@ -189,31 +193,31 @@ class LedgerEventTests(SequencerCase):
         )
 
     async def test_a_batch_without_movements_costs_no_statement_more(self) -> None:
-        link = StatementLink(REACTOR, self.dsn, name="posd sequencer", statement_timeout=5.0)
-        link.transactions = []
-        session, sequencer = await self.session(), await self.started(await self.up(link))
+        connection = StatementLink(REACTOR, self.dsn, name="posd sequencer", statement_timeout=5.0)
+        connection.transactions = []
+        executor, sequencer = await self.executor(), await self.started(await self.up(connection))
         self.place_order()
         await self.emptied(sequencer)
-        link.transactions.clear()
+        connection.transactions.clear()
         self.place_order()
         await self.emptied(sequencer)
-        self.assertEqual(link.most(), 2)
+        self.assertEqual(connection.most(), 2)
         self.place_order()
-        await giftcards.purchase(session, TENANT, "GC-1", 50, SHOP)
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, SHOP)
         await self.emptied(sequencer)
-        self.assertEqual(link.most(), 3)
+        self.assertEqual(connection.most(), 3)
 
     async def test_ledgers_that_are_gone_hold_nothing_up(self) -> None:
-        session, sequencer = await self.session(), await self.started()
-        await giftcards.purchase(session, TENANT, "GC-1", 50, SHOP)
+        executor, sequencer = await self.executor(), await self.started()
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, SHOP)
         self.admin.run("DROP TABLE dinedesk_kitchen.pos_gift_card_transactions CASCADE")
         self.place_order()
         await self.emptied(sequencer)
         self.assertEqual([kind for kind, _ in self.told()], ["new_order"])
 
     async def test_ledgers_that_cannot_be_read_hold_up_their_own_shop_only(self) -> None:
-        session, sequencer = await self.session(), await self.started()
-        await giftcards.purchase(session, TENANT, "GC-1", 50, SHOP)
+        executor, sequencer = await self.executor(), await self.started()
+        await giftcards.purchase(executor, TENANT, "GC-1", 50, SHOP)
         self.admin.run("REVOKE SELECT ON dinedesk_kitchen.gift_cards FROM posd")
         self.place_order(GRILL)
         sequencer.wake()

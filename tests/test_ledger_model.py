@@ -19,10 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database.connection import Parameters, Row
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.errors import Refusal
 from posd.store import giftcards, loyalty, loyalty_accounts
-from posd.store.ledgers import PLATFORM, Cause
+from posd.store.ledgers import PLATFORM, MovementCause
 from posd.testing.postgres import test_server
 from tests.schema_case import two_shops
 from tests.store_case import KITCHEN
@@ -151,7 +151,7 @@ class Model:
 class LedgerMachine(RuleBasedStateMachine):
     """Steps on one chain; the subclasses say on which."""
 
-    session: ClassVar[Session]
+    executor: ClassVar[Executor]
     numbers: ClassVar[count[int]] = count(1)
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class CardMachine(LedgerMachine):
     def __init__(self) -> None:
         super().__init__()
         self.card = f"GC-{next(self.numbers)}"
-        sale = giftcards.purchase(self.session, KITCHEN, self.card, 50, Cause(PLATFORM))
+        sale = giftcards.purchase(self.executor, KITCHEN, self.card, 50, MovementCause(PLATFORM))
         self.same(self.model.move(Entry("purchase", 50, PLATFORM, None), lacking=""), sale)
 
     @rule(amount=AMOUNTS, principal=PRINCIPALS, key=KEYS)
@@ -189,14 +189,14 @@ class CardMachine(LedgerMachine):
         expected = self.model.move(
             Entry("deduct", -amount, principal, key), lacking="insufficient_balance"
         )
-        cause = Cause(principal, key)
-        self.same(expected, giftcards.deduct(self.session, KITCHEN, self.card, amount, cause))
+        cause = MovementCause(principal, key)
+        self.same(expected, giftcards.deduct(self.executor, KITCHEN, self.card, amount, cause))
 
     @rule(amount=AMOUNTS, principal=PRINCIPALS, key=KEYS)
     def top_up(self, amount: int, principal: str, key: str | None) -> None:
         expected = self.model.move(Entry("top_up", amount, principal, key), lacking="")
-        cause = Cause(principal, key)
-        self.same(expected, giftcards.top_up(self.session, KITCHEN, self.card, amount, cause))
+        cause = MovementCause(principal, key)
+        self.same(expected, giftcards.top_up(self.executor, KITCHEN, self.card, amount, cause))
 
     @rule(principal=PRINCIPALS, key=KEYS, data=st.data())
     def reverse(self, principal: str, key: str | None, data: st.DataObject) -> None:
@@ -206,19 +206,24 @@ class CardMachine(LedgerMachine):
         self.same(
             expected,
             giftcards.reverse(
-                self.session, KITCHEN, self.card, Cause(principal), key=key, transaction_id=original
+                self.executor,
+                KITCHEN,
+                self.card,
+                MovementCause(principal),
+                key=key,
+                transaction_id=original,
             ),
         )
 
     @rule(blocked=st.booleans())
     def block(self, blocked: bool) -> None:
         change = giftcards.block if blocked else giftcards.unblock
-        at_once(change(self.session, KITCHEN, self.card))
+        at_once(change(self.executor, KITCHEN, self.card))
         self.model.blocked = blocked
 
     @invariant()
     def what_is_on_the_card_is_what_the_model_has(self) -> None:
-        card = at_once(giftcards.balance(self.session, KITCHEN, self.card))
+        card = at_once(giftcards.balance(self.executor, KITCHEN, self.card))
         assert card is not None
         assert card.balance == Decimal(self.model.balance) >= 0
         assert card.is_blocked == self.model.blocked
@@ -228,29 +233,31 @@ class AccountMachine(LedgerMachine):
     def __init__(self) -> None:
         super().__init__()
         self.phone = f"+44{next(self.numbers):010}"
-        at_once(loyalty_accounts.open_account(self.session, KITCHEN, self.phone))
+        at_once(loyalty_accounts.open_account(self.executor, KITCHEN, self.phone))
 
     @rule(points=AMOUNTS, principal=PRINCIPALS, key=KEYS, order=st.sampled_from([None, "17", "18"]))
     def add(self, points: int, principal: str, key: str | None, order: str | None) -> None:
         expected = self.model.move(Entry("add", points, principal, key, order), lacking="")
-        cause = Cause(principal, key, order_id=order)
-        self.same(expected, loyalty.add(self.session, KITCHEN, self.phone, points, cause))
+        cause = MovementCause(principal, key, order_id=order)
+        self.same(expected, loyalty.add(self.executor, KITCHEN, self.phone, points, cause))
 
     @rule(points=AMOUNTS, principal=PRINCIPALS, key=KEYS)
     def redeem(self, points: int, principal: str, key: str | None) -> None:
         expected = self.model.move(
             Entry("redeem", -points, principal, key), lacking="insufficient_points"
         )
-        cause = Cause(principal, key)
-        self.same(expected, loyalty.redeem(self.session, KITCHEN, self.phone, points, cause))
+        cause = MovementCause(principal, key)
+        self.same(expected, loyalty.redeem(self.executor, KITCHEN, self.phone, points, cause))
 
     @rule(points=AMOUNTS, sign=st.sampled_from([1, -1]), principal=PRINCIPALS, key=KEYS)
     def adjust(self, points: int, sign: int, principal: str, key: str | None) -> None:
         expected = self.model.move(
             Entry("adjust", sign * points, principal, key), lacking="insufficient_points"
         )
-        cause = Cause(principal, key)
-        self.same(expected, loyalty.adjust(self.session, KITCHEN, self.phone, sign * points, cause))
+        cause = MovementCause(principal, key)
+        self.same(
+            expected, loyalty.adjust(self.executor, KITCHEN, self.phone, sign * points, cause)
+        )
 
     @rule(principal=PRINCIPALS, key=KEYS, data=st.data())
     def reverse(self, principal: str, key: str | None, data: st.DataObject) -> None:
@@ -262,10 +269,10 @@ class AccountMachine(LedgerMachine):
         self.same(
             expected,
             loyalty.reverse(
-                self.session,
+                self.executor,
                 KITCHEN,
                 self.phone,
-                Cause(principal),
+                MovementCause(principal),
                 key=key,
                 transaction_id=original,
             ),
@@ -273,7 +280,7 @@ class AccountMachine(LedgerMachine):
 
     @invariant()
     def the_account_has_what_the_model_has(self) -> None:
-        account = at_once(loyalty_accounts.account(self.session, KITCHEN, self.phone))
+        account = at_once(loyalty_accounts.find_account(self.executor, KITCHEN, self.phone))
         assert account is not None
         assert account.points == self.model.balance >= 0
         told = [entry for entry in self.model.entries if entry.kind != "tombstone"][:-11:-1]
@@ -290,7 +297,7 @@ class ModelTests(SynchronousTestCase):
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute("SET ROLE posd")
-        machine.session = Blocking(connection)
+        machine.executor = Blocking(connection)
         run_state_machine_as_test(
             machine,
             settings=settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.memo import memo
+from posd.memo import memoize
 
 
 class MemoTests(SynchronousTestCase):
@@ -15,7 +15,7 @@ class MemoTests(SynchronousTestCase):
             self.asked.append(text)
             return text.upper()
 
-        self.upper = memo(upper)
+        self.upper = memoize(upper)
 
     def test_a_short_text_is_looked_at_once(self) -> None:
         self.assertEqual([self.upper("a") for _ in range(3)], ["A"] * 3)

@@ -12,7 +12,7 @@ from msgspec import inspect
 from twisted.trial.unittest import SynchronousTestCase
 
 import posd
-from posd.web.http.models import Given, Taken
+from posd.web.http.models import RequestModel, ResponseModel
 from tests.schema_case import SchemaCase
 
 ROOT: Final = Path(posd.__file__).parent
@@ -65,7 +65,7 @@ class TypeTests(SynchronousTestCase):
     def test_no_request_and_no_answer_has_one(self) -> None:
         for path in (ROOT / "web").glob("*.py"):
             importlib.import_module(f"posd.web.{path.stem}".removesuffix(".__init__"))
-        structures = [*below(Taken), *below(Given)]
+        structures = [*below(RequestModel), *below(ResponseModel)]
         self.assertGreater(len(structures), 40)
         found = [
             f"{kind.__name__}.{field.name}"

@@ -31,21 +31,21 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery import channel as channels
 from posd.delivery import encoded
 from posd.delivery import long_poll as polls
-from posd.delivery.hub import Exchange
-from posd.delivery.long_poll import Batch, Caller, Polls, Wish
+from posd.delivery.hub import Hub
+from posd.delivery.long_poll import LongPolling, PollingTerminal, PollPage, PollQuery
 from posd.delivery.session import Session
 from posd.errors import Unavailable
-from posd.protocol.encodings import SERVER_SENT, WEBSOCKET, Dialect
+from posd.protocol.encodings import SERVER_SENT, WEBSOCKET, WireFormat
 from posd.protocol.jsontext import decode
-from posd.security.connection_limits import Connections
+from posd.security.connection_limits import ConnectionLimits
 from posd.store import credentials, epochs, presence, stream
-from posd.values import KeyKind, Opening, Position, Principal, Seq, Tenant, Terminal
-from tests.delivery_case import KITCHEN, NOON, Line, said, terminal
-from tests.exchange_case import Presence, Store, wake
+from posd.values import KeyKind, Position, Principal, Seq, SessionStart, Tenant, Terminal
+from tests.delivery_case import KITCHEN, NOON, FakeTransport, said, terminal
+from tests.hub_case import FakeProgressStore, Store, wake
 from tests.server_sent import events_in
 
 OUTBOX_BYTES = 1_200
@@ -57,7 +57,7 @@ indexes = st.integers(0, 5)
 
 
 @define(eq=False)
-class Road(Line):
+class Road(FakeTransport):
     """A connection; what is written to it is read at once, later, or never."""
 
     reading: bool = True
@@ -70,11 +70,11 @@ class Road(Line):
             self.read()
             return
         self.kept += len(data)
-        if self.kept > TRANSPORT_BYTES and self.outbox is not None:
-            self.outbox.pauseProducing()
+        if self.kept > TRANSPORT_BYTES and self.send_queue is not None:
+            self.send_queue.pauseProducing()
 
     def positions(self, data: bytes) -> list[Seq | None]:
-        if self.dialect is WEBSOCKET:
+        if self.wire_format is WEBSOCKET:
             return [each["id"] for each in said(data) if "data" in each]
         return [None if each.id is None else int(each.id) for each in events_in(data)]
 
@@ -85,8 +85,8 @@ class Road(Line):
     def read_on(self) -> None:
         self.reading, self.kept = True, 0
         self.read()
-        if self.outbox is not None and self.outbox.stalled_since is not None:
-            self.outbox.resumeProducing()
+        if self.send_queue is not None and self.send_queue.stalled_since is not None:
+            self.send_queue.resumeProducing()
 
 
 @define(eq=False)
@@ -101,7 +101,7 @@ class Till:
     last: Seq = field(init=False)
     session: Session | None = None
     road: Road | None = None
-    poll: Deferred[Batch] | None = None
+    poll: Deferred[PollPage] | None = None
     leave: Callable[[], None] | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Device:
     legacy: bool = True
 
 
-class Books(Presence):
+class Books(FakeProgressStore):
     """Cursors as the statements of `posd.store.presence` move them."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Books(Presence):
         device.acked = seq if device.legacy else max(device.acked, seq)
         device.legacy = False
 
-    def followed(self, terminal: Terminal, seq: Seq) -> None:
+    def sent_to_legacy(self, terminal: Terminal, seq: Seq) -> None:
         device = self.devices[terminal.device_id or ""]
         if device.legacy:
             device.acked = max(device.acked, seq)
@@ -141,35 +141,35 @@ class Books(Presence):
 class Shop(Store):
     """Knows of every device where it stands, by the books."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, progress_store: Books) -> None:
         super().__init__()
-        self.books = books
+        self.progress_store = progress_store
         self.log.events = []
 
     async def find_opening(self, _: Any, tenant: Tenant, device: str | None, most: int) -> Any:
         await self.look()
         if device is None:
-            return Opening(self.log.head, None, False, NOON)
-        known = self.books.devices.setdefault(device, Device(self.log.last))
-        return Opening(self.log.head, known.acked, known.legacy, NOON)
+            return SessionStart(self.log.head, None, False, NOON)
+        known = self.progress_store.devices.setdefault(device, Device(self.log.last))
+        return SessionStart(self.log.head, known.acked, known.legacy, NOON)
 
 
 class Roads(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.books = Books()
-        self.store = Shop(self.books)
+        self.progress_store = Books()
+        self.store = Shop(self.progress_store)
         self.log = self.store.log
         self.log.at_once = False
         self.patches: list[Any] = [
-            mock.patch.object(presence, "openings", self.store.find_openings),
-            mock.patch.object(presence, "refused", self.store.find_refused),
-            mock.patch.object(stream, "heads", self.store.find_heads),
-            mock.patch.object(stream, "after", self.store.find_events),
-            mock.patch.object(stream, "pages", self.store.find_pages),
-            mock.patch.object(epochs, "ends", self.store.find_ends),
-            mock.patch.object(credentials, "ended", self.store.find_ended),
+            mock.patch.object(presence, "load_session_starts", self.store.find_openings),
+            mock.patch.object(presence, "load_refused_events", self.store.find_refused),
+            mock.patch.object(stream, "load_heads", self.store.find_heads),
+            mock.patch.object(stream, "events_after", self.store.find_events),
+            mock.patch.object(stream, "load_pages", self.store.find_pages),
+            mock.patch.object(epochs, "stream_ends", self.store.find_ends),
+            mock.patch.object(credentials, "invalid_keys", self.store.find_ended),
             mock.patch.object(encoded, "_CHUNK_BYTES", 500),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
             mock.patch.object(channels, "_TAIL_EVENTS", PAGE_EVENTS),
@@ -178,16 +178,18 @@ class Roads(RuleBasedStateMachine):
         ]
         for patch in self.patches:
             patch.start()
-        self.exchange = Exchange(
+        self.hub = Hub(
             self.clock,
-            Database(self.clock, "", size=1, statement_timeout=5),
-            self.books,
+            Pool(self.clock, "", size=1, statement_timeout=5),
+            self.progress_store,
             heartbeat=30,
             send_queue_bytes=OUTBOX_BYTES,
             send_queue_total=100_000,
         )
-        connections = Connections(1000, 1000, 1000)
-        self.polls = Polls(self.clock, self.exchange, connections, self.books.settle)
+        connections = ConnectionLimits(1000, 1000, 1000)
+        self.polls = LongPolling(
+            self.clock, self.hub, connections, self.progress_store.write_pending
+        )
         self.tills: list[Till] = []
         self.ghosts: list[Session] = []
 
@@ -205,7 +207,7 @@ class Roads(RuleBasedStateMachine):
             till = Till(device, names, self.log.last, self.log.stream_id)
             self.tills.append(till)
         # From its first poll on it relies on its cursor.
-        self.begin_poll(self.tills[-1], Wish())
+        self.begin_poll(self.tills[-1], PollQuery())
         assert self.tills[-1].poll is None
 
     # -- the shop and the database -----------------------------------------------------------
@@ -214,11 +216,11 @@ class Roads(RuleBasedStateMachine):
     def publish(self, count: int, size: int, wakes: bool) -> None:
         self.log.commit(count, size)
         if wakes:
-            wake(self.exchange, KITCHEN.id, self.log.last)
+            wake(self.hub, KITCHEN.id, self.log.last)
 
     @rule()
     def the_feed_looks(self) -> None:
-        checked = Deferred.fromCoroutine(self.exchange.channels.check([self.log.head]))
+        checked = Deferred.fromCoroutine(self.hub.channels.check([self.log.head]))
         checked.addErrback(lambda failure: failure.trap(Unavailable))
 
     @precondition(lambda self: self.log.waiting)
@@ -251,19 +253,21 @@ class Roads(RuleBasedStateMachine):
 
     @rule(
         index=indexes,
-        dialect=st.sampled_from([WEBSOCKET, SERVER_SENT]),
+        wire_format=st.sampled_from([WEBSOCKET, SERVER_SENT]),
         reading=st.booleans(),
         silently=st.booleans(),
     )
-    def till_connects(self, index: int, dialect: Dialect, reading: bool, silently: bool) -> None:
+    def till_connects(
+        self, index: int, wire_format: WireFormat, reading: bool, silently: bool
+    ) -> None:
         till = self.pick(index)
         self.leave(till, silently)
         position = Position(till.last, till.stream_id) if till.names else None
-        opening = self.now(self.exchange.look_up(KITCHEN, till.device, position))
-        till.road = Road(dialect=dialect, reading=reading, stored=till.store)
-        name = till.stream_id = opening.head.stream_id
+        session_start = self.now(self.hub.look_up(KITCHEN, till.device, position))
+        till.road = Road(wire_format=wire_format, reading=reading, stored=till.store)
+        name = till.stream_id = session_start.head.stream_id
         connecting = terminal(till.device, position=position, stream_id=name)
-        till.session = self.exchange.open(connecting, opening, till.road)
+        till.session = self.hub.open(connecting, session_start, till.road)
 
     @rule(
         index=indexes,
@@ -274,7 +278,7 @@ class Roads(RuleBasedStateMachine):
     def till_polls(self, index: int, limit: int, seconds: float, silently: bool) -> None:
         till = self.pick(index)
         self.leave(till, silently)
-        self.begin_poll(till, Wish(limit, seconds))
+        self.begin_poll(till, PollQuery(limit, seconds))
 
     @rule(index=indexes, silently=st.booleans())
     def till_goes(self, index: int, silently: bool) -> None:
@@ -292,9 +296,9 @@ class Roads(RuleBasedStateMachine):
         seq = till.last - back
         if till.device is None or seq < 0:
             return
-        if call or till.session is None or till.session.dialect is SERVER_SENT:
+        if call or till.session is None or till.session.wire_format is SERVER_SENT:
             name = till.stream_id if back else None
-            cursor = self.now(self.polls.acknowledge(self.caller(till), seq, name))
+            cursor = self.now(self.polls.acknowledge(self.poller(till), seq, name))
             assert seq <= cursor <= till.last
         else:
             till.session.heard(b'{"type":"ack","id":%d}' % seq)
@@ -302,27 +306,27 @@ class Roads(RuleBasedStateMachine):
     @precondition(lambda self: self.ghosts)
     @rule()
     def posd_notices_that_somebody_has_gone(self) -> None:
-        self.exchange.closed(self.ghosts.pop(0))
+        self.hub.closed(self.ghosts.pop(0))
 
     # -- what must hold ----------------------------------------------------------------------
 
     @invariant()
     def nobody_is_taken_to_have_what_it_has_not_stored(self) -> None:
         for till in self.tills:
-            if till.device in self.books.devices:
-                assert self.books.devices[till.device].acked <= till.last
+            if till.device in self.progress_store.devices:
+                assert self.progress_store.devices[till.device].acked <= till.last
 
     @invariant()
     def what_is_on_its_way_is_bounded(self) -> None:
         for till in self.tills:
             if till.session is not None:
-                assert till.session.outbox.held <= OUTBOX_BYTES
+                assert till.session.send_queue.held <= OUTBOX_BYTES
 
     @invariant()
     def nobody_waits_at_a_channel_who_has_gone(self) -> None:
         if not self.log.waiting:
             waiting = sum(till.poll is not None for till in self.tills)
-            assert len(self.exchange._guests) == waiting
+            assert len(self.hub._polls) == waiting
 
     def in_the_end_every_till_has_everything(self) -> None:
         """Whatever it was up to, a till that comes back has it all."""
@@ -331,9 +335,9 @@ class Roads(RuleBasedStateMachine):
         for till in self.tills:
             self.leave(till, silently=False)
             for _ in range(len(self.log.events) + 1):
-                self.begin_poll(till, Wish(limit=3))
+                self.begin_poll(till, PollQuery(limit=3))
                 if not till.names:
-                    self.now(self.polls.acknowledge(self.caller(till), till.last, None))
+                    self.now(self.polls.acknowledge(self.poller(till), till.last, None))
             assert till.last == self.log.last, (till.last, self.log.last)
 
     # -- in between --------------------------------------------------------------------------
@@ -341,20 +345,20 @@ class Roads(RuleBasedStateMachine):
     def pick(self, index: int) -> Till:
         return self.tills[index % len(self.tills)]
 
-    def caller(self, till: Till) -> Caller:
-        return Caller(KITCHEN, Principal(1, KeyKind.TENANT, KITCHEN), till.device)
+    def poller(self, till: Till) -> PollingTerminal:
+        return PollingTerminal(KITCHEN, Principal(1, KeyKind.TENANT, KITCHEN), till.device)
 
-    def begin_poll(self, till: Till, wish: Wish) -> None:
+    def begin_poll(self, till: Till, query: PollQuery) -> None:
         def hold(leave: Callable[[], None]) -> Callable[[], None]:
             till.leave = leave
             return lambda: None
 
         position = Position(till.last, till.stream_id) if till.names else None
-        asking = self.polls.answer(self.caller(till), position, wish, hold)
+        asking = self.polls.answer(self.poller(till), position, query, hold)
         till.poll = polling = Deferred.fromCoroutine(asking)
         polling.addCallbacks(self.polled, self.not_polled, (till, polling), {}, (till, polling))
 
-    def polled(self, batch: Batch, till: Till, polling: Deferred[Batch]) -> None:
+    def polled(self, batch: PollPage, till: Till, polling: Deferred[PollPage]) -> None:
         if till.poll is not polling:
             # It has gone meanwhile: the answer is lost.
             return
@@ -368,7 +372,7 @@ class Roads(RuleBasedStateMachine):
         assert batch.position == (seqs[-1] if seqs else batch.position)
         assert not till.names or batch.position == till.last
 
-    def not_polled(self, failure: Failure, till: Till, polling: Deferred[Batch]) -> None:
+    def not_polled(self, failure: Failure, till: Till, polling: Deferred[PollPage]) -> None:
         failure.trap(Unavailable)
         if till.poll is polling:
             till.poll = till.leave = None
@@ -381,7 +385,7 @@ class Roads(RuleBasedStateMachine):
             if silently:
                 self.ghosts.append(till.session)
             else:
-                self.exchange.closed(till.session)
+                self.hub.closed(till.session)
         if till.leave is not None:
             till.leave()
         till.session = till.road = till.poll = till.leave = None

@@ -26,7 +26,7 @@ from posd.testing.ports import reserve
 from tests.cli_runner import posctl
 from tests.integration import forked
 from tests.integration.wire_case import until
-from tests.odd_certificates import odd
+from tests.odd_certificates import issue_odd_certificate
 
 SECONDS = 60.0
 
@@ -70,7 +70,7 @@ class VerdictCase(SynchronousTestCase):
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir(parents=True)
         # This machine's own posd, if there is one, is not the question.
-        self.patch(files, "reader", lambda *_: None)
+        self.patch(files, "file_reader", lambda *_: None)
         self.patch(machine, "_systemctl", lambda arguments: None)
         made = private_ca.make(self.folder / "tls", ["localhost"])
         self.sound = Setting(
@@ -222,7 +222,9 @@ class FileTests(VerdictCase):
 
     def test_a_certificate_that_has_ended_is_warned_of(self) -> None:
         name = x509.DNSName("localhost")
-        made = odd(self.folder / "odd", "localhost", [name], datetime(2026, 1, 3, tzinfo=UTC))
+        made = issue_odd_certificate(
+            self.folder / "odd", "localhost", [name], datetime(2026, 1, 3, tzinfo=UTC)
+        )
         ended = evolve(
             self.sound, certificate=str(made.certificate_path), private_key=str(made.key_path)
         )

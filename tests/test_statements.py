@@ -34,14 +34,17 @@ _KNOWN = {
     ("posd.database.session_settings", "role"): "posd, the only one there is",
     ("posd.database.bound", "sql"): "the statement itself, behind a time limit",
     (
-        "posd.database.readers",
+        "posd.database.shop_readers",
         "sql",
     ): "the statement itself, behind the beginning of its transaction",
     ("posd.database.bound", "max(1, int(seconds * 1000))"): "an integer",
-    ("posd.database.adoption", "closed"): "advice for people; the table was quoted",
-    ("posd.database.adoption", "column"): "advice for people; one of two that are known",
-    ("posd.database.adoption", "name"): "advice for people; one of the columns that are needed",
-    ("posd.database.adoption", "kind"): "advice for people; as PostgreSQL writes the type",
+    ("posd.database.adoption_rules", "closed"): "advice for people; the table was quoted",
+    ("posd.database.adoption_rules", "column"): "advice for people; one of two that are known",
+    (
+        "posd.database.adoption_rules",
+        "name",
+    ): "advice for people; one of the columns that are needed",
+    ("posd.database.adoption_rules", "kind"): "advice for people; as PostgreSQL writes the type",
 }
 """What is put in besides, and what it is."""
 

@@ -15,18 +15,18 @@ from unittest import SkipTest
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import Limits
+from posd.config.model import LimitsConfig
 from posd.daemon import service as daemon
 from posd.database import resources
 from posd.web.http.bounded_request import MOST_UNFINISHED_BYTES
-from posd.web.http.unsent import MOST_BYTES
+from posd.web.http.long_answers import MOST_BYTES
 
 SERVICES = ("posd.service", "posd@.service")
 SOCKETS = ("posd.socket", "posd@.socket")
 
 
 def text(name: str) -> str:
-    return resources.unit(name).read_text("utf-8")
+    return resources.systemd_unit(name).read_text("utf-8")
 
 
 def parsed(name: str) -> configparser.ConfigParser:
@@ -50,8 +50,8 @@ class TheUnit(SynchronousTestCase):
     def test_a_stop_has_ended_by_itself_before_systemd_kills(self) -> None:
         for name in SERVICES:
             patience = float(parsed(name)["Service"]["TimeoutStopSec"].removesuffix("s"))
-            self.assertLess(daemon._STOP_SECONDS, daemon._LAST_RESORT_SECONDS)
-            self.assertLess(daemon._LAST_RESORT_SECONDS, patience)
+            self.assertLess(daemon._STOP_SECONDS, daemon._FORCED_EXIT_SECONDS)
+            self.assertLess(daemon._FORCED_EXIT_SECONDS, patience)
 
     def test_systemd_is_told_of_readiness_and_of_life_by_the_daemon_itself(self) -> None:
         self.assertEqual(self.service["Type"], "notify")
@@ -80,7 +80,7 @@ class TheUnit(SynchronousTestCase):
             self.assertNotIn("MemoryHigh", service)
 
     def test_the_bounds_are_more_than_posd_takes_by_its_own_limits(self) -> None:
-        limits = Limits()
+        limits = LimitsConfig()
         held = limits.send_queue_total + MOST_BYTES + MOST_UNFINISHED_BYTES
         # And as much again for the interpreter, tills and what is being worked on.
         self.assertLess(2 * held, 2**30)

@@ -19,10 +19,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.daemon.service import is_local
 from posd.security import private_ca as certificates
-from posd.testing.postgres import Server, test_server
+from posd.testing.postgres import PostgresServer, test_server
 from tests.integration.harness import ROOT, TWISTD, Daemon, Shop
 from tests.integration.wire import Till
-from tests.scrapes import read
+from tests.scrapes import read_samples
 
 SECONDS = 30.0
 
@@ -329,7 +329,7 @@ class RunningTests(SynchronousTestCase):
     def reload_failed(self, daemon: Daemon) -> bool:
         """What the metrics say of it."""
         answered = daemon.request("GET", "/metrics", key=self.shop.key("admin", None))
-        return bool(read(answered.content.decode())["posd_reload_failed",])
+        return bool(read_samples(answered.content.decode())["posd_reload_failed",])
 
     def served(self, daemon: Daemon) -> bytes:
         """The certificate that is served."""
@@ -339,7 +339,7 @@ class RunningTests(SynchronousTestCase):
 
 class OutageTests(SynchronousTestCase):
     def test_a_database_that_comes_later_and_goes_is_waited_for(self) -> None:
-        server = Server.start(durable=True)
+        server = PostgresServer.start(durable=True)
         self.addCleanup(server.stop)
         shop = Shop.open(server=server)
         self.addCleanup(shop.close)

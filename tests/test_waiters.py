@@ -19,22 +19,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database.link import Link
-from posd.database.pool import Database
-from posd.database.readers import Readers
-from posd.delivery.channel import Channel
-from posd.delivery.openings import Openings
-from posd.delivery.receive_queue import Intake
+from posd.database.pool import Pool
+from posd.database.reconnecting import ReconnectingConnection
+from posd.database.shop_readers import ShopReaders
+from posd.delivery.channel import TenantChannel
+from posd.delivery.receive_queue import ReceiveQueue
+from posd.delivery.session_openings import SessionOpenings
 from posd.errors import Unavailable
-from posd.events import normalise as drafts
-from posd.monitoring.tenant_survey import Survey
+from posd.events import normalise
+from posd.monitoring.tenant_survey import TenantSurvey
 from posd.publishing.publication import Publication
 from posd.publishing.sequencer import Sequencer
-from posd.security.credential_lookup import Lookup
+from posd.security.credential_lookup import CredentialLookup
 from posd.store import credentials, presence
-from posd.store.credentials import Credential, Wanted
-from posd.store.survey import TenantSurvey
-from posd.values import Opening, Seq, Tenant
+from posd.store.credentials import Credential, CredentialQuery
+from posd.store.survey import TenantSurveyRow
+from posd.values import Seq, SessionStart, Tenant
 from tests.database.test_checkout import stack_depth
 from tests.delivery_case import KITCHEN, NOON, Log, head
 from tests.test_layering import MODULES
@@ -90,28 +90,30 @@ class CrowdTests(SynchronousTestCase):
         self.assertLess(max(self.depths), sys.getrecursionlimit() // 4)
 
     def test_statements_that_wait_for_the_pool_when_its_connections_are_lost(self) -> None:
-        database = Database(self.clock, "", size=2, statement_timeout=5)
-        links = database._links
-        for link in links:
-            link.up = True
-            database._link_changed(link)
+        database = Pool(self.clock, "", size=2, statement_timeout=5)
+        links = database._connections
+        for connection in links:
+            connection.up = True
+            database._connection_changed(connection)
         lost: Deferred[None] = Deferred()
 
-        async def run(link: Link) -> None:
+        async def run(connection: ReconnectingConnection) -> None:
             await lost
             raise Unavailable("The connection was lost.")
 
-        self.patch(Link, "query", lambda link, sql, parameters: run(link))
+        self.patch(
+            ReconnectingConnection, "query", lambda connection, sql, parameters: run(connection)
+        )
         calls = [self.call(lambda: database.query("", tenant=1)) for _ in range(400)]
         calls += [self.call(lambda: database.query("")) for _ in range(_CROWD)]
-        for link in links:
-            link.up = False
-            database._link_changed(link)
+        for connection in links:
+            connection.up = False
+            database._connection_changed(connection)
         lost.callback(None)
         for each in calls:
             self.failureResultOf(each, Unavailable)
         self.assert_flat()
-        self.assertEqual((database.use.waiting, database.use.lent), (0, 0))
+        self.assertEqual((database.usage.waiting, database.usage.lent), (0, 0))
 
     def test_keys_that_are_looked_up_when_the_database_goes_away(self) -> None:
         away, lost = Unavailable("The connection was lost."), Deferred[None]()
@@ -121,8 +123,8 @@ class CrowdTests(SynchronousTestCase):
             raise away
 
         self.patch(credentials, "find", find)
-        lookup = Lookup(self.clock, Database(self.clock, "", size=1, statement_timeout=5))
-        wanted = Wanted("kitchen", b"", None)
+        lookup = CredentialLookup(self.clock, Pool(self.clock, "", size=1, statement_timeout=5))
+        wanted = CredentialQuery("kitchen", b"", None)
         calls = [self.call(lambda: lookup.find(wanted)) for _ in range(_CROWD)]
         lost.callback(None)
         self.clock.pump([0] * _CROWD)
@@ -136,17 +138,19 @@ class CrowdTests(SynchronousTestCase):
         """Each looks up a second thing then, which fails at once."""
         answer: Deferred[list[Credential | None]] = Deferred()
 
-        async def find(session: object, wanted: Sequence[Wanted]) -> list[Credential | None]:
+        async def find(
+            session: object, wanted: Sequence[CredentialQuery]
+        ) -> list[Credential | None]:
             if wanted[0].device_id is None:
                 return await answer
             raise Unavailable("The database cannot be reached.")
 
         self.patch(credentials, "find", find)
-        lookup = Lookup(self.clock, Database(self.clock, "", size=1, statement_timeout=5))
+        lookup = CredentialLookup(self.clock, Pool(self.clock, "", size=1, statement_timeout=5))
 
         async def both(number: int) -> None:
-            await lookup.find(Wanted("kitchen", b"", None))
-            await lookup.find(Wanted("kitchen", b"", f"till-{number}"))
+            await lookup.find(CredentialQuery("kitchen", b"", None))
+            await lookup.find(CredentialQuery("kitchen", b"", f"till-{number}"))
 
         # As many as are told at once, without another turn of the reactor.
         calls = [self.call(partial(both, number)) for number in range(50)]
@@ -157,11 +161,11 @@ class CrowdTests(SynchronousTestCase):
         self.assert_flat()
 
     def test_who_waits_for_the_pool_to_be_up(self) -> None:
-        database = Database(self.clock, "", size=1, statement_timeout=5)
+        database = Pool(self.clock, "", size=1, statement_timeout=5)
         calls = [self.call(database.when_up) for _ in range(_CROWD)]
-        (link,) = database._links
-        link.up = True
-        database._link_changed(link)
+        (connection,) = database._connections
+        connection.up = True
+        database._connection_changed(connection)
         for each in calls:
             self.successResultOf(each)
         self.assert_flat()
@@ -173,14 +177,14 @@ class CrowdTests(SynchronousTestCase):
 
         async def openings(
             session: object, wanted: Sequence[presence.Place], most: int
-        ) -> dict[presence.Place, Opening]:
+        ) -> dict[presence.Place, SessionStart]:
             runs.append(len(wanted))
             if len(runs) == 1:
                 gates.append(Deferred())
                 await gates[0]
             acked = {"till-7": 6}
             return {
-                place: Opening(head(9), acked.get(place[1] or "", 9), False, NOON)
+                place: SessionStart(head(9), acked.get(place[1] or "", 9), False, NOON)
                 for place in wanted
                 if place[1] != "till-13"
             }
@@ -191,12 +195,12 @@ class CrowdTests(SynchronousTestCase):
             self.assertEqual((tenant, list(cursors)), (KITCHEN, [("till-7", 6)]))
             return {"till-7": frozenset({7, 9})}
 
-        self.patch(presence, "openings", openings)
-        self.patch(presence, "refused", refused)
-        database = Database(self.clock, "", size=1, statement_timeout=5)
-        found = Openings(self.clock, database, 1000)
+        self.patch(presence, "load_session_starts", openings)
+        self.patch(presence, "load_refused_events", refused)
+        database = Pool(self.clock, "", size=1, statement_timeout=5)
+        found = SessionOpenings(self.clock, database, 1000)
 
-        def ask(device: str) -> Deferred[Opening | None]:
+        def ask(device: str) -> Deferred[SessionStart | None]:
             return self.call(lambda: found.find(KITCHEN, device))
 
         calls = [ask(f"till-{number}") for number in range(_CROWD)]
@@ -204,7 +208,7 @@ class CrowdTests(SynchronousTestCase):
         # Each is upgraded and greeted then, so that only some go on in one turn.
         self.assertLess(sum(each.called for each in calls), 50)
         self.clock.pump([0.0] * _CROWD)
-        answers: list[Opening | None] = [self.successResultOf(each) for each in calls]
+        answers: list[SessionStart | None] = [self.successResultOf(each) for each in calls]
         self.assertEqual([n for n, each in enumerate(answers) if each is None], [13])
         refusing = answers[7]
         assert refusing is not None
@@ -230,7 +234,7 @@ class CrowdTests(SynchronousTestCase):
             def pauseProducing(self) -> None: ...
             def resumeProducing(self) -> None: ...
 
-        intake = Intake(
+        receive_queue = ReceiveQueue(
             self.clock,
             Transport(),
             lambda m: first() if m == b"first" else work(m),
@@ -239,10 +243,10 @@ class CrowdTests(SynchronousTestCase):
         )
         messages = [b"%d" % number for number in range(_CROWD)]
         for each in (b"first", *messages):
-            intake.take(each)
+            receive_queue.put(each)
         gate.callback(None)
         self.assertEqual(taken, messages)
-        intake.take(b"last")
+        receive_queue.put(b"last")
         self.assertEqual(taken[-1], b"last")
         self.assert_flat()
 
@@ -250,12 +254,12 @@ class CrowdTests(SynchronousTestCase):
         gate: Deferred[None] = Deferred()
         reads: list[int] = []
 
-        async def read(most: int) -> Sequence[TenantSurvey]:
+        async def read(most: int) -> Sequence[TenantSurveyRow]:
             reads.append(most)
             await gate
             return ()
 
-        survey = Survey(read, self.clock)
+        survey = TenantSurvey(read, self.clock)
         calls = [self.call(survey.families) for _ in range(_CROWD)]
         gate.callback(None)
         for each in calls:
@@ -267,10 +271,10 @@ class CrowdTests(SynchronousTestCase):
         log = Log(at_once=False)
         log.commit(1000)
         for trouble in (None, Unavailable("The database is away.")):
-            channel = Channel(KITCHEN, log.head, log.read)
+            channel = TenantChannel(KITCHEN, log.head, log.read)
             reads = len(log.reads)
 
-            async def read_all(channel: Channel = channel) -> int:
+            async def read_all(channel: TenantChannel = channel) -> int:
                 position = 0
                 while page := await channel.page(position):
                     position = page[-1].seq
@@ -289,11 +293,11 @@ class CrowdTests(SynchronousTestCase):
 
     def test_publications_that_are_refused_together(self) -> None:
         """They are told in several turns of the reactor, since each of them is answered by HTTP."""
-        link = Link(self.clock, "", name="", statement_timeout=5)
+        connection = ReconnectingConnection(self.clock, "", name="", statement_timeout=5)
         sequencer = Sequencer(
             self.clock,
-            link,
-            Readers(self.clock, ""),
+            connection,
+            ShopReaders(self.clock, ""),
             uuid4(),
             event_bytes=4096,
             connections_here=lambda tenant_id: 0,
@@ -305,10 +309,12 @@ class CrowdTests(SynchronousTestCase):
                 await gate
             raise Unavailable("The connection was lost.")
 
-        self.patch(link, "transaction", transaction)
+        self.patch(connection, "transaction", transaction)
         sequencer.startService()
         # As many as may wait, of as many tenants as that takes.
-        publications = [Publication(each, [drafts.draft("note", {})]) for each in range(5)] * 2000
+        publications = [
+            Publication(each, [normalise.draft("note", {})]) for each in range(5)
+        ] * 2000
         calls = [self.call(partial(sequencer.publish, each)) for each in publications]
         gate.callback(None)
         self.assertLess(sum(each.called for each in calls), 2000)

@@ -8,7 +8,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import waiting
-from posd.waiting import Pauses, Pulse, within
+from posd.waiting import AttemptPulse, RoundPauses, with_timeout
 
 
 class WithinTests(SynchronousTestCase):
@@ -17,12 +17,12 @@ class WithinTests(SynchronousTestCase):
 
     def test_a_result_and_a_failure_are_passed_on(self) -> None:
         work: Deferred[int] = Deferred()
-        waiting = within(self.clock, 5.0, work)
+        waiting = with_timeout(self.clock, 5.0, work)
         self.assertNoResult(waiting)
         work.callback(7)
         self.assertEqual(self.successResultOf(waiting), 7)
         failing: Deferred[int] = Deferred()
-        waiting = within(self.clock, 5.0, failing)
+        waiting = with_timeout(self.clock, 5.0, failing)
         failing.errback(LookupError("nobody"))
         self.failureResultOf(waiting, LookupError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -31,12 +31,12 @@ class WithinTests(SynchronousTestCase):
         async def seven() -> int:
             return 7
 
-        self.assertEqual(self.successResultOf(within(self.clock, 5.0, seven())), 7)
+        self.assertEqual(self.successResultOf(with_timeout(self.clock, 5.0, seven())), 7)
 
     def test_after_its_time_it_fails_and_the_work_is_cancelled(self) -> None:
         cancelled: list[Deferred[int]] = []
         work: Deferred[int] = Deferred(cancelled.append)
-        waiting = within(self.clock, 5.0, work)
+        waiting = with_timeout(self.clock, 5.0, work)
         self.clock.advance(4.9)
         self.assertNoResult(waiting)
         self.clock.advance(0.2)
@@ -53,7 +53,7 @@ class WithinTests(SynchronousTestCase):
                 except CancelledError:
                     await Deferred[int]()
 
-        waiting = within(self.clock, 5.0, stubborn())
+        waiting = with_timeout(self.clock, 5.0, stubborn())
         self.clock.advance(5.0)
         self.failureResultOf(waiting, TimeoutError)
 
@@ -67,7 +67,7 @@ class WithinTests(SynchronousTestCase):
                 except CancelledError:
                     return await awaited
 
-            waiting = within(self.clock, 5.0, ignoring())
+            waiting = with_timeout(self.clock, 5.0, ignoring())
             self.clock.advance(5.0)
             self.failureResultOf(waiting, TimeoutError)
             release.callback(late)
@@ -76,7 +76,7 @@ class WithinTests(SynchronousTestCase):
     def test_to_cancel_it_cancels_the_work(self) -> None:
         cancelled: list[Deferred[int]] = []
         work: Deferred[int] = Deferred(cancelled.append)
-        waiting = within(self.clock, 5.0, work)
+        waiting = with_timeout(self.clock, 5.0, work)
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         self.assertEqual((cancelled, self.clock.getDelayedCalls()), ([work], []))
@@ -86,7 +86,7 @@ class PulseTests(SynchronousTestCase):
     def test_it_has_stalled_after_a_minute_without_an_attempt(self) -> None:
         clock = Clock()
         self.patch(waiting, "monotonic", clock.seconds)
-        pulse = Pulse()
+        pulse = AttemptPulse()
         clock.advance(60)
         self.assertFalse(pulse.stalled)
         clock.advance(0.1)
@@ -98,7 +98,7 @@ class PulseTests(SynchronousTestCase):
 class PausesTests(SynchronousTestCase):
     def test_they_last_as_long_as_they_should_or_until_they_are_ended(self) -> None:
         clock = Clock()
-        pauses = Pauses(clock)
+        pauses = RoundPauses(clock)
         short, long = (Deferred.fromCoroutine(pauses.take(seconds)) for seconds in (1.0, 2.0))
         clock.advance(1.0)
         self.assertTrue(self.successResultOf(short))

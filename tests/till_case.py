@@ -14,7 +14,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.test.iosim import ConnectionCompleter, IOPump
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.client import Ending, ReceivedEvent, Summary, Till
+from posd.client import Outcome, ReceivedEvent, Summary, Till
 
 STREAM = UUID("6f1f2c52-8f2d-4b59-9a1b-0f0d6f3f8a11")
 OTHER_STREAM = UUID("0c8a1f7e-3f0f-4d51-8a7e-5d0b9c6e2b42")
@@ -107,7 +107,7 @@ class TillCase(SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.completer = ConnectionCompleter(self.reactor)
         self.handled: list[int] = []
-        self.endings: list[Ending] = []
+        self.endings: list[Outcome] = []
         self.summaries: list[Summary] = []
         self.pumps: list[IOPump] = []
         self.serve(WebSocketServerFactory(reactor=self.reactor))

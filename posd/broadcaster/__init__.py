@@ -14,7 +14,7 @@ from posd.broadcaster.blocking import BlockingBroadcaster
 from posd.broadcaster.calls import (
     CallFailed,
     ConnectionStats,
-    Publication,
+    PublishedEvent,
     PublishFailed,
     TerminalStats,
 )
@@ -28,8 +28,8 @@ __all__ = [
     "CallFailed",
     "ConnectionStats",
     "Credentials",
-    "Publication",
     "PublishFailed",
     "PublishWarning",
+    "PublishedEvent",
     "TerminalStats",
 ]

@@ -20,13 +20,13 @@ from urllib3.exceptions import HTTPError
 
 from posd.broadcaster.calls import (
     NOT_ONLINE,
-    Answer,
-    Attempts,
-    Call,
+    APICall,
+    APIClient,
     CallFailed,
-    Calls,
     ConnectionStats,
-    Publication,
+    HTTPResponse,
+    PublishedEvent,
+    RetryPolicy,
     wall_clock,
 )
 from posd.security.dialing import Credentials, Random
@@ -60,13 +60,13 @@ class BlockingBroadcaster:
     _random: Random = field(default=chance.random, kw_only=True)
     _seconds: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     _sleep: Callable[[float], object] = field(default=time.sleep, kw_only=True)
-    _calls: Calls = field(init=False)
+    _calls: APIClient = field(init=False)
     _trust: ssl.SSLContext = field(init=False)
     _pool: urllib3.HTTPConnectionPool = field(init=False)
     _process: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._calls = Calls.to(self._url, self._key)
+        self._calls = APIClient.to(self._url, self._key)
         self._trust = ssl.create_default_context(cafile=self._ca)
         if self._credentials is not None:
             own = self._credentials
@@ -75,25 +75,25 @@ class BlockingBroadcaster:
 
     def broadcast_new_order(
         self, tenant: str, order: object, idempotency_key: str | None = None
-    ) -> Publication:
+    ) -> PublishedEvent:
         """Tell the tills of an order: a mapping, or an object with the order's attributes."""
         return self._announce(tenant, "new_order", order, idempotency_key)
 
     def broadcast_order_update(
         self, tenant: str, order: object, idempotency_key: str | None = None
-    ) -> Publication:
+    ) -> PublishedEvent:
         """Tell the tills that an order changed; members that are not given stay as they were."""
         return self._announce(tenant, "order_updated", order, idempotency_key)
 
     def broadcast_gift_card_purchase(
         self, tenant: str, card: object, idempotency_key: str | None = None
-    ) -> Publication:
+    ) -> PublishedEvent:
         """Tell the tills of a new gift card."""
         return self._announce(tenant, "gift_card_purchased", card, idempotency_key)
 
     def broadcast_loyalty_update(
         self, tenant: str, change: object, idempotency_key: str | None = None
-    ) -> Publication:
+    ) -> PublishedEvent:
         """Tell the tills that a customer's points changed."""
         return self._announce(tenant, "loyalty_updated", change, idempotency_key)
 
@@ -103,7 +103,7 @@ class BlockingBroadcaster:
         type: str,  # noqa: A002  the wire's word
         data: Mapping[str, object],
         idempotency_key: str | None = None,
-    ) -> Publication:
+    ) -> PublishedEvent:
         """Publish an event of any type, also one of the platform's own."""
         return self._perform(self._calls.publication(tenant, type, data, idempotency_key))
 
@@ -115,12 +115,12 @@ class BlockingBroadcaster:
         """Close the connections that are kept for the next call."""
         self._pool.close()
 
-    def _announce(self, tenant: str, kind: str, subject: object, key: str | None) -> Publication:
+    def _announce(self, tenant: str, kind: str, subject: object, key: str | None) -> PublishedEvent:
         call = self._calls.announcement(tenant, kind, subject, key)
         return NOT_ONLINE if call is None else self._perform(call)
 
-    def _perform(self, call: Call[T]) -> T:
-        attempts = Attempts.within(self._deadline, self._seconds(), self._random)
+    def _perform(self, call: APICall[T]) -> T:
+        attempts = RetryPolicy.within(self._deadline, self._seconds(), self._random)
         while True:
             try:
                 answer = self._try(call, attempts.timeout(self._seconds()))
@@ -129,7 +129,7 @@ class BlockingBroadcaster:
                 pause = attempts.pause(failure, self._seconds())
             self._sleep(pause)
 
-    def _try(self, call: Call[T], timeout: float) -> Answer:
+    def _try(self, call: APICall[T], timeout: float) -> HTTPResponse:
         if self._process != os.getpid():
             self._open()  # connections that a fork has copied belong to the parent
         try:
@@ -143,9 +143,9 @@ class BlockingBroadcaster:
                 timeout=urllib3.Timeout(total=timeout),
             )
         except HTTPError as trouble:
-            raise call.unanswered(*_causes(trouble)) from trouble
+            raise call.unanswered(*_unwrapped_errors(trouble)) from trouble
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, headers, response.data)
+        return HTTPResponse(response.status, headers, response.data)
 
     def _open(self) -> None:
         server = self._calls.server
@@ -158,6 +158,6 @@ class BlockingBroadcaster:
         self._process = os.getpid()
 
 
-def _causes(trouble: HTTPError) -> list[BaseException]:
+def _unwrapped_errors(trouble: HTTPError) -> list[BaseException]:
     """What urllib3 has wrapped, if it has."""
     return [part for part in trouble.args if isinstance(part, BaseException)] or [trouble]

@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 
 from attrs import define, field, frozen
 
-from posd.broadcaster.subjects import data_of, is_offline, plain
+from posd.broadcaster.subjects import event_data, is_offline, plain_members
 from posd.errors import InvalidMessage, PosdError
-from posd.files import trimmed
+from posd.files import strip_secret
 from posd.protocol.jsontext import decode, encode
-from posd.security.dialing import Backoff, BaseUrl, Random, distrust, explain, retry_after
+from posd.security.dialing import Backoff, BaseUrl, Random, explain, retry_after, tls_failure
 from posd.values import PublishWarning
 
 T = TypeVar("T")
@@ -28,12 +28,12 @@ ATTEMPT_TIMEOUT = 5.0
 _BACKOFF = Backoff(initial=0.25, maximum=4)
 _PASSING = frozenset((408, 429, 502, 503, 504))
 _STILL_RUNNING = "still_running"
-_LONGEST_KEY = 255
+_MAX_KEY_LENGTH = 255
 _NOT_POSD = "this is not an answer of posd's"
 
 
 @frozen
-class Publication:
+class PublishedEvent:
     """What became of an event.
 
     `id` is its position in the tenant's stream, or None if it told the tills nothing new.
@@ -47,7 +47,7 @@ class Publication:
     warnings: tuple[PublishWarning, ...] = ()
 
 
-NOT_ONLINE = Publication(id=None, connections=0, dropped=True)
+NOT_ONLINE = PublishedEvent(id=None, connections=0, dropped=True)
 
 
 @frozen
@@ -105,7 +105,7 @@ class PublishFailed(CallFailed):
 
 
 @frozen
-class Answer:
+class HTTPResponse:
     """An HTTP answer; names of headers in lower case."""
 
     status: int
@@ -114,7 +114,7 @@ class Answer:
 
 
 @frozen
-class Call(Generic[T]):
+class APICall(Generic[T]):
     """One request, and how to read its answer. Every attempt at it sends the very same bytes."""
 
     method: str
@@ -124,7 +124,7 @@ class Call(Generic[T]):
     _read: Callable[[Mapping[str, object]], T] = field(repr=False)
     idempotency_key: str | None = None
 
-    def judge(self, answer: Answer, now: datetime) -> T:
+    def judge(self, answer: HTTPResponse, now: datetime) -> T:
         """What the answer says. Raises CallFailed if it is not what was hoped for."""
         body = _object(answer.body)
         if 200 <= answer.status < 300:
@@ -144,7 +144,7 @@ class Call(Generic[T]):
     def unanswered(self, *errors: BaseException | None) -> CallFailed:
         """There was no answer, because of these; only a matter of trust is not worth a retry."""
         for error in errors:
-            if (reason := distrust(error)) is not None:
+            if (reason := tls_failure(error)) is not None:
                 return self._failure(None, "tls_failed", reason)
         reason = "; ".join(explain(error) for error in errors)
         return self._failure(None, "unreachable", reason, passing=True)
@@ -164,25 +164,25 @@ class Call(Generic[T]):
 
 
 @frozen
-class Calls:
+class APIClient:
     """Makes the calls to one server with one key."""
 
     server: BaseUrl
     _key: str = field(repr=False)
 
     @classmethod
-    def to(cls, url: str, key: str) -> Calls:
+    def to(cls, url: str, key: str) -> APIClient:
         """Raises ValueError for a URL or a key that cannot be used."""
-        key = trimmed(key)  # often a file's content, which ends with a newline
-        if not _is_visible(key):
+        key = strip_secret(key)  # often a file's content, which ends with a newline
+        if not _is_visible_ascii(key):
             raise ValueError("the key must be visible ASCII")
-        return cls(BaseUrl.at(url, "https", "http"), key)
+        return cls(BaseUrl.parse(url, "https", "http"), key)
 
     def announcement(
         self, tenant: str, kind: str, subject: object, idempotency_key: str | None
-    ) -> Call[Publication] | None:
+    ) -> APICall[PublishedEvent] | None:
         """Publish something of the platform's own; None for an order that is not for the tills."""
-        data = data_of(kind, subject)
+        data = event_data(kind, subject)
         if kind in ("new_order", "order_updated") and is_offline(data):
             return None
         return self.publication(tenant, kind, data, idempotency_key)
@@ -193,12 +193,14 @@ class Calls:
         kind: str,
         data: Mapping[str, object],
         idempotency_key: str | None,
-    ) -> Call[Publication]:
+    ) -> APICall[PublishedEvent]:
         """Publish data under its own names. Raises TypeError or ValueError for what JSON cannot say."""
         idempotency_key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
-        if not _is_visible(idempotency_key) or len(idempotency_key) > _LONGEST_KEY:
-            raise ValueError(f"an idempotency key is 1 to {_LONGEST_KEY} visible ASCII characters")
-        return Call(
+        if not _is_visible_ascii(idempotency_key) or len(idempotency_key) > _MAX_KEY_LENGTH:
+            raise ValueError(
+                f"an idempotency key is 1 to {_MAX_KEY_LENGTH} visible ASCII characters"
+            )
+        return APICall(
             "POST",
             self.server.path("api", tenant, "events"),
             {
@@ -206,19 +208,19 @@ class Calls:
                 "Content-Type": "application/json",
                 "Idempotency-Key": idempotency_key,
             },
-            encode({"type": kind, "data": plain(data)}),
+            encode({"type": kind, "data": plain_members(data)}),
             _publication,
             idempotency_key,
         )
 
-    def stats(self, tenant: str) -> Call[ConnectionStats]:
+    def stats(self, tenant: str) -> APICall[ConnectionStats]:
         """Ask how the tenant's tills are connected."""
         path = self.server.path("api", tenant, "pos-status")
-        return Call("GET", path, {"X-API-Key": self._key}, b"", _stats)
+        return APICall("GET", path, {"X-API-Key": self._key}, b"", _stats)
 
 
 @define
-class Attempts:
+class RetryPolicy:
     """How often a call is tried, and for how long in all; `now` is any monotonic clock's seconds."""
 
     _deadline: float
@@ -226,7 +228,7 @@ class Attempts:
     _failures: int = 0
 
     @classmethod
-    def within(cls, seconds: float, now: float, random: Random) -> Attempts:
+    def within(cls, seconds: float, now: float, random: Random) -> RetryPolicy:
         return cls(now + seconds, random)
 
     def timeout(self, now: float) -> float:
@@ -253,7 +255,7 @@ def wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
-def _is_visible(key: str) -> bool:
+def _is_visible_ascii(key: str) -> bool:
     return bool(key) and all("!" <= character <= "~" for character in key)
 
 
@@ -266,11 +268,11 @@ def _object(body: bytes) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _publication(body: Mapping[str, object]) -> Publication:
+def _publication(body: Mapping[str, object]) -> PublishedEvent:
     position, warnings = body["id"], body.get("warnings", [])
     if not isinstance(warnings, list):
         raise TypeError("not a list")
-    return Publication(
+    return PublishedEvent(
         None if position is None else _count(position),
         _count(body["connections"]),
         warnings=tuple(_warning(_mapping(each)) for each in warnings),

@@ -34,13 +34,13 @@ from zope.interface import implementer
 
 from posd.broadcaster.calls import (
     NOT_ONLINE,
-    Answer,
-    Attempts,
-    Call,
+    APICall,
+    APIClient,
     CallFailed,
-    Calls,
     ConnectionStats,
-    Publication,
+    HTTPResponse,
+    PublishedEvent,
+    RetryPolicy,
     wall_clock,
 )
 from posd.security.client_tls import client_context
@@ -63,7 +63,7 @@ _IDLE = 20
 
 @implementer(IPolicyForHTTPS)
 @frozen
-class _OneServer:
+class _SingleServerPolicy:
     """The way to trust the only server that is ever called."""
 
     creator: IOpenSSLClientConnectionCreator
@@ -93,39 +93,39 @@ class Broadcaster:
     _credentials: Credentials | None = field(default=None, kw_only=True)
     _deadline: float = field(default=15.0, kw_only=True)
     _random: Random = field(default=chance.random, kw_only=True)
-    _calls: Calls = field(init=False)
+    _calls: APIClient = field(init=False)
     _pool: HTTPConnectionPool = field(init=False)
     _agent: Agent = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._calls = Calls.to(self._url, self._key)
+        self._calls = APIClient.to(self._url, self._key)
         self._pool = HTTPConnectionPool(self._reactor)
         self._pool.cachedConnectionTimeout = _IDLE
         self._pool.retryAutomatically = False
         trust = client_context(self._calls.server.host, self._ca, self._credentials)
-        self._agent = Agent(self._reactor, _OneServer(trust), pool=self._pool)
+        self._agent = Agent(self._reactor, _SingleServerPolicy(trust), pool=self._pool)
 
     def broadcast_new_order(
         self, tenant: str, order: object, idempotency_key: str | None = None
-    ) -> Deferred[Publication]:
+    ) -> Deferred[PublishedEvent]:
         """Tell the tills of an order: a mapping, or an object with the order's attributes."""
         return self._announce(tenant, "new_order", order, idempotency_key)
 
     def broadcast_order_update(
         self, tenant: str, order: object, idempotency_key: str | None = None
-    ) -> Deferred[Publication]:
+    ) -> Deferred[PublishedEvent]:
         """Tell the tills that an order changed; members that are not given stay as they were."""
         return self._announce(tenant, "order_updated", order, idempotency_key)
 
     def broadcast_gift_card_purchase(
         self, tenant: str, card: object, idempotency_key: str | None = None
-    ) -> Deferred[Publication]:
+    ) -> Deferred[PublishedEvent]:
         """Tell the tills of a new gift card."""
         return self._announce(tenant, "gift_card_purchased", card, idempotency_key)
 
     def broadcast_loyalty_update(
         self, tenant: str, change: object, idempotency_key: str | None = None
-    ) -> Deferred[Publication]:
+    ) -> Deferred[PublishedEvent]:
         """Tell the tills that a customer's points changed."""
         return self._announce(tenant, "loyalty_updated", change, idempotency_key)
 
@@ -135,7 +135,7 @@ class Broadcaster:
         type: str,  # noqa: A002  the wire's word
         data: Mapping[str, object],
         idempotency_key: str | None = None,
-    ) -> Deferred[Publication]:
+    ) -> Deferred[PublishedEvent]:
         """Publish an event of any type, also one of the platform's own."""
         return Deferred.fromCoroutine(self._publish(tenant, type, data, idempotency_key))
 
@@ -150,8 +150,8 @@ class Broadcaster:
 
     def _announce(
         self, tenant: str, kind: str, subject: object, key: str | None
-    ) -> Deferred[Publication]:
-        async def announce() -> Publication:
+    ) -> Deferred[PublishedEvent]:
+        async def announce() -> PublishedEvent:
             call = self._calls.announcement(tenant, kind, subject, key)
             return NOT_ONLINE if call is None else await self._perform(call)
 
@@ -159,12 +159,12 @@ class Broadcaster:
 
     async def _publish(
         self, tenant: str, kind: str, data: Mapping[str, object], key: str | None
-    ) -> Publication:
+    ) -> PublishedEvent:
         return await self._perform(self._calls.publication(tenant, kind, data, key))
 
-    async def _perform(self, call: Call[T]) -> T:
+    async def _perform(self, call: APICall[T]) -> T:
         seconds = self._reactor.seconds
-        attempts = Attempts.within(self._deadline, seconds(), self._random)
+        attempts = RetryPolicy.within(self._deadline, seconds(), self._random)
         while True:
             try:
                 answer = await self._try(call, attempts.timeout(seconds()))
@@ -173,7 +173,7 @@ class Broadcaster:
                 pause = attempts.pause(failure, seconds())
             await deferLater(self._reactor, pause)
 
-    async def _try(self, call: Call[T], timeout: float) -> Answer:
+    async def _try(self, call: APICall[T], timeout: float) -> HTTPResponse:
         def out_of_time(_: object, seconds: float) -> Failure:
             return Failure(OutOfTime(f"no answer within {seconds:g} s"))
 
@@ -185,7 +185,7 @@ class Broadcaster:
             causes = [failure.value for failure in getattr(trouble, "reasons", ())]
             raise call.unanswered(*(causes or [trouble])) from trouble
 
-    async def _exchange(self, call: Call[T]) -> Answer:
+    async def _exchange(self, call: APICall[T]) -> HTTPResponse:
         server = self._calls.server
         response = await self._agent.request(
             call.method.encode(),
@@ -197,4 +197,4 @@ class Broadcaster:
             name.decode("latin-1").lower(): values[-1].decode("latin-1")
             for name, values in response.headers.getAllRawHeaders()
         }
-        return Answer(response.code, headers, await readBody(response))
+        return HTTPResponse(response.code, headers, await readBody(response))

@@ -33,7 +33,7 @@ _GIFT_CARD = """
 _LOYALTY = "customerId customerPhone pointsChange newBalance transactionType reason updatedAt"
 
 
-def _snake(name: str) -> str:
+def _snake_case(name: str) -> str:
     return re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)
 
 
@@ -43,7 +43,7 @@ def _table(names: str) -> Mapping[str, tuple[str, ...]]:
     for entry in names.split():
         spellings = entry.split("=")
         table[spellings[0]] = tuple(
-            dict.fromkeys(form for name in spellings for form in (name, _snake(name)))
+            dict.fromkeys(form for name in spellings for form in (name, _snake_case(name)))
         )
     return table
 
@@ -62,7 +62,7 @@ _PARTS = {"items": "items", "selectedAddons": "selectedAddons", "selected_addons
 """Members whose elements may be objects too, and the names that those have."""
 
 
-def data_of(kind: str, subject: object) -> dict[str, object]:
+def event_data(kind: str, subject: object) -> dict[str, object]:
     """The data of an event of type `kind` about `subject`.
 
     All members of a mapping are published, and of an object the attributes that the contract has a
@@ -75,9 +75,9 @@ def data_of(kind: str, subject: object) -> dict[str, object]:
     return found
 
 
-def plain(data: Mapping[str, object]) -> dict[str, object]:
+def plain_members(data: Mapping[str, object]) -> dict[str, object]:
     """All members of `data`, as JSON has them. Raises TypeError where it has no such thing."""
-    return {_name(name): _plain(name, value) for name, value in data.items()}
+    return {_name(name): _plain_value(name, value) for name, value in data.items()}
 
 
 def is_offline(data: Mapping[str, object]) -> bool:
@@ -105,17 +105,20 @@ def _members(kind: str, subject: object) -> dict[str, object]:
 def _member(name: str, value: object) -> object:
     kind = _PARTS.get(name)
     if kind is None or isinstance(value, str | Mapping) or value is None:
-        return _plain(name, value)
+        return _plain_value(name, value)
     parts = value.all() if _is_related(value) else value  # type: ignore[attr-defined]
     if not isinstance(parts, Iterable):
-        return _plain(name, value)
-    return [_plain(name, part) if isinstance(part, str) else _members(kind, part) for part in parts]
+        return _plain_value(name, value)
+    return [
+        _plain_value(name, part) if isinstance(part, str) else _members(kind, part)
+        for part in parts
+    ]
 
 
-def _plain(name: str, value: object) -> object:
+def _plain_value(name: str, value: object) -> object:
     """A value that JSON has; an object that can say itself in words is those words."""
     if isinstance(value, Enum):
-        return _plain(name, value.value)
+        return _plain_value(name, value.value)
     if value is None or isinstance(value, bool | int | float | Decimal):
         return value
     if isinstance(value, str):
@@ -123,9 +126,9 @@ def _plain(name: str, value: object) -> object:
     if isinstance(value, date):  # and datetime, which is one
         return value.isoformat()
     if isinstance(value, Mapping):
-        return plain(value)
+        return plain_members(value)
     if isinstance(value, list | tuple):
-        return [_plain(name, member) for member in value]
+        return [_plain_value(name, member) for member in value]
     if isinstance(value, UUID) or _has_words(value):
         return str(value)
     raise TypeError(f"{name} is a {type(value).__name__}, which has no form in JSON")

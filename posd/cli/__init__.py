@@ -12,14 +12,14 @@ import click
 
 from posd import __version__
 from posd.cli import terminal
-from posd.cli.commands import Commands
-from posd.cli.installation import DEFAULT_CONFIG, Dsn, Installation
+from posd.cli.commands import CommandGroup
+from posd.cli.installation import DEFAULT_CONFIG, DsnParameter, Installation
 
 __all__ = ["main", "posctl"]
 
 
 @click.group(
-    cls=Commands,
+    cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
@@ -36,7 +36,7 @@ __all__ = ["main", "posctl"]
 )
 @click.option(
     "--dsn",
-    type=Dsn(),
+    type=DsnParameter(),
     metavar="DSN",
     help="Connect by this libpq connection string instead of those in the configuration, which is"
     " then not read. Without it, commands that change schemas or tenants use database.admin_dsn,"

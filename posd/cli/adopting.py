@@ -9,18 +9,18 @@ from datetime import UTC, datetime
 
 import click
 
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, printable, warn
 from posd.cli.parameters import SLUG
 from posd.database import adopting, migrations
-from posd.database.adopting import Survey
-from posd.database.adoption import Choices, Finding, Refused
+from posd.database.adopting import ShopTablesSurvey
+from posd.database.adoption_rules import AdoptionOptions, AdoptionRefused, TableFinding
 from posd.database.shop_tables import TIMES, ShopTable
 from posd.errors import SchemaBusy, SchemaError
 from posd.events.timezones import zone
 
-_MOST_STATUSES = 12
+_MAX_STATUSES = 12
 
 
 @click.command()
@@ -71,7 +71,7 @@ def adopt(
         posctl adopt kitchen
         posctl adopt kitchen --timestamps utc --where "status NOT IN ('cart', 'draft')"
     """
-    choices = Choices(condition, timestamps, unique_ids)
+    choices = AdoptionOptions(condition, timestamps, unique_ids)
     with closing(migrations.connect(installation.admin_dsn())) as connection:
         migrations.check_main(connection)
         try:
@@ -79,18 +79,18 @@ def adopt(
             if not as_json:
                 _show(found)
             if found.refusals:
-                raise Refused(found.tenant, found.refusals)
+                raise AdoptionRefused(found.tenant, found.refusals)
             if not dry_run:
-                adopting.put_hooks_on(connection, found)
+                adopting.install_hooks(connection, found)
         except SchemaBusy:
             raise
-        except Refused as error:
+        except AdoptionRefused as error:
             code = os.EX_NOPERM if error.only_lacks_rights else os.EX_DATAERR
-            raise Failure(str(error), code) from error
+            raise CommandFailure(str(error), code) from error
         except SchemaError as error:
             # What has no cause in PostgreSQL is about the tenant.
             if error.__cause__ is None:
-                raise Failure(str(error), os.EX_DATAERR) from error
+                raise CommandFailure(str(error), os.EX_DATAERR) from error
             raise
     if as_json:
         print_json({"tenant": slug, "hooked": not dry_run, "found": _shape(found)})
@@ -100,7 +100,7 @@ def adopt(
         click.echo(f"The orders of {slug} are hooked.")
 
 
-def _show(found: Survey) -> None:
+def _show(found: ShopTablesSurvey) -> None:
     lines = [*_lines(found)]
     width = max(len(name) for name, _ in lines) + 2
     for name, what in lines:
@@ -109,7 +109,7 @@ def _show(found: Survey) -> None:
         warn(str(doubt))
 
 
-def _lines(found: Survey) -> Iterator[tuple[str, str]]:
+def _lines(found: ShopTablesSurvey) -> Iterator[tuple[str, str]]:
     """What was found, a line each: what it is about, and what there is."""
     for table in found.tables.values():
         yield table.name, _table(table)
@@ -118,15 +118,15 @@ def _lines(found: Survey) -> Iterator[tuple[str, str]]:
         "times",
         ", ".join(f"{each} {orders.columns[each]}" for each in TIMES if each in orders.columns),
     )
-    if found.looked is None:
+    if found.sample is None:
         yield (
             "statuses",
             "not known: posd has no right to read the orders, or it took more than 5 s",
         )
     else:
         yield "statuses", _statuses(found)
-        if found.looked.newest is not None:
-            yield "newest order", f"{found.looked.newest}; it is {_clocks(found)}"
+        if found.sample.newest is not None:
+            yield "newest order", f"{found.sample.newest}; it is {_clocks(found)}"
     yield "published", _published(found)
 
 
@@ -144,37 +144,37 @@ def _table(table: ShopTable) -> str:
     return ", ".join(parts)
 
 
-def _statuses(found: Survey) -> str:
-    looked = found.looked
-    if looked is None or not looked.statuses:
+def _statuses(found: ShopTablesSurvey) -> str:
+    sample = found.sample
+    if sample is None or not sample.statuses:
         return "there are no orders"
     shown = [
         f"{'null' if status is None else status} {count}"
-        for status, count in [*looked.statuses.items()][:_MOST_STATUSES]
+        for status, count in [*sample.statuses.items()][:_MAX_STATUSES]
     ]
-    others = len(looked.statuses) - len(shown)
+    others = len(sample.statuses) - len(shown)
     more = [f"{others} others"] if others else []
-    return f"{', '.join(shown + more)} (of the newest {looked.orders} orders)"
+    return f"{', '.join(shown + more)} (of the newest {sample.orders} orders)"
 
 
-def _clocks(found: Survey) -> str:
+def _clocks(found: ShopTablesSurvey) -> str:
     now = datetime.now(UTC)
     local = now.astimezone(zone(found.tenant.timezone))
     return f"{local:%Y-%m-%d %H:%M} in {found.tenant.timezone}, {now:%H:%M} in UTC"
 
 
-def _published(found: Survey) -> str:
-    choices, looked = found.choices, found.looked
+def _published(found: ShopTablesSurvey) -> str:
+    choices, sample = found.choices, found.sample
     said = f"orders where {choices.condition}" if choices.condition else "all orders"
-    if choices.condition and looked is not None and looked.orders and looked.met is not None:
-        said += f" ({looked.met} of the newest {looked.orders})"
+    if choices.condition and sample is not None and sample.orders and sample.met is not None:
+        said += f" ({sample.met} of the newest {sample.orders})"
     times = {"local": "the shop's time", "utc": "UTC", None: ""}[choices.timestamps]
     return f"{said}; times without a zone are {times}" if times else said
 
 
-def _shape(found: Survey) -> dict[str, object]:
+def _shape(found: ShopTablesSurvey) -> dict[str, object]:
     """What was found, as programs read it."""
-    looked = found.looked
+    sample = found.sample
     return {
         "tables": {
             name: {
@@ -189,14 +189,14 @@ def _shape(found: Survey) -> dict[str, object]:
             for name, table in found.tables.items()
         },
         "statuses": None
-        if looked is None
-        else [{"status": status, "orders": count} for status, count in looked.statuses.items()],
-        "newest": None if looked is None else looked.newest,
+        if sample is None
+        else [{"status": status, "orders": count} for status, count in sample.statuses.items()],
+        "newest": None if sample is None else sample.newest,
         "where": found.choices.condition or None,
         "timestamps": found.choices.timestamps,
         "warnings": [_warning(each) for each in found.doubts],
     }
 
 
-def _warning(doubt: Finding) -> dict[str, object]:
+def _warning(doubt: TableFinding) -> dict[str, object]:
     return {"what": doubt.what, "statements": doubt.statements}

@@ -9,12 +9,12 @@ from typing import Final
 import click
 
 from posd.cli import database
-from posd.cli.database import complete
+from posd.cli.database import run_to_completion
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
-from posd.cli.tenants import known
-from posd.maintenance.audit import Audit, Auditor, Finding
+from posd.cli.tenants import find_tenant
+from posd.maintenance.audit import Audit, AuditFinding, Auditor
 from posd.store import tenants
 
 _STATEMENT_SECONDS: Final = 120.0
@@ -52,27 +52,27 @@ def audit(installation: Installation, slug: str | None, rows: int, as_json: bool
         posctl audit --tenant kitchen --rows 100
         posctl audit --json | jq -r '.faults[] | .tenant + " " + .check'
     """
-    with database.snapshot(installation.dsn(), _STATEMENT_SECONDS) as session:
-        auditor = Auditor(session, rows)
+    with database.open_snapshot(installation.dsn(), _STATEMENT_SECONDS) as executor:
+        auditor = Auditor(executor, rows)
         if slug is None:
-            chosen = [each.tenant for each in complete(tenants.everyone(session))]
+            chosen = [each.tenant for each in run_to_completion(tenants.list_tenants(executor))]
         else:
-            chosen = [known(session, slug)]
+            chosen = [find_tenant(executor, slug)]
         with progress_bar() as bar:
             task = bar.add_task("audit", total=len(chosen) + 1)
-            complete(auditor.main())
+            run_to_completion(auditor.main())
             bar.advance(task)
             for tenant in chosen:
-                complete(auditor.tenant(tenant))
+                run_to_completion(auditor.tenant(tenant))
                 bar.advance(task)
-    _tell(auditor.audit, len(chosen), as_json=as_json)
+    _print_result(auditor.audit, len(chosen), as_json=as_json)
     if auditor.audit.faults:
         raise click.exceptions.Exit(os.EX_DATAERR)
     if auditor.audit.unfinished:
         raise click.exceptions.Exit(os.EX_TEMPFAIL)
 
 
-def _tell(audit: Audit, tenants: int, *, as_json: bool) -> None:
+def _print_result(audit: Audit, tenants: int, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -99,7 +99,7 @@ def _tell(audit: Audit, tenants: int, *, as_json: bool) -> None:
     )
 
 
-def _lines(finding: Finding) -> Iterator[tuple[object, ...]]:
+def _lines(finding: AuditFinding) -> Iterator[tuple[object, ...]]:
     first = "warning" if finding.warns else "fault"
     place = (first, finding.tenant, finding.check)
     for wrong in finding.found.rows:
@@ -109,7 +109,7 @@ def _lines(finding: Finding) -> Iterator[tuple[object, ...]]:
         yield *place, f"and {more} more", None
 
 
-def _shape(finding: Finding) -> dict[str, object]:
+def _shape(finding: AuditFinding) -> dict[str, object]:
     return {
         "tenant": finding.tenant,
         "check": finding.check,

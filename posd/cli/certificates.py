@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.output import as_json, print_json
-from posd.protocol.literals import timestamp
+from posd.protocol.json_literals import timestamp
 from posd.security import private_ca as certificates
-from posd.security.private_ca import Made
+from posd.security.private_ca import IssuedCertificate
 
 
 @click.command("make-cert")
@@ -79,9 +79,9 @@ def make_cert(
         else:
             made = certificates.make(directory, names, days=days, replace=replace)
     except certificates.NotCertifiable as error:
-        raise Failure(str(error), os.EX_USAGE) from error
+        raise CommandFailure(str(error), os.EX_USAGE) from error
     except certificates.CertificateError as error:
-        raise Failure(str(error), os.EX_CANTCREAT) from error
+        raise CommandFailure(str(error), os.EX_CANTCREAT) from error
     if as_json:
         print_json(
             {
@@ -96,7 +96,7 @@ def make_cert(
     click.echo(f"Renew it before {made.expires_at:%d %B %Y}, with --replace.")
 
 
-def _show(made: Made, *, for_till: bool) -> None:
+def _show(made: IssuedCertificate, *, for_till: bool) -> None:
     if for_till:
         click.echo(f"tls.client_ca:     {made.ca_path}")
         click.echo(f"For the till:      {made.certificate_path}")

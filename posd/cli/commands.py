@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 from click.exceptions import NoSuchCommand
 
-from posd.cli.failures import told
+from posd.cli.failures import report_failures
 from posd.cli.terminal import unusable
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -45,7 +45,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 _MODULES: Final = {name: module for part in SECTIONS.values() for name, module in part.items()}
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """A group whose commands are imported late and whose expected failures are told in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -75,14 +75,14 @@ class Commands(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        with told():
+        with report_failures():
             problem = unusable(args)
             if problem is not None:
                 raise click.UsageError(problem)
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with told():
+        with report_failures():
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,7 +9,7 @@ import click
 
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, printable
-from posd.maintenance.doctor import Line, State, files, startup
+from posd.maintenance.doctor import CheckResult, CheckState, files, startup
 
 
 @click.command("check-config")
@@ -32,10 +32,10 @@ def check_config(installation: Installation, as_json: bool) -> None:
         posctl check-config
         posctl --config ./posd.toml check-config && systemctl reload posd
     """
-    environ = files.environment(installation.environ)
+    environ = files.daemon_environment(installation.environ)
     _, lines = startup.examine(installation.config_path, environ, datetime.now(UTC))
     problems = [_sentence(line) for line in lines if line.stops]
-    warnings = [_sentence(line) for line in lines if _warns(line)]
+    warnings = [_sentence(line) for line in lines if _is_warning(line)]
     if as_json:
         print_json({"ok": not problems, "problems": problems, "warnings": warnings})
     else:
@@ -50,12 +50,14 @@ def check_config(installation: Installation, as_json: bool) -> None:
         click.echo(f"{installation.config_path} {is_sound}.")
 
 
-def _warns(line: Line) -> bool:
+def _is_warning(line: CheckResult) -> bool:
     """Whether to tell a line with which posd starts. What runs now is for `doctor` to tell."""
-    return not line.stops and not line.passing and line.state in (State.WARNING, State.FAULT)
+    return (
+        not line.stops and not line.passing and line.state in (CheckState.WARNING, CheckState.FAULT)
+    )
 
 
-def _sentence(line: Line) -> str:
+def _sentence(line: CheckResult) -> str:
     if line.part == "configuration":
         # It begins with the file and the key, and ends with what was meant.
         return printable(line.what)

@@ -18,7 +18,7 @@ from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from posd.database import migrations
-from posd.database.link import Parameters, Row
+from posd.database.reconnecting import Parameters, Row
 from posd.errors import Busy, StatementFailed
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ _TOO_LONG: Final = ("57014", "55P03")
 
 
 @frozen
-class BlockingSession:
+class BlockingExecutor:
     """A `Session` whose statements are over when they return, each its own transaction."""
 
     _connection: Connection
@@ -53,18 +53,18 @@ class BlockingSession:
 
 
 @contextmanager
-def session(dsn: str) -> Iterator[BlockingSession]:
+def open_executor(dsn: str) -> Iterator[BlockingExecutor]:
     """Connect to a database whose main schema fits this posd; raises `SchemaError` if it does not.
 
     Nothing but psycopg2's errors comes out of the statements.
     """
     with closing(migrations.connect(dsn)) as connection:
         migrations.check_main(connection)
-        yield BlockingSession(connection)
+        yield BlockingExecutor(connection)
 
 
 @frozen
-class Snapshot:
+class SnapshotQuerier:
     """A `Reader` of one moment of the database; a statement that fails leaves it usable.
 
     Raises `StatementFailed`, or `Busy` where the time was too short; a connection that is lost is
@@ -84,24 +84,24 @@ class Snapshot:
                     raise
                 cursor.execute("ROLLBACK TO before")
                 if error.pgcode in _TOO_LONG:
-                    raise Busy(migrations.line(error)) from error
-                raise StatementFailed(migrations.line(error), error.pgcode or "") from error
+                    raise Busy(migrations.first_line(error)) from error
+                raise StatementFailed(migrations.first_line(error), error.pgcode or "") from error
             cursor.execute("RELEASE before")
             return rows
 
 
 @contextmanager
-def snapshot(dsn: str, statement_seconds: float) -> Iterator[Snapshot]:
-    """As `session`, of one moment, in which a statement may take so long."""
+def open_snapshot(dsn: str, statement_seconds: float) -> Iterator[SnapshotQuerier]:
+    """As `executor`, of one moment, in which a statement may take so long."""
     with closing(migrations.connect(dsn)) as connection:
         migrations.check_main(connection)
         with connection.cursor() as cursor:
             cursor.execute(_SNAPSHOT, (int(statement_seconds * 1000),))
-        yield Snapshot(connection)
+        yield SnapshotQuerier(connection)
 
 
-def complete(statement: Coroutine[Any, Any, T]) -> T:
-    """Run a function of `posd.store` on a `BlockingSession` to its end, and give its result."""
+def run_to_completion(statement: Coroutine[Any, Any, T]) -> T:
+    """Run a function of `posd.store` on a `BlockingExecutor` to its end, and give its result."""
     try:
         statement.send(None)
     except StopIteration as end:
@@ -111,7 +111,7 @@ def complete(statement: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a statement on a blocking session waited for something else")
 
 
-def patiently(statement: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+def retry_while_locked(statement: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
     """The result of a statement that gives up soon where somebody has a lock, tried for ten seconds.
 
     None if the lock was not to be had in that time. Nothing was changed then.
@@ -119,7 +119,7 @@ def patiently(statement: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
-            return complete(statement())
+            return run_to_completion(statement())
         except LockNotAvailable:
             if time.monotonic() > deadline:
                 return None

@@ -12,10 +12,10 @@ from typing import Final
 import click
 from attrs import define, field
 
-from posd.cli.demo_play import Delivery, Play, Road
-from posd.cli.demo_stage import TENANT, TILL, Stage, stage
+from posd.cli.demo_run import DeliveredOrder, DemoRun, Road
+from posd.cli.demo_server import TENANT, TILL, DemoServer, demo_server
 from posd.cli.event_lines import event_line
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.output import as_json, print_json
 from posd.cli.reactor import run
 from posd.testing.binaries import NoServer
@@ -67,20 +67,20 @@ def demo(once: bool, port: int | None, host: str | None, link: Path | None, as_j
         posctl demo --dir demo --host 192.168.1.20
     """
     try:
-        with stage(port, host, link, _step) as built:
+        with demo_server(port, host, link, _print_step) as built:
             _perform(built, once, as_json)
     except NoServer as error:
-        raise Failure(str(error), os.EX_UNAVAILABLE) from error
+        raise CommandFailure(str(error), os.EX_UNAVAILABLE) from error
     except (ServerFailed, DaemonFailed) as error:
-        raise Failure(str(error), os.EX_SOFTWARE) from error
+        raise CommandFailure(str(error), os.EX_SOFTWARE) from error
 
 
-def _perform(built: Stage, once: bool, as_json: bool) -> None:
-    screen = Screen(as_json, once)
+def _perform(built: DemoServer, once: bool, as_json: bool) -> None:
+    screen = DemoScreen(as_json, once)
     try:
         if not once:
-            _introduce(built, as_json)
-        run(lambda reactor: Play(reactor, built, _step).perform(screen.show, once=once))
+            _print_instructions(built, as_json)
+        run(lambda reactor: DemoRun(reactor, built, _print_step).perform(screen.show, once=once))
     except KeyboardInterrupt:
         # How a demonstration ends, unless it is the short one.
         if once:
@@ -92,15 +92,15 @@ def _perform(built: Stage, once: bool, as_json: bool) -> None:
 
 
 @define(eq=False)
-class Screen:
+class DemoScreen:
     """Shows each order that has arrived, or the times at the end."""
 
     _as_json: bool
     _once: bool
     count: int = 0
-    _times: dict[Road, Delivery] = field(factory=dict)
+    _times: dict[Road, DeliveredOrder] = field(factory=dict)
 
-    def show(self, delivery: Delivery) -> None:
+    def show(self, delivery: DeliveredOrder) -> None:
         """An order has arrived."""
         self.count += 1
         self._times[delivery.road] = delivery
@@ -120,19 +120,19 @@ class Screen:
             click.echo(_measured(delivery))
 
 
-def _shape(delivery: Delivery) -> dict[str, object]:
+def _shape(delivery: DeliveredOrder) -> dict[str, object]:
     return {"id": delivery.event.id, "milliseconds": round(delivery.milliseconds, 3)}
 
 
-def _measured(delivery: Delivery) -> str:
+def _measured(delivery: DeliveredOrder) -> str:
     return f"{delivery.road} → till {delivery.milliseconds:.1f} ms"
 
 
-def _step(text: str) -> None:
+def _print_step(text: str) -> None:
     click.echo(f"  {text}", err=True)
 
 
-def _introduce(built: Stage, as_json: bool) -> None:
+def _print_instructions(built: DemoServer, as_json: bool) -> None:
     """Print what is needed to take part; the commands can be pasted as they are."""
     if as_json:
         print_json(

@@ -14,17 +14,17 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import make_dsn, parse_dsn
 from rich.text import Text
 
-from posd.cli.database import Snapshot, complete
-from posd.cli.failures import explained
+from posd.cli.database import SnapshotQuerier, run_to_completion
+from posd.cli.failures import explain
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, printable
 from posd.config.model import Config
 from posd.database import migrations
-from posd.database.dsn import of_reader
+from posd.database.dsn import with_reader_user
 from posd.errors import PosdError
 from posd.maintenance.doctor import (
-    Line,
-    State,
+    CheckResult,
+    CheckState,
     database,
     fault,
     files,
@@ -32,13 +32,13 @@ from posd.maintenance.doctor import (
     startup,
     unknown,
 )
-from posd.maintenance.doctor.startup import safely
+from posd.maintenance.doctor.startup import guard
 
 _STYLES: Final = {
-    State.OK: "green",
-    State.WARNING: "yellow",
-    State.FAULT: "bold red",
-    State.UNKNOWN: "dim",
+    CheckState.OK: "green",
+    CheckState.WARNING: "yellow",
+    CheckState.FAULT: "bold red",
+    CheckState.UNKNOWN: "dim",
 }
 _CONNECT_SECONDS: Final = 5
 
@@ -63,9 +63,9 @@ def doctor(installation: Installation, as_json: bool) -> None:
         sudo posctl doctor
         sudo posctl doctor --json | jq '.lines[] | select(.state == "fault")'
     """
-    lines = [*_examined(installation)]
-    faults = [line for line in lines if line.state is State.FAULT]
-    warnings = [line for line in lines if line.state is State.WARNING]
+    lines = [*_examine(installation)]
+    faults = [line for line in lines if line.state is CheckState.FAULT]
+    warnings = [line for line in lines if line.state is CheckState.WARNING]
     if as_json:
         print_json({"ok": not faults, "lines": [_shape(line) for line in lines]})
     else:
@@ -76,18 +76,18 @@ def doctor(installation: Installation, as_json: bool) -> None:
         raise click.exceptions.Exit(os.EX_UNAVAILABLE if passing else os.EX_CONFIG)
 
 
-def _examined(installation: Installation) -> Iterator[Line]:
+def _examine(installation: Installation) -> Iterator[CheckResult]:
     """Everything, part by part: what goes wrong in one says nothing of the others."""
-    environ = files.environment(installation.environ)
+    environ = files.daemon_environment(installation.environ)
     now = datetime.now(UTC)
     config, before = startup.examine(installation.config_path, environ, now)
     yield from before
-    yield from safely("clock", lambda: machine.clock(now))
-    yield from safely("database", lambda: _database(installation, config))
-    yield from safely("daemon", lambda: machine.unit(config))
+    yield from guard("clock", lambda: machine.examine_clock(now))
+    yield from guard("database", lambda: _database(installation, config))
+    yield from guard("daemon", lambda: machine.examine_unit(config))
 
 
-def _database(installation: Installation, config: Config | None) -> Iterator[Line]:
+def _database(installation: Installation, config: Config | None) -> Iterator[CheckResult]:
     """The connection of the daemon, and then the administrator's if there is one."""
     dsn = installation.given_dsn or (None if config is None else config.database.dsn)
     if dsn is None:
@@ -96,15 +96,18 @@ def _database(installation: Installation, config: Config | None) -> Iterator[Lin
     # As the daemon does, whoever asks. `--dsn` names another way in, for who asks.
     user = None if installation.given_dsn else files.USER
     yield from _connected(
-        "database", dsn, user, lambda session: complete(database.examine(session, config))
+        "database",
+        dsn,
+        user,
+        lambda executor: run_to_completion(database.examine(executor, config)),
     )
     if installation.given_dsn or config is None:
         return
     yield from _connected(
         "reader_dsn",
-        config.database.reader_dsn or of_reader(config.database.dsn),
+        config.database.reader_dsn or with_reader_user(config.database.dsn),
         files.USER,
-        lambda session: complete(database.reading(session)),
+        lambda executor: run_to_completion(database.examine_reader(executor)),
     )
     admin_dsn = config.database.admin_dsn
     if admin_dsn is not None:
@@ -112,30 +115,30 @@ def _database(installation: Installation, config: Config | None) -> Iterator[Lin
             "admin_dsn",
             admin_dsn,
             parse_dsn(admin_dsn).get("user"),
-            lambda session: complete(database.administration(session)),
+            lambda executor: run_to_completion(database.examine_administrator(executor)),
         )
 
 
 def _connected(
-    part: str, dsn: str, user: str | None, examine: Callable[[Snapshot], list[Line]]
-) -> Iterable[Line]:
+    part: str, dsn: str, user: str | None, examine: Callable[[SnapshotQuerier], list[CheckResult]]
+) -> Iterable[CheckResult]:
     try:
         with closing(_connect(dsn, user)) as connection:
             with connection.cursor() as cursor:
                 cursor.execute("BEGIN READ ONLY; SET LOCAL statement_timeout = '10s'")
-            return examine(Snapshot(connection))
+            return examine(SnapshotQuerier(connection))
     except (psycopg2.Error, PosdError) as error:
-        failure = explained(error)
-        what = migrations.line(error) if failure is None else str(failure)
+        failure = explain(error)
+        what = migrations.first_line(error) if failure is None else str(failure)
         return [_unreachable(part, what)]
 
 
 def _connect(dsn: str, user: str | None) -> Connection:
-    with files.seen_as(user):
+    with files.as_user(user):
         return migrations.connect(str(make_dsn(dsn, connect_timeout=_CONNECT_SECONDS)))
 
 
-def _unreachable(part: str, what: str) -> Line:
+def _unreachable(part: str, what: str) -> CheckResult:
     if part == "reader_dsn" and "Peer authentication" in what:
         remedy = (
             "let the user posd in as posd_reader: `local all posd,posd_reader peer map=posd` as the first"
@@ -158,20 +161,20 @@ def _unreachable(part: str, what: str) -> Line:
     return fault(part, f"it cannot be used: {what}", remedy, passing=True)
 
 
-def _show(lines: Iterable[Line]) -> None:
+def _show(lines: Iterable[CheckResult]) -> None:
     """A table in which what to do stands below what is wrong."""
     print_table(("", "part", "what was found"), [_cells(line) for line in lines])
 
 
-def _cells(line: Line) -> tuple[Text, str, Text]:
+def _cells(line: CheckResult) -> tuple[Text, str, Text]:
     found = printable(line.what)
     if line.remedy is not None:
         found += f"\n→ {printable(line.remedy)}"
-    word = "–" if line.state is State.UNKNOWN else line.state.value
+    word = "–" if line.state is CheckState.UNKNOWN else line.state.value
     return Text(word, style=_STYLES[line.state]), line.part, Text(found)
 
 
-def _shape(line: Line) -> dict[str, object]:
+def _shape(line: CheckResult) -> dict[str, object]:
     return {
         "part": line.part,
         "state": line.state.value,

@@ -15,7 +15,7 @@ import click
 import psycopg2
 
 from posd.cli.output import printable
-from posd.database.migrations import line
+from posd.database.migrations import first_line
 from posd.errors import (
     Busy,
     ConfigError,
@@ -28,7 +28,7 @@ from posd.errors import (
     StatementFailed,
 )
 
-_LONGEST: Final = 500
+_MAX_MESSAGE_LENGTH: Final = 500
 """Characters of a line that are told: an argument that it quotes may be a whole file."""
 
 INTERRUPTED: Final = 128 + 2
@@ -68,7 +68,7 @@ _OF_STATUS: Final = {
 }
 
 
-class Failure(PosdError):
+class CommandFailure(PosdError):
     """An expected failure of a command: the line that a person reads, the code for a program."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -77,7 +77,7 @@ class Failure(PosdError):
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def report_failures() -> Iterator[None]:
     """Tell expected failures in a line, and end with their exit code."""
     try:
         yield
@@ -87,15 +87,15 @@ def told() -> Iterator[None]:
     except click.UsageError as error:
         told_by = error.ctx.command_path if error.ctx else "posctl"
         said = " ".join(error.format_message().split())
-        _tell(f"{said} See `{told_by} --help`.")
+        _write_error(f"{said} See `{told_by} --help`.")
         raise click.exceptions.Exit(os.EX_USAGE) from error
     except click.FileError as error:
-        _tell(error.format_message())
+        _write_error(error.format_message())
         raise click.exceptions.Exit(os.EX_NOINPUT) from error
     except click.Abort as error:
         # Ctrl-C or the end of standard input at a question, or the answer "no".
         click.echo(err=True)  # the question is on this line
-        _tell("not confirmed, so nothing was changed; --yes confirms without a question")
+        _write_error("not confirmed, so nothing was changed; --yes confirms without a question")
         raise click.exceptions.Exit(os.EX_USAGE) from error
     except KeyboardInterrupt as error:
         raise click.exceptions.Exit(INTERRUPTED) from error
@@ -104,46 +104,48 @@ def told() -> Iterator[None]:
         click.echo("\n".join(error.problems), err=True)
         raise click.exceptions.Exit(os.EX_CONFIG) from error
     except (PosdError, psycopg2.Error, OSError) as error:
-        failure = explained(error)
+        failure = explain(error)
         if failure is None:
             raise
-        _tell(str(failure))
+        _write_error(str(failure))
         raise click.exceptions.Exit(failure.exit_code) from error
 
 
-def explained(error: BaseException) -> Failure | None:
+def explain(error: BaseException) -> CommandFailure | None:
     """The failure that an exception means to somebody at a terminal; None for a bug."""
     match error:
-        case Failure():
+        case CommandFailure():
             return error
         case BrokenPipeError():
             # Nobody reads the output any more: click ends the process without a word.
             return None
         case OSError():
-            return Failure(_about_file(error), _OF_ERRNO.get(error.errno or 0, os.EX_IOERR))
+            return CommandFailure(_about_file(error), _OF_ERRNO.get(error.errno or 0, os.EX_IOERR))
         case SchemaBusy():
-            return Failure(str(error), os.EX_TEMPFAIL)
+            return CommandFailure(str(error), os.EX_TEMPFAIL)
         case SchemaError():
             code = _OF_SQLSTATE.get(_sqlstate(error.__cause__) or "", os.EX_CONFIG)
-            return Failure(str(error), code)
+            return CommandFailure(str(error), code)
         case StartError():
-            return Failure(str(error), os.EX_CONFIG)
+            return CommandFailure(str(error), os.EX_CONFIG)
         case InvalidMessage():
-            return Failure(str(error), os.EX_DATAERR)
+            return CommandFailure(str(error), os.EX_DATAERR)
         case Busy():
-            return Failure(error.message, os.EX_TEMPFAIL)
+            return CommandFailure(error.message, os.EX_TEMPFAIL)
         case Refusal():
-            return Failure(error.message, _OF_STATUS.get(error.status, os.EX_DATAERR))
+            return CommandFailure(error.message, _OF_STATUS.get(error.status, os.EX_DATAERR))
     sqlstate = _sqlstate(error)
     if sqlstate in _LACKS_SCHEMA:
-        lacks = f"the database lacks what this posd needs ({line(error)})"
-        return Failure(f"{lacks}: run `posctl bootstrap`, then `posctl migrate`", os.EX_CONFIG)
+        lacks = f"the database lacks what this posd needs ({first_line(error)})"
+        return CommandFailure(
+            f"{lacks}: run `posctl bootstrap`, then `posctl migrate`", os.EX_CONFIG
+        )
     if sqlstate in _OF_SQLSTATE:
-        return Failure(line(error), _OF_SQLSTATE[sqlstate])
+        return CommandFailure(first_line(error), _OF_SQLSTATE[sqlstate])
     if sqlstate is not None and sqlstate.startswith(_DATA_EXCEPTION):
-        return Failure(line(error), os.EX_DATAERR)
+        return CommandFailure(first_line(error), os.EX_DATAERR)
     if isinstance(error, psycopg2.OperationalError):
-        return Failure(_no_database(line(error)), os.EX_UNAVAILABLE)
+        return CommandFailure(_no_database(first_line(error)), os.EX_UNAVAILABLE)
     return None
 
 
@@ -167,13 +169,13 @@ def _about_file(error: OSError) -> str:
     return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
-def _tell(message: str) -> None:
+def _write_error(message: str) -> None:
     """Write one line, or the lines of a message that has several, such as statements to execute."""
     lines = (printable(each) for each in message.splitlines())
-    click.echo("posctl: " + "\n".join(map(_cut, lines)), err=True)
+    click.echo("posctl: " + "\n".join(map(_truncate, lines)), err=True)
 
 
-def _cut(text: str) -> str:
-    if len(text) <= _LONGEST:
+def _truncate(text: str) -> str:
+    if len(text) <= _MAX_MESSAGE_LENGTH:
         return text
-    return f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return f"{text[: _MAX_MESSAGE_LENGTH // 2]} … {text[-_MAX_MESSAGE_LENGTH // 2 :]}"

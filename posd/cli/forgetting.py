@@ -12,33 +12,33 @@ from attrs import asdict, frozen
 from rich.progress import SpinnerColumn, TextColumn
 
 from posd.cli import database
-from posd.cli.database import BlockingSession, complete
-from posd.cli.failures import Failure
+from posd.cli.database import BlockingExecutor, run_to_completion
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
-from posd.cli.tenants import known
+from posd.cli.tenants import find_tenant
 from posd.errors import Unprocessable
 from posd.events import phones
 from posd.events import redaction as erasure
-from posd.events.redaction import Person
-from posd.maintenance.customer_erasure import Found, find, forget_found
+from posd.events.redaction import ErasedPerson
+from posd.maintenance.customer_erasure import CustomerData, erase, find
 from posd.monitoring.logs import phone_tail
 from posd.store import erasure as store
 from posd.store import tenants
-from posd.store.erasure import Counts
+from posd.store.erasure import ErasureCounts
 from posd.values import Tenant
 
 _COLUMNS: Final = ("events", "orders", "answers", "gift cards", "accounts", "points")
 
 
 @frozen
-class Forgotten:
+class TenantErasure:
     """One tenant: how much there is of the customer, points that go with it, and what is left to others."""
 
     tenant: Tenant
-    found: Found
-    counts: Counts
+    found: CustomerData
+    counts: ErasureCounts
     remains: list[str]
 
     @property
@@ -85,61 +85,68 @@ def forget(
         raise click.UsageError("Say whom: --phone, --email or --order.")
     if orders and slug is None:
         raise click.UsageError("--order needs --tenant: orders of two shops may have one number.")
-    with database.session(installation.dsn()) as session:
-        everyone = [each.tenant for each in complete(tenants.everyone(session))]
-        chosen = everyone if slug is None else [known(session, slug)]
+    with database.open_executor(installation.dsn()) as executor:
+        everyone = [each.tenant for each in run_to_completion(tenants.list_tenants(executor))]
+        chosen = everyone if slug is None else [find_tenant(executor, slug)]
         people = {each: _person(each, numbers, addresses, orders) for each in chosen}
-        with _working() as progress:
-            found = [_found(session, each, people[each], progress) for each in chosen]
+        with _document_counter() as progress:
+            found = [_find(executor, each, people[each], progress) for each in chosen]
         if dry_run or not any(each.found for each in found):
-            _tell(found, dry_run, as_json)
+            _print_result(found, dry_run, as_json)
             return
         if not yes:
             _confirm(found)
-        sought = _sought(numbers, addresses, orders)
-        with _working() as progress:
-            done = [_forgotten(session, each, sought, progress) for each in found]
-    _tell(done, False, as_json)
+        request = _redacted_request(numbers, addresses, orders)
+        with _document_counter() as progress:
+            done = [_erase(executor, each, request, progress) for each in found]
+    _print_result(done, False, as_json)
 
 
 def _person(
     tenant: Tenant, numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[str, ...]
-) -> Person:
+) -> ErasedPerson:
     region = tenant.default_region
     try:
         named = frozenset(phones.normalise(each, region) for each in numbers)
     except Unprocessable as error:
-        raise Failure(f"this is no telephone number in {region}", os.EX_DATAERR) from error
+        raise CommandFailure(f"this is no telephone number in {region}", os.EX_DATAERR) from error
     if not all("@" in each.strip("@ ") for each in addresses):
-        raise Failure("this is no e-mail address", os.EX_DATAERR)
+        raise CommandFailure("this is no e-mail address", os.EX_DATAERR)
     emails = frozenset(erasure.email(each) for each in addresses)
-    return Person(region, named, emails, frozenset(orders))
+    return ErasedPerson(region, named, emails, frozenset(orders))
 
 
-def _found(
-    session: BlockingSession, tenant: Tenant, person: Person, progress: Callable[[int], None]
-) -> Forgotten:
-    found = complete(find(session, tenant, person, progress))
-    return Forgotten(tenant, found, found.counts, complete(store.remains(session, tenant)))
+def _find(
+    executor: BlockingExecutor,
+    tenant: Tenant,
+    person: ErasedPerson,
+    progress: Callable[[int], None],
+) -> TenantErasure:
+    found = run_to_completion(find(executor, tenant, person, progress))
+    return TenantErasure(
+        tenant, found, found.counts, run_to_completion(store.remaining_tables(executor, tenant))
+    )
 
 
-def _forgotten(
-    session: BlockingSession, each: Forgotten, sought: str, progress: Callable[[int], None]
-) -> Forgotten:
+def _erase(
+    executor: BlockingExecutor, each: TenantErasure, request: str, progress: Callable[[int], None]
+) -> TenantErasure:
     if not each.found:
         return each
-    counts = complete(forget_found(session, each.tenant, each.found, sought, progress))
-    return Forgotten(each.tenant, each.found, counts, each.remains)
+    counts = run_to_completion(erase(executor, each.tenant, each.found, request, progress))
+    return TenantErasure(each.tenant, each.found, counts, each.remains)
 
 
-def _confirm(found: list[Forgotten]) -> None:
+def _confirm(found: list[TenantErasure]) -> None:
     _print(found)
     points = sum(each.points for each in found)
     lost = f" {points} points are lost." if points else ""
     click.confirm(f"Erase this?{lost} It cannot be undone", abort=True, err=True)
 
 
-def _sought(numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[str, ...]) -> str:
+def _redacted_request(
+    numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[str, ...]
+) -> str:
     """Whom somebody asked to erase, as it may be kept: of a number the end, and no address."""
     words = [f"phone {phone_tail(''.join(filter(str.isdigit, each)))}" for each in numbers]
     words += ["email …"] * len(addresses)
@@ -148,14 +155,14 @@ def _sought(numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[
 
 
 @contextmanager
-def _working() -> Iterator[Callable[[int], None]]:
+def _document_counter() -> Iterator[Callable[[int], None]]:
     """How many documents were looked at, on standard error, if a person is looking."""
     with progress_bar(SpinnerColumn(), TextColumn("looking: {task.completed:.0f}")) as bar:
         task = bar.add_task("", total=None)
         yield lambda count: bar.update(task, advance=count)
 
 
-def _print(found: list[Forgotten]) -> None:
+def _print(found: list[TenantErasure]) -> None:
     print_table(
         ("tenant", *_COLUMNS),
         [
@@ -166,7 +173,7 @@ def _print(found: list[Forgotten]) -> None:
     )
 
 
-def _tell(told: list[Forgotten], dry_run: bool, as_json: bool) -> None:
+def _print_result(told: list[TenantErasure], dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({"dryRun": dry_run, "tenants": [_shape(each) for each in told]})
         return
@@ -183,7 +190,7 @@ def _tell(told: list[Forgotten], dry_run: bool, as_json: bool) -> None:
         click.echo(f"Not posd's to write, so look there too: {', '.join(remains)}.")
 
 
-def _shape(each: Forgotten) -> dict[str, object]:
+def _shape(each: TenantErasure) -> dict[str, object]:
     """A tenant as programs read it."""
     return {
         "tenant": each.tenant.slug,

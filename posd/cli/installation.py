@@ -9,7 +9,7 @@ from typing import Final
 import click
 from attrs import frozen
 
-from posd.config.model import Config, Delivery, Limits, load
+from posd.config.model import Config, DeliveryConfig, LimitsConfig, load
 from posd.database import dsn
 
 DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
@@ -25,7 +25,7 @@ class Installation:
 
     def config(self) -> Config:
         """The configuration. Raises `ConfigError`."""
-        return load(self.config_path, self.environ, dsn_problem=dsn.problem)
+        return load(self.config_path, self.environ, dsn_problem=dsn.find_problem)
 
     def dsn(self) -> str:
         """The connection that the daemon has too, unless `--dsn` named another."""
@@ -40,23 +40,23 @@ class Installation:
 
     def event_bytes(self) -> int:
         """How large an event may be; the default where a configuration is not read."""
-        return (Limits() if self.given_dsn else self.config().limits).event_bytes
+        return (LimitsConfig() if self.given_dsn else self.config().limits).event_bytes
 
     def retention(self) -> float:
         """How many seconds events are kept; the default where a configuration is not read."""
-        return (Delivery() if self.given_dsn else self.config().delivery).retention
+        return (DeliveryConfig() if self.given_dsn else self.config().delivery).retention
 
 
 pass_installation = click.make_pass_decorator(Installation)
 
 
-class Dsn(click.ParamType[str]):
+class DsnParameter(click.ParamType[str]):
     """A connection string that libpq can read."""
 
     name = "dsn"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        problem = dsn.problem(value) if value.strip() else "it is empty"
+        problem = dsn.find_problem(value) if value.strip() else "it is empty"
         if problem is not None:
             meant = 'write a connection string such as "postgresql:///posd" or "dbname=posd"'
             self.fail(f"libpq refuses it: {problem}; {meant}", param, ctx)

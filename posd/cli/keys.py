@@ -9,14 +9,14 @@ import click
 from attrs import field, frozen
 
 from posd.cli import database
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
+from posd.cli.output import as_json, local_time, print_json, print_table, timestamp_or_none
 from posd.cli.parameters import DURATION, ID, SLUG
-from posd.cli.tenants import known
+from posd.cli.tenants import find_tenant
 from posd.security import api_keys as keys
 from posd.store import credentials
-from posd.store.credentials import Listed
+from posd.store.credentials import ListedKey
 from posd.values import KeyKind
 
 _LONGEST_DEVICE_ID = 128
@@ -73,8 +73,8 @@ def create(
     """
     _check(KeyKind(kind), slug, device, expires)
     lifetime = None if expires is None else timedelta(seconds=expires)
-    with database.session(installation.dsn()) as session:
-        issued = issue(session, KeyKind(kind), slug, device, lifetime)
+    with database.open_executor(installation.dsn()) as executor:
+        issued = issue(executor, KeyKind(kind), slug, device, lifetime)
     if as_json:
         print_json({"key": issued.secret, "id": issued.id})
         return
@@ -97,10 +97,10 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
         posctl key list --tenant kitchen
         posctl key list --json | jq '.[] | select(.weak and .state == "valid")'
     """
-    with database.session(installation.dsn()) as session:
+    with database.open_executor(installation.dsn()) as executor:
         if slug is not None:
-            known(session, slug)
-        listed = database.complete(credentials.everyone(session, slug))
+            find_tenant(executor, slug)
+        listed = database.run_to_completion(credentials.list_keys(executor, slug))
     if as_json:
         print_json([_shape(each) for each in listed])
         return
@@ -114,8 +114,8 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
                 each.device_id,
                 each.preview,
                 f"{each.state}, weak" if each.weak else each.state,
-                moment(each.expires_at),
-                moment(each.last_used_at),
+                local_time(each.expires_at),
+                local_time(each.last_used_at),
             )
             for each in listed
         ],
@@ -135,9 +135,9 @@ def revoke(installation: Installation, key_id: int, as_json: bool) -> None:
     Example:
         posctl key revoke 7
     """
-    with database.session(installation.dsn()) as session:
-        if not database.complete(credentials.revoke(session, key_id)):
-            raise Failure(f"there is no key {key_id} that could be revoked", os.EX_DATAERR)
+    with database.open_executor(installation.dsn()) as executor:
+        if not database.run_to_completion(credentials.revoke(executor, key_id)):
+            raise CommandFailure(f"there is no key {key_id} that could be revoked", os.EX_DATAERR)
     if as_json:
         print_json({"id": key_id, "revoked": True})
     else:
@@ -145,7 +145,7 @@ def revoke(installation: Installation, key_id: int, as_json: bool) -> None:
 
 
 @frozen
-class Issued:
+class IssuedKey:
     """A new key: the only time that anybody sees it."""
 
     id: int
@@ -153,17 +153,17 @@ class Issued:
 
 
 def issue(
-    session: database.BlockingSession,
+    executor: database.BlockingExecutor,
     kind: KeyKind,
     slug: str | None = None,
     device: str | None = None,
     lifetime: timedelta | None = None,
-) -> Issued:
-    """Make a key and store its hash; a `Failure` if there is no such tenant."""
-    tenant = None if slug is None else known(session, slug)
+) -> IssuedKey:
+    """Make a key and store its hash; a `CommandFailure` if there is no such tenant."""
+    tenant = None if slug is None else find_tenant(executor, slug)
     made = keys.make()
-    stored = credentials.create(session, tenant, kind, device, made.sha256, made.preview, lifetime)
-    return Issued(database.complete(stored).id, made.secret)
+    stored = credentials.create(executor, tenant, kind, device, made.sha256, made.preview, lifetime)
+    return IssuedKey(database.run_to_completion(stored).id, made.secret)
 
 
 def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float | None) -> None:
@@ -185,7 +185,7 @@ def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float |
         )
 
 
-def _shape(listed: Listed) -> dict[str, object]:
+def _shape(listed: ListedKey) -> dict[str, object]:
     """A key as programs read it."""
     return {
         "id": listed.id,

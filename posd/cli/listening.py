@@ -13,25 +13,25 @@ from attrs import define, frozen
 from click.core import ParameterSource
 
 from posd.cli.event_lines import event_line
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.output import as_json, printable
 from posd.cli.parameters import POSITION, SLUG, read_secret
 from posd.cli.reactor import CommandReactor, run
 from posd.client import (
     Connected,
     Credentials,
-    Ending,
     Fault,
-    Next,
+    NextStep,
+    Outcome,
     ReceivedEvent,
     Summary,
     Till,
 )
 from posd.errors import StartError
-from posd.files import trimmed
+from posd.files import strip_secret
 from posd.security.dialing import BaseUrl
 from posd.values import Resync, Seq
-from posd.web.http.wrong_protocol import HINTS, Spoken
+from posd.web.http.wrong_protocol import HINTS, KnownProtocol
 
 _REVOKED: Final = 4001
 _REFUSED: Final = (401, 403)
@@ -146,18 +146,18 @@ def listen(
         after,
         not no_ack,
     )
-    screen = Screen(as_json, count, partial(_hopeless, subscription))
+    screen = EventPrinter(as_json, count, partial(_hopeless, subscription))
     summary = run(lambda reactor: follow(reactor, subscription, screen))
-    click.echo(_summarized(summary), err=True)
+    click.echo(_summary_text(summary), err=True)
     if screen.broken is not None:
         raise screen.broken
-    failure = screen.hopeless or _failure(summary.ending)
+    failure = screen.hopeless or _failure(summary.outcome)
     if failure is not None:
         raise failure
 
 
 @define(eq=False)
-class Screen:
+class EventPrinter:
     """Where a till shows what happens.
 
     `judge` tells why no further attempt can succeed, and `hopeless` is set when the till was stopped
@@ -166,10 +166,10 @@ class Screen:
 
     _as_json: bool
     _count: int | None
-    _judge: Callable[[Ending], Failure | None] = lambda _: None
+    _judge: Callable[[Outcome], CommandFailure | None] = lambda _: None
     stop: Callable[[], object] = lambda: None
     broken: BrokenPipeError | None = None
-    hopeless: Failure | None = None
+    hopeless: CommandFailure | None = None
     _shown: int = 0
     _is_known: bool = False
     """Whether a connection has succeeded before: then the server is right, and may be in trouble."""
@@ -199,17 +199,19 @@ class Screen:
         after = "" if resumed is None else f", everything after {resumed} follows"
         click.echo(printable(f"connected {name}: {head}{after}"), err=True)
 
-    def disconnected(self, ending: Ending) -> None:
+    def disconnected(self, outcome: Outcome) -> None:
         """Say why, if the till will try again; stop it where that cannot help."""
         if not self._is_known:
-            self.hopeless = self._judge(ending)
+            self.hopeless = self._judge(outcome)
         if self.hopeless is not None:
             self.stop()
-        elif ending.next is not Next.STOP:
-            click.echo(printable(f"disconnected, trying again: {ending.reason}"), err=True)
+        elif outcome.next_step is not NextStep.STOP:
+            click.echo(printable(f"disconnected, trying again: {outcome.reason}"), err=True)
 
 
-async def follow(reactor: CommandReactor, subscription: Subscription, screen: Screen) -> Summary:
+async def follow(
+    reactor: CommandReactor, subscription: Subscription, screen: EventPrinter
+) -> Summary:
     """Be a till until it has to stop, is told to by the screen, or the reactor ends."""
     till = _till(reactor, subscription, screen)
     screen.stop = till.stopService
@@ -219,7 +221,7 @@ async def follow(reactor: CommandReactor, subscription: Subscription, screen: Sc
     return await finished
 
 
-def _till(reactor: CommandReactor, wanted: Subscription, screen: Screen) -> Till:
+def _till(reactor: CommandReactor, wanted: Subscription, screen: EventPrinter) -> Till:
     try:
         return Till(
             reactor,
@@ -237,9 +239,9 @@ def _till(reactor: CommandReactor, wanted: Subscription, screen: Screen) -> Till
             on_disconnected=screen.disconnected,
         )
     except ValueError as error:
-        raise Failure(str(error), os.EX_USAGE) from error
+        raise CommandFailure(str(error), os.EX_USAGE) from error
     except StartError as error:
-        raise Failure(str(error), os.EX_NOINPUT) from error
+        raise CommandFailure(str(error), os.EX_NOINPUT) from error
 
 
 def _key(context: click.Context, key: str | None, key_file: BinaryIO | None) -> str:
@@ -248,7 +250,7 @@ def _key(context: click.Context, key: str | None, key_file: BinaryIO | None) -> 
         if context.get_parameter_source("key") is ParameterSource.COMMANDLINE:
             raise click.UsageError("Give --key or --key-file, not both.", context)
         return read_secret(key_file, "the key")
-    key = trimmed(key or "")
+    key = strip_secret(key or "")
     if not key:
         raise click.UsageError("A key is needed: --key-file, --key or $POSD_KEY.", context)
     return key
@@ -264,7 +266,7 @@ def _credentials(
     return Credentials(certificate, private_key)
 
 
-def _summarized(summary: Summary) -> str:
+def _summary_text(summary: Summary) -> str:
     parts = [f"{summary.received} received", f"{summary.stored} shown"]
     if summary.acknowledged is not None:
         parts.append(f"acknowledged up to {summary.acknowledged}")
@@ -279,21 +281,21 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _hopeless(wanted: Subscription, ending: Ending) -> Failure | None:
+def _hopeless(wanted: Subscription, outcome: Outcome) -> CommandFailure | None:
     """Why a first attempt that has ended like this will fail again, with what to do; else None."""
     secure = wanted.url.lower().startswith("wss:")
-    match ending.fault:
+    match outcome.fault:
         case Fault.NO_HOST:
             advice = "see whether the host in --url is spelled right and this machine has a network"
             code = os.EX_NOHOST
         case Fault.UNTRUSTED:
-            advice, code = _trust_advice(wanted, ending), os.EX_CONFIG
+            advice, code = _trust_advice(wanted, outcome), os.EX_CONFIG
         case Fault.NO_TLS:
             advice = "the port does not speak TLS: name the port of a listener with tls = true"
-            if BaseUrl.at(wanted.url, "wss", "ws").is_loopback:
+            if BaseUrl.parse(wanted.url, "wss", "ws").is_loopback:
                 advice += ", or write ws:// in --url"
             code = os.EX_PROTOCOL
-        case Fault.NO_ANSWER if not secure or not ending.reason.startswith("the server hung up"):
+        case Fault.NO_ANSWER if not secure or not outcome.reason.startswith("the server hung up"):
             advice = "see whether the port is posd's"
             if not secure:
                 advice += ", and write wss:// in --url if its listener has tls = true"
@@ -303,34 +305,34 @@ def _hopeless(wanted: Subscription, ending: Ending) -> Failure | None:
                 "no posd answers there: see host, port and path of --url, and the proxy before it"
             )
             code = os.EX_PROTOCOL
-        case Fault.NO_SUCH if not secure and ending.reason.endswith(HINTS[Spoken.HTTP]):
+        case Fault.NO_SUCH if not secure and outcome.reason.endswith(HINTS[KnownProtocol.HTTP]):
             advice, code = "write wss:// in --url, and --ca with posd's authority", os.EX_PROTOCOL
-        case Fault.NO_SUCH if ending.status != 404:
+        case Fault.NO_SUCH if outcome.status != 404:
             # The server's own words tell which option it does not take.
-            return Failure(printable(ending.reason), os.EX_DATAERR)
+            return CommandFailure(printable(outcome.reason), os.EX_DATAERR)
         case Fault.NO_SUCH:
             advice, code = "see --url, which has no path of its own, and --tenant", os.EX_DATAERR
         case _:
             return None
-    return Failure(f"{printable(ending.reason)}; {advice}", code)
+    return CommandFailure(f"{printable(outcome.reason)}; {advice}", code)
 
 
-def _trust_advice(wanted: Subscription, ending: Ending) -> str:
-    if "refuses this client" in ending.reason:
+def _trust_advice(wanted: Subscription, outcome: Outcome) -> str:
+    if "refuses this client" in outcome.reason:
         return "give this till's certificate by --client-cert and --client-key"
-    if "another name" in ending.reason or "names no server" in ending.reason:
+    if "another name" in outcome.reason or "names no server" in outcome.reason:
         return "write the host in --url as the certificate names it"
-    if "expired" in ending.reason or "not valid yet" in ending.reason:
+    if "expired" in outcome.reason or "not valid yet" in outcome.reason:
         return "the server needs a new certificate"
     if wanted.ca is None:
         return "name the authority by --ca, such as make-cert's ca.pem"
     return f"{wanted.ca} is not the authority that the server's certificate is of"
 
 
-def _failure(ending: Ending) -> Failure | None:
+def _failure(outcome: Outcome) -> CommandFailure | None:
     """Why the server has made an end of it; None if we did."""
-    if ending.code == _REVOKED or ending.status in _REFUSED:
-        return Failure(printable(ending.reason), os.EX_NOPERM)
-    if ending.code is not None or ending.status is not None:
-        return Failure(printable(ending.reason), os.EX_UNAVAILABLE)
+    if outcome.code == _REVOKED or outcome.status in _REFUSED:
+        return CommandFailure(printable(outcome.reason), os.EX_NOPERM)
+    if outcome.code is not None or outcome.status is not None:
+        return CommandFailure(printable(outcome.reason), os.EX_UNAVAILABLE)
     return None

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from posd.protocol.json_literals import timestamp
 from posd.protocol.jsontext import encode
-from posd.protocol.literals import timestamp
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -76,7 +76,7 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
     )
 
 
-def moment(when: datetime | None) -> str | None:
+def local_time(when: datetime | None) -> str | None:
     """A moment as a person reads it, in the time of this machine."""
     return None if when is None else f"{when.astimezone():%Y-%m-%d %H:%M}"
 

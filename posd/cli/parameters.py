@@ -10,18 +10,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import click
 
 from posd import values
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.config.types import suggestion
 from posd.config.units import DAY, parse_duration
 from posd.events.money import is_currency
 from posd.events.phones import is_region
-from posd.files import secret
+from posd.files import decode_secret
 
-_LONGEST_SECRET: Final = 64 * 1024
+_MAX_SECRET_LENGTH: Final = 64 * 1024
 """Bytes; posd's own keys have 68."""
 
 
-class _Slug(click.ParamType[str]):
+class _SlugParameter(click.ParamType[str]):
     """A tenant's name in URLs, and with underscores for hyphens in the names of its schema."""
 
     name = "slug"
@@ -39,7 +39,7 @@ class _Slug(click.ParamType[str]):
         return value
 
 
-class _Currency(click.ParamType[str]):
+class _CurrencyParameter(click.ParamType[str]):
     """An ISO 4217 code."""
 
     name = "currency"
@@ -55,7 +55,7 @@ class _Currency(click.ParamType[str]):
         return code
 
 
-class _Region(click.ParamType[str]):
+class _RegionParameter(click.ParamType[str]):
     """A region of ISO 3166 that has telephone numbers."""
 
     name = "region"
@@ -71,7 +71,7 @@ class _Region(click.ParamType[str]):
         return code
 
 
-class _Timezone(click.ParamType[str]):
+class _TimezoneParameter(click.ParamType[str]):
     """A name of the IANA time zone database."""
 
     name = "timezone"
@@ -93,7 +93,7 @@ _FIRST, _LAST = 1970, 9998
 """Years: within them every offset and every zone can be applied to a date."""
 
 
-class _Duration(click.ParamType[float]):
+class _DurationParameter(click.ParamType[float]):
     """A time with its unit, in seconds."""
 
     name = "duration"
@@ -112,7 +112,7 @@ class _Duration(click.ParamType[float]):
         return seconds
 
 
-class _Moment(click.ParamType[datetime | float]):
+class _TimestampParameter(click.ParamType[datetime | float]):
     """A point in time: by its date, naive where it has no offset, or so many seconds ago."""
 
     name = "time"
@@ -147,12 +147,12 @@ class _Moment(click.ParamType[datetime | float]):
             )
 
 
-SLUG: Final = _Slug()
-CURRENCY: Final = _Currency()
-TIMEZONE: Final = _Timezone()
-REGION: Final = _Region()
-DURATION: Final = _Duration()
-MOMENT: Final = _Moment()
+SLUG: Final = _SlugParameter()
+CURRENCY: Final = _CurrencyParameter()
+TIMEZONE: Final = _TimezoneParameter()
+REGION: Final = _RegionParameter()
+DURATION: Final = _DurationParameter()
+MOMENT: Final = _TimestampParameter()
 POSITION: Final = click.IntRange(0, 2**63 - 1)
 """A place in a stream: bigint, where 0 is before the first event."""
 ID: Final = click.IntRange(1, 2**31 - 1)
@@ -162,17 +162,21 @@ ID: Final = click.IntRange(1, 2**31 - 1)
 def read_secret(file: BinaryIO, what: str) -> str:
     """Read a file that holds one secret, without the newline or byte order mark around it.
 
-    `what` names it in the `Failure` for a file that holds no such thing.
+    `what` names it in the `CommandFailure` for a file that holds no such thing.
     """
-    content = file.read(_LONGEST_SECRET + 1)
+    content = file.read(_MAX_SECRET_LENGTH + 1)
     try:
-        text = secret(content)
+        text = decode_secret(content)
     except UnicodeDecodeError:
-        raise Failure(f"{file.name}: {what} is text, and this file is not", os.EX_DATAERR) from None
-    if len(content) > _LONGEST_SECRET or not text.isprintable():
-        raise Failure(f"{file.name}: {what} is one line, and this file has more", os.EX_DATAERR)
+        raise CommandFailure(
+            f"{file.name}: {what} is text, and this file is not", os.EX_DATAERR
+        ) from None
+    if len(content) > _MAX_SECRET_LENGTH or not text.isprintable():
+        raise CommandFailure(
+            f"{file.name}: {what} is one line, and this file has more", os.EX_DATAERR
+        )
     if not text:
-        raise Failure(
+        raise CommandFailure(
             f"{file.name}: the file is empty, and should have {what} in it", os.EX_DATAERR
         )
     return text

@@ -13,37 +13,37 @@ import click
 from attrs import asdict, frozen
 
 from posd.cli import database
-from posd.cli.database import BlockingSession, complete, patiently
-from posd.cli.failures import Failure
+from posd.cli.database import BlockingExecutor, retry_while_locked, run_to_completion
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import (
     as_json,
-    moment,
+    local_time,
     print_json,
     print_table,
     progress_bar,
     timestamp_or_none,
 )
 from posd.cli.parameters import DURATION, SLUG
-from posd.cli.tenants import known
+from posd.cli.tenants import find_tenant
 from posd.config.units import HOUR, format_duration
 from posd.events.orders import FINAL_STATUSES
 from posd.store import retention, tenants
-from posd.store.retention import Gone
+from posd.store.retention import PrunedCounts
 from posd.values import Tenant
 
 _COLUMNS: Final = ("events", "expired", "messages", "nacks", "orders")
 
 
 @frozen
-class Pruned:
+class PrunedRows:
     """What went of each tenant, and how many stored answers of all.
 
     `held` are the tenants of which not all went, since somebody had a lock; so it may be with answers.
     """
 
     before: datetime
-    tenants: dict[str, Gone]
+    tenants: dict[str, PrunedCounts]
     answers: int
     held: tuple[str, ...] = ()
     answers_held: bool = False
@@ -95,14 +95,14 @@ def prune(
     kept = installation.retention()
     seconds = kept if seconds is None else seconds
     if seconds < HOUR:
-        raise Failure("what is younger than an hour is not pruned", os.EX_USAGE)
-    with database.session(installation.dsn()) as session:
-        everyone = [each.tenant for each in complete(tenants.everyone(session))]
-        chosen = everyone if slug is None else [known(session, slug)]
-        before = complete(retention.cutoff(session, seconds))
-        expected = _would_go(session, chosen, before, answers=slug is None)
+        raise CommandFailure("what is younger than an hour is not pruned", os.EX_USAGE)
+    with database.open_executor(installation.dsn()) as executor:
+        everyone = [each.tenant for each in run_to_completion(tenants.list_tenants(executor))]
+        chosen = everyone if slug is None else [find_tenant(executor, slug)]
+        before = run_to_completion(retention.cutoff_time(executor, seconds))
+        expected = _count_prunable(executor, chosen, before, answers=slug is None)
         if dry_run:
-            _tell(expected, True, as_json)
+            _print_result(expected, True, as_json)
             return
         if seconds < kept and not yes:
             click.confirm(
@@ -112,40 +112,42 @@ def prune(
                 err=True,
             )
         with _bar(expected) as progress:
-            pruned = _prune(session, chosen, before, slug is None, progress)
-    _tell(pruned, False, as_json)
+            pruned = _prune(executor, chosen, before, slug is None, progress)
+    _print_result(pruned, False, as_json)
     if pruned.rest:
         still = ", ".join(pruned.rest)
-        raise Failure(f"somebody holds a lock, and not all went of: {still}", os.EX_TEMPFAIL)
+        raise CommandFailure(f"somebody holds a lock, and not all went of: {still}", os.EX_TEMPFAIL)
 
 
-def _would_go(
-    session: BlockingSession, chosen: list[Tenant], before: datetime, *, answers: bool
-) -> Pruned:
-    return Pruned(
+def _count_prunable(
+    executor: BlockingExecutor, chosen: list[Tenant], before: datetime, *, answers: bool
+) -> PrunedRows:
+    return PrunedRows(
         before,
         {
-            each.slug: complete(retention.would_go(session, each, before, FINAL_STATUSES))
+            each.slug: run_to_completion(
+                retention.count_prunable(executor, each, before, FINAL_STATUSES)
+            )
             for each in chosen
         },
-        complete(retention.answers_that_would_go(session, before)) if answers else 0,
+        run_to_completion(retention.count_prunable_answers(executor, before)) if answers else 0,
     )
 
 
 def _prune(
-    session: BlockingSession,
+    executor: BlockingExecutor,
     chosen: list[Tenant],
     before: datetime,
     answers: bool,
     progress: Callable[[str, int], None],
-) -> Pruned:
-    gone_of: dict[str, Gone] = {}
+) -> PrunedRows:
+    gone_of: dict[str, PrunedCounts] = {}
     held: list[str] = []
     for tenant in chosen:
-        total, done = Gone(), False
-        prune = partial(retention.prune, session, tenant.id, before, FINAL_STATUSES)
+        total, done = PrunedCounts(), False
+        prune = partial(retention.prune, executor, tenant.id, before, FINAL_STATUSES)
         while not done:
-            pruned = patiently(prune)
+            pruned = retry_while_locked(prune)
             if pruned is None:
                 held.append(tenant.slug)
                 break
@@ -155,15 +157,15 @@ def _prune(
         gone_of[tenant.slug] = total
     forgotten, answers_held = 0, False
     while answers:
-        count = patiently(partial(retention.prune_answers, session, before))
+        count = retry_while_locked(partial(retention.prune_answers, executor, before))
         answers, answers_held = bool(count), count is None
         forgotten += count or 0
         progress("answers", count or 0)
-    return Pruned(before, gone_of, forgotten, tuple(held), answers_held)
+    return PrunedRows(before, gone_of, forgotten, tuple(held), answers_held)
 
 
 @contextmanager
-def _bar(expected: Pruned) -> Iterator[Callable[[str, int], None]]:
+def _bar(expected: PrunedRows) -> Iterator[Callable[[str, int], None]]:
     """A progress bar on standard error, if a person is looking."""
     total = sum(each.rows for each in expected.tenants.values()) + expected.answers
     with progress_bar() as bar:
@@ -175,7 +177,7 @@ def _bar(expected: Pruned) -> Iterator[Callable[[str, int], None]]:
         yield progress
 
 
-def _tell(pruned: Pruned, dry_run: bool, as_json: bool) -> None:
+def _print_result(pruned: PrunedRows, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -198,4 +200,6 @@ def _tell(pruned: Pruned, dry_run: bool, as_json: bool) -> None:
         ],
     )
     end = ": nothing was deleted yet." if dry_run else "."
-    click.echo(f"Stored answers: {pruned.answers}. All from before {moment(pruned.before)}{end}")
+    click.echo(
+        f"Stored answers: {pruned.answers}. All from before {local_time(pruned.before)}{end}"
+    )

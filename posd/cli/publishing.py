@@ -11,19 +11,19 @@ from attrs import asdict
 from twisted.internet import defer
 
 from posd.cli import database
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, warn
 from posd.cli.parameters import SLUG
 from posd.cli.reactor import CommandReactor, run
-from posd.cli.tenants import known
-from posd.database.link import Link
-from posd.database.readers import Readers
-from posd.events import normalise as drafts
+from posd.cli.tenants import find_tenant
+from posd.database.reconnecting import ReconnectingConnection
+from posd.database.shop_readers import ShopReaders
+from posd.events import normalise
 from posd.events.timezones import zone
-from posd.files import LONGEST
+from posd.files import MAX_SIZE
 from posd.protocol import jsontext
-from posd.publishing.sequencer import Publication, Published, Sequencer
+from posd.publishing.sequencer import Publication, PublicationResult, Sequencer
 
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 5.0
@@ -56,14 +56,16 @@ def publish(
         posctl publish --tenant kitchen --type new_order --data order.json
         echo '{"message":"Closing early"}' | posctl publish --tenant kitchen --type notice --data -
     """
-    written = data.read(LONGEST + 1)
-    if len(written) > LONGEST:
-        raise Failure(f"{data.name}: an event is no longer than {LONGEST} bytes", os.EX_DATAERR)
+    written = data.read(MAX_SIZE + 1)
+    if len(written) > MAX_SIZE:
+        raise CommandFailure(
+            f"{data.name}: an event is no longer than {MAX_SIZE} bytes", os.EX_DATAERR
+        )
     content = jsontext.decode(written)
-    with database.session(installation.dsn()) as session:
-        tenant = known(session, slug)
+    with database.open_executor(installation.dsn()) as executor:
+        tenant = find_tenant(executor, slug)
     repaired = jsontext.needs_repair(written)
-    draft = drafts.draft(kind, content, zone=zone(tenant.timezone), repaired=repaired)
+    draft = normalise.draft(kind, content, zone=zone(tenant.timezone), repaired=repaired)
     publication = Publication(tenant.id, [draft])
     published = run(lambda reactor: _publish(reactor, installation, publication))
     (seq,) = published.ids
@@ -80,13 +82,13 @@ def publish(
 
 async def _publish(
     reactor: CommandReactor, installation: Installation, publication: Publication
-) -> Published:
-    link = await _linked(reactor, installation.dsn())
+) -> PublicationResult:
+    connection = await _connect(reactor, installation.dsn())
     sequencer = Sequencer(
         reactor,
-        link,
+        connection,
         # Never started, since nothing is taken out of the outbox here.
-        Readers(reactor, installation.dsn()),
+        ShopReaders(reactor, installation.dsn()),
         uuid4(),
         event_bytes=installation.event_bytes(),
         connections_here=lambda tenant_id: 0,
@@ -96,21 +98,25 @@ async def _publish(
         return await sequencer.publish(publication)
     finally:
         await sequencer.stopService()
-        await link.stopService()
+        await connection.stopService()
 
 
-async def _linked(reactor: CommandReactor, dsn: str) -> Link:
+async def _connect(reactor: CommandReactor, dsn: str) -> ReconnectingConnection:
     up: defer.Deferred[None] = defer.Deferred()
 
-    def changed(link: Link) -> None:
-        if link.up and not up.called:
+    def changed(connection: ReconnectingConnection) -> None:
+        if connection.up and not up.called:
             up.callback(None)
 
-    link = Link(reactor, dsn, name="posctl", statement_timeout=_STATEMENT_SECONDS, changed=changed)
-    link.startService()
+    connection = ReconnectingConnection(
+        reactor, dsn, name="posctl", statement_timeout=_STATEMENT_SECONDS, changed=changed
+    )
+    connection.startService()
     try:
         await up.addTimeout(_CONNECT_SECONDS, reactor)
     except defer.TimeoutError:
-        await link.stopService()
-        raise Failure(link.trouble or "the database does not answer", os.EX_UNAVAILABLE) from None
-    return link
+        await connection.stopService()
+        raise CommandFailure(
+            connection.trouble or "the database does not answer", os.EX_UNAVAILABLE
+        ) from None
+    return connection

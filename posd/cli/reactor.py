@@ -46,7 +46,7 @@ def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
         reactor.callWhenRunning(signal.pthread_sigmask, signal.SIG_SETMASK, unmasked)
         return Deferred.fromCoroutine(captured(reactor))
 
-    globalLogBeginner.beginLoggingTo([_Warnings()], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([_WarningObserver()], redirectStandardIO=False)
     # A KeyboardInterrupt that is raised within a callback is lost: the Deferred keeps it as its result.
     unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -62,7 +62,7 @@ def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
 
 
 @implementer(ILogObserver)
-class _Warnings:
+class _WarningObserver:
     """Shows warnings and bugs. That the reader of our output has gone is neither."""
 
     def __init__(self) -> None:

@@ -8,12 +8,12 @@ from datetime import datetime
 import click
 
 from posd.cli import database
-from posd.cli.database import BlockingSession, complete
-from posd.cli.failures import Failure
+from posd.cli.database import BlockingExecutor, run_to_completion
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json
 from posd.cli.parameters import MOMENT, POSITION, SLUG
-from posd.cli.tenants import known
+from posd.cli.tenants import find_tenant
 from posd.events.timezones import zone
 from posd.store import replay as store
 from posd.store import retention
@@ -71,15 +71,15 @@ def replay(
     """
     if (first is None) == (since is None):
         raise click.UsageError("Say from where on: either --from or --since.")
-    with database.session(installation.dsn()) as session:
-        tenant = known(session, slug)
-        place = _place(session, tenant, device)
+    with database.open_executor(installation.dsn()) as executor:
+        tenant = find_tenant(executor, slug)
+        place = _terminal_position(executor, tenant, device)
         acked = place.acked or 0
         if since is not None:
-            first = _first_since(session, tenant, place, _moment(session, since, tenant))
+            first = _first_since(executor, tenant, place, _moment(executor, since, tenant))
         assert first is not None
         _check(place, device, first)
-        events, orders = complete(store.between(session, tenant, first - 1, acked))
+        events, orders = run_to_completion(store.count_between(executor, tenant, first - 1, acked))
         if not yes:
             click.confirm(
                 f"Will {device} of {slug} be sent the events {first} to {acked} again,"
@@ -87,8 +87,10 @@ def replay(
                 abort=True,
                 err=True,
             )
-        if not complete(store.wish(session, tenant, device, place.stream_id, first - 1)):
-            raise Failure("the stream has changed meanwhile: look again", os.EX_TEMPFAIL)
+        if not run_to_completion(
+            store.request_replay(executor, tenant, device, place.stream_id, first - 1)
+        ):
+            raise CommandFailure("the stream has changed meanwhile: look again", os.EX_TEMPFAIL)
     if as_json:
         print_json(
             {
@@ -106,13 +108,13 @@ def replay(
     click.echo(f"{device} is sent the events from {first} on {when}.")
 
 
-def _place(session: BlockingSession, tenant: Tenant, device: str) -> TerminalPosition:
-    place = complete(store.place(session, tenant, device))
+def _terminal_position(executor: BlockingExecutor, tenant: Tenant, device: str) -> TerminalPosition:
+    place = run_to_completion(store.terminal_position(executor, tenant, device))
     if place is None:
-        names = ", ".join(complete(store.devices(session, tenant))) or "none"
-        raise Failure(f"{tenant.slug} has no terminal {device!r} but {names}", os.EX_DATAERR)
+        names = ", ".join(run_to_completion(store.device_ids(executor, tenant))) or "none"
+        raise CommandFailure(f"{tenant.slug} has no terminal {device!r} but {names}", os.EX_DATAERR)
     if place.legacy or place.acked is None:
-        raise Failure(
+        raise CommandFailure(
             f"{device} has never acknowledged anything, and is sent nothing again: it asks for its"
             " open orders",
             os.EX_DATAERR,
@@ -122,30 +124,30 @@ def _place(session: BlockingSession, tenant: Tenant, device: str) -> TerminalPos
 
 def _check(place: TerminalPosition, device: str, first: Seq) -> None:
     if first <= place.pruned_seq:
-        raise Failure(f"events up to {place.pruned_seq} are kept no more", os.EX_DATAERR)
+        raise CommandFailure(f"events up to {place.pruned_seq} are kept no more", os.EX_DATAERR)
     if first > place.last_seq:
-        raise Failure(f"the last event is {place.last_seq}", os.EX_DATAERR)
+        raise CommandFailure(f"the last event is {place.last_seq}", os.EX_DATAERR)
     if place.acked is not None and first > place.acked:
-        raise Failure(
+        raise CommandFailure(
             f"{device} has acknowledged {place.acked} and is sent what comes after that anyway",
             os.EX_DATAERR,
         )
 
 
 def _first_since(
-    session: BlockingSession, tenant: Tenant, place: TerminalPosition, when: datetime
+    executor: BlockingExecutor, tenant: Tenant, place: TerminalPosition, when: datetime
 ) -> Seq:
-    first = complete(store.first_since(session, tenant, when))
+    first = run_to_completion(store.first_event_since(executor, tenant, when))
     if first is None:
-        raise Failure("there is no event since then", os.EX_DATAERR)
+        raise CommandFailure("there is no event since then", os.EX_DATAERR)
     if first == place.pruned_seq + 1 and place.pruned_seq > 0:
-        raise Failure(
+        raise CommandFailure(
             f"not all events since then are kept: the first one is {first}", os.EX_DATAERR
         )
     return first
 
 
-def _moment(session: BlockingSession, since: datetime | float, tenant: Tenant) -> datetime:
+def _moment(executor: BlockingExecutor, since: datetime | float, tenant: Tenant) -> datetime:
     if isinstance(since, float):
-        return complete(retention.cutoff(session, since))
+        return run_to_completion(retention.cutoff_time(executor, since))
     return since if since.tzinfo else since.replace(tzinfo=zone(tenant.timezone))

@@ -31,7 +31,7 @@ INSERT_ITEM = """
 
 
 @frozen
-class Line:
+class SampleItem:
     """So many of one dish at its price."""
 
     name: str
@@ -46,7 +46,7 @@ class SampleOrder:
     number: str
     customer: str
     address: str
-    lines: tuple[Line, ...]
+    lines: tuple[SampleItem, ...]
 
     @property
     def subtotal(self) -> Decimal:
@@ -96,5 +96,5 @@ def sample_order(number: int) -> SampleOrder:
         f"DEMO-{number:04}",
         f"Guest {number}",
         f"{chance.randint(1, 99)} Harbour Street",
-        tuple(Line(name, Decimal(price), chance.randint(1, 3)) for name, price in dishes),
+        tuple(SampleItem(name, Decimal(price), chance.randint(1, 3)) for name, price in dishes),
     )

@@ -8,17 +8,25 @@ import click
 from attrs import frozen
 
 from posd.cli import database
-from posd.cli.database import BlockingSession, complete
+from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, moment, print_json, print_table, printable, timestamp_or_none
+from posd.cli.output import (
+    as_json,
+    local_time,
+    print_json,
+    print_table,
+    printable,
+    timestamp_or_none,
+)
 from posd.cli.parameters import SLUG
-from posd.cli.tenants import known
-from posd.database.migrations import expected, misfit
+from posd.cli.tenants import find_tenant
+from posd.database.migrations import expected_files, version_mismatch
 from posd.store import doorman as leases
-from posd.store import standing, tenants
-from posd.store.doorman import Lease
-from posd.store.standing import StreamStanding, TerminalStanding
-from posd.store.tenants import Listed
+from posd.store import stream_status as standing
+from posd.store import tenants
+from posd.store.doorman import DoormanLease
+from posd.store.stream_status import StreamStanding, TerminalStanding
+from posd.store.tenants import ListedTenant
 from posd.values import TenantId
 
 
@@ -26,7 +34,7 @@ from posd.values import TenantId
 class TenantStatus:
     """One tenant. `failed` is None where the tenant's schema does not fit, which `trouble` says."""
 
-    listed: Listed
+    listed: ListedTenant
     stream: StreamStanding
     terminals: list[TerminalStanding]
     failed: int | None
@@ -52,9 +60,9 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
         posctl status --tenant kitchen
         posctl status --json | jq '.tenants[] | select(.undelivered > 0) | .tenant'
     """
-    with database.session(installation.dsn()) as session:
-        reports = _reports(session, slug)
-        doorman = complete(leases.present(session))
+    with database.open_executor(installation.dsn()) as executor:
+        reports = _reports(executor, slug)
+        doorman = run_to_completion(leases.current_lease(executor))
     if as_json:
         shapes = [_shape(report) for report in reports]
         print_json({"tenants": shapes, "doorman": _shape_of_doorman(doorman)})
@@ -69,7 +77,7 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
                 report.stream.undelivered,
                 report.failed,
                 report.stream.waiting,
-                moment(report.stream.waiting_since),
+                local_time(report.stream.waiting_since),
             )
             for report in reports
         ],
@@ -82,34 +90,37 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
             "No node is the doorman, so no orders are taken out of the outbox. Is posd running?"
         )
     else:
-        click.echo(f"doorman: {printable(doorman.host)}, since {moment(doorman.since)}")
+        click.echo(f"doorman: {printable(doorman.host)}, since {local_time(doorman.since)}")
     for report in reports:
         if report.trouble is not None:
             trouble = printable(report.trouble)
             click.echo(f"{report.listed.tenant.slug} is not served: {trouble}", err=True)
 
 
-def _reports(session: BlockingSession, slug: str | None) -> list[TenantStatus]:
+def _reports(executor: BlockingExecutor, slug: str | None) -> list[TenantStatus]:
     if slug is not None:
-        known(session, slug)
-    streams = complete(standing.streams(session))
+        find_tenant(executor, slug)
+    streams = run_to_completion(standing.stream_standings(executor))
     return [
-        _report(session, listed, streams)
-        for listed in complete(tenants.everyone(session))
+        _report(executor, listed, streams)
+        for listed in run_to_completion(tenants.list_tenants(executor))
         if slug in (None, listed.tenant.slug)
     ]
 
 
 def _report(
-    session: BlockingSession, listed: Listed, streams: Mapping[TenantId, StreamStanding]
+    executor: BlockingExecutor, listed: ListedTenant, streams: Mapping[TenantId, StreamStanding]
 ) -> TenantStatus:
     tenant = listed.tenant
-    trouble = misfit(complete(tenants.applied(session, tenant.schema)), expected()["tenant"])
+    trouble = version_mismatch(
+        run_to_completion(tenants.applied_migrations(executor, tenant.schema)),
+        expected_files()["tenant"],
+    )
     return TenantStatus(
         listed,
         streams[tenant.id],
-        complete(standing.terminals(session, tenant.id)),
-        None if trouble else complete(standing.failed(session, tenant)),
+        run_to_completion(standing.terminal_standings(executor, tenant.id)),
+        None if trouble else run_to_completion(standing.count_failed(executor, tenant)),
         trouble,
     )
 
@@ -121,8 +132,8 @@ def _print_terminals(terminals: list[TerminalStanding]) -> None:
         [
             (
                 "(no name)" if each.device_id is None else each.device_id,
-                moment(each.connected_since),
-                moment(each.last_seen),
+                local_time(each.connected_since),
+                local_time(each.last_seen),
                 each.sent,
                 "never" if each.legacy and each.device_id else each.acked,
                 each.behind,
@@ -132,7 +143,7 @@ def _print_terminals(terminals: list[TerminalStanding]) -> None:
     )
 
 
-def _shape_of_doorman(doorman: Lease | None) -> dict[str, object] | None:
+def _shape_of_doorman(doorman: DoormanLease | None) -> dict[str, object] | None:
     """The doorman as programs read it; None if no node is."""
     if doorman is None:
         return None
@@ -143,7 +154,7 @@ def _shape_of_doorman(doorman: Lease | None) -> dict[str, object] | None:
     }
 
 
-def _name(listed: Listed) -> str:
+def _name(listed: ListedTenant) -> str:
     return listed.tenant.slug if listed.is_active else f"{listed.tenant.slug} (disabled)"
 
 

@@ -7,12 +7,12 @@ import os
 import click
 
 from posd.cli import database
-from posd.cli.database import BlockingSession
-from posd.cli.failures import Failure
+from posd.cli.database import BlockingExecutor
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json
 from posd.cli.parameters import POSITION, SLUG
-from posd.cli.tenants import known
+from posd.cli.tenants import find_tenant
 from posd.store import epochs, tenants
 from posd.store import stream as streams
 from posd.values import Seq, Tenant
@@ -62,28 +62,30 @@ def reset(
     """
     if common is not None and slug is None:
         raise click.UsageError("--common-up-to needs --tenant: each stream has its own positions.")
-    with database.session(installation.dsn()) as session:
+    with database.open_executor(installation.dsn()) as executor:
         if slug is None:
-            everyone = database.complete(tenants.everyone(session))
+            everyone = database.run_to_completion(tenants.list_tenants(executor))
             chosen = [each.tenant for each in everyone]
         else:
-            chosen = [known(session, slug)]
+            chosen = [find_tenant(executor, slug)]
         if common is not None:
-            _check(session, chosen[0], common)
+            _check(executor, chosen[0], common)
         if not yes:
             whose = "every tenant" if slug is None else slug
             which = "" if common is None else f" that have had an event after {common}"
             click.confirm(
                 f"Will all tills of {whose}{which} reload their orders?", abort=True, err=True
             )
-        database.complete(epochs.reset(session, [tenant.id for tenant in chosen], common or 0))
+        database.run_to_completion(
+            epochs.reset_streams(executor, [tenant.id for tenant in chosen], common or 0)
+        )
     if as_json:
         print_json({"reset": [tenant.slug for tenant in chosen]})
     else:
         click.echo(f"Streams with a new name: {', '.join(each.slug for each in chosen) or 'none'}.")
 
 
-def _check(session: BlockingSession, tenant: Tenant, common: Seq) -> None:
-    last = database.complete(streams.heads(session, [tenant.id]))[tenant.id].last_seq
+def _check(executor: BlockingExecutor, tenant: Tenant, common: Seq) -> None:
+    last = database.run_to_completion(streams.load_heads(executor, [tenant.id]))[tenant.id].last_seq
     if common > last:
-        raise Failure(f"the last event of {tenant.slug} is {last}", os.EX_DATAERR)
+        raise CommandFailure(f"the last event of {tenant.slug} is {last}", os.EX_DATAERR)

@@ -11,14 +11,14 @@ import click
 from click.core import ParameterSource
 
 from posd.cli import database
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, warn
 from posd.cli.parameters import CURRENCY, REGION, SLUG, TIMEZONE
 from posd.config.types import suggestion
 from posd.database import migrations, regions
 from posd.database import provisioning as provision
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.database.regions import RegionChange
 from posd.events.regions import region_of
 from posd.store import export as rows_of
@@ -91,7 +91,7 @@ def add(
         added = provision.add_tenant(
             connection, slug, name, currency=currency, timezone=timezone, region=region
         )
-    for doubt in _doubts(context, added):
+    for doubt in _warnings(context, added):
         warn(str(doubt))
     if as_json:
         print_json(_shape(added))
@@ -116,8 +116,8 @@ def list_(installation: Installation, as_json: bool) -> None:
         posctl tenant list
         posctl tenant list --json | jq -r '.[] | select(.active) | .slug'
     """
-    with database.session(installation.dsn()) as session:
-        everyone = _everyone(session)
+    with database.open_executor(installation.dsn()) as executor:
+        everyone = _everyone(executor)
     if as_json:
         print_json([_shape(each.tenant) | {"active": each.is_active} for each in everyone])
         return
@@ -167,15 +167,15 @@ def region_(
         posctl tenant region paris FR --keep-accounts
     """
     with closing(migrations.connect(installation.admin_dsn())) as connection:
-        with migrations.administration(connection):
-            known(database.BlockingSession(connection), slug)
+        with migrations.administer(connection):
+            find_tenant(database.BlockingExecutor(connection), slug)
         change = regions.change_region(connection, slug, region, keep_accounts=keep_accounts)
     if as_json:
         print_json(_region_shape(slug, change))
     else:
         _show_region(slug, change)
     if change.after != change.before and not change.is_made:
-        raise Failure(
+        raise CommandFailure(
             f"{len(change.accounts)} accounts would be left behind, so nothing was changed;"
             " --keep-accounts changes the region all the same",
             os.EX_DATAERR,
@@ -229,46 +229,50 @@ def export(installation: Installation, slug: str) -> None:
         posctl tenant export kitchen | gzip > kitchen.jsonl.gz
         posctl tenant export kitchen | jq -c 'select(.table == "pos_orders").row.snapshot'
     """
-    with database.snapshot(installation.dsn(), _EXPORT_SECONDS) as snapshot:
-        exported = known(snapshot, slug)
+    with database.open_snapshot(installation.dsn(), _EXPORT_SECONDS) as snapshot:
+        exported = find_tenant(snapshot, slug)
         for table in rows_of.TABLES:
-            rows, after = database.complete(rows_of.rows(snapshot, exported, table))
+            rows, after = database.run_to_completion(rows_of.next_rows(snapshot, exported, table))
             while after is not None:
                 for row in rows:
                     click.echo(row)
-                rows, after = database.complete(rows_of.rows(snapshot, exported, table, after))
+                rows, after = database.run_to_completion(
+                    rows_of.next_rows(snapshot, exported, table, after)
+                )
 
 
-def known(session: Reader, slug: str) -> Tenant:
-    """The tenant of this slug; a `Failure` that names the nearest one if there is none."""
-    everyone = {each.tenant.slug: each.tenant for each in _everyone(session)}
+def find_tenant(executor: Querier, slug: str) -> Tenant:
+    """The tenant of this slug; a `CommandFailure` that names the nearest one if there is none."""
+    everyone = {each.tenant.slug: each.tenant for each in _everyone(executor)}
     if slug in everyone:
         return everyone[slug]
     meant = suggestion(slug, everyone)
-    raise Failure(f"there is no tenant {slug!r}" + (f": {meant}" if meant else ""), os.EX_DATAERR)
+    raise CommandFailure(
+        f"there is no tenant {slug!r}" + (f": {meant}" if meant else ""), os.EX_DATAERR
+    )
 
 
-def _everyone(session: Reader) -> list[tenants.Listed]:
-    return database.complete(tenants.everyone(session))
+def _everyone(executor: Querier) -> list[tenants.ListedTenant]:
+    return database.run_to_completion(tenants.list_tenants(executor))
 
 
 def _set_active(installation: Installation, slug: str, active: bool, as_json: bool) -> None:
     with (
         closing(migrations.connect(installation.admin_dsn())) as connection,
-        migrations.administration(connection),
+        migrations.administer(connection),
         connection.cursor() as cursor,
     ):
         migrations.check_main(connection)
         cursor.execute(_SET_ACTIVE, (active, slug))
         if cursor.fetchone() is None:
-            known(database.BlockingSession(connection), slug)
+            find_tenant(database.BlockingExecutor(connection), slug)
     if as_json:
         print_json({"tenant": slug, "active": active})
     else:
         click.echo(f"Tenant {slug} is {'enabled' if active else 'disabled'}.")
 
 
-def _doubts(context: click.Context, added: Tenant) -> Iterator[str]:
+def _warnings(context: click.Context, added: Tenant) -> Iterator[str]:
     """What of a new tenant may not be meant: a default beside a value that does not go with it."""
 
     def is_default(name: str) -> bool:

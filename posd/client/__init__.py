@@ -8,7 +8,7 @@ the server's packages.
 from __future__ import annotations
 
 from posd.client.event_queue import CannotProcess
-from posd.client.outcome import Ending, Fault, Next
+from posd.client.outcome import Fault, NextStep, Outcome
 from posd.client.pending import pending_orders
 from posd.client.position import PositionFile, PositionUnreadable
 from posd.client.received import Connected, ReceivedEvent
@@ -19,9 +19,9 @@ __all__ = [
     "CannotProcess",
     "Connected",
     "Credentials",
-    "Ending",
     "Fault",
-    "Next",
+    "NextStep",
+    "Outcome",
     "PositionFile",
     "PositionUnreadable",
     "ReceivedEvent",

@@ -21,7 +21,7 @@ from twisted.internet.error import ConnectionClosed, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from posd.client.outcome import Ending, Fault, Next
+from posd.client.outcome import Fault, NextStep, Outcome
 from posd.security.dialing import BaseUrl
 
 OPENING_TIMEOUT = 15.0
@@ -30,14 +30,14 @@ OPENING_TIMEOUT = 15.0
 CLOSING_TIMEOUT = 5.0
 """Seconds from the first Close frame to the end of the TCP connection."""
 
-_LONGEST_REFUSAL = 64 * 1024
+_MAX_REFUSAL_LENGTH = 64 * 1024
 _HTTP = b"HTTP/"
 _HEADERS_END = b"\r\n\r\n"
 _CONTENT_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,9})[ \t]*\r$", re.I | re.M)
 
 
 @frozen
-class Opening:
+class HandshakeRequest:
     """What one opening handshake asks for; built anew for each, since the position moves on."""
 
     path: str
@@ -50,20 +50,20 @@ class Opening:
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
 
-class Owner(Protocol):
+class ConnectionOwner(Protocol):
     """What a connection reports to."""
 
-    def opening(self, connection: Connection) -> Awaitable[Opening]:
+    def opening(self, connection: ClientConnection) -> Awaitable[HandshakeRequest]:
         """A connection was made: say what to ask for. The handshake waits for it."""
 
-    def received(self, connection: Connection, text: bytes) -> None:
+    def received(self, connection: ClientConnection, text: bytes) -> None:
         """A text message has come."""
 
-    def ended(self, connection: Connection, ending: Ending) -> None:
+    def ended(self, connection: ClientConnection, outcome: Outcome) -> None:
         """The connection is over: said once, for every connection that was made."""
 
 
-class Connection(WebSocketClientProtocol):  # type: ignore[misc]
+class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
     """The protocol: it opens, listens for life, pauses and closes; it does not read messages."""
 
     # At level debug Autobahn logs the whole handshake, and the key with it.
@@ -73,12 +73,12 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     # AttributeError; on the class it is found, and small frames do not wait for an ACK (40 ms).
     tcpNoDelay = True
 
-    def __init__(self, owner: Owner, server: BaseUrl, clock: IReactorTime) -> None:
+    def __init__(self, owner: ConnectionOwner, server: BaseUrl, clock: IReactorTime) -> None:
         super().__init__()
         self._owner = owner
         self._server = server
         self._clock = clock
-        self._ending: Ending | None = None
+        self._outcome: Outcome | None = None
         self._paused = False
         self._patience = OPENING_TIMEOUT
         self._deadline: IDelayedCall | None = None
@@ -91,33 +91,33 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
         if self.state == self.STATE_OPEN:
             self.sendMessage(text)
 
-    def expect_life(self, seconds: float) -> None:
+    def set_idle_timeout(self, seconds: float) -> None:
         """From now on, drop the connection when nothing at all comes for so long."""
         self._patience = seconds
         if not self._paused:
-            self._allow(seconds)
+            self._set_timeout(seconds)
 
     def pause(self) -> None:
         """Read no more for now. TCP slows the server down; silence is no sign of death then."""
         if not self._paused and self.state == self.STATE_OPEN:
             self._paused = True
-            self._allow(None)
+            self._set_timeout(None)
             self.transport.pauseProducing()
 
     def resume(self) -> None:
         """Read again after `pause`."""
         if self._paused and self.state == self.STATE_OPEN:
             self._paused = False
-            self._allow(self._patience)
+            self._set_timeout(self._patience)
             self.transport.resumeProducing()
 
-    def hang_up(self, ending: Ending, code: int = 1000) -> None:
+    def hang_up(self, outcome: Outcome, code: int = 1000) -> None:
         """Close; whatever the server answers, this is the ending that is reported.
 
         Messages that still come are dropped. A connection that is not open yet is cut.
         """
-        if self._ending is None:
-            self._ending = ending
+        if self._outcome is None:
+            self._outcome = outcome
         if self.state == self.STATE_OPEN:
             self.resume()  # the server's Close frame is behind what was not read
             self.sendCloseFrame(code=code)
@@ -127,12 +127,12 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     # What Twisted and Autobahn call.
 
     def connectionMade(self) -> None:
-        self._allow(OPENING_TIMEOUT)
+        self._set_timeout(OPENING_TIMEOUT)
         super().connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
         if self.state == self.STATE_OPEN:
-            self._heard()
+            self._restart_timeout()
         super().dataReceived(data)
 
     async def onConnecting(self, transport_details: object) -> ConnectingRequest:
@@ -149,28 +149,30 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
         """Let Autobahn see a refusal only when its body has come too: it drops what is late."""
         if not self.data.startswith(_HTTP[: len(self.data)]):
             # Another protocol; what Autobahn waits for may never come.
-            self.hang_up(Ending("it answers, but not by HTTP", Next.WAIT, fault=Fault.NO_ANSWER))
+            self.hang_up(
+                Outcome("it answers, but not by HTTP", NextStep.WAIT, fault=Fault.NO_ANSWER)
+            )
             return
         head, end, body = self.data.partition(_HEADERS_END)
-        if end and not head.startswith(b"HTTP/1.1 101") and len(body) < _promised(head):
+        if end and not head.startswith(b"HTTP/1.1 101") and len(body) < _content_length(head):
             return
         super().processHandshake()
 
     def failHandshake(self, reason: str) -> None:
         status = _status(self.http_status_line)
         if status is None or status == 101:
-            broken = Ending(f"no WebSocket: {reason}", Next.WAIT, fault=Fault.NO_POSD)
-            self._ending = self._ending or broken
+            broken = Outcome(f"no WebSocket: {reason}", NextStep.WAIT, fault=Fault.NO_POSD)
+            self._outcome = self._outcome or broken
         else:
             _, _, body = self.data.partition(_HEADERS_END)
-            self._ending = Ending.refused(status, self.http_headers, body, datetime.now(UTC))
+            self._outcome = Outcome.refused(status, self.http_headers, body, datetime.now(UTC))
         super().failHandshake(reason)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._ending is not None:
+        if self._outcome is not None:
             return
         if isBinary:
-            self.hang_up(Ending("the server sent a binary message", Next.WAIT), 1003)
+            self.hang_up(Outcome("the server sent a binary message", NextStep.WAIT), 1003)
         else:
             self._owner.received(self, payload)
 
@@ -182,9 +184,9 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
         That is the server's part (RFC 6455 §7.1.1), and Autobahn would wait for it without end.
         """
         super().sendCloseFrame(code, reasonUtf8, isReply)
-        self._allow(CLOSING_TIMEOUT)
+        self._set_timeout(CLOSING_TIMEOUT)
 
-    def _allow(self, seconds: float | None) -> None:
+    def _set_timeout(self, seconds: float | None) -> None:
         """Time out so many seconds from now, or not at all."""
         if self._deadline is not None:
             self._deadline.cancel()
@@ -192,7 +194,7 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
         if seconds is not None:
             self._deadline = self._clock.callLater(seconds, self._timed_out)
 
-    def _heard(self) -> None:
+    def _restart_timeout(self) -> None:
         """There is life: begin to count again."""
         if self._deadline is not None:
             self._deadline.reset(self._patience)
@@ -200,47 +202,47 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     def _timed_out(self) -> None:
         self._deadline = None
         if self.state == self.STATE_CONNECTING:
-            silence = Ending("the server did not answer the handshake", Next.RETRY)
+            silence = Outcome("the server did not answer the handshake", NextStep.RETRY)
         else:
-            silence = Ending(f"nothing heard for {self._patience:g} s", Next.RETRY)
-        if self._ending is None and self.remoteCloseCode is None and not self.failedByMe:
-            self._ending = silence
+            silence = Outcome(f"nothing heard for {self._patience:g} s", NextStep.RETRY)
+        if self._outcome is None and self.remoteCloseCode is None and not self.failedByMe:
+            self._outcome = silence
         self.dropConnection(abort=True)
 
     def connectionLost(self, reason: Failure) -> None:
-        self._allow(None)
+        self._set_timeout(None)
         self._lost = reason
         if not reason.check(ConnectionClosed):
             # Autobahn would log an error of TLS, which its owner is told as the ending.
             reason = Failure(ConnectionLost())
         super().connectionLost(reason)
 
-    def _unanswered(self) -> bool:
+    def _is_unanswered(self) -> bool:
         """Whether the handshake has ended without a line of HTTP."""
         return not getattr(self, "http_status_line", "") and not self.data
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        ending = self._ending
-        if ending is None and self.failedByMe:
+        outcome = self._outcome
+        if outcome is None and self.failedByMe:
             broken = (self.localCloseReason or b"").decode()
-            ending = Ending(f"the server broke the WebSocket protocol: {broken}", Next.WAIT)
-        if ending is None and (wasClean or self.remoteCloseCode is not None):
-            ending = Ending.closed(self.remoteCloseCode, self.remoteCloseReason)
-        if ending is None and self._lost is not None:
-            ending = Ending.lost(self._lost)
-            if self._unanswered() and ending.fault is None:
+            outcome = Outcome(f"the server broke the WebSocket protocol: {broken}", NextStep.WAIT)
+        if outcome is None and (wasClean or self.remoteCloseCode is not None):
+            outcome = Outcome.closed(self.remoteCloseCode, self.remoteCloseReason)
+        if outcome is None and self._lost is not None:
+            outcome = Outcome.lost(self._lost)
+            if self._is_unanswered() and outcome.fault is None:
                 # A server that expects TLS takes the request for a broken handshake, and hangs up
                 # with or without an alert.
-                said = "the server hung up without an answer to the handshake"
-                ending = Ending(said, Next.RETRY, fault=Fault.NO_ANSWER)
-        self._owner.ended(self, ending or Ending(reason or "lost", Next.RETRY))
+                explanation = "the server hung up without an answer to the handshake"
+                outcome = Outcome(explanation, NextStep.RETRY, fault=Fault.NO_ANSWER)
+        self._owner.ended(self, outcome or Outcome(reason or "lost", NextStep.RETRY))
 
 
-def _promised(head: bytes) -> int:
+def _content_length(head: bytes) -> int:
     """The length of the body that a refusal's header promises, within reason."""
     found = _CONTENT_LENGTH.search(head + b"\r\n")
     length = int(found[1]) if found else 0
-    return length if length <= _LONGEST_REFUSAL else 0
+    return length if length <= _MAX_REFUSAL_LENGTH else 0
 
 
 def _status(line: str) -> int | None:
@@ -249,15 +251,15 @@ def _status(line: str) -> int | None:
 
 
 def connection_factory(
-    owner: Owner, server: BaseUrl, clock: IReactorTime, longest: int
+    owner: ConnectionOwner, server: BaseUrl, clock: IReactorTime, max_length: int
 ) -> WebSocketClientFactory:
-    """A factory of connections to `server` that take messages of at most `longest` bytes."""
+    """A factory of connections to `server` that take messages of at most `max_length` bytes."""
     factory = WebSocketClientFactory(reactor=clock)
-    factory.protocol = lambda: Connection(owner, server, clock)
+    factory.protocol = lambda: ClientConnection(owner, server, clock)
     factory.noisy = False
     factory.setProtocolOptions(
-        maxFramePayloadSize=longest,
-        maxMessagePayloadSize=longest,
+        maxFramePayloadSize=max_length,
+        maxMessagePayloadSize=max_length,
         failByDrop=False,
         openHandshakeTimeout=0,
         closeHandshakeTimeout=0,

@@ -14,11 +14,11 @@ from posd.values import Position, Seq
 INTERVAL = 0.1
 """Seconds between two acknowledgements: a burst is saved once and acknowledged once."""
 
-_SAVE_AGAIN = 5.0
+_SAVE_RETRY_SECONDS = 5.0
 
 
 @define(eq=False)
-class Cursor:
+class DurableCursor:
     """A position that only moves when everything up to it is durable at the till.
 
     It is saved before it is acknowledged, so that the server is never told more than a till that
@@ -32,9 +32,9 @@ class Cursor:
     acknowledged: Seq | None = None
     _acknowledge: Callable[[Position], bool] | None = None
     _unsaved: bool = False
-    _owed: bool = False
+    _is_ack_due: bool = False
     _timer: IDelayedCall | None = None
-    _settled_at: float = float("-inf")
+    _saved_at: float = float("-inf")
     _log = Logger()
 
     def adopt(self, position: Position) -> None:
@@ -47,7 +47,7 @@ class Cursor:
         """Everything up to here is dealt with, and to be acknowledged if it was stored."""
         self.position = position
         self._unsaved = True
-        self._owed = self._owed or stored
+        self._is_ack_due = self._is_ack_due or stored
         self._schedule()
 
     def attach(self, acknowledge: Callable[[Position], bool]) -> None:
@@ -59,13 +59,13 @@ class Cursor:
         """The server is gone. What is not saved yet still will be."""
         self._acknowledge = None
 
-    def settle(self) -> None:
+    def save_now(self) -> None:
         """Save and acknowledge now."""
         if self._timer is not None:
             timer, self._timer = self._timer, None
             if timer.active():
                 timer.cancel()
-        self._settled_at = self._clock.seconds()
+        self._saved_at = self._clock.seconds()
         if self.position is None:
             return
         if self._unsaved and self._file is not None:
@@ -73,11 +73,11 @@ class Cursor:
                 self._file.save(self.position)
             except OSError:
                 self._log.failure("the position cannot be saved and is not acknowledged")
-                self._timer = self._clock.callLater(_SAVE_AGAIN, self.settle)
+                self._timer = self._clock.callLater(_SAVE_RETRY_SECONDS, self.save_now)
                 return
         self._unsaved = False
-        if self._owed and self._acknowledge is not None and self._acknowledge(self.position):
-            self._owed = False
+        if self._is_ack_due and self._acknowledge is not None and self._acknowledge(self.position):
+            self._is_ack_due = False
             self.acknowledged = self.position.seq
 
     def close(self) -> None:
@@ -87,6 +87,6 @@ class Cursor:
             self._timer = None
 
     def _schedule(self) -> None:
-        if self._timer is None and (self._unsaved or self._owed):
-            wait = max(0.0, self._settled_at + INTERVAL - self._clock.seconds())
-            self._timer = self._clock.callLater(wait, self.settle)
+        if self._timer is None and (self._unsaved or self._is_ack_due):
+            wait = max(0.0, self._saved_at + INTERVAL - self._clock.seconds())
+            self._timer = self._clock.callLater(wait, self.save_now)

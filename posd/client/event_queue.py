@@ -10,8 +10,8 @@ from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from posd.client.cursor import Cursor
-from posd.client.outcome import Ending, Next
+from posd.client.cursor import DurableCursor
+from posd.client.outcome import NextStep, Outcome
 from posd.client.received import Connected, ReceivedEvent
 from posd.errors import InvalidMessage, PosdError
 from posd.protocol.jsontext import encode
@@ -29,7 +29,7 @@ class CannotProcess(PosdError):
     """
 
 
-class Link(Protocol):
+class FlowControl(Protocol):
     """What an intake needs of a connection."""
 
     def send(self, text: bytes) -> None:
@@ -41,12 +41,12 @@ class Link(Protocol):
     def resume(self) -> None:
         """Go on reading."""
 
-    def hang_up(self, ending: Ending, code: int = 1000) -> None:
+    def hang_up(self, outcome: Outcome, code: int = 1000) -> None:
         """Close the connection for this reason."""
 
 
 @frozen
-class _Reload:
+class _ReloadMarker:
     """A place in the queue where the till has to reload instead of handling an event."""
 
     reason: Resync
@@ -54,7 +54,7 @@ class _Reload:
 
 
 @define
-class Counts:
+class EventCounts:
     """How many events have come, were stored, and could not be processed."""
 
     received: int = 0
@@ -63,7 +63,7 @@ class Counts:
 
 
 @define(eq=False)
-class Intake:
+class EventQueue:
     """The queue between a connection and `handle`, which works on one event at a time.
 
     The queue lives no longer than its connection: what was not begun comes again on the next one,
@@ -73,35 +73,35 @@ class Intake:
 
     _handle: Handle
     _on_resync: OnResync | None
-    _cursor: Cursor
+    _cursor: DurableCursor
     _backlog: int
     _acknowledging: bool
-    counts: Counts = Factory(Counts)
-    _link: Link | None = field(default=None, init=False)
+    counts: EventCounts = Factory(EventCounts)
+    _connection: FlowControl | None = field(default=None, init=False)
     _greeting: Connected | None = field(default=None, init=False)
     _last: Seq = field(default=0, init=False)
-    _queue: deque[ReceivedEvent | _Reload] = field(factory=deque, init=False)
+    _queue: deque[ReceivedEvent | _ReloadMarker] = field(factory=deque, init=False)
     _working: bool = field(default=False, init=False)
     _idle: list[Deferred[None]] = field(factory=list, init=False)
     """Who waits for the worker to end."""
     _log = Logger()
 
-    def greeted(self, link: Link, greeting: Connected, asked: Seq | None) -> None:
-        """A connection is ready; `asked` is the position that it was to go on after.
+    def greeted(self, connection: FlowControl, greeting: Connected, requested: Seq | None) -> None:
+        """A connection is ready; `requested` is the position that it was to go on after.
 
         Raises InvalidMessage if the server neither goes on there nor says why it cannot: the
         difference would be a hole that nobody sees.
         """
         if self._greeting is not None:
             raise InvalidMessage("a second greeting on one connection")
-        if greeting.resync is None and asked is not None and asked != greeting.resumed_from:
-            raise InvalidMessage(f"the stream was to go on after {asked} and does not")
-        self._link, self._greeting = link, greeting
+        if greeting.resync is None and requested is not None and requested != greeting.resumed_from:
+            raise InvalidMessage(f"the stream was to go on after {requested} and does not")
+        self._connection, self._greeting = connection, greeting
         if self._acknowledging and greeting.device_id is not None:
             self._cursor.attach(self._acknowledge)
         self._last = greeting.begins_after
         if greeting.resync is not None:
-            self._enqueue(_Reload(greeting.resync, self._last))
+            self._enqueue(_ReloadMarker(greeting.resync, self._last))
         else:
             self._cursor.adopt(Position(self._last, greeting.stream_id))
 
@@ -121,7 +121,7 @@ class Intake:
 
     def lost(self) -> None:
         """The connection is gone, and with it what was not begun."""
-        self._link = self._greeting = None
+        self._connection = self._greeting = None
         self._queue.clear()
         self._cursor.detach()
 
@@ -132,10 +132,10 @@ class Intake:
             self._idle.append(waiter)
             await waiter
 
-    def _enqueue(self, item: ReceivedEvent | _Reload) -> None:
+    def _enqueue(self, item: ReceivedEvent | _ReloadMarker) -> None:
         self._queue.append(item)
-        if len(self._queue) >= self._backlog and self._link is not None:
-            self._link.pause()
+        if len(self._queue) >= self._backlog and self._connection is not None:
+            self._connection.pause()
         if not self._working:
             Deferred.fromCoroutine(self._work()).addErrback(
                 lambda failure: self._log.failure("the till's queue is broken", failure)
@@ -147,33 +147,33 @@ class Intake:
         try:
             while self._queue:
                 await self._process(self._queue.popleft())
-                if len(self._queue) <= self._backlog // 4 and self._link is not None:
-                    self._link.resume()
+                if len(self._queue) <= self._backlog // 4 and self._connection is not None:
+                    self._connection.resume()
         finally:
             self._working = False
             waiting, self._idle = self._idle, []
             for waiter in waiting:
                 waiter.callback(None)
 
-    async def _process(self, item: ReceivedEvent | _Reload) -> None:
+    async def _process(self, item: ReceivedEvent | _ReloadMarker) -> None:
         assert self._greeting is not None  # the queue is emptied when a connection is lost
-        link, position = self._link, Position(item.id, self._greeting.stream_id)
+        connection, position = self._connection, Position(item.id, self._greeting.stream_id)
         try:
-            await self._deal_with(item)
+            await self._process_event(item)
         except CannotProcess as refusal:
             self.counts.refused += 1
             self._refuse(position, str(refusal))
         except Exception:
             self._log.failure("event {id} was not stored and will come again", id=item.id)
             self._queue.clear()
-            if link is not None and link is self._link:
-                self._cursor.settle()
-                link.hang_up(Ending(f"event {item.id} could not be stored", Next.RETRY))
+            if connection is not None and connection is self._connection:
+                self._cursor.save_now()
+                connection.hang_up(Outcome(f"event {item.id} could not be stored", NextStep.RETRY))
         else:
             self.counts.stored += isinstance(item, ReceivedEvent)
             self._cursor.advance(position)
 
-    async def _deal_with(self, item: ReceivedEvent | _Reload) -> None:
+    async def _process_event(self, item: ReceivedEvent | _ReloadMarker) -> None:
         if isinstance(item, ReceivedEvent):
             outcome = self._handle(item)
         elif self._on_resync is not None:
@@ -186,18 +186,18 @@ class Intake:
 
     def _acknowledge(self, position: Position) -> bool:
         """Tell the server, unless its stream is another one: then the till has to reload first."""
-        if self._link is None or self._greeting is None:
+        if self._connection is None or self._greeting is None:
             return False
         if position.stream_id not in (None, self._greeting.stream_id):
             return False
-        self._link.send(encode({"type": "ack", "id": position.seq}))
+        self._connection.send(encode({"type": "ack", "id": position.seq}))
         return True
 
     def _refuse(self, position: Position, reason: str) -> None:
         """Pass over an event that is of no use, after acknowledging those before it."""
         self._log.warn("event {id} cannot be processed: {why}", id=position.seq, why=reason)
-        self._cursor.settle()
-        if self._link is not None and self._greeting is not None and self._greeting.device_id:
+        self._cursor.save_now()
+        if self._connection is not None and self._greeting is not None and self._greeting.device_id:
             nack = {"type": "nack", "id": position.seq, "reason": reason}
-            self._link.send(encode(nack))
+            self._connection.send(encode(nack))
         self._cursor.advance(position, stored=False)

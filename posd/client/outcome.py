@@ -1,7 +1,7 @@
 """Why a connection is over, and what a till does then: the table of close codes, as code.
 
-Pure: no clock, no socket. `Ending` is made from a Close frame, an HTTP answer or an error, and
-`pause` turns a row of them into seconds.
+Pure: no clock, no socket. `Outcome` is made from a Close frame, an HTTP answer or an error, and
+`reconnect_pause` turns a row of them into seconds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from posd.protocol.jsontext import decode
 from posd.security.dialing import (
     Backoff,
     Random,
-    distrust,
     explain,
     retry_after,
     speaks_no_tls,
+    tls_failure,
 )
 
 
-class Next(enum.Enum):
+class NextStep(enum.Enum):
     """What follows an ending."""
 
     AT_ONCE = "at once"
@@ -54,17 +54,23 @@ class Fault(enum.Enum):
 
 
 _BY_CLOSE_CODE = {
-    1001: Next.AT_ONCE,
-    1002: Next.WAIT,
-    1003: Next.WAIT,
-    1007: Next.WAIT,
-    1008: Next.WAIT,
-    1009: Next.WAIT,
-    1013: Next.RETRY,
-    4001: Next.STOP,
-    4009: Next.STOP,
+    1001: NextStep.AT_ONCE,
+    1002: NextStep.WAIT,
+    1003: NextStep.WAIT,
+    1007: NextStep.WAIT,
+    1008: NextStep.WAIT,
+    1009: NextStep.WAIT,
+    1013: NextStep.RETRY,
+    4001: NextStep.STOP,
+    4009: NextStep.STOP,
 }
-_BY_STATUS = {401: Next.STOP, 403: Next.STOP, 408: Next.RETRY, 425: Next.RETRY, 429: Next.RETRY}
+_BY_STATUS = {
+    401: NextStep.STOP,
+    403: NextStep.STOP,
+    408: NextStep.RETRY,
+    425: NextStep.RETRY,
+    429: NextStep.RETRY,
+}
 
 _MEANINGS = {
     1001: "the server is going away",
@@ -83,7 +89,7 @@ _LONGEST_ASKED = 3600.0
 
 
 @frozen
-class Ending:
+class Outcome:
     """The end of a connection, or of an attempt at one.
 
     `code` is a close code (RFC 6455 §7.4) and `status` an HTTP status, where there was one.
@@ -93,7 +99,7 @@ class Ending:
     """
 
     reason: str
-    next: Next
+    next_step: NextStep
     code: int | None = None
     status: int | None = None
     name: str | None = None
@@ -101,27 +107,29 @@ class Ending:
     fault: Fault | None = None
 
     @classmethod
-    def closed(cls, code: int | None, reason: str | None) -> Ending:
+    def closed(cls, code: int | None, reason: str | None) -> Outcome:
         """The server closed the connection with this code, or with none."""
         said = reason or (_MEANINGS.get(code) if code is not None else None)
         text = f"closed with {code if code is not None else 'no code'}"
-        following = Next.RETRY if code is None else _BY_CLOSE_CODE.get(code, Next.RETRY)
+        following = NextStep.RETRY if code is None else _BY_CLOSE_CODE.get(code, NextStep.RETRY)
         return cls(f"{text}: {said}" if said else text, following, code=code)
 
     @classmethod
-    def refused(cls, status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Ending:
+    def refused(
+        cls, status: int, headers: Mapping[str, str], body: bytes, now: datetime
+    ) -> Outcome:
         """The server answered the opening handshake with something other than 101.
 
         Names of `headers` are in lower case. A `body` in posd's form adds the reason and its name;
         any other (a proxy's page) is ignored.
         """
-        following = Next.RETRY if status >= 500 else _BY_STATUS.get(status, Next.WAIT)
+        following = NextStep.RETRY if status >= 500 else _BY_STATUS.get(status, NextStep.WAIT)
         name, sentence = _explanation(body)
         text = f"refused with HTTP {status}"
         if 300 <= status < 400 and "location" in headers:
             text += f", which leads to {headers['location']}"
         fault = None
-        if following is Next.WAIT:
+        if following is NextStep.WAIT:
             fault = Fault.NO_POSD if name is None else Fault.NO_SUCH
         return cls(
             f"{text}: {sentence}" if sentence else text,
@@ -133,16 +141,16 @@ class Ending:
         )
 
     @classmethod
-    def lost(cls, failure: Failure) -> Ending:
+    def lost(cls, failure: Failure) -> Outcome:
         """The connection could not be made, or broke without a Close frame."""
         error, fault = failure.value, None
         if failure.check(DNSLookupError):
             fault = Fault.NO_HOST
         elif speaks_no_tls(error):
             fault = Fault.NO_TLS
-        elif distrust(error) is not None:
+        elif tls_failure(error) is not None:
             fault = Fault.UNTRUSTED
-        return cls(explain(error), Next.RETRY, fault=fault)
+        return cls(explain(error), NextStep.RETRY, fault=fault)
 
 
 def _explanation(body: bytes) -> tuple[str | None, str | None]:
@@ -160,21 +168,21 @@ def _explanation(body: bytes) -> tuple[str | None, str | None]:
     )
 
 
-def pause(ending: Ending, failures: int, random: Random) -> float:
-    """The seconds to wait after `ending`.
+def reconnect_pause(outcome: Outcome, failures: int, random: Random) -> float:
+    """The seconds to wait after `outcome`.
 
     `failures` counts the endings in a row, this one included, without a steady connection between
     them. A server that asks for patience gets at least as much, up to an hour, and a crowd it told
-    the same comes back spread over a quarter more. Raises ValueError for `Next.STOP`.
+    the same comes back spread over a quarter more. Raises ValueError for `NextStep.STOP`.
     """
-    if ending.next is Next.STOP:
+    if outcome.next_step is NextStep.STOP:
         raise ValueError("after this ending there is no other attempt")
-    if ending.next is Next.AT_ONCE and failures <= 1:
+    if outcome.next_step is NextStep.AT_ONCE and failures <= 1:
         wait = random() * _RESTART_JITTER
-    elif ending.next is Next.WAIT:
+    elif outcome.next_step is NextStep.WAIT:
         wait = _WAIT.pause(failures, random)
     else:
         wait = _RETRY.pause(failures, random)
-    if ending.asked is None:
+    if outcome.asked is None:
         return wait
-    return max(wait, min(ending.asked, _LONGEST_ASKED) * (1 + random() / 4))
+    return max(wait, min(outcome.asked, _LONGEST_ASKED) * (1 + random() / 4))

@@ -8,21 +8,21 @@ from typing import cast
 from posd.errors import InvalidMessage
 from posd.protocol.jsontext import decode_own
 
-Ask = Callable[[str], Awaitable[bytes]]
+Fetch = Callable[[str], Awaitable[bytes]]
 """GETs a path of the server with the till's key, and gives the body of its 200."""
 
 
 async def pending_orders(
-    ask: Ask, tenant: str, *, limit: int = 50
+    fetch: Fetch, tenant: str, *, limit: int = 50
 ) -> AsyncIterator[Mapping[str, object]]:
     """Yield every open order of a tenant, the oldest first, page after page until there are no more.
 
-    Numbers are int or Decimal. What `ask` raises is raised, and then the till asks again from the
+    Numbers are int or Decimal. What `fetch` raises is raised, and then the till asks again from the
     beginning: it keeps the orders that it has. Raises InvalidMessage for what is no page.
     """
     after = ""
     while True:
-        page = decode_own(await ask(f"/api/{tenant}/orders/pending?limit={limit}{after}"))
+        page = decode_own(await fetch(f"/api/{tenant}/orders/pending?limit={limit}{after}"))
         if not isinstance(page, dict) or not isinstance(orders := page.get("orders"), list):
             raise InvalidMessage("a page must be an object with orders")
         for order in orders:

@@ -53,17 +53,17 @@ class ReceivedEvent:
 
 
 @frozen
-class Trouble:
+class ServerError:
     """The server's `error` message: something this till sent was of no use; nothing is closed."""
 
     code: str
     message: str
 
 
-Received = Connected | ReceivedEvent | Trouble | None
+Received = Connected | ReceivedEvent | ServerError | None
 
 
-def parse(text: bytes) -> Received:
+def parse_message(text: bytes) -> Received:
     """The message in `text`; None for `ping` and `pong`, which ask nothing of a till.
 
     Any other type is an event, known or not: platforms may publish types of their own. Raises
@@ -78,7 +78,7 @@ def parse(text: bytes) -> Received:
         case "ping" | "pong":
             return None
         case "error":
-            return Trouble(str(message.get("code")), str(message.get("message")))
+            return ServerError(str(message.get("code")), str(message.get("message")))
         case str() as kind:
             return _event(kind, message, text)
     raise InvalidMessage("a message must have a type")

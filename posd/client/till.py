@@ -23,14 +23,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from posd.client.connection import Connection, Opening, connection_factory
-from posd.client.cursor import Cursor
-from posd.client.event_queue import Handle, Intake, OnResync
-from posd.client.outcome import Ending, Next, pause
+from posd.client.connection import ClientConnection, HandshakeRequest, connection_factory
+from posd.client.cursor import DurableCursor
+from posd.client.event_queue import EventQueue, Handle, OnResync
+from posd.client.outcome import NextStep, Outcome, reconnect_pause
 from posd.client.position import PositionFile
-from posd.client.received import Connected, ReceivedEvent, Trouble, parse
+from posd.client.received import Connected, ReceivedEvent, ServerError, parse_message
 from posd.errors import InvalidMessage
-from posd.files import trimmed
+from posd.files import strip_secret
 from posd.security.client_tls import client_context
 from posd.security.dialing import BaseUrl, Credentials, Random
 from posd.values import Position, Seq
@@ -57,12 +57,12 @@ class Summary:
     breaches: int
     acknowledged: Seq | None
     position: Position | None
-    ending: Ending
+    outcome: Outcome
 
 
 @implementer(IStreamClientEndpoint)
 @frozen
-class _Reporting:
+class _ReportingEndpoint:
     """An endpoint that says why an attempt came to nothing, which ClientService keeps to itself."""
 
     endpoint: IStreamClientEndpoint
@@ -116,45 +116,47 @@ class Till(Service):
     _ack: bool = True
     _on_resync: OnResync | None = None
     _on_connected: Callable[[Connected], object] | None = None
-    _on_disconnected: Callable[[Ending], object] | None = None
+    _on_disconnected: Callable[[Outcome], object] | None = None
     _backlog: int = 64
     _longest_message: int = 1 << 20
     _random: Random = chance.random
 
-    _connection: Connection | None = field(default=None, init=False)
-    _asked: Seq | None = field(default=None, init=False)
-    _greeted_at: float | None = field(default=None, init=False)
+    _connection: ClientConnection | None = field(default=None, init=False)
+    _requested: Seq | None = field(default=None, init=False)
+    _connected_at: float | None = field(default=None, init=False)
     _connections: int = field(default=0, init=False)
     _breaches: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
     _pause: float = field(default=0.0, init=False)
-    _final: Ending | None = field(default=None, init=False)
-    _parted: Deferred[None] | None = field(default=None, init=False)
+    _final: Outcome | None = field(default=None, init=False)
+    _disconnected: Deferred[None] | None = field(default=None, init=False)
     _summary: Summary | None = field(default=None, init=False)
     _waiting: list[Deferred[Summary]] = field(factory=list, init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
-        self._server = BaseUrl.at(self._url, "wss", "ws")
-        self._key = trimmed(self._key)  # often a file's content, which ends with a newline
+        self._server = BaseUrl.parse(self._url, "wss", "ws")
+        self._key = strip_secret(self._key)  # often a file's content, which ends with a newline
         for name, value in (("key", self._key), ("device id", self._device_id or "-")):
             if not value or not value.isprintable():
                 raise ValueError(f"the {name} must be printable and not empty")
-        self._cursor = Cursor(self._reactor, self._beginning(), self._position_file)
-        self._intake = Intake(self._handle, self._on_resync, self._cursor, self._backlog, self._ack)
+        self._cursor = DurableCursor(self._reactor, self._initial_position(), self._position_file)
+        self._event_queue = EventQueue(
+            self._handle, self._on_resync, self._cursor, self._backlog, self._ack
+        )
         self._client = ClientService(
-            _Reporting(self._endpoint or self._usual_endpoint(), self._unreachable),
+            _ReportingEndpoint(self._endpoint or self._default_endpoint(), self._unreachable),
             connection_factory(self, self._server, self._reactor, self._longest_message),
             retryPolicy=lambda _attempt: self._pause,
             clock=self._reactor,
         )
 
-    def _beginning(self) -> Position | None:
+    def _initial_position(self) -> Position | None:
         if self._after is not None:
             return Position(self._after, self._stream_id)
         return self._position_file.load() if self._position_file is not None else None
 
-    def _usual_endpoint(self) -> IStreamClientEndpoint:
+    def _default_endpoint(self) -> IStreamClientEndpoint:
         endpoint = HostnameEndpoint(self._reactor, self._server.host, self._server.port, timeout=15)
         if not self._server.secure:
             return endpoint
@@ -173,13 +175,13 @@ class Till(Service):
     def stopService(self) -> Deferred[None]:
         """Finish the event in hand, acknowledge, close. Fires when all of that is done."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self._finish(Ending("stopped by its owner", Next.STOP))
+        self._finish(Outcome("stopped by its owner", NextStep.STOP))
         return self.when_finished().addCallback(lambda _: None)
 
     def when_finished(self) -> Deferred[Summary]:
         """Fires when the till has stopped, because it was asked to or because it had to.
 
-        It has to when its key is not or no longer valid and when it was superseded; `ending` of
+        It has to when its key is not or no longer valid and when it was superseded; `outcome` of
         the summary says which.
         """
         finished: Deferred[Summary] = Deferred()
@@ -191,74 +193,76 @@ class Till(Service):
 
     # What a connection reports.
 
-    async def opening(self, connection: Connection) -> Opening:
+    async def opening(self, connection: ClientConnection) -> HandshakeRequest:
         """Ask for what comes after the last event stored, once the one in hand is stored or not."""
         self._connection = connection
         self._connections += 1
-        await self._intake.idle()
+        await self._event_queue.idle()
         query, headers = {}, {"X-API-Key": self._key}
         position = self._cursor.position
-        self._asked = None if position is None else position.seq
+        self._requested = None if position is None else position.seq
         if position is not None:
             query["last_event_id"] = str(position.seq)
             if position.stream_id is not None:
                 query["stream_id"] = str(position.stream_id)
         if self._device_id is not None:
             headers["X-Device-ID"] = self._device_id
-        return Opening(self._server.path("ws", "pos", self._tenant), query, headers)
+        return HandshakeRequest(self._server.path("ws", "pos", self._tenant), query, headers)
 
-    def received(self, connection: Connection, text: bytes) -> None:
+    def received(self, connection: ClientConnection, text: bytes) -> None:
         """Take one message; what is not of the protocol ends the connection.
 
         Nothing is lost by that: the next one goes on after the last event that was in order.
         """
         try:
-            match parse(text):
+            match parse_message(text):
                 case Connected() as greeting:
-                    self._greeted(connection, greeting)
+                    self._on_greeting(connection, greeting)
                 case ReceivedEvent() as event:
-                    self._intake.take(event)
-                case Trouble(code, explanation):
+                    self._event_queue.take(event)
+                case ServerError(code, explanation):
                     self._log.warn("the server objects: {code} {text}", code=code, text=explanation)
         except InvalidMessage as error:
             self._breaches += 1
             self._log.error("the server broke the protocol: {why}", why=str(error))
-            self._cursor.settle()
-            connection.hang_up(Ending(f"the server broke the protocol: {error}", Next.WAIT), 1002)
+            self._cursor.save_now()
+            connection.hang_up(
+                Outcome(f"the server broke the protocol: {error}", NextStep.WAIT), 1002
+            )
 
-    def ended(self, connection: Connection, ending: Ending) -> None:
+    def ended(self, connection: ClientConnection, outcome: Outcome) -> None:
         """The connection is gone; decide what comes next."""
         self._connection = None
-        self._intake.lost()
-        self._decide(ending)
-        if self._parted is not None:
-            self._parted.callback(None)
+        self._event_queue.lost()
+        self._decide(outcome)
+        if self._disconnected is not None:
+            self._disconnected.callback(None)
 
-    def _greeted(self, connection: Connection, greeting: Connected) -> None:
-        self._intake.greeted(connection, greeting, self._asked)
-        self._greeted_at = self._reactor.seconds()
-        connection.expect_life(2 * greeting.heartbeat + 5)
-        self._tell(self._on_connected, greeting)
+    def _on_greeting(self, connection: ClientConnection, greeting: Connected) -> None:
+        self._event_queue.greeted(connection, greeting, self._requested)
+        self._connected_at = self._reactor.seconds()
+        connection.set_idle_timeout(2 * greeting.heartbeat + 5)
+        self._notify_observer(self._on_connected, greeting)
 
     def _unreachable(self, failure: Failure) -> None:
         if self._final is None:
-            self._decide(Ending.lost(failure))
+            self._decide(Outcome.lost(failure))
 
-    def _decide(self, ending: Ending) -> None:
+    def _decide(self, outcome: Outcome) -> None:
         """Settle how long ClientService, which is about to ask, has to pause; or finish."""
-        since, self._greeted_at = self._greeted_at, None
+        since, self._connected_at = self._connected_at, None
         steady = since is not None and self._reactor.seconds() - since >= STEADY
         self._failures = 1 if steady else self._failures + 1
-        self._log.info("disconnected: {why}", why=ending.reason)
-        if ending.next is not Next.STOP:
-            self._pause = pause(ending, self._failures, self._random)
-        self._tell(self._on_disconnected, ending)
-        if ending.next is Next.STOP:
-            self._finish(ending)
+        self._log.info("disconnected: {why}", why=outcome.reason)
+        if outcome.next_step is not NextStep.STOP:
+            self._pause = reconnect_pause(outcome, self._failures, self._random)
+        self._notify_observer(self._on_disconnected, outcome)
+        if outcome.next_step is NextStep.STOP:
+            self._finish(outcome)
         if self._final is not None:
             self._client.stopService()
 
-    def _tell(self, observer: Callable[[T], object] | None, news: T) -> None:
+    def _notify_observer(self, observer: Callable[[T], object] | None, news: T) -> None:
         """Pass news on; an observer that fails does not take the till with it."""
         if observer is not None:
             try:
@@ -268,29 +272,29 @@ class Till(Service):
 
     # The end.
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         if self._final is None:
-            self._final = ending
-            Deferred.fromCoroutine(self._wind_up(ending)).addErrback(
+            self._final = outcome
+            Deferred.fromCoroutine(self._shut_down(outcome)).addErrback(
                 lambda failure: self._log.failure("the till did not end cleanly", failure)
             )
 
-    async def _wind_up(self, ending: Ending) -> None:
+    async def _shut_down(self, outcome: Outcome) -> None:
         """Store what is in hand, tell the server, and leave."""
-        self._intake.stop()
+        self._event_queue.stop()
         if self._connection is None:
             self._client.stopService()  # an attempt or a pause may be under way
         else:
             self._connection.pause()
-        await self._intake.idle()
-        self._cursor.settle()
+        await self._event_queue.idle()
+        self._cursor.save_now()
         if self._connection is not None:
-            self._parted = Deferred()
-            self._connection.hang_up(ending)
-            await self._parted
+            self._disconnected = Deferred()
+            self._connection.hang_up(outcome)
+            await self._disconnected
         await self._client.stopService()
         self._cursor.close()
-        counts = self._intake.counts
+        counts = self._event_queue.counts
         self._summary = Summary(
             received=counts.received,
             stored=counts.stored,
@@ -299,9 +303,9 @@ class Till(Service):
             breaches=self._breaches,
             acknowledged=self._cursor.acknowledged,
             position=self._cursor.position,
-            ending=ending,
+            outcome=outcome,
         )
-        self._log.info("finished: {why}", why=ending.reason)
+        self._log.info("finished: {why}", why=outcome.reason)
         waiting, self._waiting = self._waiting, []
         for finished in waiting:
             finished.callback(self._summary)

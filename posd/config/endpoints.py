@@ -68,7 +68,7 @@ def _family(text: str) -> str:
 
 
 @frozen
-class Tcp:
+class TCPListener:
     """`tcp:`, an address and a port of this machine; all IPv4 addresses where none is named."""
 
     port: Annotated[int, _port]
@@ -77,7 +77,7 @@ class Tcp:
 
 
 @frozen
-class Tcp6:
+class TCP6Listener:
     """`tcp6:`, the same with another order of arguments and all IPv6 addresses."""
 
     port: Annotated[int, _port]
@@ -86,7 +86,7 @@ class Tcp6:
 
 
 @frozen
-class Unix:
+class UnixListener:
     """`unix:`, a socket in the file system, which Twisted opens to everybody unless told not to."""
 
     address: Annotated[str, _path]
@@ -96,7 +96,7 @@ class Unix:
 
 
 @frozen
-class Systemd:
+class SystemdListener:
     """`systemd:`, a socket that systemd opened and handed over."""
 
     domain: Annotated[str, _family]
@@ -109,18 +109,23 @@ class Systemd:
 
 
 @frozen
-class Other:
+class OtherListener:
     """A kind that is not judged here: a plugin's, or `haproxy:`, which wraps the endpoint `inner`."""
 
     kind: str
     inner: Endpoint | None = None
 
 
-Known: TypeAlias = Tcp | Tcp6 | Unix | Systemd
-Endpoint: TypeAlias = Known | Other
+KnownListener: TypeAlias = TCPListener | TCP6Listener | UnixListener | SystemdListener
+Endpoint: TypeAlias = KnownListener | OtherListener
 
-_KNOWN: Mapping[str, type[Known]] = {"tcp": Tcp, "tcp6": Tcp6, "unix": Unix, "systemd": Systemd}
-_NAMES = {"": "0.0.0.0", "localhost": "127.0.0.1"}  # nosec B104
+_LISTENER_KINDS: Mapping[str, type[KnownListener]] = {
+    "tcp": TCPListener,
+    "tcp6": TCP6Listener,
+    "unix": UnixListener,
+    "systemd": SystemdListener,
+}
+_INTERFACE_ADDRESSES = {"": "0.0.0.0", "localhost": "127.0.0.1"}  # nosec B104
 """What Twisted makes of interfaces that are written without an address."""
 _OWN_TLS = ("ssl", "tls", "https", "wss")
 """Kinds that bring, or seem to bring, a TLS that knows nothing of posd's certificates."""
@@ -134,19 +139,23 @@ def read(description: str) -> Endpoint:
     if kind in _OWN_TLS:
         raise ValueError(f'"{kind}:" would pass by [tls]; write "tcp:…" and tls = true')
     if kind == "haproxy":
-        return Other(kind, read(":".join(arguments)))
-    if kind in _KNOWN:
-        return _bind(_KNOWN[kind], arguments)
-    if near := difflib.get_close_matches(kind, [*_KNOWN, "haproxy"], n=1):
+        return OtherListener(kind, read(":".join(arguments)))
+    if kind in _LISTENER_KINDS:
+        return _build(_LISTENER_KINDS[kind], arguments)
+    if near := difflib.get_close_matches(kind, [*_LISTENER_KINDS, "haproxy"], n=1):
         raise ValueError(f'"{kind}:" is not a kind of endpoint; did you mean "{near[0]}:"?')
-    return Other(kind)
+    return OtherListener(kind)
 
 
 def with_backlog(description: str, backlog: int) -> str:
     """The description with so many connections waiting to be accepted, if it does not say itself."""
-    longer = f"{description}:backlog={backlog}"
+    extended = f"{description}:backlog={backlog}"
     try:
-        return longer if isinstance(read(longer), Tcp | Tcp6 | Unix) else description
+        return (
+            extended
+            if isinstance(read(extended), TCPListener | TCP6Listener | UnixListener)
+            else description
+        )
     except ValueError:
         # It names one, or its kind has none.
         return description
@@ -155,9 +164,9 @@ def with_backlog(description: str, backlog: int) -> str:
 def is_local(endpoint: Endpoint) -> bool:
     """Tell whether only processes of this machine can connect: a unix socket or loopback."""
     match endpoint:
-        case Unix() | Systemd(domain="UNIX"):
+        case UnixListener() | SystemdListener(domain="UNIX"):
             return True
-        case Tcp(interface=interface) | Tcp6(interface=interface):
+        case TCPListener(interface=interface) | TCP6Listener(interface=interface):
             return interface == "localhost" or (
                 interface != "" and ip_address(interface).is_loopback
             )
@@ -167,19 +176,19 @@ def is_local(endpoint: Endpoint) -> bool:
 
 def collide(first: str, second: str) -> bool:
     """Tell whether two descriptions name one socket, so that the second cannot be opened."""
-    match _socket(read(first)), _socket(read(second)):
-        case Tcp(port=0) | Tcp6(port=0), _:
+    match _innermost(read(first)), _innermost(read(second)):
+        case TCPListener(port=0) | TCP6Listener(port=0), _:
             return False
-        case Unix(address=one), Unix(address=other):
+        case UnixListener(address=one), UnixListener(address=other):
             return one == other
-        case (Tcp() | Tcp6() as one, Tcp() | Tcp6() as other):
+        case (TCPListener() | TCP6Listener() as one, TCPListener() | TCP6Listener() as other):
             return one.port == other.port and _overlap(one.interface, other.interface)
     return first == second
 
 
-def _socket(endpoint: Endpoint) -> Endpoint:
+def _innermost(endpoint: Endpoint) -> Endpoint:
     """What is opened: the endpoint within those that wrap another."""
-    while isinstance(endpoint, Other) and endpoint.inner is not None:
+    while isinstance(endpoint, OtherListener) and endpoint.inner is not None:
         endpoint = endpoint.inner
     return endpoint
 
@@ -189,7 +198,7 @@ def _overlap(one: str, other: str) -> bool:
 
     "::" stands for IPv4 too, since Linux sets no IPV6_V6ONLY (ipv6(7)) and neither does Twisted.
     """
-    first, second = (ip_address(_NAMES.get(each, each)) for each in (one, other))
+    first, second = (ip_address(_INTERFACE_ADDRESSES.get(each, each)) for each in (one, other))
     if first == second:
         return True
     for wide, narrow in ((first, second), (second, first)):
@@ -198,9 +207,9 @@ def _overlap(one: str, other: str) -> bool:
     return False
 
 
-def is_open_to_everybody(endpoint: Endpoint) -> bool:
+def is_world_writable(endpoint: Endpoint) -> bool:
     """Tell whether the mode of a unix socket lets in users outside its group."""
-    return isinstance(endpoint, Unix) and bool(endpoint.mode & 0o007)
+    return isinstance(endpoint, UnixListener) and bool(endpoint.mode & 0o007)
 
 
 def _split(description: str) -> list[str]:
@@ -210,10 +219,10 @@ def _split(description: str) -> list[str]:
     return re.findall(r"((?:[^\\:]|\\.)*):", description + ":", re.DOTALL)
 
 
-def _argument(written: str) -> tuple[str, str]:
+def _split_argument(text: str) -> tuple[str, str]:
     """Take `name=value` apart; an argument without a name has an empty one."""
-    named = re.fullmatch(r"((?:[^\\=]|\\.)+)=(.*)", written, re.DOTALL)
-    name, value = named.groups() if named else ("", written)
+    match = re.fullmatch(r"((?:[^\\=]|\\.)+)=(.*)", text, re.DOTALL)
+    name, value = match.groups() if match else ("", text)
     return _unescape(name), _unescape(value)
 
 
@@ -221,7 +230,7 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
-def _bind(kind: type[Known], arguments: Sequence[str]) -> Known:
+def _build(kind: type[KnownListener], arguments: Sequence[str]) -> KnownListener:
     """Call a kind with its positional and named arguments, each read by its annotation."""
     readers = {
         name: hint.__metadata__[0]
@@ -234,7 +243,7 @@ def _bind(kind: type[Known], arguments: Sequence[str]) -> Known:
             raise ValueError(
                 "an argument is empty; a colon in a value needs a backslash, in TOML two"
             )
-        name, value = _argument(argument)
+        name, value = _split_argument(argument)
         name = name or next(unnamed, "")
         if not name:
             raise ValueError(f'"{value}" is too many; it takes {", ".join(readers)}')

@@ -1,7 +1,7 @@
 """The files of the configuration: which there are, what is in them, and what is wrong with them.
 
 Nothing is raised here. A `Problems` collects one line for every problem, so that all of them can be
-mended at once, and `Tables` keeps with each value the file that it came from.
+mended at once, and `ConfigTables` keeps with each value the file that it came from.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from posd.config.types import Name, Unusable, shown, suggestion, type_name
-from posd.files import read
+from posd.config.types import NameValue, UnusableValue, displayed, suggestion, type_name
+from posd.files import read_file
 
 
 @define
@@ -44,7 +44,7 @@ class Problems:
         return tuple(line for _, line in ordered)
 
 
-def find(main: Path, report: Problems) -> list[Path]:
+def find_files(main: Path, report: Problems) -> list[Path]:
     """List the main file and those of `conf.d` beside it, in the order in which they count.
 
     Hidden ones are passed over: editors and package managers leave such behind.
@@ -72,38 +72,38 @@ def parse(file: Path, report: Problems) -> dict[str, Any]:
     """Read one file; it is empty if it cannot be read or is not TOML."""
     try:
         # A byte order mark is not TOML, but some editors write one and it means no harm.
-        text = read(file).decode("utf-8-sig")
+        text = read_file(file).decode("utf-8-sig")
     except OSError as error:
         report.add_file(file, f"cannot be read: {error.strerror}; give the path of a TOML file")
         return {}
     except UnicodeDecodeError as error:
-        place = _place(error.object[: error.start].decode("utf-8", "replace"))
-        report.add(file, place, "is not UTF-8; save the file in that encoding")
+        location = _line_and_column(error.object[: error.start].decode("utf-8", "replace"))
+        report.add(file, location, "is not UTF-8; save the file in that encoding")
         return {}
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        what, place = _syntax_error(str(error), text)
-        report.add(file, place, f'is not TOML: {what}; write [table], key = "text", key = 5')
+        problem, location = _syntax_error(str(error), text)
+        report.add(file, location, f'is not TOML: {problem}; write [table], key = "text", key = 5')
         return {}
 
 
 def _syntax_error(message: str, text: str) -> tuple[str, str]:
     """Part tomllib's message into what is wrong and where; it calls one place the end."""
-    parted = re.fullmatch(r"(.*) \(at (?:end of document|(line \d+, column \d+))\)", message)
-    if parted is None:
+    match = re.fullmatch(r"(.*) \(at (?:end of document|(line \d+, column \d+))\)", message)
+    if match is None:
         return message, "somewhere"
-    return parted[1], parted[2] or _place(text)
+    return match[1], match[2] or _line_and_column(text)
 
 
-def _place(before: str) -> str:
+def _line_and_column(before: str) -> str:
     """Name the place behind a text, counting lines and columns from one."""
     *lines, last = before.split("\n")
     return f"line {len(lines) + 1}, column {len(last) + 1}"
 
 
 @frozen
-class Table:
+class ConfigTable:
     """What the files say of one table: for each key the last word, and the file that has it.
 
     `label` names the table in dotted keys, `file` is blamed for keys that nobody gives, and
@@ -113,11 +113,11 @@ class Table:
     label: str
     file: Path
     keys: Collection[str]
-    given: dict[str, tuple[Path, object]] = field(factory=dict)
+    values: dict[str, tuple[Path, object]] = field(factory=dict)
 
 
 @frozen
-class Tables:
+class ConfigTables:
     """All the tables that the files fill, a later file over the earlier ones.
 
     A `[[listen]]` is kept by its name, which makes it the same in every file, or by its number in
@@ -125,9 +125,9 @@ class Tables:
     """
 
     report: Problems
-    sections: Mapping[str, Table]
+    sections: Mapping[str, ConfigTable]
     listener_keys: Collection[str]
-    listeners: dict[str, Table] = field(factory=dict)
+    listeners: dict[str, ConfigTable] = field(factory=dict)
 
     def add(self, file: Path, document: Mapping[str, object]) -> None:
         """Enter what a file says."""
@@ -135,10 +135,10 @@ class Tables:
             if name == "listen":
                 self._add_listeners(file, content)
             elif name not in self.sections:
-                self.report.add(file, _quoted(name), f"is unknown; {self._right_table(name)}")
+                self.report.add(file, _quoted(name), f"is unknown; {self._table_hint(name)}")
             elif not isinstance(content, dict):
-                what = f"is {type_name(content)}, not a table"
-                self.report.add(file, name, f"{what}; write [{name}] once and its keys below it")
+                problem = f"is {type_name(content)}, not a table"
+                self.report.add(file, name, f"{problem}; write [{name}] once and its keys below it")
             else:
                 self._add_keys(file, content, self.sections[name])
 
@@ -147,46 +147,48 @@ class Tables:
         origins: dict[str, Path] = {}
         for table in (*self.sections.values(), *self.listeners.values()):
             origins[table.label] = table.file
-            origins |= {f"{table.label}.{key}": file for key, (file, _) in table.given.items()}
+            origins |= {f"{table.label}.{key}": file for key, (file, _) in table.values.items()}
         return origins
 
     def _add_listeners(self, file: Path, content: object) -> None:
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-            what = f"is {type_name(content)}, not an array of tables"
-            self.report.add(file, "listen", f"{what}; write [[listen]] above each listener's keys")
+            problem = f"is {type_name(content)}, not an array of tables"
+            self.report.add(
+                file, "listen", f"{problem}; write [[listen]] above each listener's keys"
+            )
             return
-        here: set[str] = set()
+        identities: set[str] = set()
         for number, entry in enumerate(content, 1):
             try:
-                label = identity = f"listen[{Name().read(entry.get('name'))}]"
-            except Unusable:
+                label = identity = f"listen[{NameValue().read(entry.get('name'))}]"
+            except UnusableValue:
                 label, identity = f"listen[{number}]", f"{file}[{number}]"
-            if identity in here:
+            if identity in identities:
                 text = "stands twice in this file; give each listener a name of its own"
                 self.report.add(file, label, text)
-            here.add(identity)
-            fresh = Table(label, file, self.listener_keys)
-            self._add_keys(file, entry, self.listeners.setdefault(identity, fresh))
+            identities.add(identity)
+            new_table = ConfigTable(label, file, self.listener_keys)
+            self._add_keys(file, entry, self.listeners.setdefault(identity, new_table))
 
-    def _add_keys(self, file: Path, content: Mapping[str, object], table: Table) -> None:
+    def _add_keys(self, file: Path, content: Mapping[str, object], table: ConfigTable) -> None:
         for key, raw in content.items():
             if key in table.keys:
-                table.given[key] = (file, raw)
+                table.values[key] = (file, raw)
             else:
-                text = f"is unknown; {self._right_key(key, table)}"
+                text = f"is unknown; {self._key_hint(key, table)}"
                 self.report.add(file, f"{table.label}.{_quoted(key)}", text)
 
-    def _right_table(self, name: str) -> str:
+    def _table_hint(self, name: str) -> str:
         names = [*self.sections, "listen"]
-        return self._home(name) or suggestion(name, names) or f"tables are {', '.join(names)}"
+        return self._home_hint(name) or suggestion(name, names) or f"tables are {', '.join(names)}"
 
-    def _right_key(self, key: str, table: Table) -> str:
+    def _key_hint(self, key: str, table: ConfigTable) -> str:
         keys = table.keys
         if renamed := _RENAMED.get(f"{table.label}.{key}"):
             return f"its name is now {renamed}"
-        return self._home(key) or suggestion(key, keys) or f"keys here are {', '.join(keys)}"
+        return self._home_hint(key) or suggestion(key, keys) or f"keys here are {', '.join(keys)}"
 
-    def _home(self, key: str) -> str | None:
+    def _home_hint(self, key: str) -> str | None:
         """Name the table that has this very key."""
         homes = [f"[{name}]" for name, section in self.sections.items() if key in section.keys]
         homes += ["[[listen]]"] if key in self.listener_keys else []
@@ -195,4 +197,4 @@ class Tables:
 
 def _quoted(key: str) -> str:
     """Write a key as TOML would have it."""
-    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else shown(key)
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else displayed(key)

@@ -16,22 +16,22 @@ from typing import Annotated, Any, Literal, get_type_hints
 from attrs import NOTHING, evolve, field, fields_dict, frozen
 
 from posd.config import endpoints as endpoint_syntax
-from posd.config.files import Problems, Table, Tables, find, parse
+from posd.config.files import ConfigTable, ConfigTables, Problems, find_files, parse
 from posd.config.types import (
-    Dsn,
-    Duration,
-    EndpointDescription,
-    File,
-    Flag,
-    Kind,
-    Name,
+    BooleanValue,
+    ChoiceValue,
+    DsnValue,
+    DurationValue,
+    EndpointValue,
+    IntegerValue,
+    NameValue,
     Network,
-    Networks,
-    OneOf,
-    Size,
-    Whole,
-    shown,
-    understand,
+    NetworksValue,
+    PathValue,
+    SizeValue,
+    ValueType,
+    displayed,
+    read_value,
 )
 from posd.config.units import DAY, KIB, MIB, format_size
 from posd.errors import ConfigError
@@ -40,7 +40,7 @@ _LEVELS = ("debug", "info", "warn", "error", "critical")
 
 
 @frozen
-class Database:
+class DatabaseConfig:
     """`[database]`: where the orders are. `statement_timeout` is in seconds.
 
     `reader_dsn` is the connection on which shops' tables are read; where it is None, it is `dsn` with the
@@ -48,101 +48,103 @@ class Database:
     daemon has; they take `dsn` where it is None.
     """
 
-    dsn: Annotated[str, Dsn()] = field(repr=False)
-    pool_size: Annotated[int, Whole(2)] = 8
-    statement_timeout: Annotated[float, Duration("100ms", "5m")] = 5.0
-    reader_dsn: Annotated[str | None, Dsn()] = field(default=None, repr=False)
-    admin_dsn: Annotated[str | None, Dsn()] = field(default=None, repr=False)
+    dsn: Annotated[str, DsnValue()] = field(repr=False)
+    pool_size: Annotated[int, IntegerValue(2)] = 8
+    statement_timeout: Annotated[float, DurationValue("100ms", "5m")] = 5.0
+    reader_dsn: Annotated[str | None, DsnValue()] = field(default=None, repr=False)
+    admin_dsn: Annotated[str | None, DsnValue()] = field(default=None, repr=False)
 
 
 @frozen
-class Listener:
+class ListenerConfig:
     """`[[listen]]`: one socket, its endpoint an endpoint description of Twisted's.
 
     `trusted` lets local programs in without a key. `proxies` are the machines whose
     X-Forwarded-For is believed.
     """
 
-    name: Annotated[str, Name()]
-    endpoint: Annotated[str, EndpointDescription()]
-    tls: Annotated[bool, Flag()] = False
-    trusted: Annotated[bool, Flag()] = False
-    proxies: Annotated[tuple[Network, ...], Networks()] = ()
+    name: Annotated[str, NameValue()]
+    endpoint: Annotated[str, EndpointValue()]
+    tls: Annotated[bool, BooleanValue()] = False
+    trusted: Annotated[bool, BooleanValue()] = False
+    proxies: Annotated[tuple[Network, ...], NetworksValue()] = ()
 
 
 @frozen
-class TLS:
+class TLSConfig:
     """`[tls]`: paths of PEM files, and which versions and cipher suites of TLS are spoken.
 
     `legacy_ciphers` adds suites of TLS 1.2 without authenticated encryption or forward secrecy.
     """
 
-    certificate: Annotated[str | None, File()] = None
-    private_key: Annotated[str | None, File()] = None
-    minimum_version: Annotated[Literal["1.2", "1.3"], OneOf("1.2", "1.3")] = "1.2"
-    legacy_ciphers: Annotated[bool, Flag()] = False
-    client_ca: Annotated[str | None, File()] = None
+    certificate: Annotated[str | None, PathValue()] = None
+    private_key: Annotated[str | None, PathValue()] = None
+    minimum_version: Annotated[Literal["1.2", "1.3"], ChoiceValue("1.2", "1.3")] = "1.2"
+    legacy_ciphers: Annotated[bool, BooleanValue()] = False
+    client_ca: Annotated[str | None, PathValue()] = None
 
 
 @frozen
-class Delivery:
+class DeliveryConfig:
     """`[delivery]`: how tills are served. Seconds, and bytes in one till's outbox."""
 
-    heartbeat: Annotated[float, Duration("1s", "10m")] = 30.0
-    send_queue_bytes: Annotated[int, Size("2KiB", "1GiB")] = 256 * KIB
-    retention: Annotated[float, Duration("1h", "3650d")] = 30 * DAY
+    heartbeat: Annotated[float, DurationValue("1s", "10m")] = 30.0
+    send_queue_bytes: Annotated[int, SizeValue("2KiB", "1GiB")] = 256 * KIB
+    retention: Annotated[float, DurationValue("1h", "3650d")] = 30 * DAY
 
 
 @frozen
-class Limits:
+class LimitsConfig:
     """`[limits]`: how much of anything is accepted. `event_bytes` and `send_queue_total` are bytes."""
 
-    event_bytes: Annotated[int, Size("1KiB", "1MiB")] = 128 * KIB
-    send_queue_total: Annotated[int, Size("1MiB", "1024GiB")] = 256 * MIB
-    connections: Annotated[int, Whole()] = 20_000
-    connections_per_tenant: Annotated[int, Whole()] = 200
-    failed_auth_per_minute: Annotated[int, Whole()] = 20
-    publish_per_second_per_tenant: Annotated[int, Whole()] = 200
-    requests_per_second_per_credential: Annotated[int, Whole()] = 50
-    bytes_per_second_per_credential: Annotated[int, Size("16KiB", "1GiB")] = MIB
-    requests_per_second_per_address: Annotated[int, Whole()] = 200
-    points_per_day_per_till: Annotated[int, Whole()] = 100_000
+    event_bytes: Annotated[int, SizeValue("1KiB", "1MiB")] = 128 * KIB
+    send_queue_total: Annotated[int, SizeValue("1MiB", "1024GiB")] = 256 * MIB
+    connections: Annotated[int, IntegerValue()] = 20_000
+    connections_per_tenant: Annotated[int, IntegerValue()] = 200
+    failed_auth_per_minute: Annotated[int, IntegerValue()] = 20
+    publish_per_second_per_tenant: Annotated[int, IntegerValue()] = 200
+    requests_per_second_per_credential: Annotated[int, IntegerValue()] = 50
+    bytes_per_second_per_credential: Annotated[int, SizeValue("16KiB", "1GiB")] = MIB
+    requests_per_second_per_address: Annotated[int, IntegerValue()] = 200
+    points_per_day_per_till: Annotated[int, IntegerValue()] = 100_000
 
 
 @frozen
-class Logging:
+class LoggingConfig:
     """`[logging]`: how much is said, and in which form."""
 
-    level: Annotated[str, OneOf(*_LEVELS)] = "info"
-    format: Annotated[str, OneOf("journal", "json", "text")] = "journal"
+    level: Annotated[str, ChoiceValue(*_LEVELS)] = "info"
+    format: Annotated[str, ChoiceValue("journal", "json", "text")] = "journal"
 
 
 @frozen
 class Config:
     """The whole configuration."""
 
-    database: Database
-    listen: tuple[Listener, ...] = (Listener("https", r"tcp:port=9010:interface=\:\:", tls=True),)
-    tls: TLS = TLS()
-    delivery: Delivery = Delivery()
-    limits: Limits = Limits()
-    logging: Logging = Logging()
+    database: DatabaseConfig
+    listen: tuple[ListenerConfig, ...] = (
+        ListenerConfig("https", r"tcp:port=9010:interface=\:\:", tls=True),
+    )
+    tls: TLSConfig = TLSConfig()
+    delivery: DeliveryConfig = DeliveryConfig()
+    limits: LimitsConfig = LimitsConfig()
+    logging: LoggingConfig = LoggingConfig()
 
 
 _SECTIONS: Mapping[str, type[Any]] = {
-    name: shape for name, shape in get_type_hints(Config).items() if name != "listen"
+    name: section_type for name, section_type in get_type_hints(Config).items() if name != "listen"
 }
 
 
-_FindProblems = Callable[[TLS], Mapping[str, str]]
-_FindProblem = Callable[[str], str | None]
+_TLSProblems = Callable[[TLSConfig], Mapping[str, str]]
+_DSNProblem = Callable[[str], str | None]
 
 
 def load(
     path: Path,
     environ: Mapping[str, str],
-    tls_problems: _FindProblems | None = None,
-    dsn_problem: _FindProblem | None = None,
+    tls_problems: _TLSProblems | None = None,
+    dsn_problem: _DSNProblem | None = None,
 ) -> Config:
     """Read the configuration that starts at a path; raise ConfigError with all of its problems.
 
@@ -153,23 +155,26 @@ def load(
     TLS; `dsn_problem` returns what is wrong with a connection string, or None.
     """
     report = Problems()
-    files = find(path, report)
+    files = find_files(path, report)
     documents = [parse(file, report) for file in files]
-    unread = bool(report)
+    has_unread_files = bool(report)
 
-    sections = {name: Table(name, path, fields_dict(shape)) for name, shape in _SECTIONS.items()}
-    tables = Tables(report, sections, fields_dict(Listener))
+    sections = {
+        name: ConfigTable(name, path, fields_dict(section_type))
+        for name, section_type in _SECTIONS.items()
+    }
+    tables = ConfigTables(report, sections, fields_dict(ListenerConfig))
     for file, document in zip(files, documents, strict=True):
         tables.add(file, document)
     config = _build(tables, environ, report)
 
-    if not unread:  # else what seems missing or contradictory may be put right in there
+    if not has_unread_files:  # else what seems missing or contradictory may be put right in there
         origins = tables.origins()
         labels = [table.label for table in tables.listeners.values()] or ["listen"]
-        complaints = [*_absences(tables), *_contradictions(config, labels)]
+        complaints = [*_missing_keys(tables), *_contradictions(config, labels)]
         if tls_problems is not None and any(listener.tls for listener in config.listen):
-            found = tls_problems(config.tls)
-            complaints += [(f"tls.{key}", "tls", text) for key, text in found.items()]
+            tls_found = tls_problems(config.tls)
+            complaints += [(f"tls.{key}", "tls", text) for key, text in tls_found.items()]
         if dsn_problem is not None:
             complaints += _unusable_dsns(config.database, dsn_problem)
         for key, other, text in complaints:
@@ -180,33 +185,38 @@ def load(
     return config
 
 
-def _kinds(shape: type[Any]) -> dict[str, Kind]:
-    hints = get_type_hints(shape, include_extras=True)
+def _value_types(section_type: type[Any]) -> dict[str, ValueType]:
+    hints = get_type_hints(section_type, include_extras=True)
     return {key: hint.__metadata__[0] for key, hint in hints.items()}
 
 
-def _required(shape: type[Any]) -> list[str]:
-    return [key for key, attribute in fields_dict(shape).items() if attribute.default is NOTHING]
+def _required(section_type: type[Any]) -> list[str]:
+    return [
+        key for key, attribute in fields_dict(section_type).items() if attribute.default is NOTHING
+    ]
 
 
-def _build(tables: Tables, environ: Mapping[str, str], report: Problems) -> Config:
+def _build(tables: ConfigTables, environ: Mapping[str, str], report: Problems) -> Config:
     """Make the configuration that the tables give, and report the values that cannot be used."""
 
-    def value(shape: type[Any], table: Table) -> Any:
+    def value(section_type: type[Any], table: ConfigTable) -> Any:
         # Empty strings stand in for what is missing, so that the rest can still be compared.
-        values: dict[str, object] = dict.fromkeys(_required(shape), "")
-        kinds = _kinds(shape)
-        for key, (file, raw) in table.given.items():
+        values: dict[str, object] = dict.fromkeys(_required(section_type), "")
+        value_types = _value_types(section_type)
+        for key, (file, raw) in table.values.items():
             try:
-                values[key] = understand(kinds[key], raw, environ)
+                values[key] = read_value(value_types[key], raw, environ)
             except ValueError as error:
                 report.add(file, f"{table.label}.{key}", str(error))
-        return shape(**values)
+        return section_type(**values)
 
     config = Config(
-        **{name: value(shape, tables.sections[name]) for name, shape in _SECTIONS.items()}
+        **{
+            name: value(section_type, tables.sections[name])
+            for name, section_type in _SECTIONS.items()
+        }
     )
-    listeners = tuple(value(Listener, table) for table in tables.listeners.values())
+    listeners = tuple(value(ListenerConfig, table) for table in tables.listeners.values())
     return evolve(config, listen=listeners) if listeners else config
 
 
@@ -214,24 +224,24 @@ _Complaint = tuple[str, str, str]
 """A dotted key, another that the complaint depends on, and what to say of the first."""
 
 
-def _absences(tables: Tables) -> Iterator[_Complaint]:
+def _missing_keys(tables: ConfigTables) -> Iterator[_Complaint]:
     """Yield the keys without a default that no file gives."""
-    shaped = [(_SECTIONS[name], table) for name, table in tables.sections.items()]
-    shaped += [(Listener, table) for table in tables.listeners.values()]
-    for shape, table in shaped:
-        kinds = _kinds(shape)
-        for key in _required(shape):
-            if key not in table.given:
-                yield f"{table.label}.{key}", table.label, f"is missing; {kinds[key].meant}"
+    typed = [(_SECTIONS[name], table) for name, table in tables.sections.items()]
+    typed += [(ListenerConfig, table) for table in tables.listeners.values()]
+    for section_type, table in typed:
+        value_types = _value_types(section_type)
+        for key in _required(section_type):
+            if key not in table.values:
+                yield f"{table.label}.{key}", table.label, f"is missing; {value_types[key].meant}"
 
 
-def _unusable_dsns(database: Database, find_problem: _FindProblem) -> Iterator[_Complaint]:
+def _unusable_dsns(database: DatabaseConfig, find_problem: _DSNProblem) -> Iterator[_Complaint]:
     for key in ("dsn", "reader_dsn", "admin_dsn"):
         dsn = getattr(database, key)
         problem = find_problem(dsn) if dsn else None
         if problem is not None:
             what = f"the value (not shown) is refused by libpq: {problem}"
-            yield f"database.{key}", "database", f"{what}; {Dsn.meant}"
+            yield f"database.{key}", "database", f"{what}; {DsnValue.meant}"
 
 
 def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complaint]:
@@ -251,17 +261,17 @@ def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complain
         if listener.tls:
             yield from _missing_pem(config.tls, listener.name, label)
         if listener.trusted:
-            yield from _misplaced_trust(listener, label)
+            yield from _unsafe_trust(listener, label)
     yield from _collisions(config.listen, labels)
 
 
-def _collisions(listeners: Sequence[Listener], labels: Sequence[str]) -> Iterator[_Complaint]:
+def _collisions(listeners: Sequence[ListenerConfig], labels: Sequence[str]) -> Iterator[_Complaint]:
     """Yield the listeners that want a socket which an earlier one has."""
-    earlier: list[tuple[str, Listener]] = []
+    earlier: list[tuple[str, ListenerConfig]] = []
     for label, listener in zip(labels, listeners, strict=True):
         for first_label, first in earlier:
             if listener.endpoint and endpoint_syntax.collide(first.endpoint, listener.endpoint):
-                what = f"{shown(listener.endpoint)} is where {first_label} listens already"
+                what = f"{displayed(listener.endpoint)} is where {first_label} listens already"
                 meant = "give each listener an address or a port of its own"
                 yield f"{label}.endpoint", f"{first_label}.endpoint", f"{what}; {meant}"
                 break
@@ -269,14 +279,14 @@ def _collisions(listeners: Sequence[Listener], labels: Sequence[str]) -> Iterato
             earlier.append((label, listener))
 
 
-def _missing_pem(tls: TLS, name: str, label: str) -> Iterator[_Complaint]:
+def _missing_pem(tls: TLSConfig, name: str, label: str) -> Iterator[_Complaint]:
     for key, path in (("certificate", tls.certificate), ("private_key", tls.private_key)):
         if path is None:
             what = f'is missing, and the listener "{name}" has tls = true'
-            yield f"tls.{key}", f"{label}.tls", f"{what}; {File.meant}"
+            yield f"tls.{key}", f"{label}.tls", f"{what}; {PathValue.meant}"
 
 
-def _misplaced_trust(listener: Listener, label: str) -> Iterator[_Complaint]:
+def _unsafe_trust(listener: ListenerConfig, label: str) -> Iterator[_Complaint]:
     """Yield why a listener that asks nobody for a key would let in more than local programs."""
     trusted = f"{label}.trusted"
     if listener.tls:
@@ -289,9 +299,13 @@ def _misplaced_trust(listener: Listener, label: str) -> Iterator[_Complaint]:
         return
     endpoint = endpoint_syntax.read(listener.endpoint)
     if not endpoint_syntax.is_local(endpoint):
-        what = f"{shown(listener.endpoint)} is no place for trusted = true, as others can reach it"
+        what = (
+            f"{displayed(listener.endpoint)} is no place for trusted = true, as others can reach it"
+        )
         meant = "write a unix socket or a loopback interface"
         yield f"{label}.endpoint", trusted, f"{what}; {meant}"
-    if endpoint_syntax.is_open_to_everybody(endpoint):
-        what = f"{shown(listener.endpoint)} with trusted = true lets in every user of this machine"
+    if endpoint_syntax.is_world_writable(endpoint):
+        what = (
+            f"{displayed(listener.endpoint)} with trusted = true lets in every user of this machine"
+        )
         yield f"{label}.endpoint", trusted, f'{what}; write "mode=660" or less'

@@ -1,6 +1,6 @@
 """What may stand behind a key of the configuration, and how to say that something else does.
 
-A `Kind` reads one value of a TOML file into the value that posd works with, or raises `Unusable`
+A `ValueType` reads one value of a TOML file into the value that posd works with, or raises `UnusableValue`
 with what is wrong. Whoever reports that adds the key, and the value where it may be shown.
 """
 
@@ -19,15 +19,15 @@ from attrs import frozen
 
 from posd.config import endpoints as endpoint_syntax
 from posd.config.units import parse_duration, parse_size
-from posd.files import read, secret
+from posd.files import decode_secret, read_file
 
 Network = IPv4Network | IPv6Network
 
-_SHOWN = 60
+_LONGEST_DISPLAYED = 60
 """So many characters of a value are shown: enough to recognise it by."""
 
 
-class Unusable(Exception):
+class UnusableValue(Exception):
     """A value that cannot be used: `what` is wrong with it, and what was `meant` if that is clear.
 
     The text may quote the value.
@@ -39,11 +39,11 @@ class Unusable(Exception):
         self.meant = meant
 
 
-class Kind(ABC):
+class ValueType(ABC):
     """What may stand behind one key.
 
     `meant` tells in general what to write there. The values of a `secret` kind are never shown,
-    and its `Unusable` does not quote them.
+    and its `UnusableValue` does not quote them.
     """
 
     meant: str
@@ -51,22 +51,22 @@ class Kind(ABC):
 
     @abstractmethod
     def read(self, raw: object) -> object:
-        """Turn a value of a TOML document into the value meant, or raise `Unusable`."""
+        """Turn a value of a TOML document into the value meant, or raise `UnusableValue`."""
 
 
-class Flag(Kind):
+class BooleanValue(ValueType):
     """True or false."""
 
     meant = "write true or false, without quotes"
 
     def read(self, raw: object) -> bool:
         if not isinstance(raw, bool):
-            raise Unusable(f"is {type_name(raw)}")
+            raise UnusableValue(f"is {type_name(raw)}")
         return raw
 
 
 @frozen
-class Whole(Kind):
+class IntegerValue(ValueType):
     """A whole number of at least so much."""
 
     meant = "write a whole number, without quotes"
@@ -74,14 +74,14 @@ class Whole(Kind):
 
     def read(self, raw: object) -> int:
         if isinstance(raw, bool) or not isinstance(raw, int):
-            raise Unusable(f"is {type_name(raw)}")
+            raise UnusableValue(f"is {type_name(raw)}")
         if raw < self.at_least:
-            raise Unusable("is too small", f"the smallest is {self.at_least}")
+            raise UnusableValue("is too small", f"the smallest is {self.at_least}")
         return raw
 
 
 @frozen
-class Size(Kind):
+class SizeValue(ValueType):
     """Bytes, written with a unit or as a plain whole number; the bounds are written alike."""
 
     meant = 'write a size such as "256KiB", with quotes'
@@ -95,16 +95,16 @@ class Size(Kind):
             try:
                 size = parse_size(_text(raw))
             except ValueError as error:
-                raise Unusable("is not a size", str(error)) from None
+                raise UnusableValue("is not a size", str(error)) from None
         if size < parse_size(self.at_least):
-            raise Unusable("is too small", f'the smallest is "{self.at_least}"')
+            raise UnusableValue("is too small", f'the smallest is "{self.at_least}"')
         if size > parse_size(self.at_most):
-            raise Unusable("is too large", f'the largest is "{self.at_most}"')
+            raise UnusableValue("is too large", f'the largest is "{self.at_most}"')
         return size
 
 
 @frozen
-class Duration(Kind):
+class DurationValue(ValueType):
     """Seconds, always written with a unit, like the bounds."""
 
     meant = 'write a duration such as "30s", with quotes'
@@ -113,19 +113,19 @@ class Duration(Kind):
 
     def read(self, raw: object) -> float:
         if isinstance(raw, int | float) and not isinstance(raw, bool):
-            raise Unusable("has no unit")
+            raise UnusableValue("has no unit")
         try:
             seconds = parse_duration(_text(raw))
         except ValueError as error:
-            raise Unusable("is not a duration", str(error)) from None
+            raise UnusableValue("is not a duration", str(error)) from None
         if seconds < parse_duration(self.at_least):
-            raise Unusable("is too short", f'the shortest is "{self.at_least}"')
+            raise UnusableValue("is too short", f'the shortest is "{self.at_least}"')
         if seconds > parse_duration(self.at_most):
-            raise Unusable("is too long", f'the longest is "{self.at_most}"')
+            raise UnusableValue("is too long", f'the longest is "{self.at_most}"')
         return seconds
 
 
-class OneOf(Kind):
+class ChoiceValue(ValueType):
     """One word out of a few."""
 
     def __init__(self, *words: str) -> None:
@@ -136,11 +136,11 @@ class OneOf(Kind):
     def read(self, raw: object) -> str:
         word = _text(raw)
         if word not in self.words:
-            raise Unusable("is unknown")
+            raise UnusableValue("is unknown")
         return word
 
 
-class Dsn(Kind):
+class DsnValue(ValueType):
     """A libpq connection string; the password in it is nobody's business."""
 
     meant = 'write a PostgreSQL URI or keywords, such as "postgresql:///posd" or "dbname=posd"'
@@ -149,11 +149,11 @@ class Dsn(Kind):
     def read(self, raw: object) -> str:
         dsn = _text(raw)
         if not re.match(r"postgres(ql)?://|\s*[a-z_]+\s*=", dsn):
-            raise Unusable("is not a connection string")
+            raise UnusableValue("is not a connection string")
         return dsn
 
 
-class File(Kind):
+class PathValue(ValueType):
     """The path of a file, absolute because daemons do not stay where they were started."""
 
     meant = "write the absolute path of a file"
@@ -161,11 +161,11 @@ class File(Kind):
     def read(self, raw: object) -> str:
         path = _text(raw)
         if not Path(path).is_absolute():
-            raise Unusable("is a relative path")
+            raise UnusableValue("is a relative path")
         return path
 
 
-class Name(Kind):
+class NameValue(ValueType):
     """A name that can also be a systemd FileDescriptorName."""
 
     meant = 'write letters, digits, ".", "_" and "-", up to 64 and beginning with a letter'
@@ -173,11 +173,11 @@ class Name(Kind):
     def read(self, raw: object) -> str:
         name = _text(raw)
         if not re.fullmatch("[A-Za-z][A-Za-z0-9._-]{0,63}", name):
-            raise Unusable("cannot be a name")
+            raise UnusableValue("cannot be a name")
         return name
 
 
-class EndpointDescription(Kind):
+class EndpointValue(ValueType):
     """Where to listen, in Twisted's words."""
 
     meant = 'write an endpoint such as "tcp:port=9010" or "unix:/run/posd/local.sock:mode=660"'
@@ -187,47 +187,47 @@ class EndpointDescription(Kind):
         try:
             endpoint_syntax.read(description)
         except ValueError as error:
-            raise Unusable("is not an endpoint", str(error)) from None
+            raise UnusableValue("is not an endpoint", str(error)) from None
         return description
 
 
-class Networks(Kind):
+class NetworksValue(ValueType):
     """Machines, each by its address or all of a network."""
 
     meant = 'write networks, such as ["10.0.0.0/8", "2001:db8::/32"]'
 
     def read(self, raw: object) -> tuple[Network, ...]:
         if not isinstance(raw, list):
-            raise Unusable(f"is {type_name(raw)}")
+            raise UnusableValue(f"is {type_name(raw)}")
         return tuple(map(_network, raw))
 
 
-def understand(kind: Kind, raw: object, environ: Mapping[str, str]) -> object:
+def read_value(kind: ValueType, raw: object, environ: Mapping[str, str]) -> object:
     """Read a value, or what the credential in its place holds.
 
     A ValueError has the whole sentence: the value where it may be shown, what is wrong with it,
     and what was meant.
     """
-    revealed = raw
+    resolved = raw
     try:
-        revealed = _reveal(raw, environ)
-        return kind.read(revealed)
-    except Unusable as error:
-        if revealed != raw:
+        resolved = _resolve_credentials(raw, environ)
+        return kind.read(resolved)
+    except UnusableValue as error:
+        if resolved != raw:
             raise ValueError(f"what the credential holds cannot be used; {kind.meant}") from None
         hidden = kind.secret and not isinstance(raw, dict)
-        subject = "the value (not shown)" if hidden else shown(raw)
+        subject = "the value (not shown)" if hidden else displayed(raw)
         raise ValueError(f"{subject} {error.what}; {error.meant or kind.meant}") from None
 
 
-def shown(raw: object) -> str:
+def displayed(raw: object) -> str:
     """Write a value for a problem line, cut to a readable length; what is in a table stays there."""
     items = raw if isinstance(raw, list) else [raw]
     if any(isinstance(item, dict | list) for item in items):
         return "this"
     printable = isinstance(raw, str) and raw.isprintable()
     text = json.dumps(raw, ensure_ascii=not printable, default=str)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _LONGEST_DISPLAYED else f"{text[:_LONGEST_DISPLAYED]}…"
 
 
 def suggestion(word: str, words: Iterable[str]) -> str | None:
@@ -257,29 +257,29 @@ def type_name(raw: object) -> str:
 
 def _text(raw: object) -> str:
     if not isinstance(raw, str):
-        raise Unusable(f"is {type_name(raw)}, not a string")
+        raise UnusableValue(f"is {type_name(raw)}, not a string")
     if not raw.strip():
-        raise Unusable("is empty")
+        raise UnusableValue("is empty")
     if not raw.isprintable():
-        raise Unusable("has characters that cannot be printed")
+        raise UnusableValue("has characters that cannot be printed")
     return raw
 
 
 def _network(item: object) -> Network:
     if not isinstance(item, str):
-        raise Unusable(f"has {type_name(item)} in it")
+        raise UnusableValue(f"has {type_name(item)} in it")
     try:
         network = ip_network(item, strict=False)
     except ValueError:
-        raise Unusable(f"has {shown(item)}, which is not a network") from None
+        raise UnusableValue(f"has {displayed(item)}, which is not a network") from None
     if network.prefixlen == 0:
-        raise Unusable(f"has {shown(item)}, which is everybody")
+        raise UnusableValue(f"has {displayed(item)}, which is everybody")
     if ip_address(item.partition("/")[0]) != network.network_address:
-        raise Unusable(f"has {shown(item)}, one machine's", f'did you mean "{network}"?')
+        raise UnusableValue(f"has {displayed(item)}, one machine's", f'did you mean "{network}"?')
     return network
 
 
-def _reveal(raw: object, environ: Mapping[str, str]) -> object:
+def _resolve_credentials(raw: object, environ: Mapping[str, str]) -> object:
     """Put the secret in place of `{ credential = "name" }`, also within an array.
 
     It is the file of that name in `$CREDENTIALS_DIRECTORY`, where systemd keeps what a unit's
@@ -288,26 +288,26 @@ def _reveal(raw: object, environ: Mapping[str, str]) -> object:
     """
     match raw:
         case list():
-            return [_reveal(item, environ) for item in raw]
+            return [_resolve_credentials(item, environ) for item in raw]
         case {"credential": str(name), **rest} if not rest:
-            return _credential(name, environ.get("CREDENTIALS_DIRECTORY", ""))
+            return _read_credential(name, environ.get("CREDENTIALS_DIRECTORY", ""))
         case dict():
             meant = 'only { credential = "name" } can stand in place of a value'
-            raise Unusable("is a table", meant)
+            raise UnusableValue("is a table", meant)
         case _:
             return raw
 
 
-def _credential(name: str, directory: str) -> str:
+def _read_credential(name: str, directory: str) -> str:
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
-        raise Unusable("names a credential that cannot exist", "write the name of a file")
+        raise UnusableValue("names a credential that cannot exist", "write the name of a file")
     what = f'asks for the credential "{name}"'
     if not directory:
         unit = f"LoadCredential={name}:PATH"
-        raise Unusable(what, f"$CREDENTIALS_DIRECTORY is not set: the unit needs {unit}")
+        raise UnusableValue(what, f"$CREDENTIALS_DIRECTORY is not set: the unit needs {unit}")
     try:
-        return secret(read(Path(directory) / name))
+        return decode_secret(read_file(Path(directory) / name))
     except OSError as error:
-        raise Unusable(what, f"its file cannot be read: {error.strerror}") from None
+        raise UnusableValue(what, f"its file cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Unusable(what, "its file is not text in UTF-8") from None
+        raise UnusableValue(what, "its file is not text in UTF-8") from None

@@ -29,7 +29,7 @@ _DURATION_UNITS: Mapping[str, int] = {
 """In milliseconds, so that every duration is counted in whole numbers."""
 
 # Fifteen digits are beyond any use, and few enough for int() to read at once.
-_WRITTEN = re.compile(r"(?P<number>[0-9]{1,15}) ?(?P<unit>[A-Za-z]{1,3})")
+_QUANTITY = re.compile(r"(?P<number>[0-9]{1,15}) ?(?P<unit>[A-Za-z]{1,3})")
 
 
 def parse_size(text: str) -> int:
@@ -61,10 +61,10 @@ def format_duration(seconds: float) -> str:
 
 
 def _parse(text: str, units: Mapping[str, int]) -> int:
-    written = _WRITTEN.fullmatch(text)
-    if written is None:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
         raise LookupError(text)
-    return int(written["number"]) * units[written["unit"]]
+    return int(match["number"]) * units[match["unit"]]
 
 
 def _format(amount: int, units: Mapping[str, int], unit_of_zero: str) -> str:

@@ -11,17 +11,17 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery.feed import Feed
-from posd.delivery.hub import Exchange
+from posd.delivery.hub import Hub
 from posd.monitoring.database_clock import DatabaseClock
 from posd.monitoring.health import Health
 from posd.publishing.doorman import Doorman
 from posd.publishing.sequencer import Sequencer
-from posd.security.connection_limits import Connections
+from posd.security.connection_limits import ConnectionLimits
 from posd.security.validity import Validity
 
-_WATCHED: Final = ("database", "feed", "sequencer")
+_UP_GAUGES: Final = ("database", "feed", "sequencer")
 
 
 @frozen(kw_only=True, eq=False)
@@ -33,10 +33,10 @@ class Gauges:
     """
 
     health: Health
-    exchange: Exchange
-    connections: Connections
+    hub: Hub
+    connections: ConnectionLimits
     sequencer: Sequencer
-    database: Database
+    database: Pool
     doorman: Doorman
     feed: Feed
     clock: DatabaseClock
@@ -47,36 +47,36 @@ class Gauges:
     def readings(self) -> dict[str, Callable[[], float | None]]:
         """A question for each name; None is the answer where there is nothing to be said."""
         return {
-            **{f"{name}_up": self.health.parts[name] for name in _WATCHED},
+            **{f"{name}_up": self.health.required[name] for name in _UP_GAUGES},
             "doorman": lambda: self.doorman.fence is not None,
-            "readers_up": self.health.spares["readers"],
+            "readers_up": self.health.optional["readers"],
             "ready": lambda: not self.health.missing(),
-            "draining": lambda: self.exchange.draining,
+            "draining": lambda: self.hub.draining,
             "connections_open": lambda: self.connections.open,
             "connections_limit": lambda: self.connections.total,
-            "send_queue_bytes": lambda: self.exchange.held,
+            "send_queue_bytes": lambda: self.hub.held,
             "send_queue_limit_bytes": self.send_queue_limit,
             "publications_waiting": lambda: self.sequencer.waiting,
             "tenants_left_out": lambda: self.sequencer.left_out,
-            "database_pool_idle": lambda: self.database.use.idle,
-            "database_pool_busy": lambda: self.database.use.lent,
-            "database_pool_down": lambda: self.database.use.down,
-            "database_pool_waiting": lambda: self.database.use.waiting,
-            "database_pool_held_back": lambda: self.database.use.held_back,
+            "database_pool_idle": lambda: self.database.usage.idle,
+            "database_pool_busy": lambda: self.database.usage.lent,
+            "database_pool_down": lambda: self.database.usage.down,
+            "database_pool_waiting": lambda: self.database.usage.waiting,
+            "database_pool_held_back": lambda: self.database.usage.held_back,
             "database_clock_offset_seconds": lambda: self.clock.offset,
             "feed_canary_seconds": lambda: self.feed.canary_seconds,
             "feed_missed": lambda: self.feed.canaries_missed,
-            "tls_certificate_expiry_seconds": lambda: self._of_certificate(_left),
-            "tls_certificate_lifetime_seconds": lambda: self._of_certificate(_lifetime),
+            "tls_certificate_expiry_seconds": lambda: self._certificate_seconds(_seconds_left),
+            "tls_certificate_lifetime_seconds": lambda: self._certificate_seconds(_lifetime),
             "reload_failed": self.reload_failed,
         }
 
-    def _of_certificate(self, ask: Callable[[Validity, datetime], float]) -> float | None:
+    def _certificate_seconds(self, measure: Callable[[Validity, datetime], float]) -> float | None:
         validity = self.certificate()
-        return None if validity is None else ask(validity, datetime.now(UTC))
+        return None if validity is None else measure(validity, datetime.now(UTC))
 
 
-def _left(validity: Validity, now: datetime) -> float:
+def _seconds_left(validity: Validity, now: datetime) -> float:
     return (validity.ends - now).total_seconds()
 
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from posd.database import migrations
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery.presence import Presence
-from posd.delivery.terminal_reports import Terminals
-from posd.monitoring.exposition import Metrics
+from posd.delivery.terminal_reports import TerminalReports
+from posd.monitoring.exposition import MetricsExposition
 from posd.monitoring.health import Health
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
-from posd.store import presence as books
-from posd.web.api.events import Events
-from posd.web.api.giftcards import GiftCards
+from posd.store import presence as presence_store
+from posd.web.api.events import EventEndpoints
+from posd.web.api.giftcards import GiftCardEndpoints
 from posd.web.api.health import HealthEndpoints
-from posd.web.api.keys import OperatorKeys
-from posd.web.api.loyalty import LoyaltyPoints
+from posd.web.api.keys import KeyEndpoints
+from posd.web.api.loyalty import LoyaltyEndpoints
 from posd.web.api.metrics import MetricsEndpoint
-from posd.web.api.orders import Orders
-from posd.web.api.pending import PendingOrders
-from posd.web.api.publishing import Publisher
-from posd.web.api.reports import DailyReports
-from posd.web.api.status import Monitor
-from posd.web.api.tenants import Operators
+from posd.web.api.orders import OrderEndpoints
+from posd.web.api.pending import PendingEndpoints
+from posd.web.api.publishing import PublishingEndpoints
+from posd.web.api.reports import ReportEndpoints
+from posd.web.api.status import StatusEndpoints
+from posd.web.api.tenants import TenantEndpoints
 from posd.web.api.terminals import TerminalEndpoints
-from posd.web.http.dispatch import Reception
+from posd.web.http.dispatch import Dispatcher
 from posd.web.http.operations import Operation
 from posd.web.openapi.endpoints import Description
 
@@ -32,32 +32,36 @@ from posd.web.openapi.endpoints import Description
 def operations(
     *,
     authenticator: Authenticator,
-    database: Database,
-    events: Events,
+    database: Pool,
+    events: EventEndpoints,
     health: Health,
-    loyalty: LoyaltyPoints,
-    metrics: Metrics,
-    monitor: Monitor,
+    loyalty: LoyaltyEndpoints,
+    metrics: MetricsExposition,
+    status_endpoints: StatusEndpoints,
     presence: Presence,
-    publisher: Publisher,
-    reception: Reception,
+    publishing_endpoints: PublishingEndpoints,
+    dispatcher: Dispatcher,
     sequencer: Sequencer,
 ) -> tuple[Operation, ...]:
     """All operations, with those that describe the others."""
-    terminals = TerminalEndpoints(authenticator, Terminals(database, presence, sequencer), database)
+    terminals = TerminalEndpoints(
+        authenticator, TerminalReports(database, presence, sequencer), database
+    )
     described = (
-        *publisher.operations,
+        *publishing_endpoints.operations,
         *events.operations,
-        *Orders(publisher, database).operations,
-        *PendingOrders(database).operations,
+        *OrderEndpoints(publishing_endpoints, database).operations,
+        *PendingEndpoints(database).operations,
         *terminals.operations,
-        *monitor.operations,
-        *DailyReports(database).operations,
-        *GiftCards(database).operations,
+        *status_endpoints.operations,
+        *ReportEndpoints(database).operations,
+        *GiftCardEndpoints(database).operations,
         *loyalty.operations,
-        *Operators(database, migrations.expected()["tenant"]).operations,
-        *OperatorKeys(database).operations,
-        *HealthEndpoints(health, reception, lambda: books.counts(database)).operations,
+        *TenantEndpoints(database, migrations.expected_files()["tenant"]).operations,
+        *KeyEndpoints(database).operations,
+        *HealthEndpoints(
+            health, dispatcher, lambda: presence_store.count_by_tenant(database)
+        ).operations,
         *MetricsEndpoint(metrics).operations,
     )
     return (*described, *Description(described).operations)

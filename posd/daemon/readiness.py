@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from posd.database.link import Link
-from posd.database.pool import Database
-from posd.database.readers import Readers
+from posd.database.pool import Pool
+from posd.database.reconnecting import ReconnectingConnection
+from posd.database.shop_readers import ShopReaders
 from posd.delivery.feed import Feed
-from posd.delivery.hub import Exchange
+from posd.delivery.hub import Hub
 from posd.delivery.presence import Presence
 from posd.monitoring.health import Health
 from posd.publishing.sequencer import Sequencer
@@ -17,48 +17,48 @@ from posd.publishing.sequencer import Sequencer
 _OUTBOX_SECONDS: Final = 60.0
 
 
-class Parts(Protocol):
+class ReadinessSources(Protocol):
     """What is asked: the parts of a running posd (`posd.daemon.wiring`)."""
 
-    database: Database
+    database: Pool
     feed: Feed
-    numbering: Link
+    numbering: ReconnectingConnection
     sequencer: Sequencer
     presence: Presence
-    exchange: Exchange
-    readers: Readers
+    hub: Hub
+    readers: ShopReaders
     listening: bool
-    fitting: bool
+    schema_fits: bool
 
 
-def health(parts: Parts) -> Health:
+def health(sources: ReadinessSources) -> Health:
     """What `/health/ready` asks each time: what a node needs to serve, and what it serves better with."""
     return Health(
         {
-            "database": lambda: parts.database.up and not parts.database.stalled,
-            "feed": lambda: parts.feed.up and not parts.feed.stalled,
-            "sequencer": lambda: parts.numbering.up and not parts.sequencer.stalled,
-            "listeners": lambda: parts.listening,
-            "schema": lambda: parts.fitting,
-            "books": lambda: not parts.presence.overdue,
-            "not draining": lambda: not parts.exchange.draining,
+            "database": lambda: sources.database.up and not sources.database.stalled,
+            "feed": lambda: sources.feed.up and not sources.feed.stalled,
+            "sequencer": lambda: sources.numbering.up and not sources.sequencer.stalled,
+            "listeners": lambda: sources.listening,
+            "schema": lambda: sources.schema_fits,
+            "books": lambda: not sources.presence.is_overdue,
+            "not draining": lambda: not sources.hub.draining,
         },
         {
             # Everything is found by polling then, up to a second later.
-            "notifications": lambda: not parts.feed.deaf,
-            "outbox": lambda: parts.feed.outbox_seconds < _OUTBOX_SECONDS,
+            "notifications": lambda: not sources.feed.canary_is_missing,
+            "outbox": lambda: sources.feed.outbox_seconds < _OUTBOX_SECONDS,
             # Orders in shops' own tables wait then. What is published by REST or SQL does not.
-            "readers": lambda: parts.readers.up,
-            "tenants": lambda: parts.sequencer.serves_all,
+            "readers": lambda: sources.readers.up,
+            "tenants": lambda: sources.sequencer.serves_all,
         },
     )
 
 
-def stalled(parts: Parts) -> list[str]:
+def stalled(sources: ReadinessSources) -> list[str]:
     """The names of the parts that have made no attempt for a minute and will make none."""
-    named = {
-        "database": parts.database.stalled,
-        "feed": parts.feed.stalled,
-        "sequencer": parts.sequencer.stalled,
+    by_name = {
+        "database": sources.database.stalled,
+        "feed": sources.feed.stalled,
+        "sequencer": sources.sequencer.stalled,
     }
-    return [name for name, is_so in named.items() if is_so]
+    return [name for name, is_stalled in by_name.items() if is_stalled]

@@ -29,16 +29,16 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from posd.config import endpoints as endpoint_syntax
-from posd.config.model import Config, Listener
+from posd.config.model import Config, ListenerConfig
 from posd.daemon import readiness, systemd
-from posd.daemon.accepting import Rests
+from posd.daemon.accept_pauses import AcceptPauses
 from posd.daemon.reload import Reload
-from posd.daemon.stopping import Stopping
-from posd.daemon.wiring import Parts
+from posd.daemon.shutdown import Shutdown
+from posd.daemon.wiring import Application
 from posd.errors import Refusal, SchemaError, StartError
 from posd.events import phones, regions
 from posd.monitoring import health, logs
-from posd.security.certificate_watch import Renewal
+from posd.security.certificate_watch import CertificateWatch
 from posd.security.server_tls import ServerTLS
 from posd.security.validity import Validity
 from posd.web.http.tls_endpoint import PlainEndpoint, TLSEndpoint
@@ -47,19 +47,19 @@ EX_CONFIG: Final = 78
 # Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
 # place tries again after one second, three, seven (tcp(7), tcp_syn_retries).
 BACKLOG: Final = 4096
-_NEW_OBJECTS: Final = 5_000
+_GC_THRESHOLD: Final = 5_000
 _DRAIN_SECONDS: Final = 5.0
 _LISTENER_SECONDS: Final = 2.0
 # For all parts together, of which each has its own bound; less than TimeoutStopSec= of the unit.
 _STOP_SECONDS: Final = 30.0
-_LAST_RESORT_SECONDS: Final = 40.0
+_FORCED_EXIT_SECONDS: Final = 40.0
 _STATUS_SECONDS: Final = 0.5
-_RESUMED_SECONDS: Final = 5.0
+_STALLED_SECONDS: Final = 5.0
 """How long a part has to be found stalled. After a machine was suspended, all are for a moment."""
-_USED_SECONDS: Final = 60.0
+_USED_KEYS_SECONDS: Final = 60.0
 _RECHECK_SECONDS: Final = 1.0
-_MEETING_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 0.02
+_FIRST_CONNECTION_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.02
 _EXTENSION_USEC: Final = 30_000_000
 
 
@@ -77,11 +77,13 @@ class Daemon(Service):
             level=settings.logging.level, format_name=settings.logging.format
         )
         self._tls = ServerTLS(settings.tls) if any(each.tls for each in settings.listen) else None
-        self._renewal = None if self._tls is None else Renewal(reactor, self._tls)
+        self._certificate_watch = (
+            None if self._tls is None else CertificateWatch(reactor, self._tls)
+        )
         self._notifier = systemd.Notifier(environ)
         self._timers = {
-            LoopingCall(self._tell_status): _STATUS_SECONDS,
-            LoopingCall(self._note_used): _USED_SECONDS,
+            LoopingCall(self._report_status): _STATUS_SECONDS,
+            LoopingCall(self._record_used_keys): _USED_KEYS_SECONDS,
         }
         self._watchdog: Service | None = None
         self._ports: list[IListeningPort] = []
@@ -91,8 +93,8 @@ class Daemon(Service):
         self._stalled: list[str] = []
         self._stalled_since: float | None = None
         self._status = ""
-        self._parts = Parts(reactor, settings, self._certificate, self._reload_failed)
-        self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
+        self._application = Application(reactor, settings, self._certificate, self._reload_failed)
+        self._reloader = Reload(path, environ, settings, self._tls, self._apply)
 
     def setServiceParent(self, parent: Any) -> None:
         """[logging] decides how the log looks, under twistd without any option of its own."""
@@ -102,20 +104,20 @@ class Daemon(Service):
 
     def startService(self) -> None:
         # Before anybody waits: nothing on a request's path may read a file.
-        phones.load()
-        regions.load()
+        phones.preload()
+        regions.preload()
         # A full collection looks at every object and stops all connections meanwhile: up to 59 ms,
         # measured, of which almost all went to modules and tables that live as long as the process.
         gc.collect()
         gc.freeze()
         # A collection is due after so many more objects than were freed, not after 700. While batches
         # are published, collections take 2 % of the processor then instead of 5 %.
-        gc.set_threshold(_NEW_OBJECTS)
+        gc.set_threshold(_GC_THRESHOLD)
         Service.startService(self)
-        self._reactor.callWhenRunning(self._take_signals)
-        self._parts.start()
-        if self._renewal is not None:
-            self._reactor.callWhenRunning(self._renewal.startService)
+        self._reactor.callWhenRunning(self._install_signal_handlers)
+        self._application.start()
+        if self._certificate_watch is not None:
+            self._reactor.callWhenRunning(self._certificate_watch.startService)
         for timer, seconds in self._timers.items():
             timer.clock = self._reactor
             timer.start(seconds, now=False)
@@ -126,23 +128,23 @@ class Daemon(Service):
             )
             self._watchdog.startService()
         # twist begins to log only then, and what is critical before that it prints and logs.
-        self._reactor.callWhenRunning(self._begin)
+        self._reactor.callWhenRunning(self._schedule_start)
 
     def stopService(self) -> Deferred[None]:
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
-    def _begin(self) -> None:
+    def _schedule_start(self) -> None:
         started = Deferred.fromCoroutine(self._start())
         started.addErrback(lambda failure: self._fail(failure.getErrorMessage()))
 
     async def _start(self) -> None:
         inherited = systemd.inherited_endpoints(self._reactor, self._environ)
         if inherited:
-            await self._meet_database()
+            await self._await_first_connection()
         if not self.running:
             return
-        for listener in self._parts.settings.listen:
+        for listener in self._application.settings.listen:
             try:
                 await self._listen(listener, inherited.pop(listener.name, ()))
             except Exception as error:
@@ -151,46 +153,49 @@ class Daemon(Service):
                 return
         for name in inherited:
             self._log.warn("no listener is called {name}, as an inherited socket is", name=name)
-        self._parts.listening = True
+        self._application.listening = True
         try:
             await self._check_schema()
         except SchemaError as error:
             self._fail(str(error))
 
-    async def _meet_database(self) -> None:
+    async def _await_first_connection(self) -> None:
         """Give the first connection a moment, so that who waited at a kept socket gets no 503."""
-        database, until = self._parts.database, self._reactor.seconds() + _MEETING_SECONDS
+        database, until = (
+            self._application.database,
+            self._reactor.seconds() + _FIRST_CONNECTION_SECONDS,
+        )
         while not (database.up or database.trouble) and self._reactor.seconds() < until:
-            await deferLater(self._reactor, _LOOK_SECONDS)
+            await deferLater(self._reactor, _POLL_SECONDS)
 
     async def _check_schema(self) -> None:
         """Wait for the database, and see that it is one for posd."""
         while self.running:
             try:
-                await health.check_schema(self._parts.database)
+                await health.check_schema(self._application.database)
             except Refusal:
                 # It went away again.
                 await deferLater(self._reactor, _RECHECK_SECONDS)
             else:
-                self._parts.fitting = True
+                self._application.schema_fits = True
                 return
 
     async def _stop(self) -> None:
         """Close the listeners, then stop all parts in order, within a bounded time."""
-        stopping = Stopping(self._reactor, _STOP_SECONDS)
+        stopping = Shutdown(self._reactor, _STOP_SECONDS)
         if self._is_process:
-            stopping.end_anyway(_LAST_RESORT_SECONDS, os.EX_SOFTWARE)
-        began, tills = self._reactor.seconds(), len(self._parts.exchange)
+            stopping.exit_forcibly_after(_FORCED_EXIT_SECONDS, os.EX_SOFTWARE)
+        began, tills = self._reactor.seconds(), len(self._application.hub)
         self._notifier.stopping()
         for timer in self._timers:
             if timer.running:
                 timer.stop()
-        self._say(f"stopping, {tills} terminals are sent home")
+        self._set_status(f"stopping, {tills} terminals are sent home")
         for port in self._ports:
-            await stopping.part("a listener", _LISTENER_SECONDS, port.stopListening)
-        if self._renewal is not None and self._renewal.running:
-            self._renewal.stopService()
-        await self._parts.stop(stopping, _DRAIN_SECONDS)
+            await stopping.stop_part("a listener", _LISTENER_SECONDS, port.stopListening)
+        if self._certificate_watch is not None and self._certificate_watch.running:
+            self._certificate_watch.stopService()
+        await self._application.stop(stopping, _DRAIN_SECONDS)
         self._log.info(
             "stopped in {seconds:.1f} s, with {tills} terminals that were sent home",
             seconds=self._reactor.seconds() - began,
@@ -200,23 +205,23 @@ class Daemon(Service):
             self._watchdog.stopService()
 
     async def _listen(
-        self, listener: Listener, inherited: tuple[IStreamServerEndpoint, ...]
+        self, listener: ListenerConfig, inherited: tuple[IStreamServerEndpoint, ...]
     ) -> None:
         """Listen where the configuration says, or on the sockets that were handed to us instead."""
-        site = self._parts.site(listener)
+        site = self._application.site(listener)
         description = endpoint_syntax.with_backlog(listener.endpoint, BACKLOG)
         endpoints = inherited or (serverFromString(self._reactor, description),)
-        turns = self._parts.input_turns
+        turns = self._application.input_turns
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                paced: IStreamServerEndpoint = TLSEndpoint(
+                wrapped: IStreamServerEndpoint = TLSEndpoint(
                     self._tls, endpoint, turns, listener.proxies
                 )
             else:
-                paced = PlainEndpoint(endpoint, turns)
-            port = await paced.listen(site)
+                wrapped = PlainEndpoint(endpoint, turns)
+            port = await wrapped.listen(site)
             self._ports.append(port)
-            Rests(self._reactor, port)
+            AcceptPauses(self._reactor, port)
             if listener.trusted and not is_local(port.getHost()):
                 raise StartError("others can reach it, so it cannot be trusted")
             address = port.getHost()
@@ -226,25 +231,27 @@ class Daemon(Service):
         return None if self._tls is None else self._tls.validity
 
     def _reload_failed(self) -> bool:
-        refused = self._renewal is not None and self._renewal.refused
-        return refused or bool(self._reloaded.trouble)
+        has_unusable_files = (
+            self._certificate_watch is not None and self._certificate_watch.has_unusable_files
+        )
+        return has_unusable_files or bool(self._reloader.trouble)
 
     def _is_alive(self) -> bool:
         """Whether the watchdog may be fed: a loop that makes no attempts any more needs a restart."""
-        return not self._found_stalled()
+        return not self._stalled_parts()
 
-    def _found_stalled(self) -> list[str]:
+    def _stalled_parts(self) -> list[str]:
         """The parts that are stalled, if some were for long enough that the reactor could run them."""
-        stalled, now = readiness.stalled(self._parts), self._reactor.seconds()
+        stalled, now = readiness.stalled(self._application), self._reactor.seconds()
         if not stalled:
             self._stalled_since = None
         elif self._stalled_since is None:
             self._stalled_since = now
         since = self._stalled_since
-        return stalled if since is not None and now - since >= _RESUMED_SECONDS else []
+        return stalled if since is not None and now - since >= _STALLED_SECONDS else []
 
-    def _look_for_stalled(self) -> None:
-        stalled = self._found_stalled()
+    def _log_stalled(self) -> None:
+        stalled = self._stalled_parts()
         if stalled and stalled != self._stalled:
             self._log.critical(
                 "no attempt for a minute: {parts}; posd is not ready; {remedy}",
@@ -253,47 +260,47 @@ class Daemon(Service):
             )
         self._stalled = stalled
 
-    def _tell_status(self) -> None:
-        self._look_for_stalled()
-        missing = self._parts.health.missing()
+    def _report_status(self) -> None:
+        self._log_stalled()
+        missing = self._application.health.missing()
         if not missing:
             if not self._ready:
                 self._ready = True
                 self._notifier.ready()
-            self._say(f"{len(self._parts.exchange)} terminals connected", *self._troubles())
+            self._set_status(f"{len(self._application.hub)} terminals connected", *self._troubles())
             return
-        trouble = self._parts.database.trouble or "starting"
-        self._say(f"waiting for {', '.join(missing)}: {trouble}", *self._troubles())
+        trouble = self._application.database.trouble or "starting"
+        self._set_status(f"waiting for {', '.join(missing)}: {trouble}", *self._troubles())
         if not self._ready:
             self._notifier.extend_timeout(_EXTENSION_USEC)
 
     def _troubles(self) -> Iterator[str]:
         """What posd does its work with, and somebody has to see to all the same."""
-        if degraded := self._parts.health.degraded():
+        if degraded := self._application.health.degraded():
             yield f"degraded: {', '.join(degraded)}"
-        if self._reloaded.trouble:
-            yield f"not reloaded: {self._reloaded.trouble}"
-        if self._renewal is not None and self._renewal.trouble:
-            yield self._renewal.trouble
+        if self._reloader.trouble:
+            yield f"not reloaded: {self._reloader.trouble}"
+        if self._certificate_watch is not None and self._certificate_watch.trouble:
+            yield self._certificate_watch.trouble
 
-    def _say(self, *news: str) -> None:
-        status = "; ".join(news)
+    def _set_status(self, *phrases: str) -> None:
+        status = "; ".join(phrases)
         if status != self._status:
             self._status = status
             self._notifier.status(status)
 
-    async def _note_used(self) -> None:
+    async def _record_used_keys(self) -> None:
         try:
-            await self._parts.authenticator.note_used()
+            await self._application.authenticator.record_used_keys()
         except Refusal:
             return
         except Exception:
             self._log.failure("it could not be noted which keys were used")
 
-    def _take_signals(self) -> None:
+    def _install_signal_handlers(self) -> None:
         """SIGTERM is a clean stop, status 0; Twisted's own handler would end by the signal again."""
         self._is_process = True
-        stop = partial(self._reactor.callFromThread, self._end)
+        stop = partial(self._reactor.callFromThread, self._stop_reactor)
         signal.signal(signal.SIGTERM, lambda *_: stop())
         reload = partial(self._reactor.callFromThread, self._reload)
         signal.signal(signal.SIGHUP, lambda *_: reload())
@@ -306,18 +313,18 @@ class Daemon(Service):
         if self._ready:
             self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            self._reloaded.again()
-            if self._renewal is not None:
-                self._renewal.look()
+            self._reloader.reload_files()
+            if self._certificate_watch is not None:
+                self._certificate_watch.check()
         except Exception:
             self._log.failure("the reload has failed")
-        self._tell_status()
+        self._report_status()
         if self._ready:
             self._notifier.ready()
 
     def _apply(self, settings: Config) -> None:
         self._observer.configure(level=settings.logging.level, format_name=settings.logging.format)
-        self._parts.apply(settings)
+        self._application.apply(settings)
 
     def _fail(self, message: str) -> None:
         """End the process in order, with one line and a status that says so."""
@@ -325,10 +332,10 @@ class Daemon(Service):
             return
         self._failed = True
         self._log.critical("{message}", message=message)
-        atexit.register(_exit_config)
-        self._end()
+        atexit.register(_exit_with_config_status)
+        self._stop_reactor()
 
-    def _end(self) -> None:
+    def _stop_reactor(self) -> None:
         if self.running:
             self._reactor.stop()
 
@@ -341,7 +348,7 @@ def is_local(address: object) -> bool:
     return bool(host) and ip_address(host).is_loopback
 
 
-def _exit_config() -> None:
+def _exit_with_config_status() -> None:
     """twistd would exit with 0: to it the reactor was stopped, and that is all.
 
     Only once it has cleared up behind itself, its file with the process id above all.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = Logger()
 
-_PATIENCE = 1.0
+_SEND_TIMEOUT = 1.0
 """Seconds that a notification may wait for room in systemd's queue before it is given up.
 
 Dropping READY at once because the queue is full for a moment would cost the start; waiting without
@@ -43,11 +43,11 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
-        self._out: socket.socket | None = None
+        self._socket: socket.socket | None = None
         if self._address is not None:
             # Kept open: with no descriptor left, a sign of life could not be given otherwise.
-            self._out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._out.settimeout(_PATIENCE)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.settimeout(_SEND_TIMEOUT)
 
     @property
     def enabled(self) -> bool:
@@ -79,10 +79,10 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
-        if self._address is None or self._out is None:
+        if self._address is None or self._socket is None:
             return
         try:
-            self._out.sendto(message.encode(errors="replace"), self._address)
+            self._socket.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
             _log.warn("systemd was not told {message!r}: {error}", message=message, error=error)
 
@@ -142,15 +142,15 @@ class Watchdog(Service):
         interval: float,
         alive: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._half = interval / 2
+        self._half_interval = interval / 2
         self._notifier = notifier
         self._alive = alive
-        self._loop = LoopingCall(self._look)
+        self._loop = LoopingCall(self._notify)
         self._loop.clock = reactor
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        done = self._loop.start(self._half)
+        done = self._loop.start(self._half_interval)
         done.addErrback(lambda failure: _log.failure("The watchdog stopped.", failure))
 
     def stopService(self) -> None:
@@ -158,7 +158,7 @@ class Watchdog(Service):
         if self._loop.running:
             self._loop.stop()
 
-    def _look(self) -> None:
+    def _notify(self) -> None:
         if self._alive():
             self._notifier.watchdog()
 
@@ -201,9 +201,9 @@ def _adopted(reactor: IReactorSocket, name: str, index: int) -> IStreamServerEnd
 
     Twisted must be told the address family and believes what it is told, so the socket is asked.
     """
-    unasked = serverFromString(reactor, f"systemd:domain=UNIX:index={index}")
-    assert isinstance(unasked, AdoptedStreamServerEndpoint)
-    with socket.socket(fileno=os.dup(unasked.fileno)) as inherited:
+    probe = serverFromString(reactor, f"systemd:domain=UNIX:index={index}")
+    assert isinstance(probe, AdoptedStreamServerEndpoint)
+    with socket.socket(fileno=os.dup(probe.fileno)) as inherited:
         listening = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         domain = _DOMAINS.get(inherited.family)
         if not listening or inherited.type != socket.SOCK_STREAM or domain is None:

@@ -11,60 +11,61 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from posd.config.model import Config, Listener
+from posd.config.model import Config, ListenerConfig
 from posd.daemon import readiness
 from posd.daemon.gauges import Gauges
 from posd.daemon.operations import operations
-from posd.daemon.stopping import Stopping
-from posd.database.dsn import of_reader
-from posd.database.link import Link, Session
-from posd.database.pool import Database
-from posd.database.readers import Readers
+from posd.daemon.shutdown import Shutdown
+from posd.database.dsn import with_reader_user
+from posd.database.pool import Pool
+from posd.database.reconnecting import Executor, ReconnectingConnection
+from posd.database.shop_readers import ShopReaders
 from posd.delivery.channels import is_set_back
 from posd.delivery.feed import Feed
-from posd.delivery.hub import Exchange
-from posd.delivery.long_poll import Polls
+from posd.delivery.hub import Hub
+from posd.delivery.long_poll import LongPolling
 from posd.delivery.presence import Presence
 from posd.errors import Unavailable
 from posd.events.orders import FINAL_STATUSES
 from posd.maintenance.retention import Retention
-from posd.monitoring.counters import Instruments
-from posd.monitoring.exposition import Metrics
+from posd.monitoring.counters import Counters
+from posd.monitoring.exposition import MetricsExposition
 from posd.monitoring.health import Health
-from posd.monitoring.reactor_lag import Lag
-from posd.monitoring.tenant_survey import Survey
+from posd.monitoring.reactor_lag import ReactorLag
+from posd.monitoring.tenant_survey import TenantSurvey
 from posd.publishing.bell import Bell
 from posd.publishing.doorman import Doorman
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
-from posd.security.connection_limits import Connections
+from posd.security.connection_limits import ConnectionLimits
 from posd.security.handshakes import HandshakeRates
 from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
 from posd.security.validity import Validity
-from posd.store import epochs, standing, stream, survey
+from posd.store import epochs, stream, survey
+from posd.store import stream_status as standing
 from posd.values import Tenant
-from posd.web.admission import Admission, Gate
-from posd.web.api.events import Events
-from posd.web.api.loyalty import LoyaltyPoints
-from posd.web.api.publishing import Publisher
-from posd.web.api.status import Monitor
-from posd.web.http.call import UNKNOWN, Door
-from posd.web.http.dispatch import Reception
+from posd.web.admission import AdmissionCheck, WebSocketAdmission
+from posd.web.api.events import EventEndpoints
+from posd.web.api.loyalty import LoyaltyEndpoints
+from posd.web.api.publishing import PublishingEndpoints
+from posd.web.api.status import StatusEndpoints
+from posd.web.http.dispatch import Dispatcher
+from posd.web.http.http_request import UNKNOWN_OPERATION, ListenerContext
 from posd.web.http.input_turns import InputTurns
+from posd.web.http.long_answers import UnsentAnswers
 from posd.web.http.operations import Operation
 from posd.web.http.rate_gate import RateGate
-from posd.web.http.refusal_log import Strangers
-from posd.web.http.router import Rooms, Root
+from posd.web.http.refusal_log import RefusalLog
+from posd.web.http.request_turns import RequestTurns
+from posd.web.http.router import RootResource, Routes
 from posd.web.http.site import BoundedSite
-from posd.web.http.turns import RequestTurns
-from posd.web.http.unsent import UnsentAnswers
 from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.websocket import TillFactory
 
 # Connections that have not become a till's yet: handshakes and REST calls.
-_SPARE_CHANNELS: Final = 2000
+_MOST_HTTP_CHANNELS: Final = 2000
 _PART_SECONDS: Final = 5.0
 """What a part has to end in: as long as a statement that is under way may take as installed."""
 
@@ -74,7 +75,7 @@ _log = Logger()
 
 
 @define(eq=False)
-class Parts:
+class Application:
     """The parts by name, made of a configuration in the order in which they need each other."""
 
     reactor: Any
@@ -85,14 +86,14 @@ class Parts:
     """Whether new files were found, of the configuration or of certificates, that cannot be used."""
     listening: bool = field(default=False, init=False)
     """Whether all listeners are open."""
-    fitting: bool = field(default=False, init=False)
+    schema_fits: bool = field(default=False, init=False)
     """Whether the main schema was found to be what this posd needs."""
-    instruments: Instruments = field(factory=Instruments, init=False)
-    database: Database = field(init=False)
+    counters: Counters = field(factory=Counters, init=False)
+    database: Pool = field(init=False)
     presence: Presence = field(init=False)
-    exchange: Exchange = field(init=False)
-    numbering: Link = field(init=False)
-    readers: Readers = field(init=False)
+    hub: Hub = field(init=False)
+    numbering: ReconnectingConnection = field(init=False)
+    readers: ShopReaders = field(init=False)
     doorman: Doorman = field(init=False)
     bell: Bell = field(init=False)
     sequencer: Sequencer = field(init=False)
@@ -101,49 +102,49 @@ class Parts:
     authenticator: Authenticator = field(init=False)
     rates: RequestRates = field(init=False)
     input_turns: InputTurns = field(init=False)
-    connections: Connections = field(init=False)
-    admission: Admission = field(init=False)
-    events: Events = field(init=False)
+    connections: ConnectionLimits = field(init=False)
+    admission: AdmissionCheck = field(init=False)
+    events: EventEndpoints = field(init=False)
     feed: Feed = field(init=False)
     retention: Retention = field(init=False)
-    reception: Reception = field(init=False)
-    publisher: Publisher = field(init=False)
-    strangers: Strangers = field(init=False)
+    dispatcher: Dispatcher = field(init=False)
+    publishing_endpoints: PublishingEndpoints = field(init=False)
+    refusal_log: RefusalLog = field(init=False)
     wrong_protocols: WrongProtocols = field(init=False)
-    lag: Lag = field(init=False)
-    monitor: Monitor = field(init=False)
+    reactor_lag: ReactorLag = field(init=False)
+    status_endpoints: StatusEndpoints = field(init=False)
     health: Health = field(init=False)
     unsent: UnsentAnswers = field(init=False)
-    loyalty: LoyaltyPoints = field(init=False)
+    loyalty: LoyaltyEndpoints = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
         dsn, timeout = self.settings.database.dsn, self.settings.database.statement_timeout
-        self.database = Database(
+        self.database = Pool(
             reactor,
             dsn,
             size=self.settings.database.pool_size,
             statement_timeout=timeout,
-            waited=self.instruments.waited,
+            waited=self.counters.waited,
         )
         self.presence = Presence(reactor, self.database, node_id)
-        self.exchange = Exchange(
+        self.hub = Hub(
             reactor,
             self.database,
             self.presence,
             heartbeat=self.settings.delivery.heartbeat,
             send_queue_bytes=self.settings.delivery.send_queue_bytes,
             send_queue_total=limits.send_queue_total,
-            instruments=self.instruments,
+            counters=self.counters,
         )
         # Before anything is numbered on a connection, it is looked whose database that is now.
-        self.numbering = Link(
+        self.numbering = ReconnectingConnection(
             reactor,
             dsn,
             name="posd sequencer",
             statement_timeout=timeout,
-            prepare=self._recognise,
-            changed=lambda link: self.doorman.link_changed(link),
+            prepare=self._identify_database,
+            changed=lambda connection: self.doorman.connection_changed(connection),
             retries=self.database.retries,
         )
         self.doorman = Doorman(
@@ -152,10 +153,12 @@ class Parts:
             node_id,
             gethostname(),
             changed=self._doorman_changed,
-            instruments=self.instruments,
+            counters=self.counters,
         )
-        self.readers = Readers(
-            reactor, self.settings.database.reader_dsn or of_reader(dsn), self.database.retries
+        self.readers = ShopReaders(
+            reactor,
+            self.settings.database.reader_dsn or with_reader_user(dsn),
+            self.database.retries,
         )
         self.sequencer = Sequencer(
             reactor,
@@ -163,18 +166,18 @@ class Parts:
             self.readers,
             node_id,
             event_bytes=limits.event_bytes,
-            connections_here=self.exchange.connections,
-            appended=self.exchange.channels.append,
-            fence_lost=self.doorman.lost,
-            saw=lambda rows: self.bell.saw(rows),
-            instruments=self.instruments,
+            connections_here=self.hub.connections,
+            appended=self.hub.channels.append,
+            fence_lost=self.doorman.lease_lost,
+            rows_seen=lambda rows: self.bell.rows_seen(rows),
+            counters=self.counters,
         )
         self.bell = Bell(
             reactor,
             self.numbering,
             look=self.sequencer.look,
             wake=self.sequencer.wake,
-            instruments=self.instruments,
+            counters=self.counters,
         )
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
         self.key_index = KeyIndex(reactor, self.database)
@@ -183,23 +186,23 @@ class Parts:
             self.database,
             self.key_index,
             self.failed_attempts,
-            self.instruments.attempt_failed,
+            self.counters.attempt_failed,
         )
-        self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
+        self.refusal_log = RefusalLog(reactor.seconds, self.counters.handshake_refused)
         self.wrong_protocols = WrongProtocols(reactor.seconds)
-        self.lag = Lag(reactor, self.instruments.lagged)
+        self.reactor_lag = ReactorLag(reactor, self.counters.lagged)
         self.input_turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
         self.rates = RequestRates(
             limits.requests_per_second_per_credential,
             limits.bytes_per_second_per_credential,
             limits.requests_per_second_per_address,
             reactor.seconds,
-            self.instruments.rate_limited,
+            self.counters.rate_limited,
         )
-        self.connections = Connections(limits.connections, limits.connections_per_tenant)
-        self.admission = Admission(self.exchange, self.connections)
-        polls = Polls(reactor, self.exchange, self.connections, self.presence.settle)
-        self.events = Events(polls, self.admission, reactor)
+        self.connections = ConnectionLimits(limits.connections, limits.connections_per_tenant)
+        self.admission = AdmissionCheck(self.hub, self.connections)
+        polls = LongPolling(reactor, self.hub, self.connections, self.presence.write_pending)
+        self.events = EventEndpoints(polls, self.admission, reactor)
         self.feed = Feed(
             reactor,
             self.database,
@@ -207,109 +210,109 @@ class Parts:
             node_id,
             statement_timeout=timeout,
             bell=self.bell,
-            delivery=self.exchange.channels,
-            doorkeeper=self.exchange,
+            delivery=self.hub.channels,
+            revoker=self.hub,
             cache=self.authenticator,
-            clock=self.instruments.clock,
+            clock=self.counters.clock,
         )
         self.retention = Retention(
             reactor, self.database, node_id, self.settings.delivery.retention
         )
-        self.reception = Reception(
+        self.dispatcher = Dispatcher(
             self.authenticator,
             reactor.seconds,
-            self.strangers,
-            RequestTurns(reactor, self.instruments.rate_limited),
+            self.refusal_log,
+            RequestTurns(reactor, self.counters.rate_limited),
         )
-        self.publisher = Publisher(
-            self.reception,
+        self.publishing_endpoints = PublishingEndpoints(
+            self.dispatcher,
             self.sequencer,
             limits.publish_per_second_per_tenant,
             reactor.seconds,
         )
-        self.monitor = Monitor(self._report)
-        self.unsent = UnsentAnswers(reactor, self.rates.answered)
-        self.loyalty = LoyaltyPoints(self.database, limits.points_per_day_per_till)
+        self.status_endpoints = StatusEndpoints(self._stream_report)
+        self.unsent = UnsentAnswers(reactor, self.rates.charge_answer)
+        self.loyalty = LoyaltyEndpoints(self.database, limits.points_per_day_per_till)
         self.health = readiness.health(self)
 
-    async def _recognise(self, session: Session) -> None:
+    async def _identify_database(self, executor: Executor) -> None:
         """Name streams anew where the database is not the one that it was.
 
         Its fingerprint tells a backup that was promoted or loaded, but not a data directory that was
         put back; there the heads are behind what tills on this node were sent already.
         """
-        if not await epochs.recognise(session):
+        if not await epochs.is_same_history(executor):
             _log.warn(
                 "this is another database than before (a standby was promoted, or a backup restored): all"
                 " streams have a new name, and terminals go on as far as no events are lost"
             )
         # Noted before the heads are read: another node may number meanwhile, and we deliver that.
-        delivered = self.exchange.channels.delivered()
-        heads = await stream.heads(session, delivered)
+        delivered = self.hub.channels.delivered()
+        heads = await stream.load_heads(executor, delivered)
         set_back = [each for each in heads if is_set_back(heads[each], delivered[each])]
         if set_back:
             _log.error("the streams of tenants {ids} were set back", ids=set_back)
-            await epochs.set_back(session, [heads[each] for each in set_back])
-        self.exchange.recall()
+            await epochs.begin_new_history(executor, [heads[each] for each in set_back])
+        self.hub.record_all_positions()
 
     def start(self) -> None:
         """Start all that runs by itself, what others need first."""
         for part in (
             self.database,
             self.presence,
-            self.exchange,
+            self.hub,
             self.numbering,
             self.readers,
             self.sequencer,
             self.doorman,
             self.feed,
             self.retention,
-            self.lag,
+            self.reactor_lag,
         ):
             part.startService()
 
-    async def stop(self, stopping: Stopping, drain_seconds: float) -> None:
+    async def stop(self, shutdown: Shutdown, drain_seconds: float) -> None:
         """Send the tills home, commit what was accepted, close the books; what others need last."""
-        for name, seconds, ending in (
-            ("the measuring of lag", _PART_SECONDS, self.lag.stopService),
+        for name, seconds, stop_function in (
+            ("the measuring of lag", _PART_SECONDS, self.reactor_lag.stopService),
             (
                 "the drain of tills",
                 2 * drain_seconds + _PART_SECONDS,
-                lambda: self.exchange.drain(drain_seconds),
+                lambda: self.hub.drain(drain_seconds),
             ),
             ("retention", _PART_SECONDS, self.retention.stopService),
             ("the sequencer", _PART_SECONDS, self.sequencer.stopService),
             # The next node takes the lease within a second. If it cannot be given up it lapses by itself.
             ("the lease of the doorman", _LEASE_SECONDS, self.doorman.stopService),
-            ("the exchange", _PART_SECONDS, self.exchange.stopService),
+            ("the exchange", _PART_SECONDS, self.hub.stopService),
             ("presence", _PART_SECONDS, self.presence.stopService),
             ("the feed", _PART_SECONDS, self.feed.stopService),
             ("the sequencer's connection", _PART_SECONDS, self.numbering.stopService),
             ("the connections that read shops' tables", _PART_SECONDS, self.readers.stopService),
             ("the pool of connections", _PART_SECONDS, self.database.stopService),
         ):
-            await stopping.part(name, seconds, ending)
+            await shutdown.stop_part(name, seconds, stop_function)
 
-    def site(self, listener: Listener) -> BoundedSite:
+    def site(self, listener: ListenerConfig) -> BoundedSite:
         """What one listener serves."""
-        gate = Gate(
+        websocket_admission = WebSocketAdmission(
             self.authenticator,
             self.admission,
-            TillFactory(self.exchange, self.rates, self.reactor),
-            self.strangers,
+            TillFactory(self.hub, self.rates, self.reactor),
+            self.refusal_log,
         )
-        rooms = Rooms(gate, self.reception, self.operations)
-        served = self.instruments.served
-        door = Door(listener.trusted, listener.proxies, served, self.unsent)
-        root = Root(door, rooms)
+        routes = Routes(websocket_admission, self.dispatcher, self.operations)
+        served = self.counters.served
+        listener_context = ListenerContext(listener.trusted, listener.proxies, served, self.unsent)
+        root = RootResource(listener_context, routes)
         return BoundedSite(
             root,
             self.reactor,
-            _SPARE_CHANNELS,
-            lambda status: served(UNKNOWN, status, 0.0),
-            self.wrong_protocols.noticed,
+            _MOST_HTTP_CHANNELS,
+            lambda status: served(UNKNOWN_OPERATION, status, 0.0),
+            self.wrong_protocols.log_connection,
             root.body_bytes,
-            RateGate(self.key_index, self.rates, door),
+            RateGate(self.key_index, self.rates, listener_context),
         )
 
     @property
@@ -322,38 +325,40 @@ class Parts:
             health=self.health,
             loyalty=self.loyalty,
             metrics=self.metrics(),
-            monitor=self.monitor,
+            status_endpoints=self.status_endpoints,
             presence=self.presence,
-            publisher=self.publisher,
-            reception=self.reception,
+            publishing_endpoints=self.publishing_endpoints,
+            dispatcher=self.dispatcher,
             sequencer=self.sequencer,
         )
 
-    def metrics(self) -> Metrics:
+    def metrics(self) -> MetricsExposition:
         """What Prometheus is told."""
         gauges = Gauges(
             health=self.health,
-            exchange=self.exchange,
+            hub=self.hub,
             connections=self.connections,
             sequencer=self.sequencer,
             database=self.database,
             doorman=self.doorman,
             feed=self.feed,
-            clock=self.instruments.clock,
+            clock=self.counters.clock,
             send_queue_limit=lambda: self.settings.limits.send_queue_total,
             certificate=self.certificate,
             reload_failed=self.reload_failed,
         )
-        surveyed = Survey(
-            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor
+        tenant_survey = TenantSurvey(
+            lambda most: survey.survey_tenants(self.database, most, FINAL_STATUSES), self.reactor
         )
-        counted = self.instruments.registry
-        return Metrics(gauges.readings(), counted, self.exchange.counts, surveyed.families)
+        registry = self.counters.registry
+        return MetricsExposition(
+            gauges.readings(), registry, self.hub.counts, tenant_survey.families
+        )
 
     def apply(self, settings: Config) -> None:
         """Put limits and delivery in force, and ask the database again what it thinks of every key."""
         limits, delivery = settings.limits, settings.delivery
-        self.exchange.adjust(
+        self.hub.reconfigure(
             heartbeat=delivery.heartbeat,
             send_queue_bytes=delivery.send_queue_bytes,
             send_queue_total=limits.send_queue_total,
@@ -365,7 +370,7 @@ class Parts:
         self.rates.requests_per_credential = limits.requests_per_second_per_credential
         self.rates.bytes_per_credential = limits.bytes_per_second_per_credential
         self.rates.requests_per_address = limits.requests_per_second_per_address
-        self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.publishing_endpoints.per_second = limits.publish_per_second_per_tenant
         self.loyalty.points_per_day = limits.points_per_day_per_till
         self.retention.seconds = delivery.retention
         self.settings = settings
@@ -374,7 +379,7 @@ class Parts:
 
     async def _recheck(self) -> None:
         try:
-            await self.exchange.recheck()
+            await self.hub.recheck()
         except Unavailable:
             # The feed does the same regularly, and tells.
             return
@@ -387,7 +392,7 @@ class Parts:
         if fence is not None:
             self.bell.start()
 
-    async def _report(self, tenant: Tenant) -> standing.StreamReport | None:
+    async def _stream_report(self, tenant: Tenant) -> standing.StreamReport | None:
         return await self.database.transaction(
-            lambda session: standing.report(session, tenant), tenant=tenant.id
+            lambda executor: standing.tenant_report(executor, tenant), tenant=tenant.id
         )

@@ -17,10 +17,17 @@ from attrs import evolve, frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extras import Json
 
-from posd.database import adoption, shop_tables
+from posd.database import adoption_rules as adoption
 from posd.database import provisioning as provision
-from posd.database.adoption import NOTHING_CHOSEN, Choices, Finding, Looked, Refused
-from posd.database.migrations import administration, another, check_main, line, transaction
+from posd.database import shop_tables
+from posd.database.adoption_rules import (
+    NOTHING_CHOSEN,
+    AdoptionOptions,
+    AdoptionRefused,
+    StatusSample,
+    TableFinding,
+)
+from posd.database.migrations import administer, check_main, connect_like, first_line, transaction
 from posd.database.shop_tables import ShopTable
 from posd.errors import SchemaError
 from posd.values import Tenant
@@ -35,73 +42,73 @@ _KEEP: Final = """
        SET adopted_at = clock_timestamp(), condition = excluded.condition, timestamps = excluded.timestamps,
            unique_ids = excluded.unique_ids, tables = excluded.tables
 """
-_LONGEST: Final = 200
+_MAX_MESSAGE_LENGTH: Final = 200
 """Characters of a message about a condition, which may quote all of it."""
 _NEWEST: Final = 10_000
 """How many orders are looked at for their statuses."""
 
 
-class _Endless(Exception):
+class _SessionTerminated(Exception):
     """The shop's code went on after its cancellation, and its session was terminated."""
 
 
 @frozen
-class Survey:
+class ShopTablesSurvey:
     """A shop's tables as they were found, before they are hooked.
 
-    `looked` is None if the orders cannot be read yet. `refusals` have to be settled first.
+    `sample` is None if the orders cannot be read yet. `refusals` have to be settled first.
     """
 
     tenant: Tenant
     tables: Mapping[str, ShopTable]
-    choices: Choices
-    looked: Looked | None
-    refusals: tuple[Finding, ...]
-    doubts: tuple[Finding, ...]
+    choices: AdoptionOptions
+    sample: StatusSample | None
+    refusals: tuple[TableFinding, ...]
+    doubts: tuple[TableFinding, ...]
 
 
-def adopt(connection: Connection, slug: str, choices: Choices = NOTHING_CHOSEN) -> None:
-    """Look at the shop's tables, and put the hooks on them. Raises as `survey` and `put_hooks_on`."""
-    put_hooks_on(connection, survey(connection, slug, choices))
+def adopt(connection: Connection, slug: str, choices: AdoptionOptions = NOTHING_CHOSEN) -> None:
+    """Look at the shop's tables, and put the hooks on them. Raises as `survey` and `install_hooks`."""
+    install_hooks(connection, survey(connection, slug, choices))
 
 
-def survey(connection: Connection, slug: str, choices: Choices) -> Survey:
+def survey(connection: Connection, slug: str, choices: AdoptionOptions) -> ShopTablesSurvey:
     """Look at a shop's `orders` and `order_items`; nothing is changed.
 
-    Raises `SchemaError` if there is no such tenant, and `Refused` if there are no such tables or
+    Raises `SchemaError` if there is no such tenant, and `AdoptionRefused` if there are no such tables or
     columns.
     """
-    with administration(connection):
+    with administer(connection):
         check_main(connection)
         with transaction(connection) as cursor:
-            tenant = provision.tenant_of(connection, slug)
-            tables = provision.tables_of(cursor, tenant)
-            adoption.check_shape(tenant, tables)
-            chosen = choices.over(provision.kept_choices(cursor, tenant))
-    role = provision.hook_role(tenant)
-    looked, unread = _look(connection, tenant, tables, chosen.condition)
+            tenant = provision.find_tenant(connection, slug)
+            tables = provision.shop_tables_of(cursor, tenant)
+            adoption.check_columns(tenant, tables)
+            chosen = choices.over(provision.stored_options(cursor, tenant))
+    role = provision.reader_role(tenant)
+    sample, unread = _sample_orders(connection, tenant, tables, chosen.condition)
     refusals = adoption.refusals(tenant, tables, chosen, role)
-    return Survey(
+    return ShopTablesSurvey(
         tenant,
         tables,
         chosen,
-        looked,
+        sample,
         (*refusals, *unread),
-        tuple(adoption.doubts(tenant, tables, chosen, looked)),
+        tuple(adoption.warnings(tenant, tables, chosen, sample)),
     )
 
 
-def put_hooks_on(connection: Connection, found: Survey) -> None:
+def install_hooks(connection: Connection, found: ShopTablesSurvey) -> None:
     """Put the hooks on the tables, and keep what was chosen.
 
-    Raises `Refused` with what is in the way and the statements that help, and `SchemaError`.
+    Raises `AdoptionRefused` with what is in the way and the statements that help, and `SchemaError`.
     """
     tenant, choices = found.tenant, found.choices
     if found.refusals:
-        raise Refused(tenant, found.refusals)
-    with administration(connection), transaction(connection) as cursor:
+        raise AdoptionRefused(tenant, found.refusals)
+    with administer(connection), transaction(connection) as cursor:
         try:
-            provision.hook(cursor, tenant, choices)
+            provision.install_hooks(cursor, tenant, choices)
             cursor.execute(
                 _KEEP,
                 (
@@ -109,37 +116,37 @@ def put_hooks_on(connection: Connection, found: Survey) -> None:
                     choices.condition,
                     choices.timestamps,
                     bool(choices.unique_ids),
-                    Json(shop_tables.described(found.tables)),
+                    Json(shop_tables.column_types(found.tables)),
                 ),
             )
         except psycopg2.errors.LockNotAvailable as error:
             raise SchemaError(
-                f"the tables of {tenant.schema} are in use ({line(error)}); try again"
+                f"the tables of {tenant.schema} are in use ({first_line(error)}); try again"
             ) from error
         except psycopg2.Error as error:
-            raise SchemaError(f"{tenant.schema}: {line(error)}") from error
+            raise SchemaError(f"{tenant.schema}: {first_line(error)}") from error
 
 
-def _look(
+def _sample_orders(
     connection: Connection,
     tenant: Tenant,
     tables: Mapping[str, ShopTable],
     condition: str | None,
     most: int = _NEWEST,
-) -> tuple[Looked | None, tuple[Finding, ...]]:
+) -> tuple[StatusSample | None, tuple[TableFinding, ...]]:
     """What the newest orders are like, and why they cannot be read, if it is not for want of a right.
 
     If they cannot be counted in time, it is still found out whether they can be read.
     """
     try:
-        return _read(connection, tenant, condition, most), ()
-    except _Endless:
+        return _read_sample(connection, tenant, condition, most), ()
+    except _SessionTerminated:
         what = f"the orders cannot be read: code in the tables does not end in {_OVERTIME_SECONDS:.0f} s"
-        return None, (Finding(what),)
+        return None, (TableFinding(what),)
     except psycopg2.errors.QueryCanceled:
-        return None, _look(connection, tenant, tables, condition, 0)[1] if most else ()
+        return None, _sample_orders(connection, tenant, tables, condition, 0)[1] if most else ()
     except psycopg2.errors.LockNotAvailable as error:
-        what = f"the tables of {tenant.schema} are in use ({line(error)}); try again"
+        what = f"the tables of {tenant.schema} are in use ({first_line(error)}); try again"
         raise SchemaError(what) from error
     except psycopg2.Error as error:
         if connection.closed:
@@ -148,28 +155,30 @@ def _look(
             if isinstance(error, psycopg2.errors.InsufficientPrivilege):
                 return None, ()
             if isinstance(error, psycopg2.errors.UndefinedFunction):
-                unlike = adoption.unlike_keys(tenant, tables)
+                unlike = adoption.key_type_mismatch(tenant, tables)
                 if unlike is not None:
                     return None, (unlike,)
-            return None, (Finding(f"the orders cannot be read: {line(error)}"),)
-        looked, unread = _look(connection, tenant, tables, None, most)
-        if unread or looked is None:
-            return looked, unread
-        what = f"the condition of --where cannot be evaluated: {line(error)[:_LONGEST]}"
-        return evolve(looked, met=None), (Finding(what),)
+            return None, (TableFinding(f"the orders cannot be read: {first_line(error)}"),)
+        sample, unread = _sample_orders(connection, tenant, tables, None, most)
+        if unread or sample is None:
+            return sample, unread
+        what = f"the condition of --where cannot be evaluated: {first_line(error)[:_MAX_MESSAGE_LENGTH]}"
+        return evolve(sample, met=None), (TableFinding(what),)
 
 
-def _read(connection: Connection, tenant: Tenant, condition: str | None, most: int) -> Looked:
+def _read_sample(
+    connection: Connection, tenant: Tenant, condition: str | None, most: int
+) -> StatusSample:
     """Call the function that reads the newest orders, in a session apart."""
-    name = _quoted(f"look_at_orders${provision.shop_of(tenant)}")
+    name = _quoted(f"look_at_orders${provision.name_suffix(tenant)}")
     look = f"SELECT * FROM posd_hooks.{name}(%s, %s)"
-    with closing(another(connection)) as apart, apart.cursor() as cursor:
+    with closing(connect_like(connection)) as reader, reader.cursor() as cursor:
         overdue = Event()
 
         def give_up() -> None:
             # Before the session ends, since that is what the other thread looks at then.
             overdue.set()
-            _terminate(connection, apart.info.backend_pid)
+            _terminate(connection, reader.info.backend_pid)
 
         end = Timer(_OVERTIME_SECONDS, give_up)
         end.start()
@@ -179,13 +188,13 @@ def _read(connection: Connection, tenant: Tenant, condition: str | None, most: i
             cursor.execute(look, (most, condition))
             rows = cursor.fetchall()
         except psycopg2.OperationalError as error:
-            if apart.closed and overdue.is_set():
-                raise _Endless from error
+            if reader.closed and overdue.is_set():
+                raise _SessionTerminated from error
             raise
         finally:
             end.cancel()
             end.join()
-    return Looked(
+    return StatusSample(
         {status: orders for status, orders, _, _ in rows},
         sum(row[2] for row in rows),
         max((row[3] for row in rows if row[3] is not None), default=None),
@@ -200,7 +209,7 @@ def _become_reader(cursor: Any, tenant: Tenant) -> None:
     """
     cursor.execute("SHOW is_superuser")
     if cursor.fetchone() == ("on",):
-        cursor.execute(f"SET SESSION AUTHORIZATION {_quoted(provision.hook_role(tenant))}")
+        cursor.execute(f"SET SESSION AUTHORIZATION {_quoted(provision.reader_role(tenant))}")
     else:
         cursor.execute("SET ROLE posd_owner")
 

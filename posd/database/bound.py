@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from posd.database.connection import Connection, ConnectionLost, Parameters, Row
+from posd.database.connection import ConnectionLost, DatabaseConnection, Parameters, Row
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 
 _FINISH: Final = """
@@ -14,7 +14,7 @@ _FINISH: Final = """
 _LAST_GRACE_SECONDS: Final = 0.5
 
 
-class Owner(Protocol):
+class ConnectionHolder(Protocol):
     """The link: it has one connection after the other."""
 
     statement_timeout: float
@@ -22,12 +22,12 @@ class Owner(Protocol):
     def seconds(self) -> float:
         """The time by the reactor's clock."""
 
-    def holds(self, connection: Connection) -> bool:
+    def holds(self, connection: DatabaseConnection) -> bool:
         """Whether this is its connection now."""
 
     async def run(
         self,
-        connection: Connection,
+        connection: DatabaseConnection,
         sql: str,
         parameters: Parameters,
         rows: bool,
@@ -35,15 +35,15 @@ class Owner(Protocol):
     ) -> list[Row]:
         """Run a statement on that very connection, and give it up after so many seconds."""
 
-    def end(self, connection: Connection, trouble: str) -> None:
+    def end(self, connection: DatabaseConnection, trouble: str) -> None:
         """Give a connection up, whose state is unknown."""
 
 
-class Bound:
+class BoundExecutor:
     """A session on one connection as it is now; never on the one that replaces it."""
 
-    def __init__(self, link: Owner, connection: Connection) -> None:
-        self._link = link
+    def __init__(self, holder: ConnectionHolder, connection: DatabaseConnection) -> None:
+        self._holder = holder
         self._connection = connection
         # BEGIN travels with the first statement of a transaction, to save a round trip.
         self._prefix = ""
@@ -59,7 +59,7 @@ class Bound:
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._run(sql, parameters, False)
 
-    async def whole(
+    async def query_in_transaction(
         self, sql: str, parameters: Parameters, deadline: float, work_seconds: float | None = None
     ) -> list[Row]:
         """Run a statement that is a transaction by itself, in one round trip: see `Link.query`."""
@@ -78,7 +78,7 @@ class Bound:
     def _limit(self, deadline: float | None, work_seconds: float | None) -> None:
         self._deadline = deadline
         if work_seconds is not None:
-            self._work_until = self._link.seconds() + work_seconds
+            self._work_until = self._holder.seconds() + work_seconds
 
     async def commit(self) -> None:
         """Commit; or raise what went wrong before, if `work` went on all the same.
@@ -90,10 +90,10 @@ class Bound:
             return
         if self._failure is not None:
             raise self._failure
-        if not self._link.holds(self._connection):
+        if not self._holder.holds(self._connection):
             raise ConnectionLost
         try:
-            await self._last("COMMIT", self._left(self._deadline))
+            await self._end_transaction("COMMIT", self._seconds_left(self._deadline))
         except ConnectionLost as error:
             raise _commit_lost() from error
 
@@ -115,43 +115,43 @@ class Bound:
     async def rollback(self) -> None:
         if self._open:
             try:
-                await self._last("ROLLBACK", None if self._deadline is None else 0.0)
+                await self._end_transaction("ROLLBACK", None if self._deadline is None else 0.0)
             except (Unavailable, StatementFailed):
-                self._link.end(self._connection, "could not roll back")
+                self._holder.end(self._connection, "could not roll back")
 
     async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
         try:
-            left = self._left(self._deadline)
+            left = self._seconds_left(self._deadline)
             if left is not None:
                 # Each statement may take what those before it have left. It is the smaller one of this
                 # and the session's that counts.
-                work_left = self._left(self._work_until) or left
-                seconds = min(left, work_left, self._link.statement_timeout)
+                work_left = self._seconds_left(self._work_until) or left
+                seconds = min(left, work_left, self._holder.statement_timeout)
                 sql = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; {sql}"
             prefix, self._prefix = self._prefix, ""
             self._open = self._open or bool(prefix)
-            return await self._link.run(
-                self._connection, prefix + sql, parameters, rows, _patience(left)
+            return await self._holder.run(
+                self._connection, prefix + sql, parameters, rows, _with_grace(left)
             )
         except Exception as failure:
             self._failure = failure
             raise
 
-    async def _last(self, sql: str, left: float | None) -> None:
+    async def _end_transaction(self, sql: str, left: float | None) -> None:
         """End the transaction."""
-        await self._link.run(self._connection, sql, (), False, _patience(left))
+        await self._holder.run(self._connection, sql, (), False, _with_grace(left))
 
-    def _left(self, until: float | None) -> float | None:
+    def _seconds_left(self, until: float | None) -> float | None:
         """How many seconds there are until then. Raises `Busy` if it is past."""
         if until is None:
             return None
-        left = until - self._link.seconds()
+        left = until - self._holder.seconds()
         if left <= 0:
             raise Busy("The call could not be completed in time. Try again.", retry_after=1)
         return left
 
 
-def _patience(left: float | None) -> float | None:
+def _with_grace(left: float | None) -> float | None:
     return None if left is None else left + _LAST_GRACE_SECONDS
 
 

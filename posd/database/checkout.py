@@ -19,14 +19,14 @@ from posd.errors import Busy
 
 R = TypeVar("R", bound=Hashable)
 
-MOST_WAITING_OF_TENANT: Final = 500
+MAX_WAITING_OF_TENANT: Final = 500
 """Statements of one tenant that wait. At two at a time, more are not served within five seconds."""
-MOST_WAITING: Final = 4000
+MAX_WAITING: Final = 4000
 """Statements of posd's own that wait, and as many of all tenants together."""
 _ALL_IN_USE: Final = "All connections to the database are in use."
 
 
-class Checkout(Generic[R]):
+class ResourceQueue(Generic[R]):
     """Lends resources to callers, which wait in line while none is idle.
 
     There is one queue for posd's own statements (`tenant` of None) and one for each tenant. Idle
@@ -43,14 +43,14 @@ class Checkout(Generic[R]):
         self._share = share
         self._idle: list[R] = []
         self._lent: set[R] = set()
-        self._held: Counter[int] = Counter()
+        self._lent_by_tenant: Counter[int] = Counter()
         self._urgent: OrderedDict[Deferred[R], None] = OrderedDict()
-        self._own: OrderedDict[Deferred[R], None] = OrderedDict()
+        self._without_tenant: OrderedDict[Deferred[R], None] = OrderedDict()
         self._queues: dict[int, OrderedDict[Deferred[R], None]] = {}
         # Tenants that have a waiter and less than their share, the one whose turn is next first.
         self._turns: OrderedDict[int, None] = OrderedDict()
         self._waiting_of_tenants = 0
-        self._own_is_next = True
+        self._without_tenant_is_next = True
         self._granting = False
 
     @property
@@ -66,7 +66,7 @@ class Checkout(Generic[R]):
     @property
     def waiting(self) -> int:
         """How many callers wait."""
-        return len(self._urgent) + len(self._own) + self._waiting_of_tenants
+        return len(self._urgent) + len(self._without_tenant) + self._waiting_of_tenants
 
     @property
     def held_back(self) -> int:
@@ -88,7 +88,7 @@ class Checkout(Generic[R]):
         queue[waiter] = None
         if tenant is not None:
             self._waiting_of_tenants += 1
-            if self._held[tenant] < self._share:
+            if self._lent_by_tenant[tenant] < self._share:
                 self._turns.setdefault(tenant)
         seconds = max(0.0, deadline - self._clock.seconds())
         return or_busy(waiter, self._clock, seconds, _ALL_IN_USE)
@@ -99,11 +99,11 @@ class Checkout(Generic[R]):
         if usable:
             self._idle.append(resource)
         if tenant is not None:
-            self._held[tenant] -= 1
+            self._lent_by_tenant[tenant] -= 1
             if tenant in self._queues:
                 self._turns.setdefault(tenant)
-            elif not self._held[tenant]:
-                del self._held[tenant]
+            elif not self._lent_by_tenant[tenant]:
+                del self._lent_by_tenant[tenant]
         self._grant()
 
     def add(self, resource: R) -> None:
@@ -121,15 +121,15 @@ class Checkout(Generic[R]):
         """Fail all waiters, each with an exception of its own."""
         waiters = [
             *self._urgent,
-            *self._own,
+            *self._without_tenant,
             *(each for queue in self._queues.values() for each in queue),
         ]
         self._urgent.clear()
-        self._own.clear()
+        self._without_tenant.clear()
         self._queues.clear()
         self._turns.clear()
         self._waiting_of_tenants = 0
-        self._held = +self._held
+        self._lent_by_tenant = +self._lent_by_tenant
         for waiter in waiters:
             if not waiter.called:
                 waiter.errback(reason())
@@ -137,11 +137,11 @@ class Checkout(Generic[R]):
     def _queue(self, tenant: int | None) -> OrderedDict[Deferred[R], None]:
         """The queue to wait in. Raises `Busy` if it is full."""
         if tenant is None:
-            if len(self._own) >= MOST_WAITING:
+            if len(self._without_tenant) >= MAX_WAITING:
                 raise _busy()
-            return self._own
+            return self._without_tenant
         queue = self._queues.get(tenant, OrderedDict())
-        if len(queue) >= MOST_WAITING_OF_TENANT or self._waiting_of_tenants >= MOST_WAITING:
+        if len(queue) >= MAX_WAITING_OF_TENANT or self._waiting_of_tenants >= MAX_WAITING:
             raise _busy()
         return self._queues.setdefault(tenant, queue)
 
@@ -149,15 +149,15 @@ class Checkout(Generic[R]):
         """Whether a new caller has to wait although a resource is idle."""
         if urgent:
             return bool(self._urgent)
-        if tenant is not None and self._held[tenant] >= self._share:
+        if tenant is not None and self._lent_by_tenant[tenant] >= self._share:
             return True
         # A resource that is waited for is idle only while the loop runs.
-        return bool(self._urgent or self._own or self._turns)
+        return bool(self._urgent or self._without_tenant or self._turns)
 
     def _lend(self, resource: R, tenant: int | None) -> R:
         self._lent.add(resource)
         if tenant is not None:
-            self._held[tenant] += 1
+            self._lent_by_tenant[tenant] += 1
         return resource
 
     def _grant(self) -> None:
@@ -166,14 +166,14 @@ class Checkout(Generic[R]):
             return
         self._granting = True
         try:
-            while self._idle and (self._urgent or self._own or self._turns):
+            while self._idle and (self._urgent or self._without_tenant or self._turns):
                 if self._urgent:
                     tenant, (waiter, _) = None, self._urgent.popitem(last=False)
-                elif self._own and (self._own_is_next or not self._turns):
-                    self._own_is_next = False
-                    tenant, (waiter, _) = None, self._own.popitem(last=False)
+                elif self._without_tenant and (self._without_tenant_is_next or not self._turns):
+                    self._without_tenant_is_next = False
+                    tenant, (waiter, _) = None, self._without_tenant.popitem(last=False)
                 else:
-                    self._own_is_next = True
+                    self._without_tenant_is_next = True
                     tenant, waiter = self._next_of_tenants()
                 waiter.callback(self._lend(self._idle.pop(), tenant))
         finally:
@@ -186,7 +186,7 @@ class Checkout(Generic[R]):
         self._waiting_of_tenants -= 1
         if not queue:
             del self._queues[tenant]
-        elif self._held[tenant] + 1 < self._share:
+        elif self._lent_by_tenant[tenant] + 1 < self._share:
             self._turns[tenant] = None
         return tenant, waiter
 
@@ -194,7 +194,7 @@ class Checkout(Generic[R]):
         """A caller waits no more."""
         if tenant is None:
             self._urgent.pop(waiter, None)
-            self._own.pop(waiter, None)
+            self._without_tenant.pop(waiter, None)
             return
         queue = self._queues.get(tenant)
         if queue is None or waiter not in queue:
@@ -204,8 +204,8 @@ class Checkout(Generic[R]):
         if not queue:
             del self._queues[tenant]
             self._turns.pop(tenant, None)
-            if not self._held[tenant]:
-                del self._held[tenant]
+            if not self._lent_by_tenant[tenant]:
+                del self._lent_by_tenant[tenant]
 
 
 def _busy() -> Busy:

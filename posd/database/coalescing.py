@@ -50,7 +50,7 @@ class Coalescer(Generic[K, V]):
         self._seconds = seconds
         self._done = done
         self._waiting: dict[K, list[Deferred[V]]] = {}
-        self._held = False
+        self._is_held = False
         self.running = False
         """Whether a run is under way."""
 
@@ -71,15 +71,15 @@ class Coalescer(Generic[K, V]):
     @contextmanager
     def gathering(self) -> Iterator[None]:
         """Begin no run until the block ends, so that all that is asked in it is in one run."""
-        held, self._held = self._held, True
+        held, self._is_held = self._is_held, True
         try:
             yield
         finally:
-            self._held = held
+            self._is_held = held
             self._start()
 
     def _start(self) -> None:
-        if self._waiting and not self.running and not self._held:
+        if self._waiting and not self.running and not self._is_held:
             self.running = True
             Deferred.fromCoroutine(self._run())
 
@@ -92,26 +92,26 @@ class Coalescer(Generic[K, V]):
             self.running = False
             self._done()
 
-    async def _serve(self, asked: dict[K, list[Deferred[V]]]) -> None:
+    async def _serve(self, waiters_by_key: dict[K, list[Deferred[V]]]) -> None:
         try:
-            values = await self._work(list(asked))
-            answers = {key: values[key] for key in asked}
+            values = await self._work(list(waiters_by_key))
+            answers = {key: values[key] for key in waiters_by_key}
         except Exception as error:
-            if len(asked) > 1 and isinstance(error, StatementFailed) and error.about_data:
-                keys = list(asked)
+            if len(waiters_by_key) > 1 and isinstance(error, StatementFailed) and error.about_data:
+                keys = list(waiters_by_key)
                 for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
-                    await self._serve({key: asked[key] for key in half})
+                    await self._serve({key: waiters_by_key[key] for key in half})
                 return
-            for waiters in asked.values():
+            for waiters in waiters_by_key.values():
                 fail_all(waiters, error)
             return
-        told = 0
-        for key, waiters in asked.items():
+        answered = 0
+        for key, waiters in waiters_by_key.items():
             for waiter in waiters:
-                if told == self._turn:
-                    told = 0
+                if answered == self._turn:
+                    answered = 0
                     await deferLater(self._clock, 0)
-                told += 1
+                answered += 1
                 waiter.callback(answers[key])
 
 

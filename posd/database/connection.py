@@ -20,8 +20,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
-from posd.database import moments, session_settings
-from posd.database.watch import NoSocket, Watch, shortage
+from posd.database import session_settings
+from posd.database import timestamps as moments
+from posd.database.socket_reactor import NoSocket, SocketReactor, socket_shortage
 from posd.errors import Busy, StatementFailed, Unavailable
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ _UNABLE: Final = ("53", "58")
 
 _OF_VALUES: Final = (ValueError, TypeError, ArithmeticError)
 
-_LONGEST_MESSAGE: Final = 1000
+_MAX_MESSAGE_LENGTH: Final = 1000
 """Characters of an error's message that are kept."""
 
 moments.read_within_bounds()
@@ -61,11 +62,11 @@ class ConnectionLost(Unavailable):
         self.is_rolled_back = is_rolled_back
 
 
-class _Ended(Exception):
+class _ConnectionEnded(Exception):
     """What is awaited will not come: the connection was closed, or a library failed at it."""
 
 
-class Connection:
+class DatabaseConnection:
     """A connection, from when it is made until it is lost or closed; it is not made again.
 
     `lost` is called with the connection and a line of text when it ends by itself after it was open,
@@ -78,7 +79,7 @@ class Connection:
     def __init__(
         self,
         reactor: DatabaseReactor,
-        lost: Callable[[Connection, str], None],
+        lost: Callable[[DatabaseConnection, str], None],
         notified: Callable[[str, str], None] | None = None,
         *,
         read_only: bool = False,
@@ -88,7 +89,7 @@ class Connection:
         self._lost = lost
         self._notified = notified
         self._open = False
-        self._told = False
+        self._is_logged = False
         self._awaited: Deferred[Any] | None = None
         self._raw = self._new_raw()
 
@@ -98,22 +99,24 @@ class Connection:
             given = session_settings.connection_string(dsn)
             await self._await(self._raw.connect(given))
             if self._raw.escapes_backslashes:
-                self._shut()
+                self._close_raw()
                 self._raw = self._new_raw()
                 await self._await(self._raw.connect(session_settings.with_standard_strings(given)))
                 if self._raw.escapes_backslashes:
                     raise Unavailable(session_settings.UNQUOTABLE)
             self._raw.count_notices()
             self._raw.watch.settled = self._open = True
-        except (psycopg2.Error, OSError, _Ended) as error:
+        except (psycopg2.Error, OSError, _ConnectionEnded) as error:
             # OSError: no descriptor is left to watch the connection with.
             # libpq says nothing where it cannot open a socket.
-            raise Unavailable(line(error if str(error) else shortage() or error)) from error
+            raise Unavailable(
+                first_line(error if str(error) else socket_shortage() or error)
+            ) from error
         except (CancelledError, Unavailable):
             raise
         except Exception as error:
-            self._tell(error)
-            raise Unavailable(line(error)) from error
+            self._log_once(error)
+            raise Unavailable(first_line(error)) from error
 
     async def run(self, sql: str, parameters: Parameters = (), *, rows: bool) -> list[Row]:
         """Run a statement; its rows, if they are wanted.
@@ -128,8 +131,8 @@ class Connection:
             return cursor.fetchall() if rows else []
         except psycopg2.Error as error:
             # Without its cause, whose DETAIL has whole rows in it: a traceback would print them.
-            raise self._judge(error) from None
-        except _Ended as error:
+            raise self._translate(error) from None
+        except _ConnectionEnded as error:
             raise ConnectionLost from error
         except CancelledError:
             raise
@@ -140,28 +143,28 @@ class Connection:
             self._fail(error)
             raise ConnectionLost from error
 
-    def noticed(self) -> int:
+    def take_notice_count(self) -> int:
         """How many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
         return self._raw.notices.taken()
 
     def close(self) -> None:
         """Close it, however far it came; what runs on it fails. Raises nothing."""
         self._open = False
-        self._shut()
+        self._close_raw()
         self._end_awaited("the connection was closed")
 
     def _new_raw(self) -> _RawConnection:
-        raw = _RawConnection(self._reactor, self._ended, self._fail)
+        raw = _RawConnection(self._reactor, self._connection_ended, self._fail)
         if self._notified is not None:
             raw.tell(self._notified)
         return raw
 
-    def _shut(self) -> None:
+    def _close_raw(self) -> None:
         for step in (self._raw.watch.close, self._raw.shut):
             try:
                 step()
             except Exception as error:
-                self._tell(error)
+                self._log_once(error)
 
     def _await(self, result: Deferred[T]) -> Deferred[T]:
         """What txpostgres will bring, unless the connection ends before.
@@ -172,7 +175,7 @@ class Connection:
 
         def give_up(_: Deferred[T]) -> None:
             self._awaited = None
-            self._ended("a statement was given up")
+            self._connection_ended("a statement was given up")
 
         def bring(result: T | Failure) -> None:
             if self._awaited is awaited:
@@ -190,9 +193,9 @@ class Connection:
     def _end_awaited(self, trouble: str) -> None:
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
-            awaited.errback(_Ended(trouble))
+            awaited.errback(_ConnectionEnded(trouble))
 
-    def _ended(self, trouble: str) -> None:
+    def _connection_ended(self, trouble: str) -> None:
         if self._open:
             self._open = False
             self._lost(self, trouble)
@@ -200,35 +203,35 @@ class Connection:
     def _fail(self, error: Exception) -> None:
         """Give up a connection after an exception outside of a statement: its state is unknown."""
         if not isinstance(error, (psycopg2.Error, NoSocket)):
-            self._tell(error)
-        self._ended(line(error))
-        self._end_awaited(line(error))
+            self._log_once(error)
+        self._connection_ended(first_line(error))
+        self._end_awaited(first_line(error))
 
-    def _tell(self, error: Exception) -> None:
+    def _log_once(self, error: Exception) -> None:
         """Log what a library raised, once for a connection."""
-        if not self._told:
-            self._told = True
+        if not self._is_logged:
+            self._is_logged = True
             self._log.failure(
                 "a library failed at a connection to the database; posd makes another one",
                 Failure(error),
             )
 
-    def _judge(self, error: psycopg2.Error) -> Exception:
+    def _translate(self, error: psycopg2.Error) -> Exception:
         """Translate, and say so if it is the connection that failed."""
         sqlstate = error.pgcode or ""
         # Without a code PostgreSQL never answered, unless psycopg2 itself did not like the statement.
         unanswered = not sqlstate and not isinstance(error, psycopg2.ProgrammingError)
         if self._raw.gone or unanswered or self._is_losing(error, sqlstate):
-            self._ended(line(error))
+            self._connection_ended(first_line(error))
             return ConnectionLost(is_rolled_back=sqlstate == _READ_ONLY)
         if sqlstate.startswith(_BUSY):
             return Busy("The database is busy. Try again.", retry_after=1)
         # Where shops' tables are read, a shop's code can raise this. If the database is in trouble, the other
         # connections notice.
         if sqlstate.startswith(_UNABLE) and not self._read_only:
-            self._log.error("the database is in trouble: {error}", error=line(error))
+            self._log.error("the database is in trouble: {error}", error=first_line(error))
             return Unavailable("The database cannot do this at the moment.", retry_after=5)
-        message = (error.diag.message_primary or line(error))[:_LONGEST_MESSAGE]
+        message = (error.diag.message_primary or first_line(error))[:_MAX_MESSAGE_LENGTH]
         return StatementFailed(message, sqlstate, error.diag.constraint_name)
 
     def _is_losing(self, error: psycopg2.Error, sqlstate: str) -> bool:
@@ -249,7 +252,7 @@ class _RawCursor(txpostgres.Cursor):  # type: ignore[misc]
         return failure
 
 
-class _Notices:
+class _NoticeCounter:
     """The list of messages that psycopg2 appends to, of which only the length is kept."""
 
     def __init__(self) -> None:
@@ -279,27 +282,29 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
         ended: Callable[[str], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        self.watch = Watch(reactor, failed)
+        self.watch = SocketReactor(reactor, failed)
         self.ended = ended
-        self.notices = _Notices()
-        self._told: Callable[[str, str], None] = lambda channel, payload: None
+        self.notices = _NoticeCounter()
+        self._is_logged: Callable[[str, str], None] = lambda channel, payload: None
         super().__init__(self.watch)
 
     @property
     def gone(self) -> bool:
         """Whether nothing can be done with it any more."""
-        return bool(self._asked(lambda raw: raw.closed, True))
+        return bool(self._raw_property(lambda raw: raw.closed, True))
 
     @property
     def at_rest(self) -> bool:
         """Whether it is open and no statement is under way."""
-        return bool(self._asked(lambda raw: not raw.closed and not raw.isexecuting(), False))
+        return bool(self._raw_property(lambda raw: not raw.closed and not raw.isexecuting(), False))
 
     @property
     def escapes_backslashes(self) -> bool:
         """Whether a backslash means something in a plain literal, as psycopg2 found it."""
         setting = "standard_conforming_strings"
-        return bool(self._asked(lambda raw: raw.get_parameter_status(setting) == "off", False))
+        return bool(
+            self._raw_property(lambda raw: raw.get_parameter_status(setting) == "off", False)
+        )
 
     def doRead(self) -> None:
         """Move on; and once it is open, go on listening.
@@ -319,7 +324,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
     def tell(self, notified: Callable[[str, str], None]) -> None:
         """Call `notified(channel, payload)` for each NOTIFY, in the order in which they come."""
-        self._told = notified
+        self._is_logged = notified
 
     def checkForNotifies(self) -> None:
         """Tell what one read has brought, before the next read.
@@ -334,7 +339,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
         del fresh[:]
         for each in notifications:
             try:
-                self._told(each.channel, each.payload)
+                self._is_logged(each.channel, each.payload)
             except Exception:
                 self._log.failure("a notification could not be told")
 
@@ -347,7 +352,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
         if self._connection is not None and not self._connection.closed:
             self._connection.close()
 
-    def _asked(self, question: Callable[[Any], object], otherwise: bool) -> object:
+    def _raw_property(self, question: Callable[[Any], object], otherwise: bool) -> object:
         """The answer of psycopg2's connection, or `otherwise` if it has none."""
         try:
             return question(self._connection)
@@ -355,7 +360,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
             return otherwise
 
 
-def line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What libpq or PostgreSQL said, on one line of bounded length: a shop's code can raise any text."""
     said = str(error).strip().split("\n", 1)[0]
-    return said[:_LONGEST_MESSAGE] or type(error).__name__
+    return said[:_MAX_MESSAGE_LENGTH] or type(error).__name__

@@ -35,7 +35,7 @@ _FILES: Final = {
 """Options that name a file, and what follows where libpq cannot read it."""
 
 
-def files(dsn: str) -> Iterator[tuple[str, Path, str]]:
+def named_files(dsn: str) -> Iterator[tuple[str, Path, str]]:
     """Yield the files that a valid connection string names: the option, the path, and what it is for."""
     options = parse_dsn(dsn)
     for name, consequence in _FILES.items():
@@ -44,12 +44,12 @@ def files(dsn: str) -> Iterator[tuple[str, Path, str]]:
             yield name, Path(options[name]), consequence
 
 
-def of_reader(dsn: str) -> str:
+def with_reader_user(dsn: str) -> str:
     """A connection string with the user that reads shops' tables in the place of its own."""
     return str(make_dsn(dsn, user="posd_reader"))
 
 
-def problem(dsn: str) -> str | None:
+def find_problem(dsn: str) -> str | None:
     """Return why libpq refuses a connection string, in libpq's words, or None if it does not.
 
     The text has no secret of the string in it. Whether the server exists is not examined.
@@ -80,7 +80,7 @@ def problem(dsn: str) -> str | None:
     return None
 
 
-def rotated(dsn: str, places: int) -> str:
+def rotate_hosts(dsn: str, places: int) -> str:
     """Return the connection string with its list of hosts rotated: `b,c,a` is `a,b,c` rotated by 1."""
     options = parse_dsn(dsn)
     lists = {name: options.get(name, "").split(",") for name in ("host", "hostaddr", "port")}

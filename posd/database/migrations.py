@@ -76,7 +76,7 @@ def migrations(kind: Kind) -> tuple[Migration, ...]:
     return tuple(Migration(f"{kind}/{name}", (folder / name).read_text("utf-8")) for name in files)
 
 
-def expected() -> dict[Kind, tuple[str, ...]]:
+def expected_files() -> dict[Kind, tuple[str, ...]]:
     """The files that a main schema and a tenant's schema have when they fit this posd."""
     return {
         "main": tuple(migration.file for migration in migrations("main")),
@@ -93,7 +93,7 @@ def connect(dsn: str) -> Connection:
     return session_settings.connect(dsn, lock_timeout=_LOCK_SECONDS)
 
 
-def another(connection: Connection) -> Connection:
+def connect_like(connection: Connection) -> Connection:
     """Another connection with the options of this one."""
     info = connection.info
     return connect(str(make_dsn(**{**info.dsn_parameters, "password": info.password})))
@@ -111,7 +111,9 @@ def bootstrap(dsn: str) -> bool:
             _check_server(connection)
             cursor.execute((resources.sql() / "bootstrap.sql").read_text("utf-8"))
     except psycopg2.errors.InsufficientPrivilege as error:
-        raise SchemaError(f"bootstrap needs a superuser of the cluster: {line(error)}") from error
+        raise SchemaError(
+            f"bootstrap needs a superuser of the cluster: {first_line(error)}"
+        ) from error
     return created
 
 
@@ -122,7 +124,7 @@ def check_main(connection: Connection) -> None:
         cursor.execute(
             f"SELECT file FROM {MAIN}.schema_versions WHERE schema_name = %s ORDER BY file", (MAIN,)
         )
-        verdict = misfit([row[0] for row in cursor], expected()["main"])
+        verdict = version_mismatch([row[0] for row in cursor], expected_files()["main"])
     if verdict is not None:
         raise SchemaError(verdict)
 
@@ -162,7 +164,7 @@ def _check_version(connection: Connection) -> None:
         )
 
 
-def misfit(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
+def version_mismatch(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
     """Why a schema with these files does not fit one that wants those, or None if it does.
 
     It reads no file, since every request to a tenant's addresses asks this.
@@ -237,12 +239,12 @@ def _wait_until_replayed(dsn: str) -> None:
 
 
 @contextmanager
-def administration(connection: Connection) -> Iterator[None]:
+def administer(connection: Connection) -> Iterator[None]:
     """Be posd_owner, alone: of two migrations at once one is refused.
 
     The lock has to outlast the transactions of a migration, so a connection of its own keeps it.
     """
-    with closing(another(connection)) as guard, connection.cursor() as cursor:
+    with closing(connect_like(connection)) as guard, connection.cursor() as cursor:
         with guard.cursor() as guarding:
             _become_owner(guarding)
             try:
@@ -273,7 +275,7 @@ def _become_owner(cursor: Any) -> None:
         raise SchemaError("there is no role posd_owner: run `posctl bootstrap`") from error
     except psycopg2.errors.InsufficientPrivilege as error:
         raise SchemaError(
-            f"this needs a superuser or a member of posd_owner: {line(error)}"
+            f"this needs a superuser or a member of posd_owner: {first_line(error)}"
         ) from error
 
 
@@ -311,7 +313,7 @@ def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
             raise SchemaError(f"{migration.file} was changed after it was applied to {schema}")
 
 
-def apply(
+def apply_pending(
     connection: Connection,
     schema: str,
     kind: Kind,
@@ -325,17 +327,17 @@ def apply(
             if migration.transactional:
                 with transaction(connection) as inside:
                     inside.execute(text)
-                    record(inside, schema, migration)
+                    record_migration(inside, schema, migration)
             else:
-                with _no_hurry(connection):
+                with _without_lock_timeout(connection):
                     for statement in filter(str.strip, text.split(";\n")):
                         cursor.execute(statement)
-                record(cursor, schema, migration)
+                record_migration(cursor, schema, migration)
     return bool(pending)
 
 
 @contextmanager
-def _no_hurry(connection: Connection) -> Iterator[None]:
+def _without_lock_timeout(connection: Connection) -> Iterator[None]:
     """Wait for locks: an index built concurrently waits for all older transactions, blocking nobody."""
     with connection.cursor() as cursor:
         cursor.execute("SET lock_timeout = 0")
@@ -346,9 +348,9 @@ def _no_hurry(connection: Connection) -> Iterator[None]:
                 cursor.execute(f"SET lock_timeout = {int(_LOCK_SECONDS * 1000)}")
 
 
-def keep_tenant_files(connection: Connection) -> None:
+def store_tenant_files(connection: Connection) -> None:
     """Tell the database what a new tenant's schema is made of, for pos_create_tenant()."""
-    files = (*migrations("tenant"), hooks())
+    files = (*migrations("tenant"), hooks_migration())
     with transaction(connection) as cursor:
         cursor.execute(f"SELECT file, checksum FROM {MAIN}.pos_tenant_files ORDER BY position")
         if cursor.fetchall() == [(each.file, each.checksum) for each in files]:
@@ -360,16 +362,16 @@ def keep_tenant_files(connection: Connection) -> None:
             cursor.execute(_KEEP_FILE, (position, each.file, each.checksum, content))
 
 
-def line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of PostgreSQL's message: what a person needs, without the position marks."""
     return str(error).strip().split("\n", 1)[0]
 
 
-def record(cursor: Any, schema: str, migration: Migration) -> None:
+def record_migration(cursor: Any, schema: str, migration: Migration) -> None:
     """Note in `schema_versions` that a file was applied to a schema as it is now."""
     cursor.execute(_RECORD, (schema, migration.file, migration.checksum))
 
 
-def hooks() -> Migration:
+def hooks_migration() -> Migration:
     """The hooks on a shop's own tables, applied anew to hooked tenants whenever they change."""
     return Migration(HOOKS, (resources.sql() / HOOKS).read_text("utf-8"))

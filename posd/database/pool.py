@@ -14,9 +14,16 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
-from posd.database.checkout import Checkout
-from posd.database.link import DatabaseReactor, Link, Parameters, Reader, Row, Session
-from posd.database.retries import Retries
+from posd.database.checkout import ResourceQueue
+from posd.database.reconnect_pauses import ReconnectPauses
+from posd.database.reconnecting import (
+    DatabaseReactor,
+    Executor,
+    Parameters,
+    Querier,
+    ReconnectingConnection,
+    Row,
+)
 from posd.errors import StatementFailed, Unavailable
 from posd.values import TenantId
 
@@ -27,7 +34,7 @@ _TENANT_SHARE: Final = 2
 
 
 @frozen
-class Use:
+class PoolUsage:
     """Of a pool: connections that are idle, lent and down, and how many statements wait for one.
 
     Statements that are `held_back` wait too, but for their own tenant, which has its share of them.
@@ -40,7 +47,7 @@ class Use:
     held_back: int
 
 
-class Database(Service):
+class Pool(Service):
     """A pool of links. Statements wait their turn for up to five seconds, then they are `Busy`.
 
     While no link is up every call fails at once. A tenant that is named gets at most two links, and
@@ -61,16 +68,16 @@ class Database(Service):
     ) -> None:
         self._reactor = reactor
         self._waited = waited
-        self.retries = Retries(reactor)
+        self.retries = ReconnectPauses(reactor)
         """Also for other links to the same server."""
-        self._links = [
-            Link(
+        self._connections = [
+            ReconnectingConnection(
                 reactor,
                 dsn,
                 name=name,
                 statement_timeout=statement_timeout,
                 role=role,
-                changed=self._link_changed,
+                changed=self._connection_changed,
                 quiet=number > 0,
                 retries=self.retries,
             )
@@ -78,28 +85,30 @@ class Database(Service):
         ]
         # A link that is up is idle or lent to somebody. One that goes down and comes up again while
         # it is lent stays so: until it is given back, whoever has it may still use it.
-        self._checkout: Checkout[Link] = Checkout(reactor, _TENANT_SHARE)
-        self._until_up: list[Deferred[None]] = []
+        self._checkout: ResourceQueue[ReconnectingConnection] = ResourceQueue(
+            reactor, _TENANT_SHARE
+        )
+        self._up_waiters: list[Deferred[None]] = []
 
     @property
     def up(self) -> bool:
         """Whether any connection stands."""
-        return any(link.up for link in self._links)
+        return any(connection.up for connection in self._connections)
 
     @property
     def stalled(self) -> bool:
         """Whether a link is down and no longer tries to connect."""
-        return any(link.stalled for link in self._links)
+        return any(connection.stalled for connection in self._connections)
 
     @property
-    def use(self) -> Use:
+    def usage(self) -> PoolUsage:
         """How much of the pool is in use now."""
-        standing = sum(link.up for link in self._links)
+        standing = sum(connection.up for connection in self._connections)
         checkout = self._checkout
-        return Use(
+        return PoolUsage(
             idle=checkout.idle,
             lent=checkout.lent,
-            down=len(self._links) - standing,
+            down=len(self._connections) - standing,
             waiting=checkout.waiting - checkout.held_back,
             held_back=checkout.held_back,
         )
@@ -107,7 +116,13 @@ class Database(Service):
     @property
     def trouble(self) -> str | None:
         """Why not, if none does; empty while nothing is known yet."""
-        return None if self.up else next((link.trouble for link in self._links if link.trouble), "")
+        return (
+            None
+            if self.up
+            else next(
+                (connection.trouble for connection in self._connections if connection.trouble), ""
+            )
+        )
 
     def when_up(self) -> Deferred[None]:
         """Fire when a connection stands: now, or as soon as the server can be reached.
@@ -115,70 +130,76 @@ class Database(Service):
         Fails with `StatementFailed` if it can, but will not have us.
         """
         waiter: Deferred[None] = Deferred()
-        self._until_up.append(waiter)
+        self._up_waiters.append(waiter)
         if self.up:
-            self._tell_up(None)
+            self._notify_up(None)
         return waiter
 
     def startService(self) -> None:
         Service.startService(self)
-        for link in self._links:
-            link.startService()
+        for connection in self._connections:
+            connection.startService()
 
     def stopService(self) -> Deferred[None]:
         Service.stopService(self)
-        stopping = gatherResults([link.stopService() for link in self._links])
+        stopping = gatherResults([connection.stopService() for connection in self._connections])
         return stopping.addCallback(lambda _: None)
 
     async def query(
         self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
     ) -> list[Row]:
-        return await self._with_link(lambda link: link.query(sql, parameters), tenant)
+        return await self._with_connection(
+            lambda connection: connection.query(sql, parameters), tenant
+        )
 
     async def execute(
         self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
     ) -> None:
-        await self._with_link(lambda link: link.execute(sql, parameters), tenant)
+        await self._with_connection(lambda connection: connection.execute(sql, parameters), tenant)
 
     async def transaction(
         self,
-        work: Callable[[Session], Awaitable[T]],
+        work: Callable[[Executor], Awaitable[T]],
         *,
         tenant: TenantId | None = None,
         deadline: float | None = None,
         work_seconds: float | None = None,
     ) -> T:
-        """Run `work` in one transaction on one link; see `Link.transaction`.
+        """Run `work` in one transaction on one link; see `ReconnectingConnection.transaction`.
 
         The wait for the link counts against the `deadline` too.
         """
-        return await self._with_link(
-            lambda link: link.transaction(work, deadline=deadline, work_seconds=work_seconds),
+        return await self._with_connection(
+            lambda connection: connection.transaction(
+                work, deadline=deadline, work_seconds=work_seconds
+            ),
             tenant,
             deadline,
         )
 
     @property
-    def for_all(self) -> Session:
+    def for_all(self) -> Executor:
         """The pool for statements that many callers wait for: they go before those of single callers."""
-        return _ForAll(self)
+        return _PriorityExecutor(self)
 
-    def of(self, tenant: TenantId) -> Session:
+    def of(self, tenant: TenantId) -> Executor:
         """The pool for what is done on behalf of one tenant, within its share."""
-        return _OfTenant(self, tenant)
+        return _TenantExecutor(self, tenant)
 
-    def by(self, tenant: TenantId, deadline: float, work_seconds: float | None = None) -> Reader:
-        """The same, where each statement is a transaction with a deadline; see `Link.query`."""
-        return _ByDeadline(self, tenant, deadline, work_seconds)
+    def by(self, tenant: TenantId, deadline: float, work_seconds: float | None = None) -> Querier:
+        """The same, where each statement is a transaction with a deadline; see
+        `ReconnectingConnection.query`.
+        """
+        return _DeadlineExecutor(self, tenant, deadline, work_seconds)
 
     @property
     def clock(self) -> IReactorTime:
         """The clock of all deadlines."""
         return self._reactor
 
-    async def _with_link(
+    async def _with_connection(
         self,
-        work: Callable[[Link], Awaitable[T]],
+        work: Callable[[ReconnectingConnection], Awaitable[T]],
         tenant: TenantId | None,
         until: float | None = None,
         *,
@@ -191,27 +212,27 @@ class Database(Service):
         try:
             if not self.up:
                 raise _unreachable()
-            link = await self._checkout.acquire(tenant, deadline, urgent=urgent)
+            connection = await self._checkout.acquire(tenant, deadline, urgent=urgent)
         finally:
             self._waited(self._reactor.seconds() - began)
         try:
-            return await work(link)
+            return await work(connection)
         finally:
-            self._checkout.release(link, tenant, usable=link.up)
+            self._checkout.release(connection, tenant, usable=connection.up)
 
-    def _link_changed(self, link: Link) -> None:
-        if link.up:
-            self._checkout.add(link)
-            self._tell_up(None)
+    def _connection_changed(self, connection: ReconnectingConnection) -> None:
+        if connection.up:
+            self._checkout.add(connection)
+            self._notify_up(None)
             return
-        self._checkout.withdraw(link)
+        self._checkout.withdraw(connection)
         if not self.up:
             self._checkout.fail(_unreachable)
-            if link.refusal is not None:
-                self._tell_up(link.refusal)
+            if connection.refusal is not None:
+                self._notify_up(connection.refusal)
 
-    def _tell_up(self, refusal: StatementFailed | None) -> None:
-        waiters, self._until_up = self._until_up, []
+    def _notify_up(self, refusal: StatementFailed | None) -> None:
+        waiters, self._up_waiters = self._up_waiters, []
         for waiter in waiters:
             waiter.callback(None) if refusal is None else waiter.errback(refusal)
 
@@ -221,10 +242,10 @@ def _unreachable() -> Unavailable:
 
 
 @frozen
-class _OfTenant:
-    """A pool, in one tenant's name. Implements `database.link.Session`."""
+class _TenantExecutor:
+    """A pool, in one tenant's name. Implements `database.connection.Executor`."""
 
-    _database: Database
+    _database: Pool
     _tenant: TenantId
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
@@ -235,17 +256,19 @@ class _OfTenant:
 
 
 @frozen
-class _ByDeadline:
-    """A pool, in one tenant's name, for transactions of one statement. Implements `database.link.Reader`."""
+class _DeadlineExecutor:
+    """A pool, in one tenant's name, for transactions of one statement. Implements
+    `database.connection.Querier`.
+    """
 
-    _database: Database
+    _database: Pool
     _tenant: TenantId
     _deadline: float
     _work_seconds: float | None
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        return await self._database._with_link(
-            lambda link: link.query(
+        return await self._database._with_connection(
+            lambda connection: connection.query(
                 sql, parameters, deadline=self._deadline, work_seconds=self._work_seconds
             ),
             self._tenant,
@@ -254,17 +277,17 @@ class _ByDeadline:
 
 
 @frozen
-class _ForAll:
-    """A pool, before all who wait. Implements `database.link.Session`."""
+class _PriorityExecutor:
+    """A pool, before all who wait. Implements `database.connection.Executor`."""
 
-    _database: Database
+    _database: Pool
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        return await self._database._with_link(
-            lambda link: link.query(sql, parameters), None, urgent=True
+        return await self._database._with_connection(
+            lambda connection: connection.query(sql, parameters), None, urgent=True
         )
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
-        await self._database._with_link(
-            lambda link: link.execute(sql, parameters), None, urgent=True
+        await self._database._with_connection(
+            lambda connection: connection.execute(sql, parameters), None, urgent=True
         )

@@ -21,19 +21,20 @@ import psycopg2
 from attrs import frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from posd.database import adoption, shop_tables
-from posd.database.adoption import Choices, Refused
+from posd.database import adoption_rules as adoption
+from posd.database import shop_tables
+from posd.database.adoption_rules import AdoptionOptions, AdoptionRefused
 from posd.database.migrations import (
     MAIN,
     OWNER,
-    administration,
-    apply,
+    administer,
+    apply_pending,
     check_bootstrapped,
     check_main,
-    hooks,
-    keep_tenant_files,
-    line,
-    record,
+    first_line,
+    hooks_migration,
+    record_migration,
+    store_tenant_files,
     transaction,
 )
 from posd.database.shop_tables import REQUIRED_COLUMNS, ShopTable
@@ -65,13 +66,13 @@ def migrate(
     updated: list[str] = []
     current: list[str] = []
     failed: dict[str, str] = {}
-    with administration(connection):
+    with administer(connection):
         check_bootstrapped(connection)
         try:
-            changed = apply(connection, MAIN, "main", str)
-            keep_tenant_files(connection)
+            changed = apply_pending(connection, MAIN, "main", str)
+            store_tenant_files(connection)
         except psycopg2.Error as error:
-            raise SchemaError(f"{MAIN}: {line(error)}") from error
+            raise SchemaError(f"{MAIN}: {first_line(error)}") from error
         (updated if changed else current).append(MAIN)
         tenants = list(_tenants(connection))
         for number, tenant in enumerate(tenants, 1):
@@ -82,7 +83,7 @@ def migrate(
                 if connection.closed:
                     raise
                 failed[tenant.schema] = (
-                    line(error) if isinstance(error, psycopg2.Error) else str(error)
+                    first_line(error) if isinstance(error, psycopg2.Error) else str(error)
                 )
             else:
                 (updated if changed else current).append(tenant.schema)
@@ -115,7 +116,7 @@ def add_tenant(
         raise SchemaError(
             f"{region!r} is not a country with telephone numbers: write two letters, such as GB"
         )
-    with administration(connection):
+    with administer(connection):
         check_main(connection)
         with connection.cursor() as cursor:
             _check_owner(cursor, schema)
@@ -133,7 +134,7 @@ def add_tenant(
                 if broken == "tenants_timezone_known":
                     raise SchemaError(f"there is no time zone {timezone!r}") from error
                 raise SchemaError(
-                    TENANT_RULES.get(broken, f"not a usable tenant: {line(error)}")
+                    TENANT_RULES.get(broken, f"not a usable tenant: {first_line(error)}")
                 ) from error
             tenant_id, zone = cursor.fetchone()
             tenant = Tenant(tenant_id, slug, name, schema, currency, zone, region)
@@ -141,19 +142,19 @@ def add_tenant(
             _prepare(connection, tenant)
         except psycopg2.Error as error:
             raise SchemaError(
-                f"the tenant {slug!r} is entered, but its schema is not ready ({line(error)});"
+                f"the tenant {slug!r} is entered, but its schema is not ready ({first_line(error)});"
                 " `posctl migrate` tries again"
             ) from error
     return tenant
 
 
-def fill(text: str, tenant: Tenant) -> str:
+def fill_placeholders(text: str, tenant: Tenant) -> str:
     """Fill in the placeholders of a tenant's SQL. Names are quoted as PostgreSQL quotes them."""
     values = {
         ':"schema"': _quoted(tenant.schema),
-        ':"hook_role"': _quoted(hook_role(tenant)),
-        ':"note_role"': _quoted(note_role(tenant)),
-        ":shop": shop_of(tenant),
+        ':"hook_role"': _quoted(reader_role(tenant)),
+        ':"note_role"': _quoted(hook_owner_role(tenant)),
+        ":shop": name_suffix(tenant),
         ":tenant_id": str(tenant.id),
     }
     for placeholder, value in values.items():
@@ -161,7 +162,7 @@ def fill(text: str, tenant: Tenant) -> str:
     return text
 
 
-def tenant_of(connection: Connection, slug: str) -> Tenant:
+def find_tenant(connection: Connection, slug: str) -> Tenant:
     """The tenant of this slug. Raises `SchemaError` if there is none."""
     tenant = next((t for t in _tenants(connection) if t.slug == slug), None)
     if tenant is None:
@@ -184,11 +185,13 @@ def _prepare(connection: Connection, tenant: Tenant) -> bool:
     with connection.cursor() as cursor:
         _check_owner(cursor, tenant.schema)
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(tenant.schema)}")
-        cursor.execute(f"SELECT {MAIN}.pos_make_roles(%s)", (shop_of(tenant),))
-    changed = apply(connection, tenant.schema, "tenant", lambda text: fill(text, tenant))
+        cursor.execute(f"SELECT {MAIN}.pos_make_roles(%s)", (name_suffix(tenant),))
+    changed = apply_pending(
+        connection, tenant.schema, "tenant", lambda text: fill_placeholders(text, tenant)
+    )
     with transaction(connection) as cursor:
         if _hooks_wanted(cursor, tenant):
-            hook(cursor, tenant, kept_choices(cursor, tenant))
+            install_hooks(cursor, tenant, stored_options(cursor, tenant))
             changed = True
         if changed:
             cursor.execute(f"SELECT {MAIN}.pos_tell(%s)", (f"tenant {tenant.id}",))
@@ -218,55 +221,57 @@ def _hooks_wanted(cursor: Any, tenant: Tenant) -> bool:
     """
     cursor.execute(
         f"SELECT checksum FROM {MAIN}.schema_versions WHERE schema_name = %s AND file = %s",
-        (tenant.schema, hooks().file),
+        (tenant.schema, hooks_migration().file),
     )
     row = cursor.fetchone()
-    tables = tables_of(cursor, tenant)
+    tables = shop_tables_of(cursor, tenant)
     if tables.keys() != REQUIRED_COLUMNS.keys():
         return False
     if row is None:
         return all(table.owner == OWNER for table in tables.values())
-    return row[0] != hooks().checksum or not all(table.is_hooked for table in tables.values())
+    return row[0] != hooks_migration().checksum or not all(
+        table.is_hooked for table in tables.values()
+    )
 
 
-def kept_choices(cursor: Any, tenant: Tenant) -> Choices:
+def stored_options(cursor: Any, tenant: Tenant) -> AdoptionOptions:
     """What the operator chose when the tables were adopted; nothing if they were not."""
     cursor.execute(
         f"SELECT condition, timestamps, unique_ids FROM {MAIN}.pos_adoptions WHERE tenant_id = %s",
         (tenant.id,),
     )
     row = cursor.fetchone()
-    return Choices() if row is None else Choices(*row)
+    return AdoptionOptions() if row is None else AdoptionOptions(*row)
 
 
-def tables_of(cursor: Any, tenant: Tenant) -> dict[str, ShopTable]:
+def shop_tables_of(cursor: Any, tenant: Tenant) -> dict[str, ShopTable]:
     """The shop's `orders` and `order_items`, as far as there are any."""
-    cursor.execute(shop_tables.READ, {"schema": tenant.schema, "role": hook_role(tenant)})
-    return shop_tables.load(cursor.fetchall())
+    cursor.execute(shop_tables.READ, {"schema": tenant.schema, "role": reader_role(tenant)})
+    return shop_tables.tables_from_rows(cursor.fetchall())
 
 
-def hook(cursor: Any, tenant: Tenant, choices: Choices) -> None:
-    """Put the hooks on, in the caller's transaction, or raise `Refused`."""
-    tables = tables_of(cursor, tenant)
-    adoption.check_shape(tenant, tables)
-    found = adoption.refusals(tenant, tables, choices, hook_role(tenant))
+def install_hooks(cursor: Any, tenant: Tenant, choices: AdoptionOptions) -> None:
+    """Put the hooks on, in the caller's transaction, or raise `AdoptionRefused`."""
+    tables = shop_tables_of(cursor, tenant)
+    adoption.check_columns(tenant, tables)
+    found = adoption.refusals(tenant, tables, choices, reader_role(tenant))
     if found:
-        raise Refused(tenant, found)
-    cursor.execute(fill(hooks().text, tenant))
-    record(cursor, tenant.schema, hooks())
+        raise AdoptionRefused(tenant, found)
+    cursor.execute(fill_placeholders(hooks_migration().text, tenant))
+    record_migration(cursor, tenant.schema, hooks_migration())
 
 
-def hook_role(tenant: Tenant) -> str:
+def reader_role(tenant: Tenant) -> str:
     """The role that owns the function which reads a tenant's orders, and may read its tables."""
-    return f"posd_hook_{shop_of(tenant)}"
+    return f"posd_hook_{name_suffix(tenant)}"
 
 
-def note_role(tenant: Tenant) -> str:
+def hook_owner_role(tenant: Tenant) -> str:
     """The role that owns a tenant's hooks, and may do nothing but enqueue for it."""
-    return f"posd_note_{shop_of(tenant)}"
+    return f"posd_note_{name_suffix(tenant)}"
 
 
-def shop_of(tenant: Tenant) -> str:
+def name_suffix(tenant: Tenant) -> str:
     """What the names of a tenant's roles and functions end in."""
     return tenant.schema.removeprefix("dinedesk_")
 

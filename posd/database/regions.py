@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from posd.database.migrations import MAIN, OWNER, administration, check_main, transaction
+from posd.database.migrations import MAIN, OWNER, administer, check_main, transaction
 from posd.errors import SchemaError
 from posd.events import phones
 from posd.events.regions import region_of
@@ -53,7 +53,7 @@ class RegionChange:
     is_made: bool
 
 
-def country_of(tenant: Tenant) -> str | None:
+def region_country(tenant: Tenant) -> str | None:
     """Return the region of a tenant's time zone; None where the zone is of no country."""
     return region_of(tenant.timezone)
 
@@ -66,7 +66,7 @@ def change_region(
     With `keep_accounts` it is set all the same; no account and no points are changed. Raises
     `SchemaError` if there is no such tenant.
     """
-    with administration(connection):
+    with administer(connection):
         check_main(connection)
         with transaction(connection) as cursor:
             cursor.execute(_TENANT, (slug,))
@@ -91,7 +91,7 @@ def _accounts(cursor: Any, schema: str, before: str, after: str) -> tuple[Renumb
     known = {row[0] for row in cursor.fetchall()}
     found = []
     for phone in sorted(known):
-        elsewhere = phones.reread(phone, before, after)
+        elsewhere = phones.reinterpret(phone, before, after)
         if elsewhere is not None and elsewhere != phone:
             found.append(RenumberedAccount(phone, elsewhere, elsewhere in known))
     return tuple(found)

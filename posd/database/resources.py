@@ -30,7 +30,7 @@ def systemd() -> Traversable:
     return _folder("systemd", "systemd")
 
 
-def unit(name: str = "posd.service") -> Traversable:
+def systemd_unit(name: str = "posd.service") -> Traversable:
     """One of systemd's files, by its path in that folder."""
     return systemd() / name
 

@@ -104,7 +104,7 @@ def connect(dsn: str, *, lock_timeout: float) -> Connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(
-                statements(
+                startup_statements(
                     application_name="posctl",
                     statement_timeout=0,
                     lock_timeout=lock_timeout,
@@ -117,7 +117,7 @@ def connect(dsn: str, *, lock_timeout: float) -> Connection:
     return connection
 
 
-def statements(
+def startup_statements(
     *,
     application_name: str,
     statement_timeout: float,

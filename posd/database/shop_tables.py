@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.events.orders import ADDON_COLUMNS, ITEM_COLUMNS, ORDER_COLUMNS
 from posd.values import Tenant
 
@@ -151,17 +151,17 @@ class ShopTable:
         )
 
 
-async def read(session: Reader, tenant: Tenant, role: str) -> dict[str, ShopTable]:
+async def load_tables(executor: Querier, tenant: Tenant, role: str) -> dict[str, ShopTable]:
     """The shop's tables, as far as there are any; `role` is the tenant's reader."""
-    return load(await session.query(READ, {"schema": tenant.schema, "role": role}))
+    return tables_from_rows(await executor.query(READ, {"schema": tenant.schema, "role": role}))
 
 
-def load(rows: Iterable[tuple[Any, ...]]) -> dict[str, ShopTable]:
+def tables_from_rows(rows: Iterable[tuple[Any, ...]]) -> dict[str, ShopTable]:
     """The tables from the rows of `READ`."""
     return {row[0]: _table(*row) for row in rows}
 
 
-def described(tables: Mapping[str, ShopTable]) -> dict[str, dict[str, str]]:
+def column_types(tables: Mapping[str, ShopTable]) -> dict[str, dict[str, str]]:
     """The columns that are read, with their types, as `pos_adoptions.tables` keeps them."""
     return {
         name: {

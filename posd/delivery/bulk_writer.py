@@ -11,23 +11,23 @@ from uuid import UUID
 
 from twisted.logger import Logger
 
-from posd.database.pool import Database
-from posd.delivery.pending_writes import Notes, Subscription
+from posd.database.pool import Pool
+from posd.delivery.pending_writes import PendingWrites, Subscription
 from posd.errors import StatementFailed, Unavailable
 from posd.store import cursors
-from posd.store import presence as books
+from posd.store import presence as presence_store
 from posd.values import Seq, StreamName, TenantId
 
 R = TypeVar("R")
 
-_PIECE: Final = 500
+_PART_ROWS: Final = 500
 """Positions in earlier streams in one statement: to write out 20,000 of them would stop the reactor."""
 
 _MOST_BLAMED: Final = 16
 """Rows that are looked for in one batch, at some ten statements each; the rest of the part goes unwritten."""
 
 
-class Troubles:
+class ProblemLog:
     """Logs what goes wrong when it begins or changes, and when it is over; not each time in between."""
 
     def __init__(self, log: Logger) -> None:
@@ -37,7 +37,7 @@ class Troubles:
     def __bool__(self) -> bool:
         return bool(self._current)
 
-    def begun(self, what: str, error: Exception) -> None:
+    def began(self, what: str, error: Exception) -> None:
         if self._current.get(what) != str(error):
             self._current[what] = str(error)
             self._log.error(
@@ -46,142 +46,158 @@ class Troubles:
                 error=error,
             )
 
-    def over(self, what: str) -> None:
+    def ended(self, what: str) -> None:
         if self._current.pop(what, None) is not None:
             self._log.info("{what} are written again", what=what)
 
 
 class BulkWriter:
-    """Writes `Notes`. `moved` is told the tenants whose heads were moved, `lease` enters the node anew."""
+    """Writes `PendingWrites`. `heads_moved` is told the tenants whose heads were moved, `lease` enters
+    the node anew.
+    """
 
     _log = Logger()
 
     def __init__(
         self,
-        database: Database,
+        database: Pool,
         node_id: UUID,
         *,
-        moved: Callable[[set[TenantId]], None],
+        heads_moved: Callable[[set[TenantId]], None],
         lease: Callable[[], Awaitable[None]],
     ) -> None:
         # Many callers wait for these statements.
         self._database = database.for_all
         self._node_id = node_id
-        self._moved = moved
+        self._heads_moved = heads_moved
         self._lease = lease
-        self.troubles = Troubles(self._log)
+        self.problems = ProblemLog(self._log)
 
-    async def write(self, notes: Notes) -> None:
-        """Write each kind of note and forget it; what is left in `notes` could not be written now.
+    async def write(self, pending: PendingWrites) -> None:
+        """Write each kind of note and forget it; what is left in `pending` could not be written now.
 
         Raises `Unavailable` when the database is away; what was written by then is forgotten too.
         """
-        await self._kind("connections", lambda: self._connected(notes))
-        await self._kind("connections that have ended", lambda: self._gone(notes))
-        await self._kind("claims of connections", lambda: self._claims(notes))
-        await self._kind("sightings of connections", lambda: self._seen(notes))
-        await self._kind("positions of legacy tills", lambda: self._follows(notes))
-        await self._kind("positions in earlier streams", lambda: self._reached(notes))
-        await self._kind("acknowledgements", lambda: self._acks(notes))
-        await self._kind("heads of streams", lambda: self._progress(notes))
+        await self._write_kind("connections", lambda: self._write_connected(pending))
+        await self._write_kind(
+            "connections that have ended", lambda: self._write_disconnected(pending)
+        )
+        await self._write_kind("claims of connections", lambda: self._write_claims(pending))
+        await self._write_kind("sightings of connections", lambda: self._write_heartbeats(pending))
+        await self._write_kind(
+            "positions of legacy tills", lambda: self._write_legacy_positions(pending)
+        )
+        await self._write_kind(
+            "positions in earlier streams", lambda: self._write_sent_positions(pending)
+        )
+        await self._write_kind("acknowledgements", lambda: self._write_acks(pending))
+        await self._write_kind("heads of streams", lambda: self._write_heads(pending))
 
-    async def _kind(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
+    async def _write_kind(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
         """Write one kind. If PostgreSQL refuses all of it, that is no row's fault: it is kept."""
         try:
             await write()
         except StatementFailed as error:
-            self.troubles.begun(what, error)
+            self.problems.began(what, error)
         else:
-            self.troubles.over(what)
+            self.problems.ended(what)
 
-    async def _connected(self, notes: Notes) -> None:
-        rows: list[books.Connection] = [
+    async def _write_connected(self, pending: PendingWrites) -> None:
+        rows: list[presence_store.Connection] = [
             (each.connection_id, each.tenant.id, each.device_id, each.connected_at)
-            for each in notes.connected.values()
+            for each in pending.connected.values()
         ]
 
-        async def enter(rows: Sequence[books.Connection]) -> None:
+        async def enter(rows: Sequence[presence_store.Connection]) -> None:
             try:
-                await books.connected(self._database, self._node_id, rows)
+                await presence_store.insert_connections(self._database, self._node_id, rows)
             except StatementFailed as error:
-                if error.constraint != books.NODE_KNOWN:
+                if error.constraint != presence_store.NODE_KNOWN:
                     raise
                 # A failover, or a crash of PostgreSQL, has emptied the books.
                 await self._lease()
-                await books.connected(self._database, self._node_id, rows)
+                await presence_store.insert_connections(self._database, self._node_id, rows)
 
         await in_parts(rows, enter, self._blame("connection {row} was not entered"))
-        notes.connected = {}
+        pending.connected = {}
 
-    async def _gone(self, notes: Notes) -> None:
-        if notes.gone:
-            await books.disconnected(self._database, notes.gone)
-            notes.gone = set()
+    async def _write_disconnected(self, pending: PendingWrites) -> None:
+        if pending.disconnected:
+            await presence_store.delete_connections(self._database, pending.disconnected)
+            pending.disconnected = set()
 
-    async def _claims(self, notes: Notes) -> None:
-        if not notes.claims:
+    async def _write_claims(self, pending: PendingWrites) -> None:
+        if not pending.claims:
             return
-        claims = {each: claim.terminal for each, claim in notes.claims.items()}
-        rows: list[books.Connection] = [
+        claims = {each: claim.terminal for each, claim in pending.claims.items()}
+        rows: list[presence_store.Connection] = [
             (each, terminal.tenant.id, terminal.device_id, terminal.connected_at)
             for each, terminal in claims.items()
         ]
-        lost = await books.claim(self._database, rows)
-        for connection_id, claim in notes.claims.items():
+        lost = await presence_store.claim_devices(self._database, rows)
+        for connection_id, claim in pending.claims.items():
             claim.won = connection_id not in lost
-        notes.claims = {}
+        pending.claims = {}
 
-    async def _seen(self, notes: Notes) -> None:
-        if notes.seen:
-            await books.seen(self._database, list(notes.seen.values()))
-            notes.seen = {}
+    async def _write_heartbeats(self, pending: PendingWrites) -> None:
+        if pending.heartbeats:
+            await presence_store.update_connections(
+                self._database, list(pending.heartbeats.values())
+            )
+            pending.heartbeats = {}
 
-    async def _follows(self, notes: Notes) -> None:
-        moves = _moves({k: seq for k, seq in notes.follows.items() if k not in notes.acks})
+    async def _write_legacy_positions(self, pending: PendingWrites) -> None:
+        moves = _sorted_moves(
+            {k: seq for k, seq in pending.legacy_positions.items() if k not in pending.acks}
+        )
         await in_parts(
             moves,
-            lambda rows: cursors.followed(self._database, rows),
+            lambda rows: cursors.advance_legacy(self._database, rows),
             self._blame("the position {row} of a legacy till was not written"),
         )
-        notes.follows = {}
+        pending.legacy_positions = {}
 
-    async def _reached(self, notes: Notes) -> None:
+    async def _write_sent_positions(self, pending: PendingWrites) -> None:
         """Of all devices that this node knows, after the database was away: so in pieces."""
         moves: list[cursors.Reached] = [
-            (*key, seq, key in notes.spoken) for key, seq in sorted(notes.reached.items())
+            (*key, seq, key in pending.using_positions)
+            for key, seq in sorted(pending.sent_positions.items())
         ]
-        for start in range(0, len(moves), _PIECE):
+        for start in range(0, len(moves), _PART_ROWS):
             await in_parts(
-                moves[start : start + _PIECE],
-                lambda rows: cursors.sent_astray(self._database, rows),
+                moves[start : start + _PART_ROWS],
+                lambda rows: cursors.mark_astray(self._database, rows),
                 self._blame("the position {row} of a device in an earlier stream was not written"),
             )
-        notes.reached, notes.spoken = {}, set()
+        pending.sent_positions, pending.using_positions = {}, set()
 
-    async def _acks(self, notes: Notes) -> None:
+    async def _write_acks(self, pending: PendingWrites) -> None:
         accepted: list[tuple[StreamName, Seq]] = []
 
         async def acknowledge(rows: Sequence[cursors.Move]) -> None:
-            accepted.extend(await cursors.acknowledged(self._database, rows))
+            accepted.extend(await cursors.advance(self._database, rows))
 
         await in_parts(
-            _moves(notes.acks),
+            _sorted_moves(pending.acks),
             acknowledge,
             self._blame("the acknowledgement {row} was not written"),
         )
-        notes.acks_are_written(accepted)
+        pending.acks_written(accepted)
 
-    async def _progress(self, notes: Notes) -> None:
+    async def _write_heads(self, pending: PendingWrites) -> None:
         """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
-        moved = sorted(notes.sent.keys() | notes.received.keys())
-        heads = [(*each, notes.sent.get(each, 0), notes.received.get(each, 0)) for each in moved]
+        heads_moved = sorted(pending.sent.keys() | pending.received.keys())
+        heads = [
+            (*each, pending.sent.get(each, 0), pending.received.get(each, 0))
+            for each in heads_moved
+        ]
         await in_parts(
             heads,
-            lambda rows: books.progress(self._database, rows),
+            lambda rows: presence_store.update_progress(self._database, rows),
             self._blame("the head {row} of a stream was not moved"),
         )
-        self._moved({tenant_id for tenant_id, _ in moved})
-        notes.sent, notes.received = {}, {}
+        self._heads_moved({tenant_id for tenant_id, _ in heads_moved})
+        pending.sent, pending.received = {}, {}
 
     def _blame(self, text: str) -> Callable[[Sequence[R], Exception], None]:
         def blame(rows: Sequence[R], error: Exception) -> None:
@@ -225,6 +241,6 @@ async def in_parts(
                 parts += [part[half:], part[:half]]
 
 
-def _moves(positions: dict[Subscription, Seq]) -> list[cursors.Move]:
+def _sorted_moves(positions: dict[Subscription, Seq]) -> list[cursors.Move]:
     """In one order everywhere, so that two nodes do not wait for each other."""
     return [(*key, seq) for key, seq in sorted(positions.items())]

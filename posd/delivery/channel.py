@@ -19,19 +19,19 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd.database.coalescing import fail_all
-from posd.delivery.encoded import Encoded, chunks
-from posd.delivery.send_queue import Chunk, Outbox
-from posd.errors import PosdError, Pruned, Refusal, Renamed
-from posd.monitoring.counters import Instruments
-from posd.protocol.encodings import Dialect
+from posd.delivery.encoded import EncodedEvent, chunks
+from posd.delivery.send_queue import EventChunk, SendQueue
+from posd.errors import EventsPruned, PosdError, Refusal, StreamRenamed
+from posd.monitoring.counters import Counters
+from posd.protocol.encodings import WireFormat
 from posd.values import (
     FAILED,
     PRUNED,
     STREAM_CHANGED,
-    Closing,
+    CloseReason,
     Event,
-    Head,
     Seq,
+    StreamHead,
     StreamName,
     Tenant,
 )
@@ -46,7 +46,8 @@ _RECENT_BYTES: Final = 64 * 1024
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
 """Reads up to so many events after a position from the log, in order.
 
-Raises `Pruned` if the next one is not kept any more, and `Renamed` if the stream has another name."""
+Raises `EventsPruned` if the next one is not kept any more, and `StreamRenamed` if the stream has another
+name."""
 
 
 class StreamBroken(PosdError):
@@ -57,31 +58,31 @@ class Subscriber(Protocol):
     """A session as its channel sees it."""
 
     @property
-    def dialect(self) -> Dialect:
+    def wire_format(self) -> WireFormat:
         """How its events are written. It is always the same."""
 
     @property
-    def outbox(self) -> Outbox:
+    def send_queue(self) -> SendQueue:
         """Its send queue. It is always the same."""
 
-    def behind(self) -> None:
+    def catch_up(self) -> None:
         """Stop being live, and read on from its own position. Does nothing if it reads already."""
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         """Close it."""
 
 
-class Watcher(Protocol):
+class PageReader(Protocol):
     """Somebody who is told that there is something new, and reads it page by page."""
 
-    def look(self) -> None:
+    def more_available(self) -> None:
         """There may be more now."""
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         """The channel has ended."""
 
 
-class Channel:
+class TenantChannel:
     """One tenant's sessions on this node, and who else waits for its events.
 
     It begins at `head` and lives as long as there is anybody. `read_tail` reads what is new, for all who are
@@ -93,27 +94,27 @@ class Channel:
     def __init__(
         self,
         tenant: Tenant,
-        head: Head,
+        head: StreamHead,
         read: Read,
         delivered: Callable[[StreamName, Seq], None] = lambda stream, seq: None,
-        ended: Callable[[Channel], None] = lambda channel: None,
-        instruments: Instruments | None = None,
+        ended: Callable[[TenantChannel], None] = lambda channel: None,
+        counters: Counters | None = None,
         read_tail: Read | None = None,
     ) -> None:
         self.tenant = tenant
-        self.instruments = instruments or Instruments()
+        self.counters = counters or Counters()
         self.stream_id = head.stream_id
         self.tail = head.last_seq
         self.sessions: set[Subscriber] = set()
-        # The live sessions by dialect and send queue. The loop of `_give` needs only the queues.
-        self._live: dict[Dialect, dict[Outbox, Subscriber]] = {}
-        self._watchers: set[Watcher] = set()
+        # The live sessions by dialect and send queue. The loop of `_write_chunk` needs only the queues.
+        self._live: dict[WireFormat, dict[SendQueue, Subscriber]] = {}
+        self._page_readers: set[PageReader] = set()
         self._read = read
         self._read_tail = read_tail or read
         self._delivered = delivered
-        self._ended = ended
+        self._on_ended = ended
         # The last events up to the tail, without a gap.
-        self._recent: deque[Encoded] = deque()
+        self._recent: deque[EncodedEvent] = deque()
         self._recent_bytes = 0
         # The last event of which the database has told, and so certainly in the log.
         self._head = self.tail
@@ -125,7 +126,7 @@ class Channel:
         # Whether `wake` was called since the last read began.
         self._woken = False
         # Who waits for the page that follows a position, which is being read.
-        self._pages: dict[Seq, list[Deferred[list[Encoded]]]] = {}
+        self._pages: dict[Seq, list[Deferred[list[EncodedEvent]]]] = {}
 
     @property
     def head(self) -> Seq:
@@ -133,21 +134,21 @@ class Channel:
         return max(self._head, self.tail)
 
     @property
-    def watchers(self) -> list[Watcher]:
+    def page_readers(self) -> list[PageReader]:
         """Those that wait now."""
-        return list(self._watchers)
+        return list(self._page_readers)
 
     @property
-    def deserted(self) -> bool:
+    def is_deserted(self) -> bool:
         """Whether nobody is there any more."""
-        return not self.sessions and not self._watchers
+        return not self.sessions and not self._page_readers
 
-    def watch(self, watcher: Watcher) -> None:
+    def watch(self, page_reader: PageReader) -> None:
         """Be told when there is more."""
-        self._watchers.add(watcher)
+        self._page_readers.add(page_reader)
 
-    def unwatch(self, watcher: Watcher) -> None:
-        self._watchers.discard(watcher)
+    def unwatch(self, page_reader: PageReader) -> None:
+        self._page_readers.discard(page_reader)
 
     def enter(self, session: Subscriber) -> None:
         """Belong to the channel, without being live yet."""
@@ -155,26 +156,26 @@ class Channel:
 
     def leave(self, session: Subscriber) -> None:
         self.sessions.discard(session)
-        self.slow_down(session)
+        self.leave_live(session)
 
     def go_live(self, session: Subscriber) -> bool:
         """Make a session live if its position is the tail.
 
         Returns False if its position is before the tail, and it has to read on. Returns False too if its
         position is after the tail, since it read the log before the channel was woken. The channel then reads
-        on, and calls `behind` when it has.
+        on, and calls `catch_up` when it has.
         """
-        position = session.outbox.position
+        position = session.send_queue.position
         if position > self.tail:
             self.wake(position)
         if position != self.tail:
             return False
-        self._live.setdefault(session.dialect, {})[session.outbox] = session
+        self._live.setdefault(session.wire_format, {})[session.send_queue] = session
         return True
 
-    def slow_down(self, session: Subscriber) -> None:
+    def leave_live(self, session: Subscriber) -> None:
         """Give a session no new events until it goes live again."""
-        self._live.get(session.dialect, {}).pop(session.outbox, None)
+        self._live.get(session.wire_format, {}).pop(session.send_queue, None)
 
     def wake(self, seq: Seq) -> None:
         """Read on: there may be events up to `seq`, or not."""
@@ -193,7 +194,7 @@ class Channel:
         last = events[-1].seq
         if not self._reading and events[0].seq == self.tail + 1:
             try:
-                self._fan_out([Encoded(event, self.tenant.slug) for event in events])
+                self._fan_out([EncodedEvent(event, self.tenant.slug) for event in events])
             except Exception:
                 self._log.failure("the events of {slug} were not sent", slug=self.tenant.slug)
                 self.end(FAILED)
@@ -201,33 +202,34 @@ class Channel:
         # This reads nothing if the tail has got there.
         self.wake(last)
 
-    def check(self, head: Head) -> None:
+    def check(self, head: StreamHead) -> None:
         """The database has events up to `head`. Read those that are missing here, for every session."""
         self._head = max(self._head, head.last_seq)
         self.wake(head.last_seq)
         # A session that could not read on while the database was away does so now.
         self._rouse_others()
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         """Close every session; whoever comes later needs another channel."""
-        self._ended(self)
-        everyone: list[Subscriber | Watcher] = [*self.sessions, *self._watchers]
+        self._on_ended(self)
+        everyone: list[Subscriber | PageReader] = [*self.sessions, *self._page_readers]
         for each in everyone:
             self._end(each, closing)
 
-    async def page(self, position: Seq) -> Sequence[Encoded]:
+    async def page(self, position: Seq) -> Sequence[EncodedEvent]:
         """The events that follow a position, up to one page; empty at the end of the log.
 
-        Sessions at the same position share one read. Raises `StreamBroken` if events are missing, `Pruned` if
-        the next one is not kept any more, `Renamed` if the stream has another name, and what the database
-        raises.
+        Sessions at the same position share one read. Raises `StreamBroken` if events are missing,
+        `EventsPruned` if
+        the next one is not kept any more, `StreamRenamed` if the stream has another name, and what the
+        database raises.
         """
         if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
             first = position + 1 - self._recent[0].seq
             return list(islice(self._recent, first, first + _PAGE_EVENTS))
         waiters = self._pages.get(position)
         if waiters is not None:
-            waiter: Deferred[list[Encoded]] = Deferred()
+            waiter: Deferred[list[EncodedEvent]] = Deferred()
             waiters.append(waiter)
             return await waiter
         self._pages[position] = []
@@ -240,7 +242,7 @@ class Channel:
             each.callback(page)
         return page
 
-    def forget(self) -> None:
+    def forget_recent(self) -> None:
         """Forget the events that are kept in memory, since some of them may have been erased from the log."""
         self._recent.clear()
         self._recent_bytes = 0
@@ -260,14 +262,14 @@ class Channel:
             if each.seq <= seq:
                 moments.append(each.event.created_at)
         self._acknowledged = seq
-        self.instruments.reached("ack", moments)
+        self.counters.reached("ack", moments)
 
-    async def _read_page(self, read: Read, position: Seq, limit: int) -> list[Encoded]:
+    async def _read_page(self, read: Read, position: Seq, limit: int) -> list[EncodedEvent]:
         events = await read(position, limit)
         for expected, event in enumerate(events, position + 1):
             if event.seq != expected:
                 raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
-        return [Encoded(event, self.tenant.slug) for event in events]
+        return [EncodedEvent(event, self.tenant.slug) for event in events]
 
     async def _read_on(self) -> None:
         """Read from the tail to the target, and give what is read to the live sessions."""
@@ -284,11 +286,11 @@ class Channel:
                     # The target was a hint, and nothing is there. If it was set during the read, the read may
                     # have been too early for it, and is done again.
                     self._target = self._head
-        except (Refusal, Renamed):
+        except (Refusal, StreamRenamed):
             # The database is away, or the stream has another name. The poll finds both: it wakes the channel
             # when the database is back, and replaces a channel whose name has ended.
             self._target = self.tail
-        except Pruned:
+        except EventsPruned:
             # This node had no connection to the database for as long as events are kept.
             self._log.error("{slug} is too far behind on this node", slug=self.tenant.slug)
             self.end(PRUNED)
@@ -303,22 +305,22 @@ class Channel:
         finally:
             self._reading = False
 
-    def _fan_out(self, events: list[Encoded]) -> None:
-        given = 0
-        for dialect, live in list(self._live.items()):
+    def _fan_out(self, events: list[EncodedEvent]) -> None:
+        delivered_count = 0
+        for wire_format, live in list(self._live.items()):
             if live:
-                for chunk in chunks([(each.written(dialect), each.seq) for each in events]):
-                    given += self._give(chunk, live)
+                for chunk in chunks([(each.written(wire_format), each.seq) for each in events]):
+                    delivered_count += self._write_chunk(chunk, live)
         self.tail = events[-1].seq
         self._remember(events)
         if any(self._live.values()):
             self._delivered((self.tenant.id, self.stream_id), self.tail)
-        if given:
-            self.instruments.delivered("live", given)
-            self.instruments.reached("socket", [each.event.created_at for each in events])
+        if delivered_count:
+            self.counters.delivered("live", delivered_count)
+            self.counters.reached("socket", [each.event.created_at for each in events])
         self._rouse_others()
 
-    def _give(self, chunk: Chunk, live: dict[Outbox, Subscriber]) -> int:
+    def _write_chunk(self, chunk: EventChunk, live: dict[SendQueue, Subscriber]) -> int:
         """Give a chunk to the live sessions of a dialect. Returns how many events they took, all together.
 
         The first loop is the hot path: its body runs for each till and chunk. It uses the send queue and what
@@ -328,35 +330,35 @@ class Channel:
         """
         data, before, last = chunk.data, chunk.first - 1, chunk.last
         written = 0
-        others: list[Outbox] = []
-        for outbox in list(live):
-            if not outbox.has_room or outbox.position != before:
-                others.append(outbox)
+        others: list[SendQueue] = []
+        for send_queue in list(live):
+            if not send_queue.has_room or send_queue.position != before:
+                others.append(send_queue)
                 continue
             try:
-                outbox.write(data)
+                send_queue.write(data)
             except Exception:
                 self._log.failure("a till of {slug} was not sent an event", slug=self.tenant.slug)
                 # A part of it may have been sent, so nothing can follow it on this connection. The till
                 # connects again and is sent what it has not acknowledged.
-                self._end(live[outbox], FAILED)
+                self._end(live[send_queue], FAILED)
             else:
-                outbox.position = outbox.written = last
+                send_queue.position = send_queue.written = last
                 written += 1
-        self.instruments.traffic.sent_bytes += written * len(data)
+        self.counters.traffic.sent_bytes += written * len(data)
         taken = written
-        for outbox in others:
+        for send_queue in others:
             # All queues share a budget. So `deliver` of one may empty another one, whose session is then not
             # live.
-            if outbox in live:
-                if outbox.deliver(chunk):
+            if send_queue in live:
+                if send_queue.deliver(chunk):
                     taken += 1
                 else:
-                    # `_fan_out` calls `behind` of its session when all chunks were given.
-                    live.pop(outbox, None)
+                    # `_fan_out` calls `catch_up` of its session when all chunks were given.
+                    live.pop(send_queue, None)
         return taken * (chunk.last - chunk.first + 1)
 
-    def _end(self, each: Subscriber | Watcher, closing: Closing) -> None:
+    def _end(self, each: Subscriber | PageReader, closing: CloseReason) -> None:
         try:
             each.end(closing)
         except Exception:
@@ -364,19 +366,19 @@ class Channel:
 
     def _rouse_others(self) -> None:
         """Have watchers look, and sessions that are not live read on."""
-        for watcher in list(self._watchers):
-            watcher.look()
+        for page_reader in list(self._page_readers):
+            page_reader.more_available()
         live = self._live.values()
         # Nearly always all are live. To count them is quicker than to find those that are not.
         if sum(map(len, live)) == len(self.sessions):
             return
         for session in self.sessions.difference(*(each.values() for each in live)):
             try:
-                session.behind()
+                session.catch_up()
             except Exception:
                 self._log.failure("a session of {slug} failed", slug=self.tenant.slug)
 
-    def _remember(self, events: list[Encoded]) -> None:
+    def _remember(self, events: list[EncodedEvent]) -> None:
         self._recent.extend(events)
         self._recent_bytes += sum(each.size for each in events)
         while self._recent_bytes > _RECENT_BYTES and len(self._recent) > 1:

@@ -6,7 +6,7 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from posd.delivery.session import Session
-from posd.monitoring.counters import Instruments
+from posd.monitoring.counters import Counters
 from posd.security.log_sampler import LogSampler
 from posd.security.rate_limits import Clock
 
@@ -23,7 +23,7 @@ class ConnectionLog:
     """
 
     clock: Clock
-    instruments: Instruments
+    counters: Counters
     _sampler: LogSampler = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -33,7 +33,7 @@ class ConnectionLog:
         self, session: Session, *, by: str, code: int | None, why: str, seconds: float
     ) -> None:
         """A connection has ended. `why` is posd's reason; a till's own words are not logged."""
-        self.instruments.ended(by, code, why)
+        self.counters.ended(by, code, why)
         terminal = session.terminal
         unsaid = self._sampler.take((terminal.tenant.id, terminal.device_id))
         if unsaid is None:

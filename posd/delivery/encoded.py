@@ -7,9 +7,9 @@ from typing import Final
 
 from attrs import define, field
 
-from posd.delivery.send_queue import Chunk
+from posd.delivery.send_queue import EventChunk
 from posd.protocol import messages
-from posd.protocol.encodings import Dialect
+from posd.protocol.encodings import WireFormat
 from posd.values import Event, Seq
 
 _CHUNK_BYTES: Final = 64 * 1024
@@ -17,12 +17,12 @@ _ENVELOPE_BYTES: Final = 150
 
 
 @define(eq=False)
-class Encoded:
+class EncodedEvent:
     """An event as tills are sent it: by dialect, live or replayed. Each form is made when it is needed."""
 
     event: Event
     _slug: str
-    _written: dict[tuple[Dialect, bool], bytes] = field(init=False, factory=dict)
+    _written: dict[tuple[WireFormat, bool], bytes] = field(init=False, factory=dict)
 
     @property
     def seq(self) -> Seq:
@@ -31,18 +31,18 @@ class Encoded:
     @property
     def size(self) -> int:
         """About how many bytes it has in one form."""
-        return _ENVELOPE_BYTES + len(self.event.data) + len(self.event.beside)
+        return _ENVELOPE_BYTES + len(self.event.data) + len(self.event.extra_members)
 
-    def written(self, dialect: Dialect, *, replay: bool = False) -> bytes:
-        data = self._written.get((dialect, replay))
+    def written(self, wire_format: WireFormat, *, replay: bool = False) -> bytes:
+        data = self._written.get((wire_format, replay))
         if data is None:
             text = messages.event_text(self.event, self._slug, replay)
-            data = dialect.write(self.event.type, text, self.event.seq)
-            self._written[dialect, replay] = data
+            data = wire_format.write(self.event.type, text, self.event.seq)
+            self._written[wire_format, replay] = data
         return data
 
 
-def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[Chunk]:
+def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[EventChunk]:
     """Join consecutive encoded events into chunks of up to 64 KiB. A longer event is a chunk of its own."""
     start = size = 0
     for index, (frame, _) in enumerate(framed):
@@ -54,5 +54,5 @@ def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[Chunk]:
         yield _joined(framed[start:])
 
 
-def _joined(framed: Sequence[tuple[bytes, Seq]]) -> Chunk:
-    return Chunk(b"".join(frame for frame, _ in framed), framed[0][1], framed[-1][1])
+def _joined(framed: Sequence[tuple[bytes, Seq]]) -> EventChunk:
+    return EventChunk(b"".join(frame for frame, _ in framed), framed[0][1], framed[-1][1])

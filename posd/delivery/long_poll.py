@@ -19,47 +19,47 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from posd.delivery.channel import Channel, StreamBroken
-from posd.delivery.hub import Exchange
+from posd.delivery.channel import StreamBroken, TenantChannel
+from posd.delivery.hub import Hub
 from posd.errors import (
     BadRequest,
     Conflict,
-    Pruned,
-    Renamed,
+    EventsPruned,
+    StreamRenamed,
     Unauthorized,
     Unavailable,
     Unprocessable,
 )
 from posd.protocol.cursor import resume
 from posd.protocol.encodings import PLAIN
-from posd.security.connection_limits import Connections, Lease
+from posd.security.connection_limits import ConnectionLease, ConnectionLimits
 from posd.values import (
     GOING_AWAY,
     PRUNED,
     RENAMED,
     REVOKED,
     STREAM_CHANGED,
-    Closing,
-    Opening,
+    CloseReason,
     Position,
     Principal,
     Resync,
     Seq,
+    SessionStart,
     Tenant,
     TenantId,
     Terminal,
 )
 
 _MOST_BYTES: Final = 1024 * 1024
-_MOST_LOOKED_AT: Final = 1000
+_MOST_EXAMINED: Final = 1000
 """Events that one call looks at, for those of the types that it wants."""
-Hold = Callable[[Callable[[], None]], Callable[[], None]]
+OnHold = Callable[[Callable[[], None]], Callable[[], None]]
 """Called when a poll begins to wait, with what to call if whoever asked goes away; what it returns is
 called when the waiting is over."""
 
 
 @frozen
-class Caller:
+class PollingTerminal:
     """Who polls: somebody with a valid key, at a tenant, perhaps with a name."""
 
     tenant: Tenant
@@ -68,7 +68,7 @@ class Caller:
 
 
 @frozen
-class Wish:
+class PollQuery:
     """What a poll wants: up to `limit` events, of some types or of all, within some seconds."""
 
     limit: int = 100
@@ -77,7 +77,7 @@ class Wish:
 
 
 @frozen
-class Batch:
+class PollPage:
     """What a poll gets: messages as JSON, and `position`, from which the next one goes on.
 
     `last` is the position of the last event there is.
@@ -92,68 +92,68 @@ class Batch:
 
 @define(eq=False)
 class Poll:
-    """One poll that reads at a channel, and may wait there. Implements `delivery.hub.Guest`."""
+    """One poll that reads at a channel, and may wait there. Implements `delivery.hub.PollParticipant`."""
 
     terminal: Terminal
     position: Seq
     _clock: IReactorTime
-    _channel: Channel | None = None
+    _channel: TenantChannel | None = None
     _waiter: Deferred[None] | None = None
-    ended: Closing | None = None
-    left: bool = False
+    ended: CloseReason | None = None
+    is_abandoned: bool = False
 
-    def look(self) -> None:
+    def more_available(self) -> None:
         if self._channel is not None and self._channel.head > self.position:
-            self._go_on()
+            self._stop_waiting()
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         self.ended = closing
-        self._go_on()
+        self._stop_waiting()
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Whoever asked is gone."""
-        self.left = True
-        self._go_on()
+        self.is_abandoned = True
+        self._stop_waiting()
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing to wait for any more."""
-        return self.left or self.ended is not None
+        return self.is_abandoned or self.ended is not None
 
-    async def wait(self, channel: Channel, seconds: float) -> None:
+    async def wait(self, channel: TenantChannel, seconds: float) -> None:
         """Until there may be more, the time is over, or there is nothing to wait for."""
-        if self.over:
+        if self.is_over:
             return
         self._channel = channel
         waiter: Deferred[None] = Deferred()
         self._waiter = waiter
-        timer = self._clock.callLater(seconds, self._go_on)
+        timer = self._clock.callLater(seconds, self._stop_waiting)
         try:
             await waiter
         finally:
             if timer.active():
                 timer.cancel()
 
-    def _go_on(self) -> None:
+    def _stop_waiting(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.callback(None)
 
 
 @define(eq=False)
-class Harvest:
+class PageBuilder:
     """What a poll has found so far."""
 
-    wish: Wish
+    query: PollQuery
     position: Seq
     messages: list[bytes] = field(factory=list)
-    full: bool = False
+    is_full: bool = False
     _size: int = 0
-    _looked_at: int = 0
+    _examined: int = 0
 
-    async def gather(self, channel: Channel, last: Seq) -> None:
+    async def read_up_to(self, channel: TenantChannel, last: Seq) -> None:
         """Read on to the end, which is at `last` at least, as far as there is room."""
-        while not self.full and self.position < max(last, channel.head):
+        while not self.is_full and self.position < max(last, channel.head):
             page = await channel.page(self.position)
             if not page and self.position >= last:
                 # It was only a hint.
@@ -161,88 +161,88 @@ class Harvest:
             if not page or page[0].seq != self.position + 1:
                 raise StreamBroken(f"nothing follows position {self.position}")
             for each in page:
-                self._take(each.event.type, each.written(PLAIN), each.seq)
-                if self.full:
+                self._add(each.event.type, each.written(PLAIN), each.seq)
+                if self.is_full:
                     return
 
-    def _take(self, kind: str, message: bytes, seq: Seq) -> None:
-        if not self.wish.types or kind in self.wish.types:
+    def _add(self, kind: str, message: bytes, seq: Seq) -> None:
+        if not self.query.types or kind in self.query.types:
             if self.messages and self._size + len(message) > _MOST_BYTES:
-                self.full = True
+                self.is_full = True
                 return
             self.messages.append(message)
             self._size += len(message)
         self.position = seq
-        self._looked_at += 1
-        self.full = len(self.messages) == self.wish.limit or self._looked_at == _MOST_LOOKED_AT
+        self._examined += 1
+        self.is_full = len(self.messages) == self.query.limit or self._examined == _MOST_EXAMINED
 
 
-class Polls:
+class LongPolling:
     """Answers polls, and takes acknowledgements that come without a connection."""
 
     def __init__(
         self,
         reactor: IReactorTime,
-        exchange: Exchange,
-        connections: Connections,
-        settle: Callable[[TenantId, str], Awaitable[None]],
+        hub: Hub,
+        connections: ConnectionLimits,
+        write_pending: Callable[[TenantId, str], Awaitable[None]],
     ) -> None:
         self._reactor = reactor
-        self._exchange = exchange
+        self._hub = hub
         self._connections = connections
-        self._settle = settle
+        self._write_pending = write_pending
 
     async def answer(
         self,
-        caller: Caller,
-        asked: Position | None,
-        wish: Wish,
-        hold: Hold,
-    ) -> Batch:
+        poller: PollingTerminal,
+        requested: Position | None,
+        query: PollQuery,
+        on_hold: OnHold,
+    ) -> PollPage:
         """What follows a position, or the caller's cursor where none is named.
 
         Raises `BadRequest`, `TooManyRequests`, `Unauthorized` and `Unavailable`.
         """
-        opening = await self._exchange.look_up(caller.tenant, caller.device_id, asked)
-        if asked is None:
-            if opening.acked is None:
+        session_start = await self._hub.look_up(poller.tenant, poller.device_id, requested)
+        if requested is None:
+            if session_start.acked is None:
                 raise BadRequest(
                     "A terminal without a name has to say after which event.",
                     code="position_required",
                 )
-            asked = Position(opening.acked)
-        if asked.stream_id is None and not opening.astray:
-            asked = Position(asked.seq, opening.head.stream_id)
+            requested = Position(session_start.acked)
+        if requested.stream_id is None and not session_start.astray:
+            requested = Position(requested.seq, session_start.head.stream_id)
         try:
-            return await self._read(caller, opening, asked, wish, hold)
-        except (StreamBroken, Renamed, Pruned):
+            return await self._read(poller, session_start, requested, query, on_hold)
+        except (StreamBroken, StreamRenamed, EventsPruned):
             # How that stands now is looked up again.
-            opening = await self._exchange.look_up(caller.tenant, caller.device_id, asked)
+            session_start = await self._hub.look_up(poller.tenant, poller.device_id, requested)
         try:
-            return await self._read(caller, opening, asked, wish, hold)
-        except (StreamBroken, Renamed, Pruned) as error:
+            return await self._read(poller, session_start, requested, query, on_hold)
+        except (StreamBroken, StreamRenamed, EventsPruned) as error:
             raise Unavailable("The stream cannot be read on.", retry_after=1) from error
 
-    async def acknowledge(self, caller: Caller, seq: Seq, stream_id: UUID | None) -> Seq:
+    async def acknowledge(self, poller: PollingTerminal, seq: Seq, stream_id: UUID | None) -> Seq:
         """Note that a terminal has stored everything up to `seq`; its cursor, when that is written.
 
         Raises `Conflict`, `Unprocessable` and `Unavailable`.
         """
-        tenant, device_id = caller.tenant, caller.device_id
+        tenant, device_id = poller.tenant, poller.device_id
         if device_id is None:
             raise Unprocessable("Only a named device has a position.", code="no_device")
-        asked = Position(seq, stream_id)
-        opening = await self._exchange.look_up(tenant, device_id, asked, resuming=False)
-        head = opening.head
-        if resume(opening, asked)[1] is Resync.RESET:
+        requested = Position(seq, stream_id)
+        session_start = await self._hub.look_up(tenant, device_id, requested, resuming=False)
+        head = session_start.head
+        if resume(session_start, requested)[1] is Resync.RESET:
             raise Conflict("The stream has lost that event.", code="stream_changed")
         if seq > head.last_seq:
             raise Unprocessable(f"There is no event {seq} yet.", code="beyond_head")
-        self._exchange.acknowledged(_terminal(caller, opening, Position(seq)), seq)
-        await self._settle(tenant.id, device_id)
-        noted = Position(seq, head.stream_id)
-        written = await self._exchange.look_up(tenant, device_id, noted, resuming=False)
-        if resume(written, noted)[1] is Resync.RESET:
+        self._hub.acknowledged(_terminal(poller, session_start, Position(seq)), seq)
+        await self._write_pending(tenant.id, device_id)
+        named_position = Position(seq, head.stream_id)
+        written = await self._hub.look_up(tenant, device_id, named_position, resuming=False)
+        if resume(written, named_position)[1] is Resync.RESET:
             raise Conflict("The stream has lost that event.", code="stream_changed")
         if written.acked is None or written.acked < seq:
             raise Unavailable("The position was not written.", retry_after=1)
@@ -250,61 +250,61 @@ class Polls:
 
     async def _read(
         self,
-        caller: Caller,
-        opening: Opening,
-        asked: Position,
-        wish: Wish,
-        hold: Hold,
-    ) -> Batch:
-        head = opening.head
-        start, resync = resume(opening, asked)
-        terminal = _terminal(caller, opening, asked)
-        self._note(terminal, start)
-        harvest = Harvest(wish, start)
-        if resync is not None or (start == head.last_seq and not wish.seconds):
-            return Batch([], start, head.last_seq, head.stream_id, resync)
+        poller: PollingTerminal,
+        session_start: SessionStart,
+        requested: Position,
+        query: PollQuery,
+        on_hold: OnHold,
+    ) -> PollPage:
+        head = session_start.head
+        start, resync = resume(session_start, requested)
+        terminal = _terminal(poller, session_start, requested)
+        self._note_position(terminal, start)
+        builder = PageBuilder(query, start)
+        if resync is not None or (start == head.last_seq and not query.seconds):
+            return PollPage([], start, head.last_seq, head.stream_id, resync)
         poll = Poll(terminal, start, self._reactor)
-        channel = self._exchange.watch(poll, opening)
+        channel = self._hub.watch(poll, session_start)
         try:
-            await harvest.gather(channel, head.last_seq)
-            if wish.seconds and not harvest.messages and not harvest.full:
-                lease = self._connections.admit(caller.tenant.id, caller.device_id)
-                await self._wait(poll, harvest, channel, lease, hold)
-            channel.instruments.delivered("poll", len(harvest.messages))
-            if harvest.messages and not wish.types:
-                channel.replayed(harvest.position)
-            last = max(head.last_seq, channel.head, harvest.position)
+            await builder.read_up_to(channel, head.last_seq)
+            if query.seconds and not builder.messages and not builder.is_full:
+                lease = self._connections.admit(poller.tenant.id, poller.device_id)
+                await self._wait(poll, builder, channel, lease, on_hold)
+            channel.counters.delivered("poll", len(builder.messages))
+            if builder.messages and not query.types:
+                channel.replayed(builder.position)
+            last = max(head.last_seq, channel.head, builder.position)
         finally:
-            self._exchange.unwatch(poll, channel)
-        if not poll.left:
-            self._exchange.answered(terminal, harvest.position)
-            if wish.seconds:
+            self._hub.unwatch(poll, channel)
+        if not poll.is_abandoned:
+            self._hub.sent_by_poll(terminal, builder.position)
+            if query.seconds:
                 # It is there still.
-                self._note(terminal, start)
-        return Batch(harvest.messages, harvest.position, last, head.stream_id)
+                self._note_position(terminal, start)
+        return PollPage(builder.messages, builder.position, last, head.stream_id)
 
     async def _wait(
         self,
         poll: Poll,
-        harvest: Harvest,
-        channel: Channel,
-        lease: Lease,
-        hold: Hold,
+        builder: PageBuilder,
+        channel: TenantChannel,
+        lease: ConnectionLease,
+        on_hold: OnHold,
     ) -> None:
         """Read what comes, until that is something or the time is over."""
-        deadline = self._reactor.seconds() + harvest.wish.seconds
-        over = hold(poll.leave)
+        deadline = self._reactor.seconds() + builder.query.seconds
+        is_over = on_hold(poll.abandon)
         try:
-            while not harvest.messages and not harvest.full and not poll.over:
+            while not builder.messages and not builder.is_full and not poll.is_over:
                 seconds = deadline - self._reactor.seconds()
                 if seconds <= 0:
                     break
-                poll.position = harvest.position
+                poll.position = builder.position
                 await poll.wait(channel, seconds)
-                if poll.ended in (None, GOING_AWAY) and not poll.left:
-                    await harvest.gather(channel, harvest.position)
+                if poll.ended in (None, GOING_AWAY) and not poll.is_abandoned:
+                    await builder.read_up_to(channel, builder.position)
         finally:
-            over()
+            is_over()
             lease.release()
         if poll.ended == REVOKED:
             raise Unauthorized
@@ -313,18 +313,18 @@ class Polls:
         if poll.ended not in (None, GOING_AWAY):
             raise Unavailable("The stream cannot be read at the moment.", retry_after=1)
 
-    def _note(self, terminal: Terminal, seq: Seq) -> None:
+    def _note_position(self, terminal: Terminal, seq: Seq) -> None:
         if terminal.device_id is not None:
-            self._exchange.acknowledged(terminal, seq)
+            self._hub.acknowledged(terminal, seq)
 
 
-def _terminal(caller: Caller, opening: Opening, position: Position) -> Terminal:
+def _terminal(poller: PollingTerminal, session_start: SessionStart, position: Position) -> Terminal:
     return Terminal(
         uuid4(),
-        caller.tenant,
-        caller.principal,
-        caller.device_id,
+        poller.tenant,
+        poller.principal,
+        poller.device_id,
         position,
-        opening.at,
-        opening.head.stream_id,
+        session_start.at,
+        session_start.head.stream_id,
     )

@@ -16,17 +16,26 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from posd.database.coalescing import Coalescer
-from posd.database.pool import Database
-from posd.delivery.bulk_writer import Troubles, in_parts
-from posd.delivery.pending_writes import Device, Kept, Messages, Nack, T, Word, put_back, take_piece
+from posd.database.pool import Pool
+from posd.delivery.bulk_writer import ProblemLog, in_parts
+from posd.delivery.pending_writes import (
+    ByTenant,
+    Device,
+    PendingMessages,
+    RejectedEvent,
+    T,
+    TillMessage,
+    put_back,
+    take_part,
+)
 from posd.errors import StatementFailed, Unavailable
 from posd.security.log_sampler import LogSampler
-from posd.store import presence as books
+from posd.store import presence as presence_store
 from posd.values import Seq, Terminal
 
 _WAIT_SECONDS: Final = 5.0
 """How long a till that comes back waits for what it refused to be written."""
-_PIECE_BYTES: Final = 256 * 1024
+_PART_BYTES: Final = 256 * 1024
 """Of messages in one statement: some ten milliseconds."""
 
 
@@ -35,32 +44,34 @@ class MessageWriter:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, database: Database) -> None:
+    def __init__(self, clock: IReactorTime, database: Pool) -> None:
         self._database = database
         self._sampler = LogSampler(clock.seconds)
-        self._pending = Messages()
+        self._pending = PendingMessages()
         self._writes: Coalescer[None, None] = Coalescer(
             clock, self._write_all, seconds=_WAIT_SECONDS
         )
-        self._refusing: Counter[Device] = Counter()
+        self._unwritten_rejections: Counter[Device] = Counter()
         """How many refusals of each device are still to be written."""
-        self._troubles = Troubles(self._log)
+        self._problems = ProblemLog(self._log)
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
         """A till sent a message that is only logged."""
-        word = Word(terminal.tenant, f"pos_{kind}", body.decode(), terminal.device_id)
-        if not self._pending.say(word):
-            self._not_kept(terminal)
+        message = TillMessage(terminal.tenant, f"pos_{kind}", body.decode(), terminal.device_id)
+        if not self._pending.add_message(message):
+            self._log_dropped(terminal)
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         """A till cannot process event `seq`."""
         device = terminal.device_id or ""
-        if self._pending.refuse(Nack(terminal.tenant, seq, device, reason, terminal.stream_id)):
-            self._refusing[terminal.tenant.id, device] += 1
+        if self._pending.add_rejected(
+            RejectedEvent(terminal.tenant, seq, device, reason, terminal.stream_id)
+        ):
+            self._unwritten_rejections[terminal.tenant.id, device] += 1
         else:
-            self._not_kept(terminal)
+            self._log_dropped(terminal)
 
-    def begin(self) -> None:
+    def start_write(self) -> None:
         """Begin to write what there is, if nothing is being written."""
         if self._pending and not self._writes.running:
             Deferred.fromCoroutine(self.write())
@@ -74,36 +85,36 @@ class MessageWriter:
         except Exception:
             self._log.failure("messages of tills were not written, and are kept")
 
-    async def settle(self, device: Device) -> None:
+    async def write_pending(self, device: Device) -> None:
         """Wait until what a device has refused is written. Raises `Unavailable` if that takes too long."""
-        if self._refusing[device]:
+        if self._unwritten_rejections[device]:
             await self._writes.ask(None)
 
     async def _write_all(self, keys: Sequence[None]) -> Mapping[None, None]:
         """Write what is there now. What comes meanwhile is for the next time."""
         # A till that comes back waits for the refusals.
-        await self._kind("refusals of tills", self._pending.nacks, self._refuse)
-        await self._kind("messages of tills", self._pending.words, self._say)
+        await self._write_kind("refusals of tills", self._pending.nacks, self._write_rejected)
+        await self._write_kind("messages of tills", self._pending.messages, self._write_messages)
         return {None: None}
 
-    async def _refuse(self, nacks: Sequence[Nack]) -> None:
+    async def _write_rejected(self, nacks: Sequence[RejectedEvent]) -> None:
         rows = [(n.tenant.id, n.seq, n.device_id, n.reason, n.stream_id) for n in nacks]
-        await books.nacks(self._database, rows)
+        await presence_store.insert_nacks(self._database, rows)
 
-    async def _say(self, words: Sequence[Word]) -> None:
-        rows = [(each.tenant.id, each.kind, each.body, each.device_id) for each in words]
-        await books.said(self._database, rows)
+    async def _write_messages(self, messages: Sequence[TillMessage]) -> None:
+        rows = [(each.tenant.id, each.kind, each.body, each.device_id) for each in messages]
+        await presence_store.insert_messages(self._database, rows)
 
-    async def _kind(
-        self, what: str, kept: Kept[T], write: Callable[[Sequence[T]], Awaitable[None]]
+    async def _write_kind(
+        self, what: str, by_tenant: ByTenant[T], write: Callable[[Sequence[T]], Awaitable[None]]
     ) -> None:
         """Write one kind of messages. What PostgreSQL refuses for another reason than data is kept."""
-        left, piece, done = dict(kept), list[T](), 0
-        kept.clear()
+        left, piece, done = dict(by_tenant), list[T](), 0
+        by_tenant.clear()
 
         def finish(part: Sequence[T]) -> None:
             nonlocal done
-            self._done(part)
+            self._mark_written(part)
             done += len(part)
 
         async def write_part(part: Sequence[T]) -> None:
@@ -111,12 +122,12 @@ class MessageWriter:
             finish(part)
 
         def blame(part: Sequence[T], error: Exception) -> None:
-            self._lost(part, error)
+            self._log_lost(part, error)
             finish(part)
 
         try:
             while left:
-                piece, done = take_piece(left, _PIECE_BYTES), 0
+                piece, done = take_part(left, _PART_BYTES), 0
                 try:
                     await write_part(piece)
                 except StatementFailed as error:
@@ -126,15 +137,15 @@ class MessageWriter:
                     for _, some in groupby(piece, lambda each: each.tenant.id):
                         await in_parts(list(some), write_part, blame)
         except StatementFailed as error:
-            self._troubles.begun(what, error)
+            self._problems.began(what, error)
         else:
-            self._troubles.over(what)
+            self._problems.ended(what)
         finally:
             for later in left.values():
-                put_back(kept, later)
-            put_back(kept, piece[done:])
+                put_back(by_tenant, later)
+            put_back(by_tenant, piece[done:])
 
-    def _lost(self, part: Sequence[Word | Nack], error: Exception) -> None:
+    def _log_lost(self, part: Sequence[TillMessage | RejectedEvent], error: Exception) -> None:
         self._log.error(
             "{count} messages of {slug}, the first from {device}, were not written and are lost: {error}",
             count=len(part),
@@ -143,17 +154,17 @@ class MessageWriter:
             error=error,
         )
 
-    def _done(self, part: Sequence[Word | Nack]) -> None:
+    def _mark_written(self, part: Sequence[TillMessage | RejectedEvent]) -> None:
         """These messages are written, or lost."""
         self._pending.written(part)
         for each in part:
-            if isinstance(each, Nack):
+            if isinstance(each, RejectedEvent):
                 device = (each.tenant.id, each.device_id)
-                self._refusing[device] -= 1
-                if not self._refusing[device]:
-                    del self._refusing[device]
+                self._unwritten_rejections[device] -= 1
+                if not self._unwritten_rejections[device]:
+                    del self._unwritten_rejections[device]
 
-    def _not_kept(self, terminal: Terminal) -> None:
+    def _log_dropped(self, terminal: Terminal) -> None:
         unsaid = self._sampler.take(terminal.tenant.id)
         if unsaid is not None:
             self._log.warn(

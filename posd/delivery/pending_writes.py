@@ -13,13 +13,13 @@ from uuid import UUID
 
 from attrs import define, field, frozen
 
-from posd.delivery.registry import Sighting
+from posd.delivery.registry import Heartbeat
 from posd.values import Seq, StreamName, Tenant, TenantId, Terminal
 
-_MOST_SAID: Final = 2 * 1024 * 1024
-_MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
+_MOST_TENANT_BYTES: Final = 2 * 1024 * 1024
+_MOST_TOTAL_BYTES: Final = 64 * 1024 * 1024
 """Bytes of what the tills of a tenant, and of all, say while the database is away."""
-_OVERHEAD: Final = 256
+_MESSAGE_OVERHEAD: Final = 256
 """What even an empty message takes."""
 
 Subscription = tuple[TenantId, str, UUID]
@@ -35,7 +35,7 @@ def subscription(terminal: Terminal) -> Subscription:
 
 
 @define(eq=False)
-class Claim:
+class DeviceClaim:
     """A connection that claims its device. `won` says whether it got it; None until that is decided."""
 
     terminal: Terminal
@@ -43,51 +43,58 @@ class Claim:
 
 
 @define
-class Notes:
+class PendingWrites:
     """What the next flush writes into tables of posd's own schema."""
 
     connected: dict[UUID, Terminal] = field(factory=dict)
     """Connections that were opened, by their ids."""
-    gone: set[UUID] = field(factory=set)
+    disconnected: set[UUID] = field(factory=set)
     """Connections that have ended."""
-    claims: dict[UUID, Claim] = field(factory=dict)
-    seen: dict[UUID, Sighting] = field(factory=dict)
+    claims: dict[UUID, DeviceClaim] = field(factory=dict)
+    heartbeats: dict[UUID, Heartbeat] = field(factory=dict)
     """When something was last heard on connections, and how far they were sent their stream."""
-    reached: dict[Subscription, Seq] = field(factory=dict)
+    sent_positions: dict[Subscription, Seq] = field(factory=dict)
     """How far devices were sent a stream that may have another name by now."""
-    spoken: set[Subscription] = field(factory=set)
-    """Those of `reached` whose devices have acknowledged something, or named a position."""
+    using_positions: set[Subscription] = field(factory=set)
+    """Those of `sent_positions` whose devices have acknowledged something, or named a position."""
     acks: dict[Subscription, Seq] = field(factory=dict)
     """How far devices have acknowledged."""
-    follows: dict[Subscription, Seq] = field(factory=dict)
+    legacy_positions: dict[Subscription, Seq] = field(factory=dict)
     """How far legacy devices were sent their stream."""
     sent: dict[StreamName, Seq] = field(factory=dict)
     """How far each stream was written to at least one till."""
     received: dict[StreamName, Seq] = field(factory=dict)
     """How far at least one till has each stream: by cursors that are written, and by reports about orders."""
     acknowledging: set[Device] = field(factory=set)
-    """The devices of `acks` and `reached`."""
+    """The devices of `acks` and `sent_positions`."""
 
     def __bool__(self) -> bool:
         return any(
             (
-                *(self.connected, self.gone, self.claims, self.seen, self.acks, self.follows),
-                *(self.sent, self.received, self.reached),
+                *(
+                    self.connected,
+                    self.disconnected,
+                    self.claims,
+                    self.heartbeats,
+                    self.acks,
+                    self.legacy_positions,
+                ),
+                *(self.sent, self.received, self.sent_positions),
             )
         )
 
     def left(self, connection_id: UUID) -> None:
         """A connection has ended. If it was not written yet, nothing is written of it."""
         self.claims.pop(connection_id, None)
-        self.seen.pop(connection_id, None)
+        self.heartbeats.pop(connection_id, None)
         if self.connected.pop(connection_id, None) is None:
-            self.gone.add(connection_id)
+            self.disconnected.add(connection_id)
 
-    def sent_to(self, key: Subscription, seq: Seq, spoke: bool) -> None:
+    def note_sent_position(self, key: Subscription, seq: Seq, uses_positions: bool) -> None:
         """A device was sent everything up to `seq` of a stream that may have ended."""
-        self.reached[key] = max(seq, self.reached.get(key, 0))
-        if spoke:
-            self.spoken.add(key)
+        self.sent_positions[key] = max(seq, self.sent_positions.get(key, 0))
+        if uses_positions:
+            self.using_positions.add(key)
         self.acknowledging.add(key[:2])
 
     def acknowledged(self, key: Subscription, seq: Seq) -> None:
@@ -95,9 +102,9 @@ class Notes:
         self.acks[key] = max(seq, self.acks.get(key, 0))
         self.acknowledging.add(key[:2])
 
-    def followed(self, key: Subscription, seq: Seq) -> None:
+    def sent_to_legacy(self, key: Subscription, seq: Seq) -> None:
         """A legacy device was sent everything up to `seq`, on one of its connections."""
-        self.follows[key] = max(seq, self.follows.get(key, 0))
+        self.legacy_positions[key] = max(seq, self.legacy_positions.get(key, 0))
 
     def delivered(self, stream: StreamName, seq: Seq) -> None:
         """Events up to `seq` were written to at least one till of the tenant."""
@@ -107,7 +114,7 @@ class Notes:
         """At least one till of the tenant has everything up to `seq`."""
         self.received[stream] = max(seq, self.received.get(stream, 0))
 
-    def acks_are_written(self, accepted: Sequence[tuple[StreamName, Seq]]) -> None:
+    def acks_written(self, accepted: Sequence[tuple[StreamName, Seq]]) -> None:
         """The cursors of `acks` are written. What the streams' heads say of them is written after that.
 
         `accepted` has the cursors that belong to the stream's present name.
@@ -115,38 +122,38 @@ class Notes:
         for stream, seq in accepted:
             self.confirmed(stream, seq)
         self.acks = {}
-        self.acknowledging = {key[:2] for key in self.reached}
+        self.acknowledging = {key[:2] for key in self.sent_positions}
 
-    def merged(self, later: Notes) -> Notes:
+    def merged(self, later: PendingWrites) -> PendingWrites:
         """These notes and later ones together.
 
         Of positions the furthest counts, since a replay or a poll may note an earlier position later. Of
         everything else the later note counts.
         """
-        connected = {k: t for k, t in self.connected.items() if k not in later.gone}
-        seen = {k: s for k, s in self.seen.items() if k not in later.gone}
-        return Notes(
+        connected = {k: t for k, t in self.connected.items() if k not in later.disconnected}
+        heartbeats = {k: s for k, s in self.heartbeats.items() if k not in later.disconnected}
+        return PendingWrites(
             connected=connected | later.connected,
-            gone=self.gone | later.gone,
+            disconnected=self.disconnected | later.disconnected,
             # A connection whose claim was not written is told so, and claims again.
             claims=later.claims,
-            seen=seen | later.seen,
-            reached=_furthest(self.reached, later.reached),
-            spoken=self.spoken | later.spoken,
-            acks=_furthest(self.acks, later.acks),
-            follows=_furthest(self.follows, later.follows),
-            sent=_furthest(self.sent, later.sent),
-            received=_furthest(self.received, later.received),
+            heartbeats=heartbeats | later.heartbeats,
+            sent_positions=_merge_furthest(self.sent_positions, later.sent_positions),
+            using_positions=self.using_positions | later.using_positions,
+            acks=_merge_furthest(self.acks, later.acks),
+            legacy_positions=_merge_furthest(self.legacy_positions, later.legacy_positions),
+            sent=_merge_furthest(self.sent, later.sent),
+            received=_merge_furthest(self.received, later.received),
             acknowledging=self.acknowledging | later.acknowledging,
         )
 
 
-def _furthest(positions: dict[H, Seq], later: dict[H, Seq]) -> dict[H, Seq]:
+def _merge_furthest(positions: dict[H, Seq], later: dict[H, Seq]) -> dict[H, Seq]:
     return positions | {k: max(seq, positions.get(k, 0)) for k, seq in later.items()}
 
 
 @frozen
-class Word:
+class TillMessage:
     """A message of a till that is only logged."""
 
     tenant: Tenant
@@ -156,11 +163,11 @@ class Word:
 
     @property
     def size(self) -> int:
-        return _OVERHEAD + len(self.body)
+        return _MESSAGE_OVERHEAD + len(self.body)
 
 
 @frozen
-class Nack:
+class RejectedEvent:
     """An event that a till could not process."""
 
     tenant: Tenant
@@ -171,37 +178,37 @@ class Nack:
 
     @property
     def size(self) -> int:
-        return _OVERHEAD + len(self.reason)
+        return _MESSAGE_OVERHEAD + len(self.reason)
 
 
-T = TypeVar("T", Word, Nack)
-Kept = dict[TenantId, list[T]]
+T = TypeVar("T", TillMessage, RejectedEvent)
+ByTenant = dict[TenantId, list[T]]
 """Messages of one kind by tenant, in their order."""
 
 
 @define
-class Messages:
-    """Messages of tills that are not written yet: `words` are only logged, `nacks` refuse events."""
+class PendingMessages:
+    """Messages of tills that are not written yet: `messages` are only logged, `nacks` refuse events."""
 
-    words: Kept[Word] = field(factory=dict)
-    nacks: Kept[Nack] = field(factory=dict)
+    messages: ByTenant[TillMessage] = field(factory=dict)
+    nacks: ByTenant[RejectedEvent] = field(factory=dict)
     sizes: Counter[TenantId] = field(factory=Counter)
     """How many bytes the words and nacks of each tenant take, until they are written."""
     total: int = 0
     """How many those of all tenants take."""
 
     def __bool__(self) -> bool:
-        return bool(self.words or self.nacks)
+        return bool(self.messages or self.nacks)
 
-    def say(self, word: Word) -> bool:
+    def add_message(self, message: TillMessage) -> bool:
         """Keep a message. Returns False, and drops it, if its tenant or all have too many bytes."""
-        return self._keep(self.words, word)
+        return self._add(self.messages, message)
 
-    def refuse(self, nack: Nack) -> bool:
-        """Keep what a till could not process, as `say` does."""
-        return self._keep(self.nacks, nack)
+    def add_rejected(self, nack: RejectedEvent) -> bool:
+        """Keep what a till could not process, as `add_message` does."""
+        return self._add(self.nacks, nack)
 
-    def written(self, messages: Iterable[Word | Nack]) -> None:
+    def written(self, messages: Iterable[TillMessage | RejectedEvent]) -> None:
         """Do not count the bytes of these any more."""
         for each in messages:
             tenant_id = each.tenant.id
@@ -210,45 +217,48 @@ class Messages:
             if not self.sizes[tenant_id]:
                 del self.sizes[tenant_id]
 
-    def _keep(self, kept: Kept[T], said: T) -> bool:
-        sizes, tenant_id = self.sizes, said.tenant.id
-        if sizes[tenant_id] + said.size > _MOST_SAID or self.total + said.size > _MOST_SAID_BY_ALL:
+    def _add(self, by_tenant: ByTenant[T], message: T) -> bool:
+        sizes, tenant_id = self.sizes, message.tenant.id
+        if (
+            sizes[tenant_id] + message.size > _MOST_TENANT_BYTES
+            or self.total + message.size > _MOST_TOTAL_BYTES
+        ):
             return False
-        sizes[tenant_id] += said.size
-        self.total += said.size
-        kept.setdefault(tenant_id, []).append(said)
+        sizes[tenant_id] += message.size
+        self.total += message.size
+        by_tenant.setdefault(tenant_id, []).append(message)
         return True
 
 
-def take_piece(kept: Kept[T], most: int) -> list[T]:
-    """Take about `most` bytes of messages out of `kept`: of each tenant in turn, up to an equal share.
+def take_part(by_tenant: ByTenant[T], most: int) -> list[T]:
+    """Take about `most` bytes of messages out of `by_tenant`: of each tenant in turn, up to an equal share.
 
     One message of a tenant is taken whatever its size. A tenant with more than its share becomes the last one
-    of `kept`, and so of the next piece.
+    of `by_tenant`, and so of the next piece.
     """
-    share, room, piece = most // max(1, len(kept)), most, []
-    for tenant_id in list(kept):
-        messages, count, size = kept[tenant_id], 0, 0
+    share, room, part = most // max(1, len(by_tenant)), most, []
+    for tenant_id in list(by_tenant):
+        messages, count, size = by_tenant[tenant_id], 0, 0
         for each in messages:
             size += each.size
             if count and size > share:
                 break
             count += 1
-        piece += messages[:count]
+        part += messages[:count]
         # Deleted also where some are left, to become the last one.
-        del kept[tenant_id]
+        del by_tenant[tenant_id]
         if count < len(messages):
-            kept[tenant_id] = messages[count:]
+            by_tenant[tenant_id] = messages[count:]
         room -= size
         if room <= 0:
             break
-    return piece
+    return part
 
 
-def put_back(kept: Kept[T], messages: Iterable[T]) -> None:
+def put_back(by_tenant: ByTenant[T], messages: Iterable[T]) -> None:
     """Put messages before those that came later."""
-    earlier: Kept[T] = {}
+    earlier: ByTenant[T] = {}
     for each in messages:
         earlier.setdefault(each.tenant.id, []).append(each)
     for tenant_id, some in earlier.items():
-        kept[tenant_id] = some + kept.get(tenant_id, [])
+        by_tenant[tenant_id] = some + by_tenant.get(tenant_id, [])

@@ -21,16 +21,16 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from posd.database.coalescing import Coalescer
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery.bulk_writer import BulkWriter
 from posd.delivery.message_writer import MessageWriter
 from posd.delivery.order_marks import OrderMarks
-from posd.delivery.pending_writes import Claim, Notes, Subscription, subscription
-from posd.delivery.registry import Sighting
+from posd.delivery.pending_writes import DeviceClaim, PendingWrites, Subscription, subscription
+from posd.delivery.registry import Heartbeat
 from posd.errors import StatementFailed, Unavailable
 from posd.events.print_status import print_report
 from posd.store import orders
-from posd.store import presence as books
+from posd.store import presence as presence_store
 from posd.values import PrintStatus, Seq, StreamName, TenantId, Terminal
 
 _FLUSH_SECONDS: Final = 0.2
@@ -44,32 +44,34 @@ _OVERDUE_SECONDS: Final = 30.0
 
 
 class Presence(Service):
-    """Notes, and the flush that writes them. Implements `delivery.session.Register`."""
+    """Notes, and the flush that writes them. Implements `delivery.executor.ProgressSink`."""
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, database: Database, node_id: UUID) -> None:
+    def __init__(self, reactor: IReactorTime, database: Pool, node_id: UUID) -> None:
         self._reactor = reactor
         self._database = database
         self._node_id = node_id
         self._marks = OrderMarks(database, self._confirmed)
         self._messages = MessageWriter(reactor, database)
-        self._writer = BulkWriter(database, node_id, moved=self._marks.moved, lease=self._lease)
+        self._writer = BulkWriter(
+            database, node_id, heads_moved=self._marks.heads_moved, lease=self._lease
+        )
         self._flushes: Coalescer[None, None] = Coalescer(
             reactor, self._write, seconds=_WAIT_SECONDS
         )
         self._flushing = LoopingCall(self._flush_quietly)
         self._renewing = LoopingCall(self._renew)
-        self._marking = LoopingCall(self._marks.mark_quietly)
+        self._marking = LoopingCall(self._marks.mark_and_log)
         self._flushing.clock = self._renewing.clock = self._marking.clock = reactor
         self._leased = False
-        self._notes = Notes()
+        self._pending_writes = PendingWrites()
         # What the flush that is under way is writing.
-        self._in_flight = Notes()
-        self._here: dict[UUID, Terminal] = {}
+        self._in_flight = PendingWrites()
+        self._connected_terminals: dict[UUID, Terminal] = {}
         self._renewed_at = reactor.seconds()
         self._unwritten_since: float | None = None
-        self.sightings: Callable[[], list[Sighting]] = list
+        self.heartbeats: Callable[[], list[Heartbeat]] = list
         """Tells what to renew of the connections."""
 
     def startService(self) -> None:
@@ -91,7 +93,7 @@ class Presence(Service):
         return Deferred.fromCoroutine(self._leave())
 
     @property
-    def overdue(self) -> bool:
+    def is_overdue(self) -> bool:
         """Whether for half a minute the lease could not be renewed, or a flush did not succeed."""
         since = self._renewed_at + _RENEW_SECONDS
         if self._unwritten_since is not None:
@@ -99,26 +101,26 @@ class Presence(Service):
         return self._reactor.seconds() - since >= _OVERDUE_SECONDS
 
     def connected(self, terminal: Terminal) -> None:
-        self._here[terminal.connection_id] = terminal
-        self._notes.connected[terminal.connection_id] = terminal
+        self._connected_terminals[terminal.connection_id] = terminal
+        self._pending_writes.connected[terminal.connection_id] = terminal
 
     def disconnected(self, terminal: Terminal) -> None:
-        self._notes.left(terminal.connection_id)
-        self._here.pop(terminal.connection_id, None)
+        self._pending_writes.left(terminal.connection_id)
+        self._connected_terminals.pop(terminal.connection_id, None)
 
     def delivered(self, stream: StreamName, seq: Seq) -> None:
         """Events up to `seq` were written to one of the tenant's tills at least."""
-        self._notes.delivered(stream, seq)
+        self._pending_writes.delivered(stream, seq)
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
-        self._notes.acknowledged(subscription(terminal), seq)
+        self._pending_writes.acknowledged(subscription(terminal), seq)
 
-    def sent(self, cursor: Subscription, seq: Seq, spoke: bool) -> None:
+    def sent(self, cursor: Subscription, seq: Seq, uses_positions: bool) -> None:
         """A device was sent a stream up to `seq`, and the stream may have another name by now."""
-        self._notes.sent_to(cursor, seq, spoke)
+        self._pending_writes.note_sent_position(cursor, seq, uses_positions)
 
-    def followed(self, terminal: Terminal, seq: Seq) -> None:
-        self._notes.followed(subscription(terminal), seq)
+    def sent_to_legacy(self, terminal: Terminal, seq: Seq) -> None:
+        self._pending_writes.sent_to_legacy(subscription(terminal), seq)
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         self._messages.refused(terminal, seq, reason)
@@ -131,8 +133,8 @@ class Presence(Service):
     ) -> bool:
         """Written at once: the till is told if there is no such order, or no database."""
         report = print_report(order_id, status, reason)
-        session = self._database.of(terminal.tenant.id)
-        now = await orders.note(session, terminal.tenant, report, terminal.device_id)
+        executor = self._database.of(terminal.tenant.id)
+        now = await orders.record_report(executor, terminal.tenant, report, terminal.device_id)
         if now is not None:
             self.reported(terminal.tenant.id)
         return now is not None
@@ -146,21 +148,21 @@ class Presence(Service):
 
         All connections that claim at the same time do so with the next flush, in one statement.
         """
-        claim = self._notes.claims[terminal.connection_id] = Claim(terminal)
+        claim = self._pending_writes.claims[terminal.connection_id] = DeviceClaim(terminal)
         await self._flushes.ask(None)
         if claim.won is None:
             raise Unavailable("The claim was not written.", retry_after=1)
         return claim.won
 
-    async def settle(self, tenant_id: TenantId, device_id: str) -> None:
+    async def write_pending(self, tenant_id: TenantId, device_id: str) -> None:
         """Write down what a device acknowledged and refused, now that it asks how far it is.
 
         Waits for the flush that is under way if that writes it, and for nothing if nothing is noted.
         """
         device = (tenant_id, device_id)
-        if device in self._notes.acknowledging or device in self._in_flight.acknowledging:
+        if device in self._pending_writes.acknowledging or device in self._in_flight.acknowledging:
             await self._flushes.ask(None)
-        await self._messages.settle(device)
+        await self._messages.write_pending(device)
 
     async def flush(self) -> None:
         """Write everything that was noted. Raises `Unavailable` if the books cannot be written now.
@@ -175,7 +177,7 @@ class Presence(Service):
         await self._marks.mark()
 
     def _confirmed(self, stream: StreamName, seq: Seq) -> None:
-        self._notes.confirmed(stream, seq)
+        self._pending_writes.confirmed(stream, seq)
 
     async def _write(self, keys: Sequence[None]) -> Mapping[None, None]:
         """One flush, for all who wait for it."""
@@ -183,20 +185,20 @@ class Presence(Service):
             self._unwritten_since = self._reactor.seconds()
         if not self._leased:
             await self._lease_or_unavailable()
-        self._in_flight, self._notes = self._notes, Notes()
+        self._in_flight, self._pending_writes = self._pending_writes, PendingWrites()
         try:
             await self._writer.write(self._in_flight)
         finally:
-            left, self._in_flight = self._in_flight, Notes()
-            self._notes = left.merged(self._notes)
-        if not self._writer.troubles:
+            left, self._in_flight = self._in_flight, PendingWrites()
+            self._pending_writes = left.merged(self._pending_writes)
+        if not self._writer.problems:
             self._unwritten_since = None
         return {None: None}
 
     async def _flush_quietly(self) -> None:
         try:
-            self._messages.begin()
-            if self._notes or self._unwritten_since is not None:
+            self._messages.start_write()
+            if self._pending_writes or self._unwritten_since is not None:
                 await self._flushes.ask(None)
         except Unavailable:
             return
@@ -211,32 +213,32 @@ class Presence(Service):
         except Exception:
             self._log.failure("the lease could not be renewed")
         else:
-            self._notes.seen.update((each[0], each) for each in self.sightings())
+            self._pending_writes.heartbeats.update((each[0], each) for each in self.heartbeats())
 
     async def _lease_or_unavailable(self) -> None:
         """Renew the lease. What PostgreSQL refuses is logged once, and `Unavailable` for callers."""
         try:
             await self._lease()
         except StatementFailed as error:
-            self._writer.troubles.begun("the lease and the books", error)
+            self._writer.problems.began("the lease and the books", error)
             raise Unavailable("The books cannot be written.", retry_after=5) from error
-        self._writer.troubles.over("the lease and the books")
+        self._writer.problems.ended("the lease and the books")
 
     async def _lease(self) -> None:
-        if await books.lease(self._database.for_all, self._node_id, _LEASE_SECONDS):
+        if await presence_store.renew_lease(self._database.for_all, self._node_id, _LEASE_SECONDS):
             # The books were lost: PostgreSQL crashed, or this node was taken for dead.
-            self._notes.connected = dict(self._here)
+            self._pending_writes.connected = dict(self._connected_terminals)
         self._leased, self._renewed_at = True, self._reactor.seconds()
 
     async def _leave(self) -> None:
         try:
             await self.flush()
             # A shop's table that cannot be written does not keep the node in the books.
-            await self._marks.mark_quietly()
-            if self._notes:
+            await self._marks.mark_and_log()
+            if self._pending_writes:
                 # What tills said of orders has confirmed more.
                 await self.flush()
-            await books.leave(self._database, self._node_id)
+            await presence_store.remove_node(self._database, self._node_id)
         except (Unavailable, StatementFailed):
             # The lease runs out by itself, if there are any books.
             return

@@ -13,21 +13,21 @@ from typing import Any, Final, Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from posd.security.request_rates import FRAME
+from posd.security.request_rates import FRAME_COST
 
 _MOST_WAITING: Final = 16
 """When so many messages wait, the till is not read."""
-_FRAMES_TOO_MANY: Final = 3000
+_MOST_FRAMES_WHILE_PAUSED: Final = 3000
 """In a pause, from what was read before it: up to two thousand acknowledgements. More are empty frames."""
 
 Charge = Callable[[float, int], float]
 """Charges so many requests and bytes. Returns for how many seconds nothing more is to be read."""
 
-Hear = Callable[[bytes], Coroutine[Any, Any, None] | None]
+ReceiveMessage = Callable[[bytes], Coroutine[Any, Any, None] | None]
 """Takes a message. What takes longer is returned, to be awaited before the next one."""
 
 
-class Reading(Protocol):
+class ReadingTransport(Protocol):
     """The transport that is read from."""
 
     def pauseProducing(self) -> None:
@@ -37,45 +37,45 @@ class Reading(Protocol):
         """Read on."""
 
 
-class Intake:
-    """The messages of one connection that are still to be taken. `failed` is called if `hear` raises."""
+class ReceiveQueue:
+    """The messages of one connection that are still to be taken. `failed` is called if `receive` raises."""
 
     def __init__(
         self,
         reactor: IReactorTime,
-        reading: Reading,
-        hear: Hear,
+        transport: ReadingTransport,
+        receive: ReceiveMessage,
         failed: Callable[[], None],
         charge: Charge,
     ) -> None:
         self._reactor = reactor
-        self._reading = reading
-        self._hear = hear
+        self._transport = transport
+        self._receive = receive
         self._failed = failed
         self._charge = charge
         self._waiting: deque[bytes] | tuple[()] = ()
         # Whether a message is being taken.
         self._busy = False
         # How many frames have come during the pause.
-        self._overdrawn = 0
+        self._frames_while_paused = 0
         # Ends the pause after a charge that was more than the till's credit.
         self._pause: IDelayedCall | None = None
         self._stopped = False
-        self.holding = False
+        self.is_paused = False
         """Whether the transport is not read at the moment."""
 
-    def frame(self, size: int) -> bool:
+    def charge_frame(self, size: int) -> bool:
         """Charge a frame of so many bytes. Returns False if more have come than any till sends."""
-        self._pay(FRAME, size)
+        self._charge_and_pause(FRAME_COST, size)
         if self._pause is not None:
-            self._overdrawn += 1
-        return self._overdrawn <= _FRAMES_TOO_MANY
+            self._frames_while_paused += 1
+        return self._frames_while_paused <= _MOST_FRAMES_WHILE_PAUSED
 
-    def costly(self) -> None:
+    def charge_statement(self) -> None:
         """Charge a message that costs a statement as one request. Its frame was charged already."""
-        self._pay(1 - FRAME, 0)
+        self._charge_and_pause(1 - FRAME_COST, 0)
 
-    def take(self, message: bytes) -> None:
+    def put(self, message: bytes) -> None:
         """Take a message, after those that wait."""
         if not self._waiting:
             # A till that says nothing has none: an empty deque takes 760 bytes.
@@ -83,7 +83,7 @@ class Intake:
         self._waiting.append(message)
         if not self._busy:
             self._take_waiting()
-        self._regulate()
+        self._update_reading()
 
     def stop(self) -> None:
         """The connection is gone: do not pause or resume it any more."""
@@ -93,7 +93,7 @@ class Intake:
             self._pause = None
 
     def _take_waiting(self) -> None:
-        # `hear` may call `take`, which must not begin a second loop within this one.
+        # `receive` may call `put`, which must not begin a second loop within this one.
         self._busy = True
         work = self._take_quick()
         if work is None:
@@ -105,7 +105,7 @@ class Intake:
         """Take messages until there is one that takes longer. Returns its work, None without one."""
         while self._waiting:
             try:
-                work = self._hear(self._waiting.popleft())
+                work = self._receive(self._waiting.popleft())
             except Exception:
                 self._failed()
                 continue
@@ -123,10 +123,10 @@ class Intake:
             except Exception:
                 self._failed()
             work = self._take_quick()
-            self._regulate()
+            self._update_reading()
         self._busy = False
 
-    def _pay(self, requests: float, size: int) -> None:
+    def _charge_and_pause(self, requests: float, size: int) -> None:
         seconds = self._charge(requests, size)
         if seconds > 0 and not self._stopped:
             if self._pause is None:
@@ -134,20 +134,20 @@ class Intake:
             else:
                 # More frames have come, which were read before the pause began. They make it longer.
                 self._pause.reset(seconds)
-            self._regulate()
+            self._update_reading()
 
     def _end_pause(self) -> None:
         self._pause = None
-        self._overdrawn = 0
-        self._regulate()
+        self._frames_while_paused = 0
+        self._update_reading()
 
-    def _regulate(self) -> None:
+    def _update_reading(self) -> None:
         """Pause or resume the transport, if that has changed."""
-        hold = len(self._waiting) >= _MOST_WAITING or self._pause is not None
-        if hold == self.holding or self._stopped:
+        is_pause_due = len(self._waiting) >= _MOST_WAITING or self._pause is not None
+        if is_pause_due == self.is_paused or self._stopped:
             return
-        self.holding = hold
-        if hold:
-            self._reading.pauseProducing()
+        self.is_paused = is_pause_due
+        if is_pause_due:
+            self._transport.pauseProducing()
         else:
-            self._reading.resumeProducing()
+            self._transport.resumeProducing()

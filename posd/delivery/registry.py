@@ -22,27 +22,27 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from posd.delivery.contested import ContestedDevices
-from posd.delivery.send_queue import Outbox, Sink
-from posd.delivery.session import Peer, Session, State
+from posd.delivery.contested_devices import ContestedDevices
+from posd.delivery.send_queue import ByteSink, SendQueue
+from posd.delivery.session import Session, SessionState, SessionTransport
 from posd.errors import Unavailable
 from posd.values import SUPERSEDED, Seq, TenantId, Terminal
 
-_TURNS: Final = 5
+_GROUPS: Final = 5
 """In how many groups connections are looked after, one group each second."""
-_TURN_SECONDS: Final = 1.0
+_GROUP_SECONDS: Final = 1.0
 _GRACE_SECONDS: Final = 5.0
 _SETTLED_SECONDS: Final = 10.0
 
 
-class Line(Peer, Sink, Protocol):
+class TillTransport(SessionTransport, ByteSink, Protocol):
     """A till's connection, as far as it is looked after."""
 
     @property
     def heard_at(self) -> float:
         """When anything was last received, by the reactor's clock."""
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, send_queue: SendQueue) -> None:
         """Let the outbox know when there is room, from the first byte on."""
 
     def ping(self) -> None:
@@ -52,7 +52,7 @@ class Line(Peer, Sink, Protocol):
         """End it without a word; `abort` does not wait for what is on its way."""
 
 
-Sighting = tuple[UUID, float, Seq]
+Heartbeat = tuple[UUID, float, Seq]
 """What is new of a connection: which it is, how many seconds ago it was heard of, up to where it was
 sent. The database makes a time of that by its own clock."""
 
@@ -61,11 +61,11 @@ Claim = Callable[[Terminal], Awaitable[bool]]
 
 
 @define(eq=False)
-class Attendance:
+class TrackedConnection:
     """One connection, and when something is to be done about it."""
 
     session: Session
-    line: Line
+    transport: TillTransport
     opened_at: float
     heartbeat: float
     """Seconds that it was told; it counts on them, whatever newer connections are told."""
@@ -80,7 +80,7 @@ class Attendance:
         return self.session.terminal
 
 
-class Roster(Service):
+class ConnectionRegistry(Service):
     """The connections of this node. `heartbeat` is the seconds from ping to ping of those to come."""
 
     _log = Logger()
@@ -88,143 +88,147 @@ class Roster(Service):
     def __init__(self, reactor: IReactorTime, heartbeat: float, claim: Claim) -> None:
         self._reactor = reactor
         self.heartbeat = heartbeat
-        self._claim_everywhere = claim
-        self._everyone: dict[UUID, Attendance] = {}
-        self._of_device: dict[tuple[TenantId, str], set[Attendance]] = {}
-        self._groups: list[set[Attendance]] = [set() for _ in range(_TURNS)]
+        self._claim_in_database = claim
+        self._connections: dict[UUID, TrackedConnection] = {}
+        self._by_device: dict[tuple[TenantId, str], set[TrackedConnection]] = {}
+        self._groups: list[set[TrackedConnection]] = [set() for _ in range(_GROUPS)]
         self._contested = ContestedDevices(reactor.seconds)
-        self._turn = 0
-        self._rounds = LoopingCall(self._look_after_some)
-        self._rounds.clock = reactor
+        self._current_group = 0
+        self._timer = LoopingCall(self._check_next_group)
+        self._timer.clock = reactor
 
     def __len__(self) -> int:
-        return len(self._everyone)
+        return len(self._connections)
 
-    def __iter__(self) -> Iterator[Attendance]:
+    def __iter__(self) -> Iterator[TrackedConnection]:
         """Everyone as of now; whoever is asked about may leave meanwhile."""
-        return iter(list(self._everyone.values()))
+        return iter(list(self._connections.values()))
 
     def startService(self) -> None:
         Service.startService(self)
-        self._rounds.start(_TURN_SECONDS, now=False)
+        self._timer.start(_GROUP_SECONDS, now=False)
 
     def stopService(self) -> None:
         Service.stopService(self)
-        if self._rounds.running:
-            self._rounds.stop()
+        if self._timer.running:
+            self._timer.stop()
 
-    def get(self, connection_id: UUID) -> Attendance | None:
-        return self._everyone.get(connection_id)
+    def get(self, connection_id: UUID) -> TrackedConnection | None:
+        return self._connections.get(connection_id)
 
-    def of_device(self, terminal: Terminal) -> list[Session]:
+    def sessions_of_device(self, terminal: Terminal) -> list[Session]:
         """The sessions of a terminal's device; none if it has no name."""
         device = _device(terminal)
-        return [] if device is None else [each.session for each in self._of_device.get(device, ())]
+        return [] if device is None else [each.session for each in self._by_device.get(device, ())]
 
-    def enter(self, session: Session, line: Line) -> None:
+    def enter(self, session: Session, transport: TillTransport) -> None:
         """Look after a connection from now on."""
         now = self._reactor.seconds()
         # Who must not be silent for longer is pinged a round before that.
-        interval = min(self.heartbeat, session.dialect.silence - _TURNS * _TURN_SECONDS)
+        interval = min(
+            self.heartbeat, session.wire_format.keepalive_seconds - _GROUPS * _GROUP_SECONDS
+        )
         # Those that came together, after a restart, are pinged one after the other.
         first_ping = now + interval * random.uniform(0.5, 1.0)
-        attendance = Attendance(session, line, now, self.heartbeat, interval, first_ping)
-        self._everyone[attendance.terminal.connection_id] = attendance
-        self._group(attendance).add(attendance)
-        device = _device(attendance.terminal)
+        connection = TrackedConnection(
+            session, transport, now, self.heartbeat, interval, first_ping
+        )
+        self._connections[connection.terminal.connection_id] = connection
+        self._group(connection).add(connection)
+        device = _device(connection.terminal)
         if device is not None:
-            self._of_device.setdefault(device, set()).add(attendance)
+            self._by_device.setdefault(device, set()).add(connection)
 
     def leave(self, session: Session) -> bool:
         """A connection is gone. Whether it was there."""
-        attendance = self._everyone.pop(session.terminal.connection_id, None)
-        if attendance is None:
+        connection = self._connections.pop(session.terminal.connection_id, None)
+        if connection is None:
             return False
-        self._group(attendance).discard(attendance)
-        device = _device(attendance.terminal)
+        self._group(connection).discard(connection)
+        device = _device(connection.terminal)
         if device is not None:
-            self._of_device[device].discard(attendance)
-            if not self._of_device[device]:
-                del self._of_device[device]
+            self._by_device[device].discard(connection)
+            if not self._by_device[device]:
+                del self._by_device[device]
         return True
 
     def heard(self, session: Session) -> None:
         """A till sent a frame: it means to stay, so it takes its device's place."""
-        attendance = self._everyone.get(session.terminal.connection_id)
-        if attendance is None or attendance.claimed:
+        connection = self._connections.get(session.terminal.connection_id)
+        if connection is None or connection.claimed:
             return
-        if _device(attendance.terminal) not in self._contested:
-            self._claim(attendance)
+        if _device(connection.terminal) not in self._contested:
+            self._claim(connection)
 
-    def supersede(self, attendance: Attendance) -> None:
+    def supersede(self, connection: TrackedConnection) -> None:
         """End a connection whose device's place a newer one has taken, on this node or another."""
-        device = _device(attendance.terminal)
-        if device is not None and attendance.session.state is not State.CLOSED:
-            self._contested.displaced(device, attendance.terminal)
-        attendance.session.end(SUPERSEDED)
+        device = _device(connection.terminal)
+        if device is not None and connection.session.state is not SessionState.CLOSED:
+            self._contested.displaced(device, connection.terminal)
+        connection.session.end(SUPERSEDED)
 
-    def sightings(self) -> list[Sighting]:
+    def heartbeats(self) -> list[Heartbeat]:
         """What has changed since the last time. The positions of legacy terminals are noted, too."""
         now = self._reactor.seconds()
-        sightings = []
-        for connection_id, attendance in self._everyone.items():
-            state = (attendance.line.heard_at, attendance.session.position)
-            if state != attendance.reported:
-                attendance.reported = state
-                attendance.session.note_position()
-                ago = now - attendance.line.heard_at
-                sightings.append((connection_id, ago, attendance.session.position))
-        return sightings
+        heartbeats = []
+        for connection_id, connection in self._connections.items():
+            state = (connection.transport.heard_at, connection.session.position)
+            if state != connection.reported:
+                connection.reported = state
+                connection.session.note_legacy_position()
+                seconds_ago = now - connection.transport.heard_at
+                heartbeats.append((connection_id, seconds_ago, connection.session.position))
+        return heartbeats
 
-    def _group(self, attendance: Attendance) -> set[Attendance]:
-        return self._groups[attendance.terminal.connection_id.int % _TURNS]
+    def _group(self, connection: TrackedConnection) -> set[TrackedConnection]:
+        return self._groups[connection.terminal.connection_id.int % _GROUPS]
 
-    def _look_after_some(self) -> None:
-        self._turn = (self._turn + 1) % _TURNS
+    def _check_next_group(self) -> None:
+        self._current_group = (self._current_group + 1) % _GROUPS
         now = self._reactor.seconds()
         self._contested.forget()
-        for attendance in list(self._groups[self._turn]):
+        for connection in list(self._groups[self._current_group]):
             try:
-                self._look_after(attendance, now)
+                self._check_connection(connection, now)
             except Exception:
                 self._log.failure("a session could not be looked after")
 
-    def _look_after(self, attendance: Attendance, now: float) -> None:
-        if now - attendance.line.heard_at > 2 * attendance.heartbeat + _GRACE_SECONDS:
-            attendance.line.drop(abort=True)
+    def _check_connection(self, connection: TrackedConnection, now: float) -> None:
+        if now - connection.transport.heard_at > 2 * connection.heartbeat + _GRACE_SECONDS:
+            connection.transport.drop(abort=True)
             return
-        if now >= attendance.next_ping:
-            attendance.next_ping = now + attendance.interval
-            attendance.line.ping()
-        if not attendance.claimed and now - attendance.opened_at >= _SETTLED_SECONDS:
-            self._claim(attendance)
-        attendance.session.check()
+        if now >= connection.next_ping:
+            connection.next_ping = now + connection.interval
+            connection.transport.ping()
+        if not connection.claimed and now - connection.opened_at >= _SETTLED_SECONDS:
+            self._claim(connection)
+        connection.session.check()
 
-    def _claim(self, attendance: Attendance) -> None:
-        attendance.claimed = True
-        device = _device(attendance.terminal)
+    def _claim(self, connection: TrackedConnection) -> None:
+        connection.claimed = True
+        device = _device(connection.terminal)
         if device is None:
             return
-        for other in list(self._of_device.get(device, ())):
-            if _since(other.terminal) < _since(attendance.terminal):
+        for other in list(self._by_device.get(device, ())):
+            if _connection_order(other.terminal) < _connection_order(connection.terminal):
                 self.supersede(other)
-        claimed = Deferred.fromCoroutine(self._claim_on_all_nodes(attendance))
+        claimed = Deferred.fromCoroutine(self._claim_on_all_nodes(connection))
         claimed.addErrback(lambda failure: self._log.failure("a claim failed", failure))
 
-    async def _claim_on_all_nodes(self, attendance: Attendance) -> None:
+    async def _claim_on_all_nodes(self, connection: TrackedConnection) -> None:
         try:
-            won = await self._claim_everywhere(attendance.terminal)
+            won = await self._claim_in_database(connection.terminal)
         except Unavailable:
             # Said again at the next turn: the database is away.
-            attendance.claimed = False
+            connection.claimed = False
             return
         if not won:
-            self.supersede(attendance)
+            self.supersede(connection)
 
 
 def _device(terminal: Terminal) -> tuple[TenantId, str] | None:
     return None if terminal.device_id is None else (terminal.tenant.id, terminal.device_id)
 
 
-def _since(terminal: Terminal) -> tuple[datetime, UUID]:
+def _connection_order(terminal: Terminal) -> tuple[datetime, UUID]:
     return terminal.connected_at, terminal.connection_id

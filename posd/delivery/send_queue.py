@@ -1,6 +1,7 @@
 """The send queue of one till: bytes in order, up to a limit; what does not fit is refused.
 
-The class is named `Outbox`; it has nothing to do with the table `pos_outbox` (`posd.publishing.outbox`).
+The class is named `SendQueue`; it has nothing to do with the table `pos_outbox`
+(`posd.publishing.send_queue`).
 
 The queue is the push producer of its transport. While the transport takes bytes, they are written at once.
 While it does not, they wait here up to a limit. What does not fit is refused. It stays in PostgreSQL, and the
@@ -18,12 +19,12 @@ from attrs import define, field, frozen
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from posd.monitoring.counters import Traffic
+from posd.monitoring.counters import TrafficCounts
 from posd.values import Seq, TenantId
 
 
 @frozen
-class Chunk:
+class EventChunk:
     """The events from `first` to `last` in one dialect, which are written by one call.
 
     For each till that takes one TLS record and one system call for every 16 KiB, so mostly one of each,
@@ -35,33 +36,33 @@ class Chunk:
     last: Seq
 
 
-class Sink(Protocol):
+class ByteSink(Protocol):
     """The part of a transport that an outbox writes to."""
 
     def write(self, data: bytes) -> None:
         """Send or buffer bytes. It may call `pauseProducing` before it returns."""
 
 
-class Listener(Protocol):
+class SendQueueOwner(Protocol):
     """Who fills an outbox."""
 
-    def room(self) -> None:
+    def on_room(self) -> None:
         """The queue is empty: offer more."""
 
-    def given_up(self) -> None:
-        """What waited was dropped. Offer what follows `written` again when `room` is called."""
+    def on_shed(self) -> None:
+        """What waited was dropped. Offer what follows `written` again when `on_room` is called."""
 
 
 @define(eq=False)
-class Share:
+class TenantShare:
     """What one tenant's outboxes hold of a budget, and those that hold anything."""
 
     held: int = 0
-    outboxes: set[Outbox] = field(factory=set)
+    send_queues: set[SendQueue] = field(factory=set)
 
 
 @define(eq=False)
-class Budget:
+class SendBudget:
     """How many bytes all outboxes may hold. Above that, some of the tenant that holds most are emptied.
 
     So if the tills of one shop do not read, only tills of that shop have to catch up again.
@@ -69,29 +70,29 @@ class Budget:
 
     limit: int
     held: int = field(init=False, default=0)
-    _shares: dict[TenantId, Share] = field(init=False, factory=dict)
+    _shares: dict[TenantId, TenantShare] = field(init=False, factory=dict)
 
-    def count(self, outbox: Outbox, change: int) -> None:
+    def add_held(self, send_queue: SendQueue, change: int) -> None:
         """Note that an outbox holds so many bytes more than before, or fewer."""
         self.held += change
-        share = self._shares.setdefault(outbox.tenant_id, Share())
+        share = self._shares.setdefault(send_queue.tenant_id, TenantShare())
         share.held += change
-        if outbox.held:
-            share.outboxes.add(outbox)
+        if send_queue.held:
+            share.send_queues.add(send_queue)
         else:
-            share.outboxes.discard(outbox)
-            if not share.outboxes:
-                del self._shares[outbox.tenant_id]
+            share.send_queues.discard(send_queue)
+            if not share.send_queues:
+                del self._shares[send_queue.tenant_id]
 
-    def relieve(self) -> None:
+    def enforce_limit(self) -> None:
         """While the limit is exceeded, empty the fullest outbox of the tenant that holds most."""
         while self.held > self.limit:
             heaviest = max(self._shares.values(), key=lambda share: share.held)
-            max(heaviest.outboxes, key=lambda outbox: outbox.held).shed()
+            max(heaviest.send_queues, key=lambda send_queue: send_queue.held).shed()
 
 
 @implementer(IPushProducer)
-class Outbox:
+class SendQueue:
     """The bytes for one till. `position` is the last event taken, `written` the last one written.
 
     `held` is how many bytes wait here. `traffic` counts what was written. `stalled_since` is when the
@@ -113,17 +114,17 @@ class Outbox:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: ByteSink,
         limit: int,
-        budget: Budget,
+        budget: SendBudget,
         tenant_id: TenantId,
         *,
         clock: Callable[[], float],
         position: Seq = 0,
-        traffic: Traffic | None = None,
+        traffic: TrafficCounts | None = None,
     ) -> None:
         self.write = sink.write
-        self._traffic = traffic or Traffic()
+        self._traffic = traffic or TrafficCounts()
         self.limit = limit
         self._budget = budget
         self._clock = clock
@@ -131,13 +132,13 @@ class Outbox:
         self._waiting: deque[tuple[bytes, Seq | None]] | tuple[()] = ()
         self._open = self.has_room = True
         self.tenant_id = tenant_id
-        self.listener: Listener | None = None
+        self.listener: SendQueueOwner | None = None
         self.stalled_since: float | None = None
         self.held = 0
         self.position = position
         self.written = position
 
-    def deliver(self, chunk: Chunk) -> bool:
+    def deliver(self, chunk: EventChunk) -> bool:
         """Take a chunk. False if it does not begin right after `position`, or if it does not fit."""
         return chunk.first == self.position + 1 and self.offer(chunk.data, chunk.last)
 
@@ -159,26 +160,26 @@ class Outbox:
         if seq is not None:
             self.position = seq
         self._count(len(data))
-        self._budget.relieve()
+        self._budget.enforce_limit()
         return True
 
     def shed(self) -> None:
         """Drop what waits, events and other messages, and tell the listener."""
-        self._forget()
+        self._drop_waiting()
         if self.listener is not None:
-            self.listener.given_up()
+            self.listener.on_shed()
 
-    def go_back(self, seq: Seq) -> int:
+    def rewind(self, seq: Seq) -> int:
         """Drop what waits and go on after event `seq`, if that is earlier. Returns by how many events."""
-        self._forget()
-        back = max(0, self.written - seq)
-        self.position = self.written = self.written - back
-        return back
+        self._drop_waiting()
+        rewound = max(0, self.written - seq)
+        self.position = self.written = self.written - rewound
+        return rewound
 
     def close(self) -> None:
         """Take nothing more and forget what waits."""
         self._open = False
-        self._forget()
+        self._drop_waiting()
         self.listener = None
 
     def pauseProducing(self) -> None:
@@ -196,7 +197,7 @@ class Outbox:
             self._count(-len(data))
             self._send(data, seq)
         if self.has_room and self.listener is not None:
-            self.listener.room()
+            self.listener.on_room()
 
     def stopProducing(self) -> None:
         """The transport is gone."""
@@ -210,7 +211,7 @@ class Outbox:
         self._traffic.sent_bytes += len(data)
         self.write(data)
 
-    def _forget(self) -> None:
+    def _drop_waiting(self) -> None:
         self._waiting = ()
         self._count(-self.held)
         self.position = self.written
@@ -218,7 +219,7 @@ class Outbox:
     def _count(self, change: int) -> None:
         self.held += change
         self._update_has_room()
-        self._budget.count(self, change)
+        self._budget.add_held(self, change)
 
     def _update_has_room(self) -> None:
         self.has_room = not self.held and self.stalled_since is None and self._open

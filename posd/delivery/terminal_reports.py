@@ -9,27 +9,27 @@ from typing import Final, Protocol
 from attrs import define, field
 from twisted.logger import Logger
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.errors import TooLarge, TooManyRequests, Unprocessable
-from posd.events import normalise as drafts
+from posd.events import normalise
 from posd.events.order_transitions import unknown_order
-from posd.events.print_status import Report, Said, meaning
+from posd.events.print_status import PrintReport, ReportedStatus, meaning
 from posd.protocol import jsontext
-from posd.publishing.publication import Publication, Published
+from posd.publishing.publication import Publication, PublicationResult
 from posd.security.connection_limits import MOST_DEVICES
 from posd.security.log_sampler import LogSampler
 from posd.store import devices, orders
-from posd.store import presence as books
+from posd.store import presence as presence_store
 from posd.values import PrintStatus, Tenant, TenantId
 
 
-class Numbers(Protocol):
+class EventPublisher(Protocol):
     """The sequencer."""
 
-    async def publish(self, publication: Publication) -> Published: ...
+    async def publish(self, publication: Publication) -> PublicationResult: ...
 
 
-class Notes(Protocol):
+class ReportMarks(Protocol):
     """Where it is noted that a tenant's tills have said something about orders (`posd.delivery.presence`)."""
 
     def reported(self, tenant_id: TenantId) -> None: ...
@@ -39,12 +39,12 @@ _RETRY_SECONDS: Final = 60
 
 
 @define(eq=False)
-class Terminals:
+class TerminalReports:
     """Takes reports. All of them may be repeated as often as anybody likes."""
 
-    database: Database
-    notes: Notes
-    sequencer: Numbers
+    database: Pool
+    report_marks: ReportMarks
+    sequencer: EventPublisher
     _sampler: LogSampler = field(factory=lambda: LogSampler(time.monotonic), init=False)
     _log = Logger()
 
@@ -52,49 +52,55 @@ class Terminals:
         self,
         tenant: Tenant,
         device_id: str | None,
-        report: Report,
-        word: str,
-        besides: Mapping[str, object] | None = None,
+        report: PrintReport,
+        reported_word: str,
+        details: Mapping[str, object] | None = None,
     ) -> PrintStatus:
         """Take what a till says about an order; the order's print status now.
 
-        `word` is the till's own for it, `besides` what else is to be known: of an order that was
+        `reported_word` is the till's own for it, `details` what else is to be known: of an order that was
         paid its `paymentMethod`, of a word of the till's own what the log keeps. Raises `NotFound`,
         and `Unavailable` when an order was paid and that cannot be published.
         """
-        session = self.database.of(tenant.id)
+        executor = self.database.of(tenant.id)
         if device_id is not None:
             # A report is not refused because there are too many devices; only the name is not kept.
-            await devices.heard(session, tenant.id, device_id, MOST_DEVICES)
-        status = await orders.note(session, tenant, report, device_id)
+            await devices.record_heartbeat(executor, tenant.id, device_id, MOST_DEVICES)
+        status = await orders.record_report(executor, tenant, report, device_id)
         if status is None:
             raise unknown_order()
-        self.notes.reported(tenant.id)
-        if report.said is Said.PAID:
-            await self._paid(tenant, report.order_id, besides or {})
-        elif meaning(word) is Said.OTHER:
-            body = jsontext.encode({"orderId": report.order_id, **(besides or {})}).decode()
-            await books.said(session, [(tenant.id, f"pos_{word}", body, device_id)])
+        self.report_marks.reported(tenant.id)
+        if report.said is ReportedStatus.PAID:
+            await self._publish_paid(tenant, report.order_id, details or {})
+        elif meaning(reported_word) is ReportedStatus.OTHER:
+            body = jsontext.encode({"orderId": report.order_id, **(details or {})}).decode()
+            await presence_store.insert_messages(
+                executor, [(tenant.id, f"pos_{reported_word}", body, device_id)]
+            )
         return status
 
-    async def heartbeat(self, tenant: Tenant, device_id: str, beat: devices.Heartbeat) -> None:
+    async def heartbeat(
+        self, tenant: Tenant, device_id: str, beat: devices.HeartbeatReport
+    ) -> None:
         """Note that a terminal is there. Raises `TooManyRequests` where there are too many."""
-        session = self.database.of(tenant.id)
-        if not await devices.heard(session, tenant.id, device_id, MOST_DEVICES, beat):
+        executor = self.database.of(tenant.id)
+        if not await devices.record_heartbeat(executor, tenant.id, device_id, MOST_DEVICES, beat):
             raise TooManyRequests(
                 "This tenant has too many devices.",
                 code="too_many_devices",
                 retry_after=_RETRY_SECONDS,
             )
 
-    async def _paid(self, tenant: Tenant, order_id: str, besides: Mapping[str, object]) -> None:
+    async def _publish_paid(
+        self, tenant: Tenant, order_id: str, details: Mapping[str, object]
+    ) -> None:
         """Publish that an order was paid, for the other tills; nothing if that is known.
 
         What was paid by which means is content, so it goes the way of all content. When it was is
         not: a till that repeats itself names another time.
         """
-        data = {"orderId": order_id, "paymentStatus": "paid", **besides}
-        draft = drafts.draft("order_updated", data)
+        data = {"orderId": order_id, "paymentStatus": "paid", **details}
+        draft = normalise.draft("order_updated", data)
         try:
             await self.sequencer.publish(Publication(tenant.id, [draft]))
         except (TooLarge, Unprocessable) as refusal:

@@ -9,10 +9,10 @@ from itertools import count
 from operator import itemgetter
 
 from posd.errors import InvalidMessage
-from posd.events.coercion import Unreadable, text
+from posd.events.coercion import NotCoercible, text
 from posd.protocol.jsontext import decode
 
-_ENVELOPE = {
+_ENVELOPE_ORDER = {
     name: rank
     for rank, names in enumerate(
         (
@@ -50,16 +50,16 @@ def address(value: object) -> str | None:
     """A postal address in one string: the parts of a structure, in the order of an envelope.
 
     Coordinates, ids and other numbers without a postal name are left out. None for an empty
-    structure. Raises `Unreadable` for a structure in which nothing is postal, so that it is kept.
+    structure. Raises `NotCoercible` for a structure in which nothing is postal, so that it is kept.
     """
     if isinstance(value, str):
         structure = _structure(value)
         if structure is None:
             return value
         value = structure
-    parts = _parts(value, count(1), named=False)
+    parts = _parts(value, count(1), is_named=False)
     if not parts and value not in ({}, []):
-        raise Unreadable
+        raise NotCoercible
     return ", ".join(parts) or None
 
 
@@ -73,27 +73,27 @@ def _structure(written: str) -> object | None:
         return None
 
 
-def _parts(value: object, counted: Iterator[int], *, named: bool) -> list[str]:
-    """The parts of an address in their order. `named`: the member's name says what a number is."""
-    if next(counted) > _MOST_PARTS:
-        raise Unreadable
+def _parts(value: object, counter: Iterator[int], *, is_named: bool) -> list[str]:
+    """The parts of an address in their order. `is_named`: the member's name says what a number is."""
+    if next(counter) > _MOST_PARTS:
+        raise NotCoercible
     if isinstance(value, Mapping):
         ranked = [
-            (_ENVELOPE.get(key, len(_ENVELOPE)), part)
+            (_ENVELOPE_ORDER.get(key, len(_ENVELOPE_ORDER)), part)
             for name, member in value.items()
             if (key := str(name).replace("_", "").lower()) not in _NOT_POSTAL
-            for part in _parts(member, counted, named=key in _ENVELOPE)
+            for part in _parts(member, counter, is_named=key in _ENVELOPE_ORDER)
         ]
         ranked.sort(key=itemgetter(0))
         parts = [part for _, part in ranked]
     elif isinstance(value, list | tuple):
-        parts = [part for member in value for part in _parts(member, counted, named=named)]
+        parts = [part for member in value for part in _parts(member, counter, is_named=is_named)]
     elif value is None or isinstance(value, bool):
         parts = []
     elif isinstance(value, int | float | Decimal):
         # A number that no name explains is a distance, a coordinate or a key of a table.
-        parts = [text(value)] if named else []
+        parts = [text(value)] if is_named else []
     else:
         written = text(value).strip()
-        parts = [] if not named and _COORDINATES.fullmatch(written) else [written]
+        parts = [] if not is_named and _COORDINATES.fullmatch(written) else [written]
     return [part for part in dict.fromkeys(parts) if part]

@@ -1,7 +1,7 @@
 """Safe readings of values that other people's software wrote.
 
 A till drops a whole order for one value of the wrong type, and platforms send `"12.50"`, `17.0` and
-`2026-11-22 18:30`. Each function returns the one form of the contract, or raises `Unreadable` where
+`2026-11-22 18:30`. Each function returns the one form of the contract, or raises `NotCoercible` where
 that would be a guess. The time that a function takes is linear in its input. No function is called
 with None. Addresses are in `events.addresses`, lists of items and addons in `events.parts`.
 """
@@ -12,8 +12,8 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
 
+from posd.protocol.json_literals import timestamp
 from posd.protocol.jsontext import encode
-from posd.protocol.literals import timestamp
 
 ID_LENGTH = 255
 """The longest id, in characters."""
@@ -43,13 +43,13 @@ _NO_DAYS = (
 _FIRST_YEAR, _LAST_YEAR = "1970", "2199"
 """Of an order's times. 2569 is a year of the Buddhist calendar."""
 _DECIMALS = 6
-_NOISE = Decimal(1).scaleb(-_DECIMALS)
+_QUANTUM = Decimal(1).scaleb(-_DECIMALS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECONDS = range(10**9, 10**11)
+_UNIX_SECONDS = range(10**9, 10**11)
 """Years 2001 to 5138; what is larger counts milliseconds."""
 
 
-class Unreadable(Exception):
+class NotCoercible(Exception):
     """A value has no safe reading in the form that was asked for."""
 
 
@@ -60,7 +60,7 @@ def text(value: object) -> str:
     try:
         return encode(value).decode()
     except (TypeError, ValueError):
-        raise Unreadable from None
+        raise NotCoercible from None
 
 
 def label(value: object) -> str | None:
@@ -69,20 +69,20 @@ def label(value: object) -> str | None:
     return None if not written or written.isspace() else written
 
 
-def word(value: object) -> str | None:
+def enum_word(value: object) -> str | None:
     """One of a set of names, in the contract's spelling: `Dine-In` is `dine_in`. Empty is None."""
     if not isinstance(value, str):
-        raise Unreadable
+        raise NotCoercible
     if value.isalpha() and value.islower():
         return value
     return "_".join(value.replace("-", " ").lower().split()) or None
 
 
-def identity(value: object) -> str | None:
+def identifier(value: object) -> str | None:
     """An id: a string without blanks around it, or an integer, which `17.0` is too. Empty is None."""
-    name = value.strip() if isinstance(value, str) else str(whole(value, _ID_NUMBERS))
+    name = value.strip() if isinstance(value, str) else str(integer(value, _ID_NUMBERS))
     if len(name) > ID_LENGTH:
-        raise Unreadable
+        raise NotCoercible
     return name or None
 
 
@@ -96,44 +96,44 @@ def amount(value: object) -> Decimal | int | None:
         digits = str(value)
         if len(digits) <= _USUAL_LENGTH and "." in digits[-3:-1]:  # as in nearly all amounts
             return value
-    number = _numeral(value)
+    number = _parse_number(value)
     if isinstance(number, Decimal):
-        number = _without_noise(number)
+        number = _round_noise(number)
     if number is not None and not -_AMOUNT_LIMIT < number < _AMOUNT_LIMIT:
-        raise Unreadable
+        raise NotCoercible
     return number
 
 
-def whole(value: object, bounds: range = INT64) -> int | None:
+def integer(value: object, bounds: range = INT64) -> int | None:
     """An integer within `bounds`, which `2.0` and `"2"` are too; an empty string is None."""
     if type(value) is int and value in bounds:
         return value
-    number = _numeral(value)
+    number = _parse_number(value)
     if number is None:
         return None
     # The bounds first: int(Decimal("1e300")) is no use to anybody.
     if not bounds.start <= number < bounds.stop or number != int(number):
-        raise Unreadable
+        raise NotCoercible
     return int(number)
 
 
-def moment(value: object, zone: tzinfo) -> str | None:
+def point_in_time(value: object, zone: tzinfo) -> str | None:
     """A point in time in the contract's form; None for an empty string and for `means_none`.
 
     Reads ISO 8601 with `T` or a blank, and Unix time in seconds or milliseconds. What names no
     offset is in `zone`; a date alone is its midnight. A year that no order has is unreadable.
     """
-    return _plausible(_point(value, "00:00", zone))
+    return _check_year(_parse_point(value, "00:00", zone))
 
 
 def appointment(value: object, zone: tzinfo) -> str | None:
-    """As `moment`, but a date alone is not enough to cook for."""
-    return _plausible(_point(value, None, zone))
+    """As `point_in_time`, but a date alone is not enough to cook for."""
+    return _check_year(_parse_point(value, None, zone))
 
 
 def deadline(value: object, zone: tzinfo) -> str | None:
-    """As `moment`, but a date alone is valid to its last instant, in any year."""
-    return _point(value, "23:59:59.999", zone)
+    """As `point_in_time`, but a date alone is valid to its last instant, in any year."""
+    return _parse_point(value, "23:59:59.999", zone)
 
 
 def means_none(value: object) -> bool:
@@ -152,7 +152,7 @@ def means_none(value: object) -> bool:
     return value is False or (isinstance(value, int | Decimal) and value == 0)
 
 
-def _numeral(value: object) -> Decimal | int | None:
+def _parse_number(value: object) -> Decimal | int | None:
     if isinstance(value, Decimal):
         if value.is_finite():
             return value
@@ -161,23 +161,23 @@ def _numeral(value: object) -> Decimal | int | None:
     elif isinstance(value, int):
         return value
     elif isinstance(value, float):
-        return _numeral(Decimal(repr(value)))
+        return _parse_number(Decimal(repr(value)))
     elif isinstance(value, str):
         digits = value.strip() if len(value) <= _NUMERAL_LENGTH else value
         if not digits:
             return None
         if len(digits) <= _NUMERAL_LENGTH and _NUMERAL.fullmatch(digits):
             return Decimal(digits)
-    raise Unreadable
+    raise NotCoercible
 
 
-def _without_noise(number: Decimal) -> Decimal:
+def _round_noise(number: Decimal) -> Decimal:
     digits = str(number)
     if "E" in digits or len(digits.partition(".")[2]) > _DECIMALS:
         try:
-            number = number.quantize(_NOISE, ROUND_HALF_EVEN)
+            number = number.quantize(_QUANTUM, ROUND_HALF_EVEN)
         except ArithmeticError:
-            raise Unreadable from None
+            raise NotCoercible from None
         digits = format(number, "f")
     units, _, decimals = digits.partition(".")
     if len(decimals) <= 2:
@@ -185,40 +185,40 @@ def _without_noise(number: Decimal) -> Decimal:
     return Decimal(f"{units}.{decimals.rstrip('0').ljust(2, '0')}")
 
 
-def _point(value: object, clock: str | None, zone: tzinfo) -> str | None:
+def _parse_point(value: object, clock: str | None, zone: tzinfo) -> str | None:
     """The point in time that a value names; `clock` is meant where it names only a day."""
     if means_none(value):
         return None
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return _unix_time(value)
-    return _written(value, clock, zone)
+    return _parse_date(value, clock, zone)
 
 
-def _plausible(point: str | None) -> str | None:
+def _check_year(point: str | None) -> str | None:
     if point is not None and not _FIRST_YEAR <= point[:4] <= _LAST_YEAR:
-        raise Unreadable
+        raise NotCoercible
     return point
 
 
-def _written(value: object, clock: str | None, zone: tzinfo) -> str | None:
+def _parse_date(value: object, clock: str | None, zone: tzinfo) -> str | None:
     if not isinstance(value, str) or len(value) > _NUMERAL_LENGTH:
-        raise Unreadable
+        raise NotCoercible
     if not (date := value.strip()):
         return None
     if (match := _DATE.fullmatch(date)) is None:
-        raise Unreadable
+        raise NotCoercible
     day, named, offset = match.groups()
     if (clock := named or clock) is None:
-        raise Unreadable
+        raise NotCoercible
     try:
         read = datetime.fromisoformat(f"{day}T{clock}{(offset or '').upper()}")
         return timestamp(read if offset else read.replace(tzinfo=zone))
     except (ValueError, OverflowError):
-        raise Unreadable from None
+        raise NotCoercible from None
 
 
 def _unix_time(value: int | Decimal) -> str:
-    if not _SECONDS.start <= value < _SECONDS.stop * 1000:
-        raise Unreadable
-    milliseconds = int(value * 1000 if value < _SECONDS.stop else value)
+    if not _UNIX_SECONDS.start <= value < _UNIX_SECONDS.stop * 1000:
+        raise NotCoercible
+    milliseconds = int(value * 1000 if value < _UNIX_SECONDS.stop else value)
     return timestamp(_EPOCH + timedelta(milliseconds=milliseconds))

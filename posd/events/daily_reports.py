@@ -43,14 +43,14 @@ DETAILS: Final = {
 }
 """What is kept as it is."""
 
-_WRITTEN: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9].{1,40})?", re.ASCII)
+_DAY_PATTERN: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9].{1,40})?", re.ASCII)
 _MIDNIGHT: Final = time()
 _YEARS: Final = range(2000, 2200)
 """A till with a dead clock reports the year 1 or 1970, one with the Buddhist calendar 2569."""
 
 
 @frozen
-class Issue:
+class ReportIssue:
     """Something odd: of which `kind` (`missing`, `rounded`, `disagrees`, `unlikely_day`), about which
     member."""
 
@@ -60,7 +60,7 @@ class Issue:
 
 
 @frozen
-class Figures:
+class ReportFigures:
     """A report's values as a till sent them: those that it did not send are not there.
 
     Amounts and details by their keys in `AMOUNTS` and `DETAILS`.
@@ -77,19 +77,19 @@ class DailyReport:
     """A report as it is stored: amounts in the decimals of the currency. `balanced`: its sums agree."""
 
     day: date
-    figures: Figures
+    figures: ReportFigures
     balanced: bool
-    issues: tuple[Issue, ...]
+    issues: tuple[ReportIssue, ...]
 
 
-def day_of(written: str, zone: tzinfo) -> date:
+def parse_day(written: str, zone: tzinfo) -> date:
     """The day that a report is about: a date, or a time of which it is the day.
 
     A time with an offset is looked at by the shop's clock, but midnight is what programs write that know
     no dates, and then the day is the one that is written. Raises `BadRequest` (`invalid_field`).
     """
     try:
-        if _WRITTEN.fullmatch(written) is None:
+        if _DAY_PATTERN.fullmatch(written) is None:
             raise ValueError(written)
         read = datetime.fromisoformat(written)
         if read.utcoffset() is None or read.time() == _MIDNIGHT:
@@ -103,7 +103,7 @@ def day_of(written: str, zone: tzinfo) -> date:
         ) from None
 
 
-def judged(day: date, sent: Figures, currency: str) -> DailyReport:
+def assess(day: date, sent: ReportFigures, currency: str) -> DailyReport:
     """A report in the form in which it is stored, with what is odd about it.
 
     Raises `Unprocessable` (`invalid_amount`) for an amount beyond what can be stored.
@@ -112,21 +112,21 @@ def judged(day: date, sent: Figures, currency: str) -> DailyReport:
     disagreements = tuple(
         issue
         for of_sum, field in ((_TENDERS, "totalSales"), (_DEDUCTIONS, "netSales"))
-        if (issue := _disagreement(of_sum, field, sent.amounts, amounts)) is not None
+        if (issue := _sum_issue(of_sum, field, sent.amounts, amounts)) is not None
     )
-    stored = Figures(amounts, sent.details, sent.total_orders, sent.notes)
-    oddities = *_unlikely(day), *_missing(sent), *_finer(sent.amounts, amounts)
+    stored = ReportFigures(amounts, sent.details, sent.total_orders, sent.notes)
+    oddities = *_day_issues(day), *_missing_issues(sent), *_rounding_issues(sent.amounts, amounts)
     return DailyReport(day, stored, not disagreements, (*oddities, *disagreements))
 
 
-_WHOLE: Final = "total_sales"
+_TOTAL: Final = "total_sales"
 _TENDERS: Final = ("cash_sales", "card_sales", "gift_card_sales", "online_sales")
 _DEDUCTIONS: Final = ("net_sales", "discounts", "refunds")
 
 
 def _rounded(name: str, amount: Decimal, currency: str) -> Decimal:
     if amount.is_finite() and abs(amount) < money.LIMIT:
-        rounded = money.present(amount, currency)
+        rounded = money.quantized(amount, currency)
         if abs(rounded) < money.LIMIT:
             # There is no negative nothing in SQL.
             return rounded if rounded else abs(rounded)
@@ -137,40 +137,42 @@ def _rounded(name: str, amount: Decimal, currency: str) -> Decimal:
     )
 
 
-def _unlikely(day: date) -> Iterator[Issue]:
+def _day_issues(day: date) -> Iterator[ReportIssue]:
     if day.year not in _YEARS:
-        what = f"{day} is not a likely day: posd expects the years {_YEARS[0]} to {_YEARS[-1]}."
-        yield Issue("unlikely_day", "reportDate", what)
+        message = f"{day} is not a likely day: posd expects the years {_YEARS[0]} to {_YEARS[-1]}."
+        yield ReportIssue("unlikely_day", "reportDate", message)
 
 
-def _missing(sent: Figures) -> Iterator[Issue]:
-    there = {AMOUNTS[_WHOLE]: _WHOLE in sent.amounts, "totalOrders": sent.total_orders is not None}
+def _missing_issues(sent: ReportFigures) -> Iterator[ReportIssue]:
+    there = {AMOUNTS[_TOTAL]: _TOTAL in sent.amounts, "totalOrders": sent.total_orders is not None}
     for field, is_there in there.items():
         if not is_there:
-            yield Issue("missing", field, f"{field} was not sent.")
+            yield ReportIssue("missing", field, f"{field} was not sent.")
 
 
-def _finer(sent: Mapping[str, Decimal], stored: Mapping[str, Decimal]) -> Iterator[Issue]:
+def _rounding_issues(
+    sent: Mapping[str, Decimal], stored: Mapping[str, Decimal]
+) -> Iterator[ReportIssue]:
     for name, amount in sent.items():
         if amount != stored[name]:
-            what = f"{AMOUNTS[name]} was rounded to {stored[name]}."
-            yield Issue("rounded", AMOUNTS[name], what)
+            message = f"{AMOUNTS[name]} was rounded to {stored[name]}."
+            yield ReportIssue("rounded", AMOUNTS[name], message)
 
 
-def _disagreement(
+def _sum_issue(
     parts: tuple[str, ...], field: str, sent: Mapping[str, Decimal], stored: Mapping[str, Decimal]
-) -> Issue | None:
+) -> ReportIssue | None:
     """What is wrong with a sum, if it can be said at all."""
     there = [name for name in parts if name in sent]
     # Without netSales nothing is said about what is deducted: refunds may be more than a day's sales.
-    if not there or _WHOLE not in sent or (parts is _DEDUCTIONS and parts[0] not in sent):
+    if not there or _TOTAL not in sent or (parts is _DEDUCTIONS and parts[0] not in sent):
         return None
     complete = len(there) == len(parts)
     for amounts in (sent, stored):
-        total, whole = sum(amounts[name] for name in there), amounts[_WHOLE]
-        if total == whole or (total < whole and not complete):
+        total, stated_total = sum(amounts[name] for name in there), amounts[_TOTAL]
+        if total == stated_total or (total < stated_total and not complete):
             return None
     names = " + ".join(AMOUNTS[name] for name in there)
     more = "" if complete else " although not all parts were sent"
-    what = f"{names} is {total}, and {AMOUNTS[_WHOLE]} is {whole}{more}."
-    return Issue("disagrees", field, what)
+    message = f"{names} is {total}, and {AMOUNTS[_TOTAL]} is {stated_total}{more}."
+    return ReportIssue("disagrees", field, message)

@@ -12,37 +12,37 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, tzinfo
 from typing import NamedTuple
 
-from posd.events.coercion import Unreadable, appointment, deadline, moment, text
+from posd.events.coercion import NotCoercible, appointment, deadline, point_in_time, text
 from posd.events.warnings import UNREADABLE as NOT_READ
-from posd.events.warnings import Warnings
+from posd.events.warnings import WarningCollector
 
 UNREADABLE = "unreadable"
 """The member under which stands what had no safe reading: as it came, but a structure as its JSON
 text, so that nothing is nested deeper than it was published."""
 
 
-class Member(NamedTuple):
+class Field(NamedTuple):
     """One known member; a plain tuple, since every order looks at some sixty of them."""
 
     name: str
-    others: tuple[str, ...]
+    aliases: tuple[str, ...]
     """The names it is also found under, in turn until a value can be read."""
     read: Callable[..., object]
     zoned: bool
     """Whether `read` wants the shop's zone too."""
     nested: bool
-    """Whether `read` has objects of its own to read, and wants the `Warnings` too."""
+    """Whether `read` has objects of its own to read, and wants the `WarningCollector` too."""
     nullable: bool
     """Whether it is null when unknown; if not, it is left out."""
     default: object
     """What it is when unknown, if there is such a value."""
 
 
-class Table(NamedTuple):
+class FieldTable(NamedTuple):
     """The members of one kind of object."""
 
-    members: tuple[Member, ...]
-    proper: tuple[Member, ...]
+    members: tuple[Field, ...]
+    canonical: tuple[Field, ...]
     """The same members, each to be found under the contract's names alone."""
     names: frozenset[str]
     spellings: frozenset[str]
@@ -52,35 +52,35 @@ class Table(NamedTuple):
 def member(
     name: str,
     read: Callable[..., object],
-    *others: str,
+    *aliases: str,
     nested: bool = False,
     nullable: bool = False,
     default: object = None,
-) -> Member:
-    """A member that is also found under its snake_case name, and then under `others`."""
-    others = tuple(other for other in (snake(name), *others) if other != name)
-    zoned = read in (moment, appointment, deadline)
-    return Member(name, others, read, zoned, nested, nullable, default)
+) -> Field:
+    """A member that is also found under its snake_case name, and then under `aliases`."""
+    aliases = tuple(other for other in (snake(name), *aliases) if other != name)
+    zoned = read in (point_in_time, appointment, deadline)
+    return Field(name, aliases, read, zoned, nested, nullable, default)
 
 
-def table(*members: Member, also: tuple[str, ...] = ()) -> Table:
-    """A table of `members`; the names in `also` are posd's too, and never kept as they are."""
-    names = frozenset((*(member.name for member in members), *also))
-    proper = tuple(
-        member._replace(others=tuple(other for other in member.others if other in names))
+def table(*members: Field, extra_names: tuple[str, ...] = ()) -> FieldTable:
+    """A table of `members`; the names in `extra_names` are posd's too, and never kept as they are."""
+    names = frozenset((*(member.name for member in members), *extra_names))
+    canonical = tuple(
+        member._replace(aliases=tuple(other for other in member.aliases if other in names))
         for member in members
     )
-    return Table(members, proper, names, names.union(map(snake, names)))
+    return FieldTable(members, canonical, names, names.union(map(snake, names)))
 
 
-def shape(
+def read_object(
     data: Mapping[str, object],
-    table: Table,
+    table: FieldTable,
     *,
     zone: tzinfo = UTC,
     fill: bool = False,
     sparse: bool = False,
-    warnings: Warnings | None = None,
+    warnings: WarningCollector | None = None,
 ) -> dict[str, object]:
     """The members of `table` in its order and types, then all others as they are.
 
@@ -88,14 +88,14 @@ def shape(
     has no safe reading under any of its names goes to the member `unreadable`, and is noted in
     `warnings`.
     """
-    warnings = Warnings() if warnings is None else warnings
-    shaped: dict[str, object] = {}
+    warnings = WarningCollector() if warnings is None else warnings
+    result: dict[str, object] = {}
     unreadable: dict[str, object] = {}
     names = data.keys()
-    strange = not table.names.issuperset(data)
-    for member in table.members if strange else table.proper:
-        name, others, read, zoned, nested, nullable, default = member
-        odd = None
+    unknown = not table.names.issuperset(data)
+    for member in table.members if unknown else table.canonical:
+        name, aliases, read, zoned, nested, nullable, default = member
+        unread = None
         if (value := data.get(name)) is not None:
             try:
                 if zoned:
@@ -104,38 +104,42 @@ def shape(
                     value = read(value, warnings)
                 else:
                     value = read(value)
-            except Unreadable:
-                odd, value = value, None
-        is_elsewhere = value is None and not names.isdisjoint(others)
+            except NotCoercible:
+                unread, value = value, None
+        is_elsewhere = value is None and not names.isdisjoint(aliases)
         if is_elsewhere:
-            value, odd = _elsewhere(data, member, zone, warnings, odd)
+            value, unread = _read_alias(data, member, zone, warnings, unread)
         if value is not None:
-            shaped[name] = value
+            result[name] = value
             continue
-        if odd is not None:
-            unreadable[name] = text(odd) if isinstance(odd, dict | list) else odd
-            warnings.add(NOT_READ, name, odd)
+        if unread is not None:
+            unreadable[name] = text(unread) if isinstance(unread, dict | list) else unread
+            warnings.add(NOT_READ, name, unread)
         if default is not None:
-            shaped[name] = default
+            result[name] = default
         elif nullable and (fill or is_elsewhere or name in data):
-            shaped[name] = None
-    if strange:
-        shaped.update(
+            result[name] = None
+    if unknown:
+        result.update(
             (name, value)
             for name, value in data.items()
             if name not in table.spellings and not (sparse and value is None)
         )
     if unreadable:
-        earlier = shaped.get(UNREADABLE)
-        shaped[UNREADABLE] = {**earlier, **unreadable} if isinstance(earlier, dict) else unreadable
-    return shaped
+        earlier = result.get(UNREADABLE)
+        result[UNREADABLE] = {**earlier, **unreadable} if isinstance(earlier, dict) else unreadable
+    return result
 
 
-def _elsewhere(
-    data: Mapping[str, object], member: Member, zone: tzinfo, warnings: Warnings, odd: object
+def _read_alias(
+    data: Mapping[str, object],
+    member: Field,
+    zone: tzinfo,
+    warnings: WarningCollector,
+    unread: object,
 ) -> tuple[object, object]:
     """What is found under a member's other names, or else the first value that was unreadable."""
-    for other in member.others:
+    for other in member.aliases:
         if (value := data.get(other)) is not None:
             try:
                 if member.zoned:
@@ -144,12 +148,12 @@ def _elsewhere(
                     found = member.read(value, warnings)
                 else:
                     found = member.read(value)
-            except Unreadable:
-                odd = value if odd is None else odd
+            except NotCoercible:
+                unread = value if unread is None else unread
             else:
                 if found is not None:
                     return found, None
-    return None, odd
+    return None, unread
 
 
 def snake(name: str) -> str:

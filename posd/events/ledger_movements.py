@@ -11,10 +11,9 @@ from datetime import UTC
 from decimal import Decimal
 from typing import Final, cast
 
-from posd.events import money
-from posd.events import normalise as drafts
+from posd.events import money, normalise
 from posd.events.coercion import deadline
-from posd.values import Draft
+from posd.values import EventDraft
 
 GIFT_CARD_MOVEMENT: Final = "gift_card_movement"
 GIFT_CARD: Final = "gift_card"
@@ -22,23 +21,23 @@ LOYALTY_MOVEMENT: Final = "loyalty_movement"
 KINDS: Final = frozenset((GIFT_CARD_MOVEMENT, GIFT_CARD, LOYALTY_MOVEMENT))
 """The `type` of an outbox row by which a hook says that a row of a ledger, or a card, was written."""
 
-_SALES: Final = ("purchase", "activate")
-_POINTS: Final = ("add", "redeem")
+_SALE_TYPES: Final = ("purchase", "activate")
+_POINTS_TYPES: Final = ("add", "redeem")
 """Tills know these two, and take everything else for a correction."""
 
 
-def draft(kind: str, row: Mapping[str, object], currency: str) -> Draft:
+def draft(kind: str, row: Mapping[str, object], currency: str) -> EventDraft:
     """The event of a row as `pos_movement_states()` gives it; `kind` is one of `KINDS`."""
     if kind == LOYALTY_MOVEMENT:
-        return drafts.draft("loyalty_updated", _points(row))
+        return normalise.draft("loyalty_updated", _points_movement(row))
     if kind == GIFT_CARD:
-        return drafts.draft("gift_card_updated", _changed(row, currency))
-    if row["type"] in _SALES:
-        return drafts.draft("gift_card_purchased", _sold(row, currency))
-    return drafts.draft("gift_card_updated", _moved(row, currency))
+        return normalise.draft("gift_card_updated", _card_changed(row, currency))
+    if row["type"] in _SALE_TYPES:
+        return normalise.draft("gift_card_purchased", _card_sold(row, currency))
+    return normalise.draft("gift_card_updated", _card_movement(row, currency))
 
 
-def _sold(row: Mapping[str, object], currency: str) -> dict[str, object]:
+def _card_sold(row: Mapping[str, object], currency: str) -> dict[str, object]:
     return {
         "cardNumber": row["card_number"],
         "initialBalance": _amount(row["amount"], currency),
@@ -51,7 +50,7 @@ def _sold(row: Mapping[str, object], currency: str) -> dict[str, object]:
     }
 
 
-def _moved(row: Mapping[str, object], currency: str) -> dict[str, object]:
+def _card_movement(row: Mapping[str, object], currency: str) -> dict[str, object]:
     return {
         "cardNumber": row["card_number"],
         "balance": _amount(row["balance"], currency),
@@ -61,7 +60,7 @@ def _moved(row: Mapping[str, object], currency: str) -> dict[str, object]:
     }
 
 
-def _changed(row: Mapping[str, object], currency: str) -> dict[str, object]:
+def _card_changed(row: Mapping[str, object], currency: str) -> dict[str, object]:
     """A card that was blocked, unblocked, or given another expiry: no money has moved."""
     expiry = row["expiry_date"]
     return {
@@ -75,17 +74,17 @@ def _changed(row: Mapping[str, object], currency: str) -> dict[str, object]:
     }
 
 
-def _points(row: Mapping[str, object]) -> dict[str, object]:
+def _points_movement(row: Mapping[str, object]) -> dict[str, object]:
     return {
         "customerId": row["account_id"],
         "customerPhone": row["phone"],
         "pointsChange": row["points"],
         "newBalance": row["balance"],
-        "transactionType": row["type"] if row["type"] in _POINTS else "adjust",
+        "transactionType": row["type"] if row["type"] in _POINTS_TYPES else "adjust",
         "reason": row["reason"],
         "updatedAt": row["created_at"],
     }
 
 
 def _amount(stored: object, currency: str) -> Decimal:
-    return money.present(Decimal(cast("Decimal | int", stored)), currency)
+    return money.quantized(Decimal(cast("Decimal | int", stored)), currency)

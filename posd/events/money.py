@@ -68,7 +68,7 @@ def parse_positive(value: object, currency: str, field: str) -> Decimal:
     return number
 
 
-def present(number: Decimal, currency: str) -> Decimal:
+def quantized(number: Decimal, currency: str) -> Decimal:
     """A stored amount on its way out, in the decimals of its currency.
 
     What is finer, because somebody has written it by SQL, is rounded half up.

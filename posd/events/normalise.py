@@ -20,28 +20,28 @@ from posd.errors import Unprocessable
 from posd.events.addresses import address
 from posd.events.coercion import (
     INT32,
-    Unreadable,
+    NotCoercible,
     amount,
     appointment,
     deadline,
-    identity,
+    enum_word,
+    identifier,
+    integer,
     label,
-    moment,
+    point_in_time,
     text,
-    whole,
-    word,
 )
-from posd.events.fields import UNREADABLE, Table, member, shape, table
-from posd.events.parts import check_parts, choices, objects
+from posd.events.fields import UNREADABLE, FieldTable, member, read_object, table
+from posd.events.order_parts import check_parts, choices, objects
 from posd.events.warnings import (
     NAME_MISSING,
     QUANTITY_REPLACED,
     SCHEDULE_AS_TEXT,
-    Warnings,
+    WarningCollector,
     note_replaced,
 )
 from posd.events.warnings import UNREADABLE as NOT_READ
-from posd.values import Draft
+from posd.values import EventDraft
 
 ORDER_TYPES = frozenset(("new_order", "order_updated"))
 SCHEDULED_TEXT = "scheduledText"
@@ -74,14 +74,14 @@ _NAMING = {
 def draft(
     type: object,  # noqa: A002  the wire's word
     data: object,
-    beside: Mapping[str, object] | None = None,
+    extra_members: Mapping[str, object] | None = None,
     *,
     zone: tzinfo = UTC,
     repaired: bool = False,
-) -> Draft:
+) -> EventDraft:
     """Read an event as it was published.
 
-    `beside` has the members that stood next to the data, where a platform sent such; `zone` is the
+    `extra_members` has the members that stood next to the data, where a platform sent such; `zone` is the
     shop's, for dates that name no offset. `repaired`: characters of its text were replaced
     (`protocol.jsontext.needs_repair`), and the warnings name the members. An order may be a part of
     one: what it lacks is not made up here but by `events.orders.change`, which knows the rest.
@@ -93,64 +93,66 @@ def draft(
         raise _invalid(f"type {type} is reserved.")
     if not isinstance(data, Mapping):
         raise _invalid("data must be an object.")
-    beside = beside or {}
-    warnings = Warnings()
+    extra_members = extra_members or {}
+    warnings = WarningCollector()
     if repaired:
         note_replaced(warnings, data)
     if type in _TABLES:
         try:
-            data = _known(type, _with_repeats(type, data, beside), zone, warnings)
-        except Unreadable:
+            data = _read_known_type(
+                type, _fill_from_extra(type, data, extra_members), zone, warnings
+            )
+        except NotCoercible:
             raise _invalid("data has a value that JSON does not have.") from None
-    return Draft(type, data, repeats(type, data, beside), warnings.all())
+    return EventDraft(type, data, repeated_members(type, data, extra_members), warnings.all())
 
 
-def repeats(
+def repeated_members(
     type: str,  # noqa: A002
     data: Mapping[str, object],
-    beside: Mapping[str, object],
+    extra_members: Mapping[str, object],
 ) -> dict[str, object]:
     """What stands beside `data`: what deployed tills read there, and whatever else was given."""
     names = _REPEATED.get(type, {})
     read = {repeat: data[name] for repeat, name in names.items() if data.get(name) is not None}
-    if beside:
+    if extra_members:
         owned = _ENVELOPE | names.keys()
-        read.update((name, value) for name, value in beside.items() if name not in owned)
+        read.update((name, value) for name, value in extra_members.items() if name not in owned)
     return read
 
 
-def _known(
+def _read_known_type(
     type: str,  # noqa: A002
     data: Mapping[str, object],
     zone: tzinfo,
-    warnings: Warnings,
+    warnings: WarningCollector,
 ) -> dict[str, object]:
     """The data of a known type. An order is completed later; the others are whole as they come."""
     is_order = type in ORDER_TYPES
-    shaped = shape(data, _TABLES[type], zone=zone, fill=not is_order, warnings=warnings)
+    result = read_object(data, _TABLES[type], zone=zone, fill=not is_order, warnings=warnings)
     if is_order:
-        _agree(shaped, warnings)
+        _unify_twins(result, warnings)
     names = _NAMING[type]
-    if not any(shaped.get(name) for name in names):
+    if not any(result.get(name) for name in names):
         raise _invalid(f"data has no usable {' or '.join(names)}.")
-    return shaped
+    return result
 
 
-def _with_repeats(
+def _fill_from_extra(
     type: str,  # noqa: A002
     data: Mapping[str, object],
-    beside: Mapping[str, object],
+    extra_members: Mapping[str, object],
 ) -> Mapping[str, object]:
     """`data`, and what it lacks taken from beside it, where deployed platforms write it too."""
     missing = {
-        name: beside[repeat]
+        name: extra_members[repeat]
         for repeat, name in _REPEATED.get(type, {}).items()
-        if repeat in beside and data.get(name) is None and data.get(repeat) is None
+        if repeat in extra_members and data.get(name) is None and data.get(repeat) is None
     }
     return {**data, **missing} if missing else data
 
 
-def _agree(order: dict[str, object], warnings: Warnings) -> None:
+def _unify_twins(order: dict[str, object], warnings: WarningCollector) -> None:
     """Make the twins of an order one. Where instructions differ, none of them is lost."""
     for name, twin in (("discountAmount", "discount"), SCHEDULE):
         if order.get(name) is not None:
@@ -170,21 +172,21 @@ def _agree(order: dict[str, object], warnings: Warnings) -> None:
             del order[UNREADABLE]
 
 
-def _lines(value: object, warnings: Warnings) -> list[dict[str, object]]:
+def _items(value: object, warnings: WarningCollector) -> list[dict[str, object]]:
     """The items of an order. A line's id is its number in there, whatever the platform calls it."""
-    lines: list[dict[str, object]] = []
+    items: list[dict[str, object]] = []
     parts = objects(value, ITEM_SPELLINGS)
     check_parts(parts)
     for part in parts:
         since = warnings.count()
-        lines.append({"id": len(lines) + 1, **_line(part, warnings)})
+        items.append({"id": len(items) + 1, **_item(part, warnings)})
         if warnings.count() > since:
-            warnings.within(since, f"items[{len(lines) - 1}]")
-    return lines
+            warnings.prefix_members(since, f"items[{len(items) - 1}]")
+    return items
 
 
-def _line(part: Mapping[str, object], warnings: Warnings) -> dict[str, object]:
-    odd = _odd_quantity(part, "quantity", *_QUANTITIES)
+def _item(part: Mapping[str, object], warnings: WarningCollector) -> dict[str, object]:
+    odd = _unreadable_quantity(part, "quantity", *_QUANTITIES)
     if odd is not None or not _NOTES.isdisjoint(part):
         instructions = text(_first(part, "specialInstructions", "special_instructions") or "")
         # In the order in which they were sent: the same item has to give the same text.
@@ -195,27 +197,27 @@ def _line(part: Mapping[str, object], warnings: Warnings) -> dict[str, object]:
             instructions = _joined(instructions, f"Quantity: {text(odd)}")
             part = {**part, "quantity": 1}
         part = {**part, "specialInstructions": instructions or None}
-    line = shape(part, _ITEM, sparse=True, warnings=warnings)
-    _note_name(line, part, _ITEM_NAME, warnings)
-    return line
+    item = read_object(part, _ITEM, sparse=True, warnings=warnings)
+    _note_name(item, part, _ITEM_NAME, warnings)
+    return item
 
 
-def _addons(value: object, warnings: Warnings) -> list[dict[str, object]]:
+def _addons(value: object, warnings: WarningCollector) -> list[dict[str, object]]:
     addons: list[dict[str, object]] = []
     for part in choices(value, ADDON_SPELLINGS):
         since = warnings.count()
-        addons.append(shape(part, _ADDON, sparse=True, warnings=warnings))
-        if (odd := _odd_quantity(part, "quantity", "qty")) is not None:
+        addons.append(read_object(part, _ADDON, sparse=True, warnings=warnings))
+        if (odd := _unreadable_quantity(part, "quantity", "qty")) is not None:
             # An addon has no instructions in which a cook could be told.
             addons[-1]["name"] = f"{addons[-1]['name']} (quantity: {text(odd)})"
         _note_name(addons[-1], part, _ADDON_NAME, warnings)
         if warnings.count() > since:
-            warnings.within(since, f"selectedAddons[{len(addons) - 1}]")
+            warnings.prefix_members(since, f"selectedAddons[{len(addons) - 1}]")
     return addons
 
 
 def _note_name(
-    made: Mapping[str, object], part: Mapping[str, object], default: str, warnings: Warnings
+    made: Mapping[str, object], part: Mapping[str, object], default: str, warnings: WarningCollector
 ) -> None:
     if made["name"] == default and default not in part.values():
         warnings.add(NAME_MISSING, "name", None)
@@ -233,19 +235,19 @@ def _joined(first: object, second: object) -> str:
     return other if one in other else f"{one}\n{other}"
 
 
-def _small(value: object) -> int | None:
+def _int32(value: object) -> int | None:
     """An integer that deployed tills keep in 32 bits."""
-    return whole(value, INT32)
+    return integer(value, INT32)
 
 
-def _odd_quantity(part: Mapping[str, object], *names: str) -> object:
+def _unreadable_quantity(part: Mapping[str, object], *names: str) -> object:
     """The quantity that a part names and that is no whole number; None if it is one, or unknown."""
     odd = None
     for name in names:
         if (value := part.get(name)) is not None:
             try:
-                _small(value)
-            except Unreadable:
+                _int32(value)
+            except NotCoercible:
                 odd = value if odd is None else odd
             else:
                 return None
@@ -262,14 +264,14 @@ _NOTES = frozenset(("notes", "note", "instructions", "comment", "comments"))
 """What else platforms call a line's instructions. None of several texts is lost."""
 
 _ADDON = table(
-    member("addon_id", identity, "addonId", "id", "optionId", "option_id"),
+    member("addon_id", identifier, "addonId", "id", "optionId", "option_id"),
     member("name", label, "title", "label", "optionName", "option_name", default=_ADDON_NAME),
     member("price", amount),
-    member("quantity", _small, "qty"),
-    also=("addonId",),
+    member("quantity", _int32, "qty"),
+    extra_names=("addonId",),
 )
 _ITEM = table(
-    member("menuItemId", identity),
+    member("menuItemId", identifier),
     member(
         "name",
         label,
@@ -278,23 +280,23 @@ _ITEM = table(
         default=_ITEM_NAME,
     ),
     member("displayName", text),
-    member("variantId", identity),
+    member("variantId", identifier),
     member("variantName", text),
     member("price", amount),
-    member("quantity", _small, *_QUANTITIES, default=1),
+    member("quantity", _int32, *_QUANTITIES, default=1),
     member("selectedAddons", _addons, "addons", "modifiers", "extras", "toppings", nested=True),
     member("specialInstructions", text),
-    also=("id",),
+    extra_names=("id",),
 )
 _ORDER = table(
-    member("orderId", identity, "id"),
-    member("orderNumber", identity),
+    member("orderId", identifier, "id"),
+    member("orderNumber", identifier),
     member("customerName", text, nullable=True),
     member("customerPhone", text, nullable=True),
     member("customerEmail", text, nullable=True),
-    member("orderType", word),
-    member("orderSource", word),
-    member("status", word),
+    member("orderType", enum_word),
+    member("orderSource", enum_word),
+    member("status", enum_word),
     member("totalAmount", amount, "total"),
     member("subtotal", amount),
     member("deliveryFee", amount),
@@ -302,49 +304,49 @@ _ORDER = table(
     member("discountAmount", amount, "discount"),
     member("tax", amount),
     member("paymentMethod", text, nullable=True),
-    member("paymentStatus", word),
+    member("paymentStatus", enum_word),
     member("amountPaid", amount),
     member("voucherCode", text, nullable=True),
     member("currency", text, nullable=True),
-    member("items", _lines, "orderItems", "order_items", nested=True),
+    member("items", _items, "orderItems", "order_items", nested=True),
     member("specialInstructions", text, "notes", nullable=True),
     member("notes", text, "specialInstructions", "special_instructions", nullable=True),
     member("deliveryAddress", address, "address", nullable=True),
     member("scheduledFor", appointment, "scheduledTime", "scheduled_time", nullable=True),
     member("scheduledTime", appointment, "scheduledFor", "scheduled_for", nullable=True),
-    member("createdAt", moment, nullable=True),
-    member("version", _small),
-    member("previousStatus", word, nullable=True),
-    member("updatedAt", moment, nullable=True),
+    member("createdAt", point_in_time, nullable=True),
+    member("version", _int32),
+    member("previousStatus", enum_word, nullable=True),
+    member("updatedAt", point_in_time, nullable=True),
 )
 _TABLES = {
     "new_order": _ORDER,
     "order_updated": _ORDER,
     "gift_card_purchased": table(
-        member("cardNumber", identity),
+        member("cardNumber", identifier),
         member("initialBalance", amount),
         member("currentBalance", amount),
         member("purchasedBy", text, nullable=True),
         member("recipientName", text, nullable=True),
         member("recipientEmail", text, nullable=True),
         member("expiryDate", deadline, nullable=True),
-        member("purchasedAt", moment, nullable=True),
+        member("purchasedAt", point_in_time, nullable=True),
     ),
     "gift_card_updated": table(
-        member("cardNumber", identity),
+        member("cardNumber", identifier),
         member("balance", amount),
         member("change", amount),
-        member("transactionType", word, nullable=True),
-        member("updatedAt", moment, nullable=True),
+        member("transactionType", enum_word, nullable=True),
+        member("updatedAt", point_in_time, nullable=True),
     ),
     "loyalty_updated": table(
-        member("customerId", identity),
+        member("customerId", identifier),
         member("customerPhone", text, nullable=True),
-        member("pointsChange", whole),
-        member("newBalance", whole),
-        member("transactionType", word, nullable=True),
+        member("pointsChange", integer),
+        member("newBalance", integer),
+        member("transactionType", enum_word, nullable=True),
         member("reason", text, nullable=True),
-        member("updatedAt", moment, nullable=True),
+        member("updatedAt", point_in_time, nullable=True),
     ),
 }
 
@@ -353,20 +355,20 @@ ORDER_MEMBERS = tuple((member.name, member.nullable) for member in _ORDER.member
 
 ITEM_MEMBERS = tuple(member.name for member in _ITEM.members)
 ITEM_SPELLINGS, ADDON_SPELLINGS = (
-    frozenset(name for part in known.members for name in (part.name, *part.others))
+    frozenset(name for part in known.members for name in (part.name, *part.aliases))
     for known in (_ITEM, _ADDON)
 )
 
-TABLES: Mapping[str, Table] = _TABLES
+TABLES: Mapping[str, FieldTable] = _TABLES
 """The members of the known types; an order's `items` and their `selectedAddons` have their own."""
 ITEM, ADDON = _ITEM, _ADDON
 
 FORMS: Mapping[Callable[..., object], str] = {
-    **dict.fromkeys((text, label, identity, word, address), "string"),
-    **dict.fromkeys((moment, appointment, deadline), "time"),
-    **dict.fromkeys((whole, _small), "integer"),
+    **dict.fromkeys((text, label, identifier, enum_word, address), "string"),
+    **dict.fromkeys((point_in_time, appointment, deadline), "time"),
+    **dict.fromkeys((integer, _int32), "integer"),
     amount: "number",
-    _lines: "items",
+    _items: "items",
     _addons: "addons",
 }
 """What a member is, by the way it is read."""

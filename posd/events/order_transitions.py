@@ -24,7 +24,7 @@ A change that is None tells nothing new. What a condition refuses has changed no
 """
 
 
-class Stage(enum.IntEnum):
+class OrderStage(enum.IntEnum):
     """How far an order is, in the order in which it gets there."""
 
     PLACED = 0
@@ -38,45 +38,45 @@ class Stage(enum.IntEnum):
     REFUNDED = 8
 
 
-WORDS: Final[Mapping[Stage, tuple[str, ...]]] = {
-    Stage.PLACED: ("pending", "placed", "new"),
-    Stage.CONFIRMED: ("confirmed", "accepted"),
-    Stage.PREPARING: ("preparing", "cooking", "in_progress"),
-    Stage.READY: ("ready", "ready_for_pickup", "ready_for_collection"),
-    Stage.ON_ITS_WAY: ("out_for_delivery", "dispatched", "on_the_way"),
-    Stage.HANDED_OVER: ("delivered", "collected", "picked_up", "served"),
-    Stage.CLOSED: ("completed", "complete", "fulfilled", "closed"),
-    Stage.CANCELLED: (
+STATUS_WORDS: Final[Mapping[OrderStage, tuple[str, ...]]] = {
+    OrderStage.PLACED: ("pending", "placed", "new"),
+    OrderStage.CONFIRMED: ("confirmed", "accepted"),
+    OrderStage.PREPARING: ("preparing", "cooking", "in_progress"),
+    OrderStage.READY: ("ready", "ready_for_pickup", "ready_for_collection"),
+    OrderStage.ON_ITS_WAY: ("out_for_delivery", "dispatched", "on_the_way"),
+    OrderStage.HANDED_OVER: ("delivered", "collected", "picked_up", "served"),
+    OrderStage.CLOSED: ("completed", "complete", "fulfilled", "closed"),
+    OrderStage.CANCELLED: (
         *("cancelled", "canceled", "rejected", "declined"),
         *("abandoned", "expired", "failed"),
     ),
-    Stage.REFUNDED: ("refunded", "voided", "void"),
+    OrderStage.REFUNDED: ("refunded", "voided", "void"),
 }
 """The words of each stage, the contract's first."""
 
-_STAGES: Final = {word: stage for stage, words in WORDS.items() for word in words}
-_OVER: Final[Mapping[Stage, frozenset[Stage]]] = {
-    Stage.HANDED_OVER: frozenset((Stage.CLOSED, Stage.REFUNDED)),
-    Stage.CLOSED: frozenset((Stage.REFUNDED,)),
-    Stage.CANCELLED: frozenset((Stage.REFUNDED,)),
-    Stage.REFUNDED: frozenset(),
+_STAGES: Final = {word: stage for stage, words in STATUS_WORDS.items() for word in words}
+_AFTER_END: Final[Mapping[OrderStage, frozenset[OrderStage]]] = {
+    OrderStage.HANDED_OVER: frozenset((OrderStage.CLOSED, OrderStage.REFUNDED)),
+    OrderStage.CLOSED: frozenset((OrderStage.REFUNDED,)),
+    OrderStage.CANCELLED: frozenset((OrderStage.REFUNDED,)),
+    OrderStage.REFUNDED: frozenset(),
 }
 """Where an order can still go that is over."""
 
 
-def allowed(before: str, after: str) -> bool:
+def is_allowed(before: str, after: str) -> bool:
     """Whether a platform may take an order from one status to another. Staying is no step."""
     if before == after:
         return True
-    here, there = _STAGES.get(before), _STAGES.get(after)
-    if here is None:
+    stage_before, stage_after = _STAGES.get(before), _STAGES.get(after)
+    if stage_before is None:
         return True
-    if here in _OVER:
-        return there in _OVER[here]
-    return there is None or there >= here
+    if stage_before in _AFTER_END:
+        return stage_after in _AFTER_END[stage_before]
+    return stage_after is None or stage_after >= stage_before
 
 
-def new(stored: StoredOrder | None, change: OrderChange | None) -> None:
+def require_new(stored: StoredOrder | None, change: OrderChange | None) -> None:
     """The order is not there, or is there with nothing else in it. Raises `Conflict`."""
     if stored is not None and change is not None:
         raise Conflict(
@@ -86,13 +86,13 @@ def new(stored: StoredOrder | None, change: OrderChange | None) -> None:
         )
 
 
-def changes(expected_version: int | None) -> Condition:
+def require_change(expected_version: int | None) -> Condition:
     """The order is there, has that version if one is expected, and may go to its new status.
 
     Raises `NotFound` and `Conflict`.
     """
 
-    def judge(stored: StoredOrder | None, change: OrderChange | None) -> None:
+    def check(stored: StoredOrder | None, change: OrderChange | None) -> None:
         if stored is None:
             raise unknown_order()
         if expected_version not in (None, stored.version):
@@ -101,14 +101,14 @@ def changes(expected_version: int | None) -> Condition:
                 code="version_mismatch",
                 details={"order": stored.snapshot},
             )
-        if change is not None and not allowed(stored.status, change.status):
+        if change is not None and not is_allowed(stored.status, change.status):
             raise Conflict(
                 f"An order that is {stored.status} cannot become {change.status}.",
                 code="invalid_transition",
                 details={"status": stored.status},
             )
 
-    return judge
+    return check
 
 
 def unknown_order() -> NotFound:

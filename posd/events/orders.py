@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from attrs import frozen
 
-from posd.events.coercion import Unreadable
+from posd.events.coercion import NotCoercible
 from posd.events.fields import UNREADABLE, snake
 from posd.events.normalise import (
     ADDON_SPELLINGS,
@@ -19,12 +19,12 @@ from posd.events.normalise import (
     ORDER_MEMBERS,
     SCHEDULE,
     SCHEDULED_TEXT,
-    repeats,
+    repeated_members,
 )
 from posd.events.normalise import ORDER_TYPES as ORDER_TYPES
-from posd.events.parts import choices, objects
-from posd.protocol.literals import timestamp
-from posd.values import LEFT_OUT, Draft, StoredOrder
+from posd.events.order_parts import choices, objects
+from posd.protocol.json_literals import timestamp
+from posd.values import LEFT_OUT, EventDraft, StoredOrder
 
 FINAL_STATUSES = frozenset(
     (
@@ -55,7 +55,7 @@ _MANAGED = frozenset(("version", "previousStatus", "updatedAt"))
 class OrderChange:
     """An event to publish, and what is known of its order from now on."""
 
-    draft: Draft
+    draft: EventDraft
     snapshot: dict[str, object]
     status: str
     version: int
@@ -64,7 +64,7 @@ class OrderChange:
 
 
 def change(
-    draft: Draft,
+    draft: EventDraft,
     stored: StoredOrder | None,
     now: datetime,
     *,
@@ -89,11 +89,11 @@ def change(
     if draft.type not in ORDER_TYPES:
         raise ValueError(f"{draft.type} is not about an order.")
     earlier = _content(stored.snapshot) if stored else {}
-    reuses_id = draft.type == "new_order" and _is_another(draft.data, earlier)
+    reuses_id = draft.type == "new_order" and _is_reused_id(draft.data, earlier)
     if reuses_id:
         earlier = {}
-    content = _merged(earlier, draft, believes_null=hooked or draft.type == "order_updated")
-    _complete(content)
+    content = _merged(earlier, draft, null_erases=hooked or draft.type == "order_updated")
+    _set_defaults(content)
     if not is_online(content):
         left_out(NOT_ONLINE)
         return None
@@ -101,10 +101,10 @@ def change(
     if is_new and content["createdAt"] is None:
         content["createdAt"] = timestamp(now)
     if stored is None or reuses_id:
-        if hooked and (reason := _over(content, now)) is not None:
+        if hooked and (reason := _why_not_new(content, now)) is not None:
             left_out(reason)
             return None
-    elif content == earlier and _alike(content, earlier):
+    elif content == earlier and _is_same_json(content, earlier):
         left_out(UNCHANGED)
         return None
     version = stored.version + 1 if stored else 1
@@ -114,7 +114,9 @@ def change(
         updated = draft.data.get("updatedAt") or timestamp(now)
         data = _ordered({**snapshot, "previousStatus": previous, "updatedAt": updated})
     kind = "new_order" if is_new else "order_updated"
-    event = Draft(kind, data, repeats(kind, data, draft.beside), draft.warnings)
+    event = EventDraft(
+        kind, data, repeated_members(kind, data, draft.extra_members), draft.warnings
+    )
     return OrderChange(event, snapshot, str(content["status"]), version, reuses_id)
 
 
@@ -167,7 +169,7 @@ def _from_item_row(row: Mapping[str, object]) -> dict[str, object]:
             for addons in chosen
             for addon in choices(addons, ADDON_SPELLINGS)
         ] or None
-    except Unreadable:
+    except NotCoercible:
         # It may be an allergy: `unreadable` of the line keeps it, whatever it is.
         item["selectedAddons"] = chosen[0] if len(chosen) == 1 else chosen
     return item
@@ -176,7 +178,7 @@ def _from_item_row(row: Mapping[str, object]) -> dict[str, object]:
 def _objects(value: object) -> list[Mapping[str, object]]:
     try:
         return objects(value)
-    except Unreadable:
+    except NotCoercible:
         return []
 
 
@@ -204,36 +206,38 @@ def _content(snapshot: Mapping[str, object]) -> dict[str, object]:
 
 
 def _merged(
-    earlier: Mapping[str, object], draft: Draft, *, believes_null: bool
+    earlier: Mapping[str, object], draft: EventDraft, *, null_erases: bool
 ) -> dict[str, object]:
     """What was known and what the draft says now."""
-    given = _content(draft.data)
+    stated_members = _content(draft.data)
     if not earlier:
-        return given
-    odd, odd_before = given.get(UNREADABLE, {}), earlier.get(UNREADABLE, {})
+        return stated_members
+    odd, odd_before = stated_members.get(UNREADABLE, {}), earlier.get(UNREADABLE, {})
     # A null that only stands for something unreadable erases nothing; nor is it ever forgotten
     # when an order was made.
     kept = {"createdAt", *(odd if isinstance(odd, dict) else ())}
-    said = {
+    stated = {
         name: value
-        for name, value in given.items()
-        if value is not None or (believes_null and name not in kept)
+        for name, value in stated_members.items()
+        if value is not None or (null_erases and name not in kept)
     }
-    merged = {**earlier, **said}
-    if SCHEDULED_TEXT in given:
-        merged.update((name, given[name]) for name in SCHEDULE if name in given)
-    elif "scheduledFor" in said:
+    merged = {**earlier, **stated}
+    if SCHEDULED_TEXT in stated_members:
+        merged.update((name, stated_members[name]) for name in SCHEDULE if name in stated_members)
+    elif "scheduledFor" in stated:
         merged.pop(SCHEDULED_TEXT, None)
     if isinstance(odd, dict) and isinstance(odd_before, dict):
-        still = {name: value for name, value in odd_before.items() if name not in said} | odd
-        if still:
-            merged[UNREADABLE] = still
+        unread_still = {
+            name: value for name, value in odd_before.items() if name not in stated
+        } | odd
+        if unread_still:
+            merged[UNREADABLE] = unread_still
         elif odd_before:
             del merged[UNREADABLE]
     return merged
 
 
-def _complete(content: dict[str, object]) -> None:
+def _set_defaults(content: dict[str, object]) -> None:
     """Give an order what every till expects, where nobody has said it.
 
     Nothing is invented that a kitchen or a customer would pay for: the payment is pending, and an
@@ -255,7 +259,7 @@ def _ordered(order: Mapping[str, object]) -> dict[str, object]:
     return {**known, **order} if len(known) < len(order) else known
 
 
-def _over(order: Mapping[str, object], now: datetime) -> str | None:
+def _why_not_new(order: Mapping[str, object], now: datetime) -> str | None:
     """Why a hooked order is none that a till needs to hear of."""
     if is_final(str(order["status"])):
         return OVER
@@ -263,30 +267,32 @@ def _over(order: Mapping[str, object], now: datetime) -> str | None:
     return OLD if now - created > _RECENT else None
 
 
-def _is_another(given: Mapping[str, object], earlier: Mapping[str, object]) -> bool:
+def _is_reused_id(stated_members: Mapping[str, object], earlier: Mapping[str, object]) -> bool:
     """Whether a new order only shares its id with the one that is stored.
 
     It was created later, and the stored one was over, or another customer's, or older by a day. A shop that
     writes the time of the checkout over that of the cart means the same order.
     """
-    created, before = given.get("createdAt"), earlier.get("createdAt")
+    created, before = stated_members.get("createdAt"), earlier.get("createdAt")
     if not isinstance(created, str) or not isinstance(before, str):
         return False
     age = datetime.fromisoformat(created) - datetime.fromisoformat(before)
-    if age <= timedelta(0) or is_final(str(given.get("status", ""))):
+    if age <= timedelta(0) or is_final(str(stated_members.get("status", ""))):
         return False
     if is_final(str(earlier.get("status", ""))) or age > _RECENT:
         return True
     known = [
-        (given[name], earlier[name]) for name in _CUSTOMER if given.get(name) and earlier.get(name)
+        (stated_members[name], earlier[name])
+        for name in _CUSTOMER
+        if stated_members.get(name) and earlier.get(name)
     ]
     return bool(known) and all(now != then for now, then in known)
 
 
-def _alike(one: object, other: object) -> bool:
+def _is_same_json(one: object, other: object) -> bool:
     """Whether equal values are the same JSON: to Python `True` equals 1."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return all(_alike(value, other[name]) for name, value in one.items())
+        return all(_is_same_json(value, other[name]) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):
-        return all(map(_alike, one, other))
+        return all(map(_is_same_json, one, other))
     return isinstance(one, bool) == isinstance(other, bool)

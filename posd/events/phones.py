@@ -26,7 +26,7 @@ _LONGEST_COPIED = 4 * _LONGEST
 """With invisible characters."""
 
 
-def load() -> None:
+def preload() -> None:
     """Import the rules of all regions. Otherwise the first number of a region imports a module.
 
     There are some 250 small modules, which takes a tenth of a second and two mebibytes.
@@ -51,10 +51,10 @@ def normalise(text: str, region: str) -> str:
     the number in its text; 422, since a path with another text in this place is understood and leads
     to nobody.
     """
-    if len(text) > _LONGEST_COPIED or len(written := _visible(text)) > _LONGEST:
+    if len(text) > _LONGEST_COPIED or len(visible := _visible_text(text)) > _LONGEST:
         raise _invalid()
     try:
-        number = phonenumbers.parse(written, region)
+        number = phonenumbers.parse(visible, region)
     except NumberParseException:
         raise _invalid() from None
     if phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
@@ -62,7 +62,7 @@ def normalise(text: str, region: str) -> str:
     return phonenumbers.format_number(number, PhoneNumberFormat.E164)
 
 
-def reread(number: str, before: str, after: str) -> str | None:
+def reinterpret(number: str, before: str, after: str) -> str | None:
     """Return what the digits of a number mean in another region, in E.164.
 
     `number` was stored while numbers without a country code were read as of `before`. None for a
@@ -88,18 +88,18 @@ def reread(number: str, before: str, after: str) -> str | None:
     return phonenumbers.format_number(elsewhere, PhoneNumberFormat.E164)
 
 
-def mentioned(text: str, region: str) -> frozenset[str]:
+def numbers_in(text: str, region: str) -> frozenset[str]:
     """All numbers in a text, in E.164: the text may be one, or have some among other words."""
     found = {
         phonenumbers.format_number(match.number, PhoneNumberFormat.E164)
-        for match in PhoneNumberMatcher(_visible(text), region, leniency=Leniency.POSSIBLE)
+        for match in PhoneNumberMatcher(_visible_text(text), region, leniency=Leniency.POSSIBLE)
     }
     with suppress(Unprocessable):
         found.add(normalise(text, region))
     return frozenset(found)
 
 
-def _visible(text: str) -> str:
+def _visible_text(text: str) -> str:
     """A text without what cannot be seen, and with each wide or small form as its plain character.
 
     Numbers copied from a browser or an address book carry marks of direction (U+200E, U+202A), no-break

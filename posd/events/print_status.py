@@ -17,7 +17,7 @@ from attrs import frozen
 from posd.values import PrintStatus
 
 
-class Said(enum.Enum):
+class ReportedStatus(enum.Enum):
     """What a report means."""
 
     RECEIVED = "received"
@@ -32,13 +32,13 @@ class Said(enum.Enum):
 WORD: Final = re.compile(r"[a-z_]{1,30}")
 """What a till may say; a word that posd does not know is kept in the log."""
 
-_MEANINGS: Final[Mapping[str, Said]] = {
-    "received": Said.RECEIVED,
-    "queued_for_print": Said.RECEIVED,
-    "accepted": Said.ACCEPTED,
-    "printed": Said.PRINTED,
-    "failed": Said.FAILED,
-    "paid": Said.PAID,
+_MEANINGS: Final[Mapping[str, ReportedStatus]] = {
+    "received": ReportedStatus.RECEIVED,
+    "queued_for_print": ReportedStatus.RECEIVED,
+    "accepted": ReportedStatus.ACCEPTED,
+    "printed": ReportedStatus.PRINTED,
+    "failed": ReportedStatus.FAILED,
+    "paid": ReportedStatus.PAID,
 }
 _STEPS: Final[Mapping[PrintStatus, frozenset[PrintStatus]]] = {
     PrintStatus.PENDING: frozenset(),
@@ -49,25 +49,25 @@ _STEPS: Final[Mapping[PrintStatus, frozenset[PrintStatus]]] = {
 
 
 @frozen
-class Report:
+class PrintReport:
     """What a till says about an order; `at` is when that was, None for now."""
 
     order_id: str
-    said: Said
+    said: ReportedStatus
     at: datetime | None = None
     reason: str | None = None
 
     @property
     def status(self) -> PrintStatus:
         """The print status that an order has at least after this."""
-        if self.said is Said.PRINTED:
+        if self.said is ReportedStatus.PRINTED:
             return PrintStatus.PRINTED
-        return PrintStatus.FAILED if self.said is Said.FAILED else PrintStatus.SENT
+        return PrintStatus.FAILED if self.said is ReportedStatus.FAILED else PrintStatus.SENT
 
 
-def meaning(word: str) -> Said:
+def meaning(word: str) -> ReportedStatus:
     """What a till means by a word."""
-    return _MEANINGS.get(word, Said.OTHER)
+    return _MEANINGS.get(word, ReportedStatus.OTHER)
 
 
 def before(status: PrintStatus) -> frozenset[PrintStatus]:
@@ -75,7 +75,7 @@ def before(status: PrintStatus) -> frozenset[PrintStatus]:
     return _STEPS[status]
 
 
-def print_report(order_id: str, status: PrintStatus, reason: str | None) -> Report:
+def print_report(order_id: str, status: PrintStatus, reason: str | None) -> PrintReport:
     """How printing went, as a till says it over its socket."""
-    said = Said.PRINTED if status is PrintStatus.PRINTED else Said.FAILED
-    return Report(order_id, said, reason=reason)
+    said = ReportedStatus.PRINTED if status is PrintStatus.PRINTED else ReportedStatus.FAILED
+    return PrintReport(order_id, said, reason=reason)

@@ -20,7 +20,7 @@ from attrs import frozen
 
 from posd.events import phones
 
-KEPT: Final = frozenset(
+KEPT_MEMBERS: Final = frozenset(
     (
         *("orderid", "ordernumber", "id", "cardnumber", "menuitemid", "variantid", "addonid"),
         *("type", "status", "previousstatus", "paymentstatus", "paymentmethod", "ordertype"),
@@ -28,10 +28,11 @@ KEPT: Final = frozenset(
         *("scheduledtime", "purchasedat", "expirydate", "streamid", "timestamp"),
     )
 )
-"""Members, as `plain` has them, whose texts stay: what things are called, what became of them and when.
+"""Members, as `normalised_name` has them, whose texts stay: what things are called, what became of them
+and when.
 They are those of `pos_only_erased()` in sql/main/011_erasure.sql, which refuses the rest; a test compares."""
 
-PERSONAL: Final = frozenset(
+PERSONAL_MEMBERS: Final = frozenset(
     (
         *("customer", "customername", "customerphone", "customeremail", "customeraddress"),
         *("contact", "phone", "phonenumber", "mobile", "email", "address", "deliveryaddress"),
@@ -45,7 +46,7 @@ PERSONAL: Final = frozenset(
 _SPARSE: Final = frozenset(("items", "selectedaddons"))
 """In their objects no member is null: tills that were there before posd do not expect it."""
 
-_DIALLED: Final = re.compile(r"phone|mobile|^tel")
+_PHONE_MEMBER: Final = re.compile(r"phone|mobile|^tel")
 _LAST_DIGITS: Final = 6
 _NO_DIGITS: Final = bytes(each for each in range(128) if not 48 <= each <= 57)
 _AT: Final = re.compile("[@\N{FULLWIDTH COMMERCIAL AT}\N{SMALL COMMERCIAL AT}]")
@@ -53,7 +54,7 @@ _EMAIL: Final = re.compile(r"[^\s<>()\[\],;:\"']+@[^\s<>()\[\],;:\"']+")
 
 
 @frozen
-class Person:
+class ErasedPerson:
     """Whom to forget: numbers in E.164, addresses as `email` has them, and orders that were theirs.
 
     `region` is where a number without a country code is.
@@ -71,31 +72,33 @@ class Person:
         """
         if not raw.isascii() or "\\" in raw:
             return True
-        if any(each in raw for each in self.orders) or self._may_dial(raw):
+        if any(each in raw for each in self.orders) or self._may_have_number(raw):
             return True
         return bool(self.emails) and any(each in raw.lower() for each in self.emails)
 
-    def named_in(self, text: str) -> bool:
+    def is_named_in(self, text: str) -> bool:
         """Whether a text has the number or the address, alone or among others."""
         if self.emails and _AT.search(text) and not self.emails.isdisjoint(_emails(text)):
             return True
-        return self._may_dial(text) and not self.phones.isdisjoint(_phones(text, self.region))
+        return self._may_have_number(text) and not self.phones.isdisjoint(
+            _phones(text, self.region)
+        )
 
-    def _may_dial(self, text: str) -> bool:
+    def _may_have_number(self, text: str) -> bool:
         """Whether the last digits of a number are in a text, which no way of writing it changes."""
         if not self.phones:
             return False
         digits = _digits(text)
         return any(each[-_LAST_DIGITS:] in digits for each in self.phones)
 
-    def concerns(self, value: object) -> bool:
+    def is_about(self, value: object) -> bool:
         """Whether something is about this customer: it names them, or an order that was theirs."""
         return not self.orders.isdisjoint(order_ids(value)) or any(
-            self.named_in(text) for text in _texts(value)
+            self.is_named_in(text) for text in _texts(value)
         )
 
 
-def plain(name: str) -> str:
+def normalised_name(name: str) -> str:
     """A member's name in one spelling: `customerName` and `customer_name` are one."""
     return name.replace("_", "").lower()
 
@@ -108,64 +111,68 @@ def email(text: str) -> str:
 def order_ids(value: object) -> set[str]:
     """The orders that something names."""
     return {
-        str(each) for name, each in _leaves(value, "") if name == "orderid" and each is not None
+        str(each) for name, each in _scalars(value, "") if name == "orderid" and each is not None
     }
 
 
-def erased(value: object, person: Person) -> object:
+def redact(value: object, person: ErasedPerson) -> object:
     """The same without what tells who the customer is: null, or left out where nulls are not expected."""
-    return _erased(value, "", person, marked=False)
+    return _redact(value, "", person, is_personal=False)
 
 
-def _erased(value: object, name: str, person: Person, *, marked: bool) -> object:
+def _redact(value: object, name: str, person: ErasedPerson, *, is_personal: bool) -> object:
     if isinstance(value, Mapping):
-        return _object(value, person, marked=marked, sparse=name in _SPARSE)
+        return _redact_object(value, person, is_personal=is_personal, sparse=name in _SPARSE)
     if isinstance(value, list | tuple):
-        return [_erased(each, name, person, marked=marked) for each in value]
+        return [_redact(each, name, person, is_personal=is_personal) for each in value]
     if isinstance(value, str):
-        return None if name not in KEPT and (marked or person.named_in(value)) else value
-    if _is_dialled(name, value) and (marked or person.named_in(str(value))):
+        return (
+            None
+            if name not in KEPT_MEMBERS and (is_personal or person.is_named_in(value))
+            else value
+        )
+    if _is_phone_number(name, value) and (is_personal or person.is_named_in(str(value))):
         return None
     return value
 
 
-def _object(
-    value: Mapping[str, object], person: Person, *, marked: bool, sparse: bool
+def _redact_object(
+    value: Mapping[str, object], person: ErasedPerson, *, is_personal: bool, sparse: bool
 ) -> dict[str, object]:
     kept: dict[str, object] = {}
-    for member, was in value.items():
-        name = plain(member)
-        now = _erased(was, name, person, marked=marked or name in PERSONAL)
-        if not sparse or now is not None or was is None:
-            kept[member] = now
+    for member, before in value.items():
+        name = normalised_name(member)
+        after = _redact(before, name, person, is_personal=is_personal or name in PERSONAL_MEMBERS)
+        if not sparse or after is not None or before is None:
+            kept[member] = after
     return kept
 
 
 def _texts(value: object) -> Iterator[str]:
-    for name, each in _leaves(value, ""):
+    for name, each in _scalars(value, ""):
         if isinstance(each, str):
-            if name not in KEPT:
+            if name not in KEPT_MEMBERS:
                 yield each
-        elif _is_dialled(name, each):
+        elif _is_phone_number(name, each):
             yield str(each)
 
 
-def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
+def _scalars(value: object, name: str) -> Iterator[tuple[str, object]]:
     """What is no object and no array, with the name of the member that it is in."""
     if isinstance(value, Mapping):
         for member, each in value.items():
-            yield from _leaves(each, plain(member))
+            yield from _scalars(each, normalised_name(member))
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _leaves(each, name)
+            yield from _scalars(each, name)
     else:
         yield name, value
 
 
-def _is_dialled(name: str, value: object) -> bool:
+def _is_phone_number(name: str, value: object) -> bool:
     """Whether a number is not for counting."""
     is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-    return is_number and _DIALLED.search(name) is not None
+    return is_number and _PHONE_MEMBER.search(name) is not None
 
 
 def _digits(text: str) -> str:
@@ -177,7 +184,7 @@ def _digits(text: str) -> str:
 
 @lru_cache(maxsize=8192)
 def _phones(text: str, region: str) -> frozenset[str]:
-    return phones.mentioned(text, region)
+    return phones.numbers_in(text, region)
 
 
 def _emails(text: str) -> Iterable[str]:

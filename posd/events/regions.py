@@ -20,7 +20,7 @@ _OF_MANY: Final = frozenset({"CET", "EET", "EST", "HST", "MET", "MST", "WET"})
 """Zones of several countries, which the database has made links to one of them."""
 
 
-def load() -> None:
+def preload() -> None:
     """Read the files of the package. Otherwise the first tenant that is made reads them."""
     _countries()
     _links()

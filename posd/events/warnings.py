@@ -30,7 +30,7 @@ _MESSAGES: Final = {
 }
 
 
-class Warnings:
+class WarningCollector:
     """Gathers the warnings about one event, up to `MOST`."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Warnings:
     def count(self) -> int:
         return len(self._all)
 
-    def within(self, since: int, where: str) -> None:
+    def prefix_members(self, since: int, where: str) -> None:
         """Put `where` in front of the members of all warnings but the first `since`."""
         self._all[since:] = [
             evolve(each, member=f"{where}.{each.member}") for each in self._all[since:]
@@ -59,7 +59,7 @@ class Warnings:
         return tuple(self._all)
 
 
-def note_replaced(warnings: Warnings, data: object) -> None:
+def note_replaced(warnings: WarningCollector, data: object) -> None:
     """Note every member whose text, or name, has U+FFFD in it."""
     for member, value in _replaced("", data):
         warnings.add(CHARACTER_REPLACED, member, value)

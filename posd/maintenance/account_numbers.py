@@ -9,33 +9,33 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.errors import Unprocessable
 from posd.events import phones
 from posd.store import accounts
-from posd.store.audit import Found, Wrong
+from posd.store.audit import BrokenRow, CheckOutcome
 from posd.values import Tenant
 
 _PAGE: Final = 5_000
 
 
-async def unfound(session: Reader, tenant: Tenant, most: int) -> Found:
+async def unreachable_accounts(executor: Querier, tenant: Tenant, most: int) -> CheckOutcome:
     """The accounts whose number leads to another account, or to none; the first `most` of them by id."""
-    if not await accounts.are_kept(session, tenant):
-        return Found()
-    total, rows, last = 0, list[Wrong](), 0
-    while page := await accounts.numbers(session, tenant, last, _PAGE):
+    if not await accounts.has_accounts(executor, tenant):
+        return CheckOutcome()
+    total, rows, last = 0, list[BrokenRow](), 0
+    while page := await accounts.phone_numbers(executor, tenant, last, _PAGE):
         for account, phone in page:
-            why = _wrong(phone, tenant.default_region)
+            why = _number_fault(phone, tenant.default_region)
             if why is not None:
                 total += 1
                 if len(rows) < most:
-                    rows.append(Wrong(f"loyalty_accounts id {account}", why))
+                    rows.append(BrokenRow(f"loyalty_accounts id {account}", why))
         last = page[-1][0]
-    return Found(total, rows)
+    return CheckOutcome(total, rows)
 
 
-def _wrong(phone: str, region: str) -> str | None:
+def _number_fault(phone: str, region: str) -> str | None:
     try:
         read = phones.normalise(phone, region)
     except Unprocessable:

@@ -11,24 +11,24 @@ from collections.abc import Awaitable, Sequence
 
 from attrs import define, field, frozen
 
-from posd.database.link import Reader
 from posd.database.migrations import MAIN
-from posd.database.provisioning import shop_of
+from posd.database.provisioning import name_suffix
+from posd.database.reconnecting import Querier
 from posd.errors import Busy, StatementFailed
 from posd.maintenance import account_numbers, shop_changes
 from posd.maintenance import schema_diff as structure
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream, audit_structure
-from posd.store.audit import Check, Found, Wrong, look
+from posd.store.audit import AuditCheck, BrokenRow, CheckOutcome, run_check
 from posd.values import Tenant
 
 
 @frozen
-class Finding:
+class AuditFinding:
     """What breaks a rule, in one tenant's rows; `tenant` is a slug, None in what concerns all."""
 
     tenant: str | None
     check: str
-    found: Found
+    found: CheckOutcome
     warns: bool = False
 
 
@@ -36,16 +36,16 @@ class Finding:
 class Audit:
     """What has been found so far: faults and warnings, and which checks took too long."""
 
-    findings: list[Finding] = field(factory=list)
+    findings: list[AuditFinding] = field(factory=list)
     unfinished: list[tuple[str | None, str]] = field(factory=list)
     checks: int = 0
 
     @property
-    def faults(self) -> list[Finding]:
+    def faults(self) -> list[AuditFinding]:
         return [each for each in self.findings if not each.warns]
 
     @property
-    def warnings(self) -> list[Finding]:
+    def warnings(self) -> list[AuditFinding]:
         return [each for each in self.findings if each.warns]
 
 
@@ -53,7 +53,7 @@ class Audit:
 class Auditor:
     """Looks at everything through one session, and shows `most` rows of what breaks a rule."""
 
-    session: Reader
+    executor: Querier
     most: int
     audit: Audit = field(factory=Audit)
 
@@ -65,16 +65,16 @@ class Auditor:
     async def tenant(self, tenant: Tenant) -> None:
         """Look at one tenant, as far as its schema is one that this posd knows."""
         if await self._structure(tenant):
-            await self._try("shop tables", tenant, self._shop_tables(tenant))
+            await self._run_check("shop tables", tenant, self._shop_tables(tenant))
             await self._checks((*audit_stream.CHECKS, *audit_orders.CHECKS), tenant)
-            await self._checks(await audit_ledgers.checks(self.session, tenant), tenant)
-            await self._try("account numbers", tenant, self._account_numbers(tenant))
+            await self._checks(await audit_ledgers.load_checks(self.executor, tenant), tenant)
+            await self._run_check("account numbers", tenant, self._account_numbers(tenant))
 
-    async def _checks(self, checks: Sequence[Check], tenant: Tenant | None) -> None:
+    async def _checks(self, checks: Sequence[AuditCheck], tenant: Tenant | None) -> None:
         for check in checks:
-            await self._try(check.name, tenant, self._look(check, tenant))
+            await self._run_check(check.name, tenant, self._check_rows(check, tenant))
 
-    async def _try(self, name: str, tenant: Tenant | None, work: Awaitable[None]) -> None:
+    async def _run_check(self, name: str, tenant: Tenant | None, work: Awaitable[None]) -> None:
         slug = None if tenant is None else tenant.slug
         self.audit.checks += 1
         try:
@@ -82,56 +82,62 @@ class Auditor:
         except Busy:
             self.audit.unfinished.append((slug, name))
         except StatementFailed as error:
-            wrong = Wrong("–", f"cannot be looked at: {error}")
-            self.audit.findings.append(Finding(slug, name, Found(1, [wrong])))
+            wrong = BrokenRow("–", f"cannot be looked at: {error}")
+            self.audit.findings.append(AuditFinding(slug, name, CheckOutcome(1, [wrong])))
 
-    async def _look(self, check: Check, tenant: Tenant | None) -> None:
-        found = await look(self.session, check, tenant, self.most)
-        self._note(check.name, tenant, found, warns=check.warns)
+    async def _check_rows(self, check: AuditCheck, tenant: Tenant | None) -> None:
+        found = await run_check(self.executor, check, tenant, self.most)
+        self._add_finding(check.name, tenant, found, warns=check.warns)
 
     async def _structure(self, tenant: Tenant | None) -> bool:
         """Hold a schema against the migrations; whether it is one whose rows can be looked at."""
         fits: list[bool] = []
 
         async def compare() -> None:
-            schema = await read(self.session, tenant)
-            misfit = schema.misfit()
-            fits.append(misfit is None)
-            if misfit is not None:
-                self._note("schema", tenant, Found(1, [Wrong("–", misfit)]))
+            schema = await load_schema(self.executor, tenant)
+            schema_mismatch = schema.schema_mismatch()
+            fits.append(schema_mismatch is None)
+            if schema_mismatch is not None:
+                self._add_finding(
+                    "schema", tenant, CheckOutcome(1, [BrokenRow("–", schema_mismatch)])
+                )
                 return
             differences = [*schema.differences()]
             for ours in (True, False):
                 rows = [each.wrong for each in differences if each.ours is ours]
-                self._note("schema", tenant, Found(len(rows), rows[: self.most]), warns=not ours)
+                self._add_finding(
+                    "schema", tenant, CheckOutcome(len(rows), rows[: self.most]), warns=not ours
+                )
 
-        await self._try("schema", tenant, compare())
+        await self._run_check("schema", tenant, compare())
         return fits == [True]
 
     async def _shop_tables(self, tenant: Tenant) -> None:
         """Hold the shop's own tables against what they were when they were adopted."""
         rows = [
-            Wrong("orders, order_items", " ".join((each.what, *each.statements)))
-            for each in await shop_changes.changes(self.session, tenant)
+            BrokenRow("orders, order_items", " ".join((each.what, *each.statements)))
+            for each in await shop_changes.table_changes(self.executor, tenant)
         ]
-        self._note("shop tables", tenant, Found(len(rows), rows[: self.most]))
+        self._add_finding("shop tables", tenant, CheckOutcome(len(rows), rows[: self.most]))
 
     async def _account_numbers(self, tenant: Tenant) -> None:
-        found = await account_numbers.unfound(self.session, tenant, self.most)
-        self._note("account numbers", tenant, found, warns=True)
+        found = await account_numbers.unreachable_accounts(self.executor, tenant, self.most)
+        self._add_finding("account numbers", tenant, found, warns=True)
 
-    def _note(self, name: str, tenant: Tenant | None, found: Found, *, warns: bool = False) -> None:
+    def _add_finding(
+        self, name: str, tenant: Tenant | None, found: CheckOutcome, *, warns: bool = False
+    ) -> None:
         if found.total:
             slug = None if tenant is None else tenant.slug
-            self.audit.findings.append(Finding(slug, name, found, warns))
+            self.audit.findings.append(AuditFinding(slug, name, found, warns))
 
 
-async def read(session: Reader, tenant: Tenant | None) -> structure.Schema:
+async def load_schema(executor: Querier, tenant: Tenant | None) -> structure.Schema:
     """A schema as it is; the main one for None."""
     name = MAIN if tenant is None else tenant.schema
-    shop = "" if tenant is None else shop_of(tenant)
+    shop = "" if tenant is None else name_suffix(tenant)
     return structure.Schema(
-        await audit_structure.things(session, name, shop),
-        await audit_structure.applied(session, name),
+        await audit_structure.schema_objects(executor, name, shop),
+        await audit_structure.applied_migrations(executor, name),
         tenant,
     )

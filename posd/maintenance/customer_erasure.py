@@ -13,13 +13,13 @@ from urllib.parse import unquote
 
 from attrs import define, evolve, field
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.errors import Busy, InvalidMessage
 from posd.events import redaction as erasure
-from posd.events.redaction import Person
+from posd.events.redaction import ErasedPerson
 from posd.protocol import jsontext
 from posd.store import erasure as store
-from posd.store.erasure import Counts, Document, PointsAccount
+from posd.store.erasure import CustomerDocument, ErasureCounts, PointsAccount
 from posd.values import Tenant
 
 _PLACES: Final[tuple[store.DocumentPlace, ...]] = (
@@ -33,13 +33,13 @@ Progress = Callable[[int], None]
 
 
 @define
-class Found:
+class CustomerData:
     """What is about the customer: new texts by place and key, cards, accounts, and orders by id.
 
     `unreadable` counts texts that are no JSON which posd reads: they cannot be looked into.
     """
 
-    person: Person
+    person: ErasedPerson
     texts: dict[store.Part, list[tuple[str, str]]] = field(factory=dict)
     cards: list[str] = field(factory=list)
     accounts: list[PointsAccount] = field(factory=list)
@@ -49,7 +49,7 @@ class Found:
         return bool(self.texts or self.cards or self.accounts)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> ErasureCounts:
         """How much that is."""
         keys = {part: {key for key, _ in texts} for part, texts in self.texts.items()}
         return _counts(keys, len(self.cards), len(self.accounts))
@@ -60,104 +60,107 @@ class Found:
 
 
 async def find(
-    session: Session, tenant: Tenant, person: Person, progress: Progress = lambda count: None
-) -> Found:
+    executor: Executor,
+    tenant: Tenant,
+    person: ErasedPerson,
+    progress: Progress = lambda count: None,
+) -> CustomerData:
     """Everything that posd has about the customer."""
-    cards, accounts = await store.people(session, tenant)
+    cards, accounts = await store.load_people(executor, tenant)
     theirs = [
         each
         for each in accounts
-        if person.named_in(each.phone) or person.named_in(each.email or "")
+        if person.is_named_in(each.phone) or person.is_named_in(each.email or "")
     ]
     person = evolve(person, phones=person.phones | {each.phone for each in theirs})
     orders = set(person.orders)
     for place in _ORDERS:
-        async for document in _documents(session, tenant, place):
+        async for document in _documents(executor, tenant, place):
             progress(1)
             if person.may_be_in(document.text):
-                value = _read(document.text)
-                if value is not None and person.concerns(value):
+                value = _decode(document.text)
+                if value is not None and person.is_about(value):
                     orders |= erasure.order_ids(value)
-    found = Found(evolve(person, orders=frozenset(orders)))
+    found = CustomerData(evolve(person, orders=frozenset(orders)))
     found.accounts = theirs
     found.cards = [
-        each.number for each in cards if any(person.named_in(name or "") for name in each.people)
+        each.number for each in cards if any(person.is_named_in(name or "") for name in each.people)
     ]
     for place in _PLACES:
-        async for document in _documents(session, tenant, place):
+        async for document in _documents(executor, tenant, place):
             progress(1)
-            _look_into(document, place, found)
+            _inspect(document, place, found)
     return found
 
 
-async def forget_found(
-    session: Session,
+async def erase(
+    executor: Executor,
     tenant: Tenant,
-    found: Found,
-    sought: str,
+    found: CustomerData,
+    request: str,
     progress: Progress = lambda count: None,
-) -> Counts:
+) -> ErasureCounts:
     """Erase what was found, and what has come since; how much was erased. Raises `Busy` if it never ends.
 
-    That it was done is noted, with whom somebody `sought` to erase, also where it ends before its time.
+    That it was done is noted, with whom somebody `request` to erase, also where it ends before its time.
     """
     keys: dict[store.Part, set[str]] = {}
     cards = accounts = 0
     try:
         for _ in range(_ROUNDS):
             for part, texts in found.texts.items():
-                async for erased in store.erase(session, tenant, part, texts):
-                    keys.setdefault(part, set()).update(erased)
+                async for redact in store.erase(executor, tenant, part, texts):
+                    keys.setdefault(part, set()).update(redact)
             people = await store.erase_people(
-                session, tenant, found.cards, [each.id for each in found.accounts]
+                executor, tenant, found.cards, [each.id for each in found.accounts]
             )
             cards, accounts = cards + people[0], accounts + people[1]
-            found = await find(session, tenant, found.person, progress)
+            found = await find(executor, tenant, found.person, progress)
             if not found:
                 return _counts(keys, cards, accounts)
     finally:
-        await store.note(session, tenant, sought, _counts(keys, cards, accounts))
+        await store.record_erasure(executor, tenant, request, _counts(keys, cards, accounts))
     raise Busy("What is to be erased is being written again and again.")
 
 
 async def _documents(
-    session: Session, tenant: Tenant, place: store.DocumentPlace
-) -> AsyncIterator[Document]:
-    found, after = await store.documents(session, tenant, place)
+    executor: Executor, tenant: Tenant, place: store.DocumentPlace
+) -> AsyncIterator[CustomerDocument]:
+    found, after = await store.next_documents(executor, tenant, place)
     while found:
         for each in found:
             yield each
-        found, after = await store.documents(session, tenant, place, after)
+        found, after = await store.next_documents(executor, tenant, place, after)
 
 
-def _look_into(document: Document, place: store.DocumentPlace, found: Found) -> None:
+def _inspect(document: CustomerDocument, place: store.DocumentPlace, found: CustomerData) -> None:
     """Note what a document is to become, if it is about the customer."""
     person = found.person
-    if document.operation is not None and _called(document.operation, person):
+    if document.operation is not None and _names_customer(document.operation, person):
         found.add("call", document.key, "")
         return
-    if not (person.may_be_in(document.text) or person.may_be_in(document.beside or "")):
+    if not (person.may_be_in(document.text) or person.may_be_in(document.extra_members or "")):
         return
-    value = _read(document.text)
+    value = _decode(document.text)
     if value is None:
         found.unreadable += 1
         return
-    beside = None if document.beside is None else _read(document.beside)
-    if not (person.concerns(value) or person.concerns(beside)):
+    extra_members = None if document.extra_members is None else _decode(document.extra_members)
+    if not (person.is_about(value) or person.is_about(extra_members)):
         return
-    parts: tuple[tuple[store.Part, object], ...] = ((place, value), ("beside", beside))
+    parts: tuple[tuple[store.Part, object], ...] = ((place, value), ("beside", extra_members))
     for part, was in parts:
-        now = erasure.erased(was, person)
+        now = erasure.redact(was, person)
         if now != was:
             found.add(part, document.key, jsontext.encode(now).decode())
 
 
-def _called(operation: str, person: Person) -> bool:
+def _names_customer(operation: str, person: ErasedPerson) -> bool:
     """Whether an address names the customer: `POST /api/kitchen/loyalty/%2B447700900123/redeem`."""
-    return any(person.named_in(unquote(each)) for each in operation.split("/"))
+    return any(person.is_named_in(unquote(each)) for each in operation.split("/"))
 
 
-def _read(text: str) -> object:
+def _decode(text: str) -> object:
     """A text as JSON; None if posd cannot read it."""
     try:
         return jsontext.decode(text)
@@ -165,10 +168,10 @@ def _read(text: str) -> object:
         return None
 
 
-def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> Counts:
+def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> ErasureCounts:
     """How much that is. An event and what is beside it is one, and so is what is not one yet."""
     none: set[str] = set()
-    return Counts(
+    return ErasureCounts(
         events=len(keys.get("event", none) | keys.get("beside", none))
         + len(keys.get("message", none))
         + len(keys.get("outbox", none))

@@ -18,13 +18,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from posd.config.units import HOUR, format_duration
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.errors import Busy, Refusal, StatementFailed
 from posd.events.orders import FINAL_STATUSES
 from posd.store import retention
-from posd.store.retention import Due, Gone
+from posd.store.retention import DueTenant, PrunedCounts
 from posd.values import TenantId
-from posd.waiting import Pauses
+from posd.waiting import RoundPauses
 
 _LOOK_SECONDS: Final = 300.0
 _NIGHT: Final = (3, 4, 5)
@@ -48,7 +48,7 @@ class Retention(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: IReactorTime, database: Database, node_id: UUID, seconds: float
+        self, reactor: IReactorTime, database: Pool, node_id: UUID, seconds: float
     ) -> None:
         self._reactor = reactor
         self._database = database
@@ -56,12 +56,12 @@ class Retention(Service):
         self.seconds = seconds
         # What is wrong with a tenant is told once.
         self._failed: set[TenantId] = set()
-        self._pauses = Pauses(reactor)
+        self._pauses = RoundPauses(reactor)
         self._loop: Deferred[None] = succeed(None)
 
     def startService(self) -> None:
         Service.startService(self)
-        self._loop = Deferred.fromCoroutine(self._go_on())
+        self._loop = Deferred.fromCoroutine(self._prune_forever())
         self._loop.addErrback(lambda failure: self._log.failure("pruning has ended", failure))
 
     def stopService(self) -> Deferred[None]:
@@ -70,8 +70,8 @@ class Retention(Service):
         self._pauses.end()
         return self._loop
 
-    async def _go_on(self) -> None:
-        while await self._rest(_LOOK_SECONDS):
+    async def _prune_forever(self) -> None:
+        while await self._sleep(_LOOK_SECONDS):
             try:
                 await self.look()
             except Refusal:
@@ -83,7 +83,7 @@ class Retention(Service):
     async def look(self) -> None:
         """Prune all that is due, unless another node is at it."""
         keep = self.seconds
-        due = await retention.due(
+        due = await retention.due_tenants(
             self._database,
             keep,
             early=min(_EARLY, keep / 4),
@@ -97,9 +97,9 @@ class Retention(Service):
                 await self._prune_due(due)
             await self._prune_deleted()
         finally:
-            await retention.leave(self._database, self._node_id)
+            await retention.release_lease(self._database, self._node_id)
 
-    async def _prune_due(self, due: Sequence[Due]) -> None:
+    async def _prune_due(self, due: Sequence[DueTenant]) -> None:
         self._log.info(
             "pruning what is older than {kept}: tenants={tenants}",
             kept=format_duration(self.seconds),
@@ -116,12 +116,12 @@ class Retention(Service):
         total = 0
         while gone := await retention.prune_deleted(self._database):
             total += gone
-            if not await self._lease() or not await self._rest(_PAUSE_SECONDS):
+            if not await self._lease() or not await self._sleep(_PAUSE_SECONDS):
                 break
         if total:
             self._log.info("pruned rows of deleted tenants: rows={rows}", rows=total)
 
-    async def _prune_quietly(self, due: Due) -> None:
+    async def _prune_quietly(self, due: DueTenant) -> None:
         """One tenant; what goes wrong with it stops no other."""
         try:
             await self._prune(due)
@@ -138,15 +138,15 @@ class Retention(Service):
                     error=error,
                 )
 
-    async def _prune(self, due: Due) -> None:
-        total, done = Gone(), False
+    async def _prune(self, due: DueTenant) -> None:
+        total, done = PrunedCounts(), False
         try:
             while not done and await self._lease():
                 gone, done = await retention.prune(
                     self._database.of(due.tenant_id), due.tenant_id, due.before, FINAL_STATUSES
                 )
                 total += gone
-                if not done and not await self._rest(_PAUSE_SECONDS):
+                if not done and not await self._sleep(_PAUSE_SECONDS):
                     return
         finally:
             if total:
@@ -160,19 +160,19 @@ class Retention(Service):
                     orders=total.orders,
                 )
 
-    async def _prune_answers(self, due: Due) -> None:
+    async def _prune_answers(self, due: DueTenant) -> None:
         total = 0
         while gone := await retention.prune_answers(self._database, due.before):
             total += gone
-            if not await self._lease() or not await self._rest(_PAUSE_SECONDS):
+            if not await self._lease() or not await self._sleep(_PAUSE_SECONDS):
                 break
         if total:
             self._log.info("pruned: answers={answers}", answers=total)
 
     async def _lease(self) -> bool:
-        return await retention.lease(self._database, self._node_id, _LEASE_SECONDS)
+        return await retention.renew_lease(self._database, self._node_id, _LEASE_SECONDS)
 
-    async def _rest(self, seconds: float) -> bool:
+    async def _sleep(self, seconds: float) -> bool:
         """Let others have their turn; False when there is to be no more."""
         if self.running:
             await self._pauses.take(seconds * random.uniform(0.5, 1.5))

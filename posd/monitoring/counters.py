@@ -41,24 +41,24 @@ DELIVERY_BUCKETS: Final = (
 _REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 _SHORT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
-ROADS: Final = ("rest", "sql", "hook")
+SOURCES: Final = ("rest", "sql", "hook")
 """How an event was published: by REST, by `pos_publish()`, by a change of the shop's own tables."""
-WAYS: Final = ("live", "replay", "poll")
+DELIVERY_WAYS: Final = ("live", "replay", "poll")
 """How an event went out: as it came, to a till that catches up, as the answer to a poll."""
-STAGES: Final = ("socket", "ack")
-ATTEMPTS: Final = ("unauthorized", "too_many_attempts")
-LIMITED: Final = ("credential", "address", "till", "turn")
+DELIVERY_STAGES: Final = ("socket", "ack")
+FAILED_ATTEMPT_CODES: Final = ("unauthorized", "too_many_attempts")
+RATE_LIMIT_KINDS: Final = ("credential", "address", "till", "turn")
 """Whose rate was exceeded: a credential's or an address's request was refused, a till is read more slowly."""
 
 AWAKE: Final = "awake"
 DOZING: Final = "dozing"
 ASLEEP: Final = "asleep"
-STATES: Final = (AWAKE, DOZING, ASLEEP)
+DOORMAN_STATES: Final = (AWAKE, DOZING, ASLEEP)
 """Of the doorman: it looks at the outbox by itself, or waits until it is rung."""
 
 SILENT: Final = "not heard of"
 DROPPED: Final = "dropped"
-_ENDINGS: Final[Mapping[str, str]] = {
+_END_REASONS: Final[Mapping[str, str]] = {
     GOING_AWAY.reason: "restart",
     DISCONNECTED.reason: "operator",
     UNSUPPORTED.reason: "unsupported",
@@ -81,7 +81,7 @@ _ABNORMAL: Final = (None, 1006)
 
 
 @define(eq=False)
-class Traffic(Collector):
+class TrafficCounts(Collector):
     """Bytes and frames, counted as plainly as can be: each till's every message passes here."""
 
     sent_bytes: int = 0
@@ -101,11 +101,11 @@ class Traffic(Collector):
 
 
 @define(eq=False)
-class Instruments:
+class Counters:
     """One posd's counters, in a registry of their own. `clock` dates what the database has dated."""
 
     clock: DatabaseClock = field(factory=DatabaseClock)
-    traffic: Traffic = field(factory=Traffic)
+    traffic: TrafficCounts = field(factory=TrafficCounts)
     registry: CollectorRegistry = field(factory=CollectorRegistry, init=False)
     _published: Counter = field(init=False)
     _delivered: Mapping[str, Counter] = field(init=False)
@@ -138,7 +138,7 @@ class Instruments:
             "events_delivered", "Events given to tills' connections, once for each till.", "way"
         )
         # Looked up once: this is where every event passes.
-        self._delivered = {way: delivered.labels(way) for way in WAYS}
+        self._delivered = {way: delivered.labels(way) for way in DELIVERY_WAYS}
         delivery = self._histogram(
             "delivery_seconds",
             "From when an event was numbered until it was given to a connection, or acknowledged by a till"
@@ -146,7 +146,7 @@ class Instruments:
             DELIVERY_BUCKETS,
             "stage",
         )
-        self._stages = {stage: delivery.labels(stage) for stage in STAGES}
+        self._stages = {stage: delivery.labels(stage) for stage in DELIVERY_STAGES}
         self._events_failed = self._counter("events_failed", "Events that could not be published.")
         self._warnings = self._counter(
             "publish_warnings",
@@ -169,7 +169,7 @@ class Instruments:
         )
         self._rings = self._counter("bell_rings", "Notifications that there is something to take.")
         looks = self._counter("bell_looks", "Looks of the doorman at the outbox.", "state")
-        self._looks = {state: looks.labels(state) for state in STATES}
+        self._looks = {state: looks.labels(state) for state in DOORMAN_STATES}
         self._found_by_poll = self._counter(
             "bell_found_by_poll", "Rows of the outbox that the poll found, since nobody had rung."
         )
@@ -202,11 +202,11 @@ class Instruments:
         self._lag = self._histogram(
             "reactor_lag_seconds", "How late the reactor calls what is due.", _SHORT_BUCKETS
         )
-        self._begin()
+        self._create_series()
 
-    def published(self, road: str, count: int) -> None:
+    def published(self, source: str, count: int) -> None:
         """So many events have got a position, and are committed."""
-        self._published.labels(road).inc(count)
+        self._published.labels(source).inc(count)
 
     def batch(self, seconds: float) -> None:
         """The sequencer has committed."""
@@ -225,7 +225,7 @@ class Instruments:
         self._rings.inc()
 
     def looked(self, state: str) -> None:
-        """The doorman has asked whether the outbox has something; `state` is one of `STATES`."""
+        """The doorman has asked whether the outbox has something; `state` is one of `DOORMAN_STATES`."""
         self._looks[state].inc()
 
     def found_by_poll(self, rows: int) -> None:
@@ -252,7 +252,7 @@ class Instruments:
         """Events that the database has dated so have come to this stage now."""
         observe = self._stages[stage].observe
         for moment in moments:
-            observe(self.clock.since(moment))
+            observe(self.clock.seconds_since(moment))
 
     def nacked(self) -> None:
         """A till cannot process an event."""
@@ -260,8 +260,10 @@ class Instruments:
 
     def ended(self, by: str, code: int | None, why: str) -> None:
         """A connection has ended: `by` is till or posd, `why` what posd said."""
-        left = "lost" if code in _ABNORMAL else "closed"
-        self._ended.labels(by, _ENDINGS.get(why, _PROTOCOL) if by == "posd" else left).inc()
+        lost_or_closed = "lost" if code in _ABNORMAL else "closed"
+        self._ended.labels(
+            by, _END_REASONS.get(why, _PROTOCOL) if by == "posd" else lost_or_closed
+        ).inc()
 
     def handshake_refused(self, code: str) -> None:
         """A till was not let in; `code` is that of a refusal."""
@@ -272,18 +274,18 @@ class Instruments:
         self._attempts.labels(code).inc()
 
     def rate_limited(self, by: str) -> None:
-        """A request or a frame was over a rate; `by` is one of `LIMITED`."""
+        """A request or a frame was over a rate; `by` is one of `RATE_LIMIT_KINDS`."""
         self._limited.labels(by).inc()
 
     def served(self, operation: str, status: int, seconds: float) -> None:
         """A request was answered; `operation` is a method and a template of an address."""
-        place = operation, status // 100
-        if place not in self._served:
-            counted = self._requests.labels(operation, f"{status // 100}xx")
-            self._served[place] = counted, self._request_seconds.labels(operation)
-        counted, seconds_of = self._served[place]
-        counted.inc()
-        seconds_of.observe(seconds)
+        series = operation, status // 100
+        if series not in self._served:
+            requests = self._requests.labels(operation, f"{status // 100}xx")
+            self._served[series] = requests, self._request_seconds.labels(operation)
+        requests, durations = self._served[series]
+        requests.inc()
+        durations.observe(seconds)
 
     def waited(self, seconds: float) -> None:
         """A statement has got a connection of the pool, or given up."""
@@ -293,30 +295,32 @@ class Instruments:
         """The reactor was so late."""
         self._lag.observe(seconds)
 
-    def _begin(self) -> None:
+    def _create_series(self) -> None:
         """Have at zero what an alarm looks at: the first time is a change too then."""
-        for road in ROADS:
-            self._published.labels(road)
-        for code in ATTEMPTS:
+        for source in SOURCES:
+            self._published.labels(source)
+        for code in FAILED_ATTEMPT_CODES:
             self._attempts.labels(code)
         for code in WARNING_CODES:
             self._warnings.labels(code)
         for reason in LEFT_OUT:
             self._left_out.labels(reason)
-        for by in LIMITED:
+        for by in RATE_LIMIT_KINDS:
             self._limited.labels(by)
-        for by, reason in _endings():
+        for by, reason in _end_reasons():
             self._ended.labels(by, reason)
 
-    def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(f"posd_{name}", about, labels, registry=self.registry)
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"posd_{name}", documentation, labels, registry=self.registry)
 
     def _histogram(
-        self, name: str, about: str, buckets: tuple[float, ...], *labels: str
+        self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(f"posd_{name}", about, labels, buckets=buckets, registry=self.registry)
+        return Histogram(
+            f"posd_{name}", documentation, labels, buckets=buckets, registry=self.registry
+        )
 
 
-def _endings() -> Iterator[tuple[str, str]]:
+def _end_reasons() -> Iterator[tuple[str, str]]:
     yield from (("till", "closed"), ("till", "lost"), ("posd", _PROTOCOL))
-    yield from (("posd", reason) for reason in _ENDINGS.values())
+    yield from (("posd", reason) for reason in _END_REASONS.values())

@@ -19,21 +19,25 @@ _COMPARISONS: Final = 12
 
 @define(eq=False)
 class DatabaseClock:
-    """The database's clock, as this machine knows it. `wall` is this machine's, in seconds since 1970."""
+    """The database's clock, as this machine knows it. `wall_clock` is this machine's, in seconds since
+    1970.
+    """
 
-    wall: Callable[[], float] = time.time
+    wall_clock: Callable[[], float] = time.time
     offset: float | None = field(default=None, init=False)
     """How many seconds the database's clock is ahead of ours; None while that is not known."""
-    _compared: deque[tuple[float, float]] = field(
+    _comparisons: deque[tuple[float, float]] = field(
         factory=lambda: deque(maxlen=_COMPARISONS), init=False
     )
 
-    def compare(self, asked: float, said: datetime, heard: float) -> None:
-        """Note that the database, asked and heard at these times of `wall`, said that it was then."""
-        if heard >= asked:
-            self._compared.append((heard - asked, said.timestamp() - (asked + heard) / 2))
-            self.offset = min(self._compared)[1]
+    def compare(self, sent_at: float, database_time: datetime, received_at: float) -> None:
+        """Note that the database, asked and heard at these times of `wall_clock`, said that it was then."""
+        if received_at >= sent_at:
+            self._comparisons.append(
+                (received_at - sent_at, database_time.timestamp() - (sent_at + received_at) / 2)
+            )
+            self.offset = min(self._comparisons)[1]
 
-    def since(self, moment: datetime) -> float:
+    def seconds_since(self, moment: datetime) -> float:
         """How many seconds ago a moment was that the database has dated; never less than none."""
-        return max(0.0, self.wall() + (self.offset or 0.0) - moment.timestamp())
+        return max(0.0, self.wall_clock() + (self.offset or 0.0) - moment.timestamp())

@@ -24,7 +24,7 @@ from posd.monitoring.tenant_survey import MOST_TENANTS
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-READINGS: Final[Mapping[str, str]] = {
+READING_HELP: Final[Mapping[str, str]] = {
     "database_up": "1 if a connection to the database stands and none has given up trying.",
     "feed_up": "1 if the connection that listens stands and the feed goes on looking.",
     "sequencer_up": "1 if the connection that numbers stands and the sequencer goes on.",
@@ -51,11 +51,11 @@ READINGS: Final[Mapping[str, str]] = {
     "reload_failed": "1 while new files cannot be used and the old configuration stays.",
 }
 """All that a node is asked when it is scraped, and what it means."""
-_COUNTED: Final = frozenset(("feed_missed",))
+_COUNTER_NAMES: Final = frozenset(("feed_missed",))
 
 
 @frozen(eq=False)
-class _Read(Collector):
+class _ScrapeReadings(Collector):
     """What was read for one scrape."""
 
     families: Sequence[Metric]
@@ -65,7 +65,7 @@ class _Read(Collector):
 
 
 @define(eq=False)
-class Metrics:
+class MetricsExposition:
     """`readings` are asked when it is scraped, None where there is nothing to be said.
 
     `counted` has what was counted, `connections` how many tills each tenant has here, `survey` what the
@@ -86,25 +86,29 @@ class Metrics:
         """All metrics, as Prometheus reads them."""
         read = CollectorRegistry()
         surveyed = await self.survey()
-        read.register(_Read([*self._of_node(), *_plain(self.counted.collect()), *surveyed]))
+        read.register(
+            _ScrapeReadings(
+                [*self._node_metrics(), *_without_created(self.counted.collect()), *surveyed]
+            )
+        )
         return generate_latest(read) + generate_latest(self._process)
 
-    def _of_node(self) -> Iterator[Metric]:
+    def _node_metrics(self) -> Iterator[Metric]:
         build = GaugeMetricFamily("posd_build_info", "Which posd this is.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
-        for name, ask in self.readings.items():
-            value = ask()
+        for name, measure in self.readings.items():
+            value = measure()
             if value is not None:
-                family = CounterMetricFamily if name in _COUNTED else GaugeMetricFamily
-                yield family(f"posd_{name}", READINGS[name], value=value)
+                family = CounterMetricFamily if name in _COUNTER_NAMES else GaugeMetricFamily
+                yield family(f"posd_{name}", READING_HELP[name], value=value)
         tills = GaugeMetricFamily("posd_connections", "Tills on this node.", labels=["tenant"])
         for slug, count in sorted(self.connections().items())[:MOST_TENANTS]:
             tills.add_metric([slug], count)
         yield tills
 
 
-def _plain(families: Iterable[Metric]) -> Iterator[Metric]:
+def _without_created(families: Iterable[Metric]) -> Iterator[Metric]:
     """Without a series for each that tells since when it is counted: the process tells that."""
     for family in families:
         family.samples = [each for each in family.samples if not each.name.endswith("_created")]

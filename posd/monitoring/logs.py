@@ -38,20 +38,20 @@ _NOT_FIELDS = frozenset(
 )
 """What is not a caller's field: Twisted adds it for old observers, or this module has its own."""
 
-_WHENCE = ("log_time", "log_level", "log_namespace", "log_system")
+_ORIGIN_FIELDS = ("log_time", "log_level", "log_namespace", "log_system")
 
-_ABOUT_THE_PROGRAM: Final = (
+_SAFE_ERRORS: Final = (
     *(AttributeError, ImportError, MemoryError, NameError, OSError, RecursionError, TypeError),
     # All of posd's that are told operators.
     PosdError,
 )
-_ABOUT_DATA: Final = (Refusal, InvalidMessage, UnicodeError)
+_DATA_ERRORS: Final = (Refusal, InvalidMessage, UnicodeError)
 _WITHHELD: Final = "(its text is not logged, since data may be in it)"
 
-_VISIBLE = {
+_ESCAPES = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
 }
-_VISIBLE_LINE = {**_VISIBLE, ord("\n"): "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+_LINE_ESCAPES = {**_ESCAPES, ord("\n"): "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Control characters as text: a logged value cannot steer a terminal nor forge another line."""
 
 
@@ -108,7 +108,7 @@ def _as_journal(event: LogEvent) -> str:
         return ""
     prefix = f"<{LEVELS[_level(event)]}>"
     lines = [f"{_namespace(event)}: {message}", *(f"    {line}" for line in traceback.splitlines())]
-    return "\n".join(prefix + line.translate(_VISIBLE_LINE) for line in lines)
+    return "\n".join(prefix + line.translate(_LINE_ESCAPES) for line in lines)
 
 
 def _as_json(event: LogEvent) -> str:
@@ -127,7 +127,7 @@ def _as_json(event: LogEvent) -> str:
     }
     for name, value in event.items():
         if not name.startswith("log_") and name not in _NOT_FIELDS:
-            plain = _plain(value)
+            plain = _plain_value(value)
             if plain is not None:
                 record.setdefault(_encodable(name), plain)
     if traceback:
@@ -137,10 +137,10 @@ def _as_json(event: LogEvent) -> str:
 
 def _as_text(event: LogEvent) -> str:
     """Twisted's classic line; a traceback follows on lines that begin with a tab."""
-    written = "\n".join(filter(None, (_message(event), _traceback(event))))
-    whence = {name: event[name] for name in _WHENCE if name in event}
-    line = formatEventAsClassicLogText({**whence, "log_format": "{written}", "written": written})
-    return "" if line is None else line.rstrip().translate(_VISIBLE)
+    output = "\n".join(filter(None, (_message(event), _traceback(event))))
+    origin = {name: event[name] for name in _ORIGIN_FIELDS if name in event}
+    line = formatEventAsClassicLogText({**origin, "log_format": "{written}", "written": output})
+    return "" if line is None else line.rstrip().translate(_ESCAPES)
 
 
 FORMATS: Final[Mapping[str, Callable[[LogEvent], str]]] = {
@@ -161,9 +161,9 @@ def phone_tail(number: str) -> str:
     return _tail(number, 3)
 
 
-def _tail(secret: str, shown: int) -> str:
+def _tail(secret: str, length: int) -> str:
     """The end of a value; nothing of one so short that its end would be most of it."""
-    return f"…{secret[-shown:]}" if len(secret) >= 2 * shown else "…"
+    return f"…{secret[-length:]}" if len(secret) >= 2 * length else "…"
 
 
 def _level(event: LogEvent) -> str:
@@ -191,32 +191,32 @@ def _traceback(event: LogEvent) -> str:
     failure = _failure(event)
     if failure is None:
         return ""
-    written = StringIO()
+    output = StringIO()
     if failure.frames:
-        written.write("Traceback (most recent call last):\n")
-        format_frames(failure.frames, written.write, "default")
-    written.write(f"{qual(failure.type or object)}: {_told(failure.value)}")
-    return written.getvalue()
+        output.write("Traceback (most recent call last):\n")
+        format_frames(failure.frames, output.write, "default")
+    output.write(f"{qual(failure.type or object)}: {_exception_text(failure.value)}")
+    return output.getvalue()
 
 
-def _told(error: object) -> str:
+def _exception_text(error: object) -> str:
     """An exception's text, where its class says that it is about the program and not about data.
 
     `KeyError("+44…")`, `ValueError("could not convert string to float: …")`: most have in them what
     they were raised for. The frames above it say where that was.
     """
-    if isinstance(error, _ABOUT_DATA) or not isinstance(error, _ABOUT_THE_PROGRAM):
+    if isinstance(error, _DATA_ERRORS) or not isinstance(error, _SAFE_ERRORS):
         return _WITHHELD
     return safe_str(error)
 
 
-def _plain(value: object) -> object | None:
+def _plain_value(value: object) -> object | None:
     """A value as JSON can have it, or None for one that is not plain."""
     match value:
         case bool() | float():
             return value
         case enum.Enum():
-            return _plain(value.value)
+            return _plain_value(value.value)
         case int():
             return value
         case str():

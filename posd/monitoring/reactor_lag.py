@@ -10,38 +10,38 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-_LOOK_SECONDS: Final = 0.5
+_INTERVAL_SECONDS: Final = 0.5
 
 
-class Lag(Service):
-    """Tells `late`, twice a second, by how many seconds that moment was missed."""
+class ReactorLag(Service):
+    """Tells `report`, twice a second, by how many seconds that moment was missed."""
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, late: Callable[[float], None]) -> None:
+    def __init__(self, reactor: IReactorTime, report: Callable[[float], None]) -> None:
         self._reactor = reactor
-        self._late = late
+        self._report = report
         self._due = 0.0
-        self._looking = LoopingCall(self._look)
-        self._looking.clock = reactor
+        self._loop = LoopingCall(self._measure)
+        self._loop.clock = reactor
 
     def startService(self) -> None:
         Service.startService(self)
-        self._due = self._reactor.seconds() + _LOOK_SECONDS
-        self._looking.start(_LOOK_SECONDS, now=False)
+        self._due = self._reactor.seconds() + _INTERVAL_SECONDS
+        self._loop.start(_INTERVAL_SECONDS, now=False)
 
     def stopService(self) -> None:
         Service.stopService(self)
-        if self._looking.running:
-            self._looking.stop()
+        if self._loop.running:
+            self._loop.stop()
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         now = self._reactor.seconds()
         try:
-            self._late(max(0.0, now - self._due))
+            self._report(max(0.0, now - self._due))
         except Exception:
             # It was the last look otherwise.
             self._log.failure("it could not be told how late the reactor is")
         # Of moments that have passed meanwhile LoopingCall leaves out all but the next.
         while self._due <= now:
-            self._due += _LOOK_SECONDS
+            self._due += _INTERVAL_SECONDS

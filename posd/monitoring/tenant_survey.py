@@ -16,20 +16,20 @@ from twisted.logger import Logger
 
 from posd.database.coalescing import Coalescer
 from posd.errors import StatementFailed, Unavailable
-from posd.store.survey import Shop, TenantSurvey
+from posd.store.survey import ShopSurvey, TenantSurveyRow
 
 MOST_TENANTS: Final = 1000
 """Of how many tenants there are series, so that a scrape and its storage stay bounded."""
-_PAUSE: Final = 10.0
-_SHARE: Final = 50
+_MINIMUM_PAUSE: Final = 10.0
+_COST_FACTOR: Final = 50
 _WAIT_SECONDS: Final = 30.0
 """How long a scrape waits for the database; scrapers give up before that."""
 
-Read = Callable[[int], Awaitable[Sequence[TenantSurvey]]]
+ReadTenants = Callable[[int], Awaitable[Sequence[TenantSurveyRow]]]
 
 
-class Survey:
-    """Asks `read` for so many tenants. `wall` is the time of day, for how old the numbers are.
+class TenantSurvey:
+    """Asks `read` for so many tenants. `wall_clock` is the time of day, for how old the numbers are.
 
     What goes wrong is logged when it begins, and not with every scrape.
     """
@@ -37,47 +37,54 @@ class Survey:
     _log = Logger()
 
     def __init__(
-        self, read: Read, clock: IReactorTime, wall: Callable[[], float] = time.time
+        self, read: ReadTenants, clock: IReactorTime, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self._read = read
         self._clock = clock
-        self._wall = wall
-        self._looks: Coalescer[None, None] = Coalescer(
-            clock, self._look_if_due, seconds=_WAIT_SECONDS
+        self._wall_clock = wall_clock
+        self._coalescer: Coalescer[None, None] = Coalescer(
+            clock, self._read_if_due, seconds=_WAIT_SECONDS
         )
-        self._known: Sequence[TenantSurvey] = ()
-        self._again = 0.0
-        self._at: float | None = None
-        self._trouble = False
+        self._rows: Sequence[TenantSurveyRow] = ()
+        self._next_read_at = 0.0
+        self._read_at: float | None = None
+        self._is_failing = False
 
     async def families(self) -> list[Metric]:
         """The metrics; what cannot be read now is left out. Scrapes at the same time share one look."""
         try:
-            await self._looks.ask(None)
+            await self._coalescer.ask(None)
         except (Unavailable, StatementFailed) as error:
-            self._at = None
-            if not self._trouble:
-                self._trouble = True
+            self._read_at = None
+            if not self._is_failing:
+                self._is_failing = True
                 self._log.warn(
                     "metrics of tenants are left out, they cannot be read: {error}",
                     error=str(error),
                 )
-        return [] if self._at is None else [*_about_all(self._known, self._at), *_of(self._known)]
+        return (
+            []
+            if self._read_at is None
+            else [*_survey_metrics(self._rows, self._read_at), *_tenant_metrics(self._rows)]
+        )
 
-    async def _look_if_due(self, keys: Sequence[None]) -> Mapping[None, None]:
-        if self._at is None or self._clock.seconds() >= self._again:
-            await self._look()
+    async def _read_if_due(self, keys: Sequence[None]) -> Mapping[None, None]:
+        if self._read_at is None or self._clock.seconds() >= self._next_read_at:
+            await self._read_rows()
         return {None: None}
 
-    async def _look(self) -> None:
+    async def _read_rows(self) -> None:
         began = self._clock.seconds()
-        self._known = await self._read(MOST_TENANTS)
+        self._rows = await self._read(MOST_TENANTS)
         now = self._clock.seconds()
-        self._again, self._at = now + max(_PAUSE, _SHARE * (now - began)), self._wall()
-        self._trouble = False
+        self._next_read_at, self._read_at = (
+            now + max(_MINIMUM_PAUSE, _COST_FACTOR * (now - began)),
+            self._wall_clock(),
+        )
+        self._is_failing = False
 
 
-def _about_all(tenants: Sequence[TenantSurvey], at: float) -> list[Metric]:
+def _survey_metrics(tenants: Sequence[TenantSurveyRow], at: float) -> list[Metric]:
     return [
         GaugeMetricFamily(
             "posd_survey_timestamp_seconds", "When the tenants were looked at last.", value=at
@@ -88,7 +95,7 @@ def _about_all(tenants: Sequence[TenantSurvey], at: float) -> list[Metric]:
     ]
 
 
-def _of(tenants: Sequence[TenantSurvey]) -> list[Metric]:
+def _tenant_metrics(tenants: Sequence[TenantSurveyRow]) -> list[Metric]:
     """What is known of each tenant."""
     families = _Families()
     for each in tenants:
@@ -108,11 +115,11 @@ def _of(tenants: Sequence[TenantSurvey]) -> list[Metric]:
             each.slug,
             each.oldest_outbox,
         )
-        _add_shop(families, each, each.shop)
+        _add_shop_metrics(families, each, each.shop)
     return families.all
 
 
-def _add_shop(families: _Families, tenant: TenantSurvey, shop: Shop) -> None:
+def _add_shop_metrics(families: _Families, tenant: TenantSurveyRow, shop: ShopSurvey) -> None:
     slug = tenant.slug
     for state, count in (
         ("acknowledged", tenant.acknowledged),
@@ -155,11 +162,11 @@ class _Families:
     def __init__(self) -> None:
         self._families: dict[str, GaugeMetricFamily] = {}
 
-    def add(self, name: str, about: str, slug: str, value: float, *state: str) -> None:
+    def add(self, name: str, documentation: str, slug: str, value: float, *state: str) -> None:
         family = self._families.get(name)
         if family is None:
             labels = ["tenant", "state"] if state else ["tenant"]
-            family = self._families[name] = GaugeMetricFamily(name, about, labels=labels)
+            family = self._families[name] = GaugeMetricFamily(name, documentation, labels=labels)
         family.add_metric([slug, *state], value)
 
     @property

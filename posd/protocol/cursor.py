@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from attrs import define
 
-from posd.values import Opening, Position, Resync, Seq
+from posd.values import Position, Resync, Seq, SessionStart
 
 
 @define(eq=False)
-class Cursor:
+class SubscriptionCursor:
     """The position of a durable subscription: all events up to `acked` are done with.
 
     A `legacy` terminal has never said how far it is. Its `acked` is where its connection began, until it says
@@ -25,10 +25,10 @@ class Cursor:
         What it refused right after that is done with too.
         """
         self.legacy = False
-        self.acked, self._refused = passed(max(self.acked, seq), self._refused)
+        self.acked, self._refused = skip_refused(max(self.acked, seq), self._refused)
         return self.acked
 
-    def hear(self, seq: Seq) -> Seq:
+    def acknowledge_elsewhere(self, seq: Seq) -> Seq:
         """The terminal has said on another road that it has everything up to `seq`; how far it is.
 
         It has not said more than that, so the cursor of a legacy terminal may go back to before its
@@ -44,14 +44,14 @@ class Cursor:
         return self.acknowledge(self.acked)
 
 
-def passed(acked: Seq, refused: frozenset[Seq]) -> tuple[Seq, frozenset[Seq]]:
+def skip_refused(acked: Seq, refused: frozenset[Seq]) -> tuple[Seq, frozenset[Seq]]:
     """Move a cursor past what was refused right after it; where it is then, and what is left."""
     while acked + 1 in refused:
         acked += 1
     return acked, frozenset(each for each in refused if each > acked)
 
 
-def resume(opening: Opening, asked: Position | None) -> tuple[Seq, Resync | None]:
+def resume(session_start: SessionStart, requested: Position | None) -> tuple[Seq, Resync | None]:
     """Where to go on from, and why not from where the terminal wanted.
 
     Without a position of its own a terminal that acknowledges goes on from its cursor, every other
@@ -59,23 +59,23 @@ def resume(opening: Opening, asked: Position | None) -> tuple[Seq, Resync | None
     as the two are the same. A position without a stream is taken for one of the present stream, unless
     the device is known to have events of another one.
     """
-    head = opening.head
-    if asked is not None:
-        if asked.stream_id is None:
-            is_lost = opening.astray
-        elif asked.stream_id == head.stream_id:
+    head = session_start.head
+    if requested is not None:
+        if requested.stream_id is None:
+            is_lost = session_start.astray
+        elif requested.stream_id == head.stream_id:
             is_lost = False
         else:
-            is_lost = opening.shared is None or asked.seq > opening.shared
-        wanted = asked.seq
-    elif opening.acked is not None and not opening.legacy:
-        wanted, is_lost = opening.acked, opening.astray
+            is_lost = session_start.shared is None or requested.seq > session_start.shared
+        requested_seq = requested.seq
+    elif session_start.acked is not None and not session_start.legacy:
+        requested_seq, is_lost = session_start.acked, session_start.astray
     else:
         return head.last_seq, None
     if is_lost:
         return head.last_seq, Resync.RESET
-    if wanted > head.last_seq:
+    if requested_seq > head.last_seq:
         return head.last_seq, Resync.AHEAD
-    if wanted < head.pruned_seq:
+    if requested_seq < head.pruned_seq:
         return head.last_seq, Resync.RETENTION
-    return wanted, None
+    return requested_seq, None

@@ -17,16 +17,16 @@ from posd.values import Seq
 
 
 @frozen(eq=False)
-class Dialect:
+class WireFormat:
     """One way to write messages.
 
     `write` takes the type of a message, its JSON, and its position if it is an event. `greeting` is
-    what `connected` says to a person. Something has to be written every `silence` seconds at least.
+    what `connected` says to a person. Something has to be written every `keepalive_seconds` seconds at least.
     """
 
     write: Callable[[str, bytes, Seq | None], bytes]
     greeting: str = ""
-    silence: float = math.inf
+    keepalive_seconds: float = math.inf
 
 
 def _server_sent(kind: str, text: bytes, seq: Seq | None) -> bytes:
@@ -41,9 +41,11 @@ def _server_sent(kind: str, text: bytes, seq: Seq | None) -> bytes:
     return b"%bdata: %b\n\n" % (head, b"\ndata: ".join(text.splitlines()))
 
 
-WEBSOCKET: Final = Dialect(
+WEBSOCKET: Final = WireFormat(
     lambda kind, text, seq: frames.text_frame(text), "Connected to POS WebSocket"
 )
 # Proxies and mobile networks forget a connection on which nothing is said, many after half a minute.
-SERVER_SENT: Final = Dialect(_server_sent, "Connected to POS event stream", silence=15.0)
-PLAIN: Final = Dialect(lambda kind, text, seq: text)
+SERVER_SENT: Final = WireFormat(
+    _server_sent, "Connected to POS event stream", keepalive_seconds=15.0
+)
+PLAIN: Final = WireFormat(lambda kind, text, seq: text)

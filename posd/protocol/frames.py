@@ -12,7 +12,7 @@ _TEXT, _CLOSE, _PING, _PONG = 0x1, 0x8, 0x9, 0xA
 _CONTROL_PAYLOAD = 125
 """A control frame carries no more than this (RFC 6455 §5.5)."""
 
-_head_of_two_bytes = Struct(">BBH").pack
+_pack_medium_header = Struct(">BBH").pack
 
 _CLOSE_CODES = frozenset({*range(1000, 1004), *range(1007, 1015)})
 """Those a frame may carry: RFC 6455 §7.4.1 and IANA's registry; 1004–1006, 1015 never are."""
@@ -51,7 +51,7 @@ def _frame(opcode: int, payload: bytes) -> bytes:
     if length <= 125:
         head = bytes((_FINAL | opcode, length))
     elif length < 1 << 16:
-        head = _head_of_two_bytes(_FINAL | opcode, 126, length)
+        head = _pack_medium_header(_FINAL | opcode, 126, length)
     else:
         head = bytes((_FINAL | opcode, 127)) + length.to_bytes(8, "big")
     return head + payload

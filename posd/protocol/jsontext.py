@@ -20,12 +20,12 @@ import msgspec
 
 from posd.errors import InvalidMessage, NumberOutOfRange
 from posd.protocol import surrogates
-from posd.protocol.literals import DIGITS, TOO_LONG, plain_number
+from posd.protocol.json_literals import DIGITS, NUMBER_TOO_LONG, plain_number
 
 DEPTH = 32
 """How many objects and arrays may stand inside one another."""
 
-Written = msgspec.Raw
+RawJSON = msgspec.Raw
 """A part of a value that is JSON already, which `encode` puts in as it is."""
 
 _CONTAINERS = (dict, list)
@@ -35,14 +35,14 @@ _NUMERAL_LENGTH = 2 * DIGITS
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789.", b"0000000000")
 _LONG_RUN = b"0" * (DIGITS + 1)
 _STRING_OR_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*+"|[-+.0-9eE]++')
-_BEYOND = 10**DIGITS
+_INTEGER_LIMIT = 10**DIGITS
 
 # One value in eight bytes is more than any order or report has. An empty object, which needs three,
 # costs a hundred times as much as the bytes of a text.
-_FEW_VALUES, _BYTES_PER_VALUE = 8192, 8
+_LEAST_VALUES, _BYTES_PER_VALUE = 8192, 8
 # Of each container on the average.
 _MANY_MEMBERS = 1000
-_PIECE_BYTES, _PIECE_VALUES = 16 * 1024, 2048
+_STEP_BYTES, _STEP_VALUES = 16 * 1024, 2048
 _NOT_A_NUMBER = object()
 _NOT_A_NUMBER_BYTES = 8 * 1024
 
@@ -59,7 +59,7 @@ def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
     """
     text = _utf8(raw)
     _check_values(text)
-    return _decoded(text, depth)
+    return _decode(text, depth)
 
 
 def needs_repair(raw: bytes | str) -> bool:
@@ -67,12 +67,12 @@ def needs_repair(raw: bytes | str) -> bool:
     text = raw.encode(errors="replace") if isinstance(raw, str) else raw
     if b"\\" not in text:
         return False
-    return has_nul(text) or (b"\\u" in text and surrogates.without_halves(text) != text)
+    return has_nul(text) or (b"\\u" in text and surrogates.replace_half_pairs(text) != text)
 
 
 def most_values(size: int) -> int:
     """How many values a text of so many bytes may have that `decode` is to read."""
-    return max(_FEW_VALUES, size // _BYTES_PER_VALUE)
+    return max(_LEAST_VALUES, size // _BYTES_PER_VALUE)
 
 
 def has_nul(text: bytes) -> bool:
@@ -91,7 +91,7 @@ def decode_stored(raw: bytes | str) -> object:
     _check_values(text)
     if _LONG_RUN in text.translate(_DIGITS_TO_ZERO):
         text = _STRING_OR_NUMBER.sub(_quoted_if_long, text)
-    return _checked(_parsed(_stored_decoder, text, DEPTH), text, DEPTH)
+    return _check(_parse(_stored_decoder, text, DEPTH), text, DEPTH)
 
 
 def decode_own(raw: bytes | str, *, depth: int = DEPTH) -> object:
@@ -99,10 +99,10 @@ def decode_own(raw: bytes | str, *, depth: int = DEPTH) -> object:
 
     An order whose text had as many values as `decode` allows has some more once it is stored.
     """
-    return _decoded(_utf8(raw), depth)
+    return _decode(_utf8(raw), depth)
 
 
-def decode_in_pieces(raw: bytes, *, depth: int = DEPTH) -> Generator[None, None, object]:
+def decode_in_steps(raw: bytes, *, depth: int = DEPTH) -> Generator[None, None, object]:
     """Read a long JSON text as `decode` does, and yield after each part of some 16 KiB.
 
     The generator returns the value. A long container is split into its members, which costs one
@@ -110,10 +110,10 @@ def decode_in_pieces(raw: bytes, *, depth: int = DEPTH) -> Generator[None, None,
     """
     text = _utf8(raw)
     _check_values(text)
-    return (yield from _in_pieces(text, depth))
+    return (yield from _decode_in_steps(text, depth))
 
 
-def not_numbers(raw: bytes) -> set[str]:
+def unrepresentable_numbers(raw: bytes) -> set[str]:
     """The members of an object whose numbers `decode` refuses: NaN, an infinity, or too many digits.
 
     It explains why `decode` refused a text; the values are not used. Only members of the outermost
@@ -134,22 +134,22 @@ def not_numbers(raw: bytes) -> set[str]:
 def encode(value: object) -> bytes:
     """Write a value as compact JSON: raw UTF-8, members in their order, numbers in plain notation.
 
-    Takes what `decode` gives, and besides floats (by their shortest digits), tuples, `Written` and
+    Takes what `decode` gives, and besides floats (by their shortest digits), tuples, `RawJSON` and
     any mapping with string keys. Characters that JSON cannot carry to PostgreSQL become U+FFFD, as they
     do in `decode`. Raises `ValueError` for NaN, infinities, numbers longer than `DIGITS` allows and
     endless nesting, `TypeError` for what JSON does not have.
     """
     try:
         try:
-            raw = _encoder.encode(value if _is_plain((value,)) else _plain(value))
+            raw = _encoder.encode(value if _is_writable((value,)) else _copy_writable(value))
         except UnicodeEncodeError:
-            return _encoder.encode(_plain(value))
-        return _encoder.encode(_plain(value)) if has_nul(raw) else raw
+            return _encoder.encode(_copy_writable(value))
+        return _encoder.encode(_copy_writable(value)) if has_nul(raw) else raw
     except RecursionError:
         raise ValueError("The value is nested too deeply for JSON.") from None
 
 
-def deeper(value: object, depth: int) -> bool:
+def is_deeper_than(value: object, depth: int) -> bool:
     """Whether more than so many objects and arrays stand inside one another."""
     level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(depth):
@@ -181,55 +181,55 @@ def _check_values(text: bytes) -> None:
         raise InvalidMessage(f"A text of {len(text)} bytes may have at most {most} values.")
 
 
-def _parsed(decoder: msgspec.json.Decoder[Any], text: bytes, depth: int) -> Any:
+def _parse(decoder: msgspec.json.Decoder[Any], text: bytes, depth: int) -> Any:
     try:
         try:
             return decoder.decode(text)
         except msgspec.DecodeError:
-            whole = surrogates.without_halves(text)
-            if whole == text:
+            repaired = surrogates.replace_half_pairs(text)
+            if repaired == text:
                 raise
-            return decoder.decode(whole)
+            return decoder.decode(repaired)
     except UnicodeError:
         raise InvalidMessage(_NOT_UTF8) from None
     except msgspec.DecodeError as error:
         if str(error).startswith("Integer value out of range"):
-            raise NumberOutOfRange(TOO_LONG) from None
+            raise NumberOutOfRange(NUMBER_TOO_LONG) from None
         raise InvalidMessage(f"The text is not valid JSON: {error}.") from None
     except RecursionError:
         raise InvalidMessage(_too_deep(depth)) from None
 
 
-def _checked(value: object, text: bytes, depth: int) -> object:
+def _check(value: object, text: bytes, depth: int) -> object:
     # Both searches look at the bytes alone, so that an ordinary text costs no walk.
-    if text.count(b"{") + text.count(b"[") > depth and deeper(value, depth):
+    if text.count(b"{") + text.count(b"[") > depth and is_deeper_than(value, depth):
         raise InvalidMessage(_too_deep(depth))
     return _without_nul(value) if has_nul(text) else value
 
 
-def _decoded(text: bytes, depth: int) -> object:
-    value = _checked(_parsed(_decoder, text, depth), text, depth)
+def _decode(text: bytes, depth: int) -> object:
+    value = _check(_parse(_decoder, text, depth), text, depth)
     if _LONG_RUN in text.translate(_DIGITS_TO_ZERO) and _has_long_integer(value):
-        raise NumberOutOfRange(TOO_LONG)
+        raise NumberOutOfRange(NUMBER_TOO_LONG)
     return value
 
 
-def _in_pieces(text: bytes, depth: int) -> Generator[None, None, object]:
+def _decode_in_steps(text: bytes, depth: int) -> Generator[None, None, object]:
     opening = text.lstrip()[:1]
-    if len(text) <= _PIECE_BYTES or depth < 1 or opening not in (b"{", b"["):
-        return _decoded(text, depth)
+    if len(text) <= _STEP_BYTES or depth < 1 or opening not in (b"{", b"["):
+        return _decode(text, depth)
     if _is_wide(text):
         # So many members are read more quickly with their values than without: 80,000 in a mebibyte in 14 ms
         # instead of 45 ms, measured.
-        return _decoded(text, depth)
-    layer = _parsed(_object_layer if opening == b"{" else _array_layer, text, depth)
+        return _decode(text, depth)
+    layer = _parse(_object_layer if opening == b"{" else _array_layer, text, depth)
     yield
     values: list[object] = []
     for group in _groups(layer.values() if opening == b"{" else layer):
         if len(group) == 1:
-            values.append((yield from _in_pieces(group[0], depth - 1)))
+            values.append((yield from _decode_in_steps(group[0], depth - 1)))
         else:
-            values += cast("list[object]", _decoded(b"[%b]" % b",".join(group), depth))
+            values += cast("list[object]", _decode(b"[%b]" % b",".join(group), depth))
         yield
     if opening == b"[":
         return values
@@ -244,7 +244,7 @@ def _is_wide(text: bytes) -> bool:
     commas = text.count(b",")
     if commas <= _MANY_MEMBERS or commas <= _MANY_MEMBERS * (text.count(b"{") + text.count(b"[")):
         return False
-    return not has_nul(text) and sum(map(text.count, (b".", b"e", b"E"))) <= _PIECE_VALUES
+    return not has_nul(text) and sum(map(text.count, (b".", b"e", b"E"))) <= _STEP_VALUES
 
 
 def _groups(parts: Iterable[msgspec.Raw]) -> Iterator[list[bytes]]:
@@ -252,7 +252,7 @@ def _groups(parts: Iterable[msgspec.Raw]) -> Iterator[list[bytes]]:
     group: list[bytes] = []
     size = 0
     for part in map(bytes, parts):
-        if group and (size + len(part) > _PIECE_BYTES or len(group) >= _PIECE_VALUES):
+        if group and (size + len(part) > _STEP_BYTES or len(group) >= _STEP_VALUES):
             yield group
             group, size = [], 0
         group.append(part)
@@ -270,7 +270,7 @@ def _number(text: str) -> Decimal:
             return Decimal(plain_number(Decimal(text)))
         except (ArithmeticError, ValueError):
             pass
-    raise NumberOutOfRange(TOO_LONG)
+    raise NumberOutOfRange(NUMBER_TOO_LONG)
 
 
 def _number_or_none(text: str) -> object:
@@ -300,7 +300,7 @@ def _has_long_integer(value: object) -> bool:
         return any(_has_long_integer(member) for member in value.values())
     if isinstance(value, list):
         return any(_has_long_integer(member) for member in value)
-    return isinstance(value, int) and not -_BEYOND < value < _BEYOND
+    return isinstance(value, int) and not -_INTEGER_LIMIT < value < _INTEGER_LIMIT
 
 
 def _too_deep(depth: int) -> str:
@@ -317,7 +317,7 @@ def _without_nul(value: object) -> object:
     return value
 
 
-def _is_plain(values: dict[str, object] | list[object] | tuple[object]) -> bool:
+def _is_writable(values: dict[str, object] | list[object] | tuple[object]) -> bool:
     """Whether msgspec writes these as they should be written; most are, and nothing is copied."""
     for value in values.values() if type(values) is dict else values:
         kind = type(value)
@@ -326,19 +326,19 @@ def _is_plain(values: dict[str, object] | list[object] | tuple[object]) -> bool:
         if kind is Decimal:
             if str(value).strip("-.0123456789"):  # an exponent, NaN or Infinity
                 return False
-        elif kind is Written:
+        elif kind is RawJSON:
             continue
         elif kind is dict or kind is list:
-            if not _is_plain(value):  # type: ignore[arg-type]  # mypy does not follow `kind`
+            if not _is_writable(value):  # type: ignore[arg-type]  # mypy does not follow `kind`
                 return False
         elif kind is not bool:
             return False
     return True
 
 
-def _plain(value: object) -> object:
+def _copy_writable(value: object) -> object:
     """A copy of `value` that msgspec writes as it should be written."""
-    if value is None or isinstance(value, int | Written):
+    if value is None or isinstance(value, int | RawJSON):
         return value
     if isinstance(value, str):
         return _storable(value)
@@ -347,9 +347,9 @@ def _plain(value: object) -> object:
     if isinstance(value, Decimal):
         return msgspec.Raw(plain_number(value).encode())
     if isinstance(value, Mapping):
-        return {_name(name): _plain(member) for name, member in value.items()}
+        return {_name(name): _copy_writable(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(member) for member in value]
+        return [_copy_writable(member) for member in value]
     raise TypeError(f"JSON has no {type(value).__name__}.")
 
 

@@ -16,19 +16,19 @@ from attrs import frozen
 
 from posd.errors import InvalidMessage
 from posd.protocol.frames import close_frame, ping_frame, text_frame
+from posd.protocol.json_literals import timestamp
 from posd.protocol.jsontext import DEPTH, decode, encode
-from posd.protocol.literals import timestamp
-from posd.values import Closing, Event, Resync, Seq
+from posd.values import CloseReason, Event, Resync, Seq
 
 __all__ = [
     "DEPTH",
-    "Ack",
-    "Nack",
-    "Other",
-    "Ping",
-    "Pong",
-    "Print",
-    "TillMessage",
+    "AckMessage",
+    "IncomingMessage",
+    "NackMessage",
+    "OtherMessage",
+    "PingMessage",
+    "PongMessage",
+    "PrintMessage",
     "close_frame",
     "closing_text",
     "connected_text",
@@ -46,18 +46,18 @@ __all__ = [
 Echo: TypeAlias = str | int | Decimal | None
 """What a ping may carry and gets back."""
 
-_LAST_SEQ = 2**63 - 1
+_LARGEST_SEQ = 2**63 - 1
 """The largest `bigint` of PostgreSQL."""
 
-_REASON = 500
+_LONGEST_REASON = 500
 """Characters of a reason that are kept; it is for an operator's screen."""
 
-_TYPE, _ORDER_ID = 100, 255
+_LONGEST_TYPE, _LONGEST_ORDER_ID = 100, 255
 """The longest `type` and `orderId` of a till's message."""
 
 
 @frozen
-class Ping:
+class PingMessage:
     """The application's ping; its `id` and `timestamp`, where it has them, are echoed."""
 
     id: Echo = None
@@ -65,19 +65,19 @@ class Ping:
 
 
 @frozen
-class Pong:
+class PongMessage:
     """The till answered; that it was heard is all there is to it."""
 
 
 @frozen
-class Ack:
+class AckMessage:
     """The till has durably stored every event up to `id`."""
 
     id: Seq
 
 
 @frozen
-class Nack:
+class NackMessage:
     """The till cannot process event `id`; `reason` is its own words, perhaps empty."""
 
     id: Seq
@@ -85,7 +85,7 @@ class Nack:
 
 
 @frozen
-class Print:
+class PrintMessage:
     """How the printing of an order ended: `status` is `printed` or `failed`."""
 
     order_id: str
@@ -94,17 +94,19 @@ class Print:
 
 
 @frozen
-class Other:
+class OtherMessage:
     """Any further message of a till, kept for the log: its type and its JSON, re-encoded."""
 
     type: str
     body: bytes
 
 
-TillMessage: TypeAlias = Ping | Pong | Ack | Nack | Print | Other
+IncomingMessage: TypeAlias = (
+    PingMessage | PongMessage | AckMessage | NackMessage | PrintMessage | OtherMessage
+)
 
 
-def parse(raw: bytes) -> TillMessage:
+def parse(raw: bytes) -> IncomingMessage:
     """Read one text message of a till.
 
     Raises `InvalidMessage` when it is not a JSON object with a string `type`, is nested too
@@ -116,19 +118,19 @@ def parse(raw: bytes) -> TillMessage:
         raise InvalidMessage("A message must be a JSON object.")
     match message.get("type"):
         case "ping":
-            return Ping(_echo(message, "id"), _echo(message, "timestamp"))
+            return PingMessage(_echo(message, "id"), _echo(message, "timestamp"))
         case "pong":
-            return Pong()
+            return PongMessage()
         case "ack":
-            return Ack(_seq(message))
+            return AckMessage(_seq(message))
         case "nack":
-            return Nack(_seq(message), _reason(message))
+            return NackMessage(_seq(message), _reason(message))
         case "print":
-            return Print(_order_id(message), _print_status(message), _reason(message))
+            return PrintMessage(_order_id(message), _print_status(message), _reason(message))
         case str(name):
-            if not 1 <= len(name) <= _TYPE or not name.isprintable():
-                raise InvalidMessage(f"type must be 1 to {_TYPE} printable characters.")
-            return Other(name, encode(message))
+            if not 1 <= len(name) <= _LONGEST_TYPE or not name.isprintable():
+                raise InvalidMessage(f"type must be 1 to {_LONGEST_TYPE} printable characters.")
+            return OtherMessage(name, encode(message))
         case _:
             raise InvalidMessage("A message must have a type, and it must be a string.")
 
@@ -139,13 +141,13 @@ def event_text(event: Event, slug: str, replay: bool = False) -> bytes:
     What stands beside `data` comes before it, so that a person who sees the beginning of a long
     message sees all of the envelope. Type and slug consist of characters that JSON need not escape.
     """
-    mark = ',"replay":true' if replay else ""
+    replay_member = ',"replay":true' if replay else ""
     head = (
         f'{{"type":"{event.type}","id":{event.seq},"tenant":"{slug}"'
-        f',"timestamp":"{timestamp(event.created_at)}"{mark},'
+        f',"timestamp":"{timestamp(event.created_at)}"{replay_member},'
     ).encode()
-    if len(event.beside) > 2:
-        head += b"%b," % event.beside[1:-1]
+    if len(event.extra_members) > 2:
+        head += b"%b," % event.extra_members[1:-1]
     return b"".join((head, b'"data":', event.data, b"}"))
 
 
@@ -180,7 +182,7 @@ def connected_text(
     )
 
 
-def pong_text(ping: Ping, now: datetime) -> bytes:
+def pong_text(ping: PingMessage, now: datetime) -> bytes:
     """The answer to a ping.
 
     `echo` is what the ping carried: its `id` or its `timestamp` as it came, an object of both
@@ -188,18 +190,18 @@ def pong_text(ping: Ping, now: datetime) -> bytes:
     """
     pong: dict[str, object] = {"type": "pong", "timestamp": timestamp(now)}
     match ping:
-        case Ping(None, None):
+        case PingMessage(None, None):
             pass
-        case Ping(id, None):
+        case PingMessage(id, None):
             pong["echo"] = id
-        case Ping(None, sent):
+        case PingMessage(None, sent):
             pong["echo"] = sent
-        case Ping(id, sent):
+        case PingMessage(id, sent):
             pong["echo"] = {"id": id, "timestamp": sent}
     return encode(pong)
 
 
-def closing_text(closing: Closing) -> bytes:
+def closing_text(closing: CloseReason) -> bytes:
     """The last message on a road that has no Close frame."""
     return encode({"type": "pos_closing", "code": closing.code, "reason": closing.reason})
 
@@ -221,7 +223,7 @@ def _seq(message: Mapping[str, object]) -> Seq:
     value = message.get("id")
     if isinstance(value, Decimal) and value == value.to_integral_value():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LAST_SEQ:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_SEQ:
         raise InvalidMessage("id must be the position of an event: an integer of 0 or more.")
     return value
 
@@ -230,7 +232,7 @@ def _reason(message: Mapping[str, object]) -> str:
     reason = message.get("reason")
     if not isinstance(reason, str | None):
         raise InvalidMessage("reason must be a string.")
-    return (reason or "")[:_REASON]
+    return (reason or "")[:_LONGEST_REASON]
 
 
 def _order_id(message: Mapping[str, object]) -> str:
@@ -241,8 +243,8 @@ def _order_id(message: Mapping[str, object]) -> str:
         for value in given
         if isinstance(value, str | int) and not isinstance(value, bool)
     }
-    if len(names) != 1 or not 1 <= len(order_id := names.pop()) <= _ORDER_ID:
-        raise InvalidMessage(f"orderId must name one order in 1 to {_ORDER_ID} characters.")
+    if len(names) != 1 or not 1 <= len(order_id := names.pop()) <= _LONGEST_ORDER_ID:
+        raise InvalidMessage(f"orderId must name one order in 1 to {_LONGEST_ORDER_ID} characters.")
     return order_id
 
 

@@ -1,6 +1,6 @@
 """From what was published to what goes into the log: the pure part of the sequencer's work.
 
-Items go in, in the order in which they were published; entries for `store.numbering.record` come out.
+Items go in, in the order in which they were published; entries for `store.numbering.record_entries` come out.
 An order is followed through the batch, so that its second event sees the snapshot of its first.
 """
 
@@ -14,15 +14,13 @@ from typing import Final, cast
 from attrs import define, evolve, field, frozen
 
 from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable, returned
-from posd.events import ledger_movements as movements
-from posd.events import normalise as drafts
-from posd.events import orders
-from posd.events.coercion import ID_LENGTH, Unreadable, identity
+from posd.events import ledger_movements, normalise, orders
+from posd.events.coercion import ID_LENGTH, NotCoercible, identifier
 from posd.events.order_transitions import Condition
 from posd.events.timezones import zone
 from posd.protocol import jsontext
-from posd.store.numbering import Entry, OrderState, OutboxRow
-from posd.values import Draft, StoredOrder, Tenant, TenantId
+from posd.store.sequencing import LogEntry, OrderState, OutboxRow
+from posd.values import EventDraft, StoredOrder, Tenant, TenantId
 
 OrderKey = tuple[TenantId, str]
 Shops = Mapping[TenantId, Tenant]
@@ -31,34 +29,34 @@ TOUCHED: Final = ("order", "placed")
 _LONG_ID: Final = f"The order's id has more than {ID_LENGTH} characters."
 _FAILURE: Final = "failure"
 _PASSED_OVER: Final = "passed_over"
-_LACKS: Final = "lacks"
+_MISSING_COLUMNS: Final = "lacks"
 """What `pos_read_shop()` says of a row besides its columns (sql/main/013_adoptions.sql)."""
 
 
 # One is made of every event. A frozen class takes three to five times as long for that.
 @define
-class Item:
+class BatchItem:
     """Something to publish for a tenant: a draft, or an order that a hook has noted as changed (`touched`).
 
     `condition` raises a `Refusal` if a draft about an order may not be published.
     """
 
     tenant_id: TenantId
-    draft: Draft | None = None
+    draft: EventDraft | None = None
     touched: str | None = None
     condition: Condition | None = None
-    place: tuple[TenantId, str | None] = field(init=False)
+    partition_key: tuple[TenantId, str | None] = field(init=False)
     """The tenant, and the order that it is about; None if it is about none."""
 
     def __attrs_post_init__(self) -> None:
         order_id, draft = self.touched, self.draft
         if order_id is None and draft is not None and draft.type in orders.ORDER_TYPES:
             order_id = str(draft.data["orderId"])
-        self.place = self.tenant_id, order_id
+        self.partition_key = self.tenant_id, order_id
 
 
 @frozen
-class Moved:
+class LedgerChange:
     """A row of a ledger, or a gift card, that a hook has noted as written. `kind` and `key` say which."""
 
     tenant_id: TenantId
@@ -66,78 +64,80 @@ class Moved:
     key: str
 
     @property
-    def place(self) -> tuple[TenantId, str | None]:
+    def partition_key(self) -> tuple[TenantId, str | None]:
         """The tenant; a movement is about no order."""
         return self.tenant_id, None
 
 
 @frozen
-class Rejected:
+class RejectedRow:
     """An outbox row that cannot be an event; it is logged with a reason and gets no position."""
 
     row: OutboxRow
     reason: str
-    kept: str | None = None
+    logged_data: str | None = None
     """What the log keeps in place of data that it cannot keep, as JSON."""
     about: str | None = None
     """The order that it is about, if that is known."""
 
     @property
-    def place(self) -> tuple[TenantId, str | None]:
+    def partition_key(self) -> tuple[TenantId, str | None]:
         return self.row.tenant_id, None
 
-    def entry(self, largest: int) -> Entry:
-        data = self.kept or self.row.data or jsontext.encode({"key": self.row.key}).decode()
+    def entry(self, most_bytes: int) -> LogEntry:
+        data = self.logged_data or self.row.data or jsontext.encode({"key": self.row.key}).decode()
         size = len(data.encode())
-        if size > largest:
+        if size > most_bytes:
             data = jsontext.encode({"bytes": size}).decode()
         kind, about = self.row.type[:50] or "?", self.about or self.row.key
-        return Entry(self.row.tenant_id, kind, data, failure=self.reason, about=about)
+        return LogEntry(self.row.tenant_id, kind, data, failure=self.reason, about=about)
 
 
-class Oversized(TooLarge):
+class EventTooLarge(TooLarge):
     """An event with more bytes than the limit allows."""
 
     code = "event_too_large"
 
-    def __init__(self, entry: Entry, size: int, largest: int) -> None:
-        super().__init__(f"The event has {size} bytes; {largest} are allowed.")
+    def __init__(self, entry: LogEntry, size: int, most_bytes: int) -> None:
+        super().__init__(f"The event has {size} bytes; {most_bytes} are allowed.")
         self.entry = entry
         self.size = size
 
 
-def road(item: Item | Moved | Rejected) -> str:
+def source(item: BatchItem | LedgerChange | RejectedRow) -> str:
     """How something came into the outbox: by a hook on the shop's tables, or by `pos_publish()`."""
-    hooked = isinstance(item, Moved) or (isinstance(item, Item) and item.touched is not None)
+    hooked = isinstance(item, LedgerChange) or (
+        isinstance(item, BatchItem) and item.touched is not None
+    )
     return "hook" if hooked else "sql"
 
 
-def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejected]:
+def read(rows: Iterable[OutboxRow], shops: Shops) -> list[BatchItem | LedgerChange | RejectedRow]:
     """Outbox rows as items. There is one item for an order or a movement that several rows note."""
-    items: list[Item | Moved | Rejected] = []
+    items: list[BatchItem | LedgerChange | RejectedRow] = []
     touched: set[tuple[TenantId, str, str]] = set()
     for row in rows:
         if row.key is None and row.data is None:
-            items.append(Rejected(row, "The event is larger than any may be.", kept="{}"))
+            items.append(RejectedRow(row, "The event is larger than any may be.", logged_data="{}"))
         elif row.key is None:
             items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
         elif row.type in TOUCHED:
-            if (place := (row.tenant_id, "", row.key)) not in touched:
-                touched.add(place)
+            if (partition_key := (row.tenant_id, "", row.key)) not in touched:
+                touched.add(partition_key)
                 if len(row.key) > ID_LENGTH:
-                    items.append(Rejected(row, _LONG_ID))
+                    items.append(RejectedRow(row, _LONG_ID))
                 else:
-                    items.append(Item(row.tenant_id, touched=row.key))
-        elif row.type not in movements.KINDS:
-            items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
-        elif (place := (row.tenant_id, row.type, row.key)) not in touched:
-            touched.add(place)
-            items.append(Moved(*place))
+                    items.append(BatchItem(row.tenant_id, touched=row.key))
+        elif row.type not in ledger_movements.KINDS:
+            items.append(RejectedRow(row, f"nothing is known of a touched {row.type!r}"))
+        elif (partition_key := (row.tenant_id, row.type, row.key)) not in touched:
+            touched.add(partition_key)
+            items.append(LedgerChange(*partition_key))
     return items
 
 
 @frozen
-class LeftOut:
+class SkippedOrder:
     """An order that became no event, and why: one of `values.LEFT_OUT`."""
 
     tenant_id: TenantId
@@ -145,45 +145,51 @@ class LeftOut:
     reason: str
 
 
-class Ledger:
+class OrderBatch:
     """The orders of one batch, as they were stored and as the batch has changed them so far.
 
-    `now` is the time by the database's clock, which dates the shops' orders. `moved` has what the rows of the
-    shops' ledgers (gift cards, points) say, as JSON text, by tenant, kind and key.
+    `now` is the time by the database's clock, which dates the shops' orders. `ledger_rows` has what the
+    rows of the shops' ledgers (gift cards, points) say, as JSON text, by tenant, kind and key.
 
-    When the batch is done, `left_out` has the orders that became no event, and why. `lacking` has for each
-    tenant whose tables were read the columns that are missing since they were adopted.
+    When the batch is done, `left_out` has the orders that became no event, and why. `missing_columns` has
+    for each tenant whose tables were read the columns that are missing since they were adopted.
     """
 
     def __init__(
         self,
         states: Mapping[OrderKey, OrderState],
         shops: Shops,
-        largest: int,
+        most_bytes: int,
         now: datetime,
-        moved: Mapping[tuple[TenantId, str, str], str] | None = None,
+        ledger_rows: Mapping[tuple[TenantId, str, str], str] | None = None,
     ) -> None:
         self._states = states
-        self._moved = moved or {}
+        self._ledger_rows = ledger_rows or {}
         self._shops = shops
-        self._largest = largest
+        self._most_bytes = most_bytes
         self._now = now
         self._changed: dict[OrderKey, StoredOrder] = {}
         # Touched orders for which the condition of the adoption is not true.
         self._passed_over: set[OrderKey] = set()
-        self.left_out: list[LeftOut] = []
-        self.lacking: dict[TenantId, frozenset[str]] = {}
+        self.left_out: list[SkippedOrder] = []
+        self.missing_columns: dict[TenantId, frozenset[str]] = {}
 
-    def outbox(self, items: Sequence[Item | Moved | Rejected]) -> list[Entry]:
+    def outbox_entries(
+        self, items: Sequence[BatchItem | LedgerChange | RejectedRow]
+    ) -> list[LogEntry]:
         """Entries for rows of the outbox. That of a row that cannot be published has a `failure`."""
         entries = []
         for item in items:
-            entry = item.entry(self._largest) if isinstance(item, Rejected) else self._noted(item)
+            entry = (
+                item.entry(self._most_bytes)
+                if isinstance(item, RejectedRow)
+                else self._entry_or_failure(item)
+            )
             if entry is not None:
                 entries.append(entry)
         return entries
 
-    def request(self, items: Sequence[Item]) -> list[Entry | None]:
+    def request(self, items: Sequence[BatchItem]) -> list[LogEntry | None]:
         """Entries for one publisher's request, None for an event that tells nothing new.
 
         Raises a `Refusal` if one event cannot be published. Then the request has changed no order.
@@ -206,45 +212,47 @@ class Ledger:
         snapshot = cast("dict[str, object]", jsontext.decode_own(state.stored.snapshot))
         return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
-    def _noted(self, item: Item | Moved) -> Entry | None:
+    def _entry_or_failure(self, item: BatchItem | LedgerChange) -> LogEntry | None:
         """As `_entry`, with what it refuses as an entry with a `failure`."""
         try:
             return self._entry(item)
-        except Oversized as refusal:
+        except EventTooLarge as refusal:
             # The order stays whole in posd's own record, where tills that poll will find it.
             return evolve(
                 refusal.entry,
                 data=jsontext.encode({"bytes": refusal.size}).decode(),
-                beside="{}",
+                extra_members="{}",
                 failure=refusal.message,
             )
         except (Unprocessable, InvalidMessage) as refusal:
             name, about = (
-                ("key", item.key) if isinstance(item, Moved) else ("orderId", item.place[1])
+                ("key", item.key)
+                if isinstance(item, LedgerChange)
+                else ("orderId", item.partition_key[1])
             )
-            kind = item.kind if isinstance(item, Moved) else "order_updated"
+            kind = item.kind if isinstance(item, LedgerChange) else "order_updated"
             data = jsontext.encode({name: about}).decode()
-            return Entry(item.tenant_id, kind, data, failure=str(refusal), about=about)
+            return LogEntry(item.tenant_id, kind, data, failure=str(refusal), about=about)
 
-    def _entry(self, item: Item | Moved) -> Entry | None:
+    def _entry(self, item: BatchItem | LedgerChange) -> LogEntry | None:
         """The entry of an item, None if it tells nothing new. Raises a `Refusal` or `InvalidMessage`."""
-        tenant_id, order_id = item.place
-        if isinstance(item, Moved):
-            told = self._movement(item)
-            return None if told is None else self._fitting(_plain_entry(tenant_id, told))
-        draft = self._touched(item) if item.touched is not None else item.draft
+        tenant_id, order_id = item.partition_key
+        if isinstance(item, LedgerChange):
+            movement = self._movement_draft(item)
+            return None if movement is None else self._check_size(_plain_entry(tenant_id, movement))
+        draft = self._touched_draft(item) if item.touched is not None else item.draft
         if order_id is None:
-            return None if draft is None else self._fitting(_plain_entry(tenant_id, draft))
+            return None if draft is None else self._check_size(_plain_entry(tenant_id, draft))
 
         def left_out(reason: str) -> None:
-            self.left_out.append(LeftOut(tenant_id, order_id, reason))
+            self.left_out.append(SkippedOrder(tenant_id, order_id, reason))
 
         if draft is None:
             left_out(orders.GONE)
             return None
         key = tenant_id, order_id
         hooked = item.touched is not None
-        draft = self._priced(tenant_id, draft)
+        draft = self._with_currency(tenant_id, draft)
         stored = self.order(key)
         change = orders.change(draft, stored, self._now, hooked=hooked, left_out=left_out)
         if item.condition is not None:
@@ -264,18 +272,18 @@ class Ledger:
         entry.payment_status = _text(change.snapshot.get("paymentStatus"))
         entry.created_at = _text(change.snapshot.get("createdAt"))
         entry.reuses_id = change.reuses_id
-        return self._fitting(entry)
+        return self._check_size(entry)
 
-    def _movement(self, item: Moved) -> Draft | None:
+    def _movement_draft(self, item: LedgerChange) -> EventDraft | None:
         """What the row of a ledger says; None when it is gone."""
-        content = self._moved.get((item.tenant_id, item.kind, item.key))
+        content = self._ledger_rows.get((item.tenant_id, item.kind, item.key))
         if content is None:
             return None
         row = cast("dict[str, object]", jsontext.decode_stored(content))
         shop = self._shops.get(item.tenant_id)
-        return movements.draft(item.kind, row, shop.currency if shop else "")
+        return ledger_movements.draft(item.kind, row, shop.currency if shop else "")
 
-    def _touched(self, item: Item) -> Draft | None:
+    def _touched_draft(self, item: BatchItem) -> EventDraft | None:
         """What a touched order is now; None when it is gone. Raises `Unprocessable` if it was not read."""
         state = self._states.get((item.tenant_id, cast(str, item.touched)))
         if state is None or state.row_now is None:
@@ -288,28 +296,30 @@ class Ledger:
                 f"The row of order {item.touched} cannot be read: {returned(failure)}. Correct the row;"
                 " its next change publishes the order."
             )
-        lacks = row.get(_LACKS)
-        self.lacking[item.tenant_id] = frozenset(map(str, lacks if isinstance(lacks, list) else ()))
+        missing = row.get(_MISSING_COLUMNS)
+        self.missing_columns[item.tenant_id] = frozenset(
+            map(str, missing if isinstance(missing, list) else ())
+        )
         if row.get(_PASSED_OVER) is True:
             self._passed_over.add((item.tenant_id, cast(str, item.touched)))
         shop_zone = zone_of(self._shops, item.tenant_id)
         repaired = jsontext.needs_repair(state.row_now)
         data = orders.from_row(row)
-        return drafts.draft("new_order", data, zone=shop_zone, repaired=repaired)
+        return normalise.draft("new_order", data, zone=shop_zone, repaired=repaired)
 
-    def _priced(self, tenant_id: TenantId, draft: Draft) -> Draft:
+    def _with_currency(self, tenant_id: TenantId, draft: EventDraft) -> EventDraft:
         """A new order that names no currency is in the shop's."""
         shop = self._shops.get(tenant_id)
         if shop is None or draft.type != "new_order" or draft.data.get("currency") is not None:
             return draft
         return evolve(draft, data={**draft.data, "currency": shop.currency})
 
-    def _fitting(self, entry: Entry) -> Entry:
+    def _check_size(self, entry: LogEntry) -> LogEntry:
         # No character has more than four bytes, so most events need not be counted.
-        if 4 * (len(entry.data) + len(entry.beside)) > self._largest:
-            size = len(entry.data.encode()) + len(entry.beside.encode())
-            if size > self._largest:
-                raise Oversized(entry, size, self._largest)
+        if 4 * (len(entry.data) + len(entry.extra_members)) > self._most_bytes:
+            size = len(entry.data.encode()) + len(entry.extra_members.encode())
+            if size > self._most_bytes:
+                raise EventTooLarge(entry, size, self._most_bytes)
         return entry
 
 
@@ -319,21 +329,23 @@ def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
     return UTC if shop is None else zone(shop.timezone)
 
 
-def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
+def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> BatchItem | RejectedRow:
     text = row.data or ""
     data: object = None
     try:
         data = jsontext.decode_stored(text)
         repaired = jsontext.needs_repair(text)
-        return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone, repaired=repaired))
+        return BatchItem(
+            row.tenant_id, normalise.draft(row.type, data, zone=shop_zone, repaired=repaired)
+        )
     except Unprocessable as refusal:
-        return Rejected(row, str(refusal), about=_order_id(data))
+        return RejectedRow(row, str(refusal), about=_order_id(data))
     except InvalidMessage as refusal:
         # As a string: nested deeply enough it would be one that PostgreSQL can read but not write.
-        return Rejected(row, str(refusal), kept=jsontext.encode({"text": text}).decode())
+        return RejectedRow(row, str(refusal), logged_data=jsontext.encode({"text": text}).decode())
 
 
-def order_of(row: OutboxRow) -> str | None:
+def order_id_of(row: OutboxRow) -> str | None:
     """The order that a row is about, as far as it says."""
     if row.key is not None or row.data is None:
         return row.key
@@ -347,8 +359,8 @@ def _order_id(data: object) -> str | None:
     """The order that refused data is about, as far as it says."""
     if isinstance(data, Mapping):
         for name in ("orderId", "order_id", "id"):
-            with suppress(Unreadable):
-                if (given := data.get(name)) is not None and (read := identity(given)):
+            with suppress(NotCoercible):
+                if (given := data.get(name)) is not None and (read := identifier(given)):
                     return read
     return None
 
@@ -357,11 +369,11 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:
-    return Entry(
+def _plain_entry(tenant_id: TenantId, draft: EventDraft) -> LogEntry:
+    return LogEntry(
         tenant_id,
         draft.type,
         jsontext.encode(draft.data).decode(),
-        jsontext.encode(draft.beside).decode() if draft.beside else "{}",
+        jsontext.encode(draft.extra_members).decode() if draft.extra_members else "{}",
         warnings=draft.warnings,
     )

@@ -2,7 +2,7 @@
 
 A node that has the lease renews it every second, on the connection on which it numbers: a node that cannot
 number cannot renew either. All times are those of the database. What a node knows of its lease may be out of
-date, so the transaction that numbers compares the fence (`posd.store.numbering.take`).
+date, so the transaction that numbers compares the fence (`posd.store.sequencing.take_rows`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from posd.database.link import Link
+from posd.database.reconnecting import ReconnectingConnection
 from posd.errors import StatementFailed, Unavailable
-from posd.monitoring.counters import Instruments
+from posd.monitoring.counters import Counters
 from posd.store import doorman as leases
 
 _RENEW_SECONDS: Final = 1.0
 
 
 class Doorman(Service):
-    """Claims the lease on `link` and renews it.
+    """Claims the lease on `connection` and renews it.
 
     `changed` is called with the fence when this node has got the lease, and with None when it has lost it.
     """
@@ -36,22 +36,22 @@ class Doorman(Service):
     def __init__(
         self,
         clock: IReactorTime,
-        link: Link,
+        connection: ReconnectingConnection,
         node_id: UUID,
         host: str,
         *,
         changed: Callable[[int | None], None],
-        instruments: Instruments | None = None,
+        counters: Counters | None = None,
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._node_id = node_id
         self._host = host
         self._changed = changed
-        self._instruments = instruments or Instruments()
+        self._counters = counters or Counters()
         self._renewing = LoopingCall(self._renew)
         self._renewing.clock = clock
         self._claim: Deferred[None] | None = None
-        self._refusal: str | None = None
+        self._last_error: str | None = None
         self.fence: int | None = None
         """The fence of this node's lease; None while it has none, as far as it knows."""
 
@@ -64,37 +64,38 @@ class Doorman(Service):
         Service.stopService(self)
         if self._renewing.running:
             self._renewing.stop()
-        return Deferred.fromCoroutine(self._leave())
+        return Deferred.fromCoroutine(self._give_up_lease())
 
-    def link_changed(self, link: Link) -> None:
+    def connection_changed(self, connection: ReconnectingConnection) -> None:
         """The connection has come up, or was lost. Another one claims the lease anew."""
-        if not link.up:
-            self._set(None)
+        if not connection.up:
+            self._set_fence(None)
         elif self.running:
             self._renew()
 
-    def lost(self) -> None:
+    def lease_lost(self) -> None:
         """The database says that this node does not have the lease it believes to have."""
-        self._set(None)
+        self._set_fence(None)
 
     def _renew(self) -> None:
         """Claim or renew the lease, one statement at a time: a slow database is not asked again meanwhile."""
         if self._claim is None:
             self._claim = Deferred.fromCoroutine(self._claim_lease())
-            self._claim.addBoth(lambda _: self._claimed())
+            self._claim.addBoth(lambda _: self._claim_ended())
 
-    def _claimed(self) -> None:
+    def _claim_ended(self) -> None:
         self._claim = None
 
     async def _claim_lease(self) -> None:
         try:
-            fence = await leases.claim(self._link, self._node_id, self._host)
+            fence = await leases.claim(self._connection, self._node_id, self._host)
         except Unavailable:
-            # The lease stays what it is in the database. When the connection is lost `link_changed` says so.
+            # The lease stays what it is in the database. When the connection is lost `connection_changed`
+            # says so.
             return
         except StatementFailed as error:
-            if self._refusal != str(error):
-                self._refusal = str(error)
+            if self._last_error != str(error):
+                self._last_error = str(error)
                 self._log.error(
                     "the lease of the doorman cannot be renewed: {error}. Orders wait in the outbox if no"
                     " other node has it. `posctl doctor` names what is wrong with the database",
@@ -104,11 +105,11 @@ class Doorman(Service):
         except Exception:
             self._log.failure("posd failed at renewing the lease of the doorman")
             return
-        self._refusal = None
-        if self._link.up:
-            self._set(fence)
+        self._last_error = None
+        if self._connection.up:
+            self._set_fence(fence)
 
-    def _set(self, fence: int | None) -> None:
+    def _set_fence(self, fence: int | None) -> None:
         before, self.fence = self.fence, fence
         if fence == before:
             return
@@ -118,14 +119,14 @@ class Doorman(Service):
                 " the outbox alone until it has the lease again"
             )
         else:
-            self._instruments.became_doorman()
+            self._counters.became_doorman()
             self._log.info(
                 "this node is the doorman: it takes orders out of the outbox (fence {fence})",
                 fence=fence,
             )
         self._changed(fence)
 
-    async def _leave(self) -> None:
+    async def _give_up_lease(self) -> None:
         if self._claim is not None:
             await self._claim
         if self.fence is None:
@@ -133,7 +134,7 @@ class Doorman(Service):
         self.fence = None
         self._changed(None)
         try:
-            await leases.leave(self._link, self._node_id)
+            await leases.release(self._connection, self._node_id)
         except (Unavailable, StatementFailed):
             # The lease lapses with the connection.
             return

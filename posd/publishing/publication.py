@@ -14,10 +14,10 @@ from posd.database.coalescing import fail_all
 from posd.errors import Refusal, Unavailable
 from posd.events.order_transitions import Condition
 from posd.publishing import batch
-from posd.store.idempotency import Idempotency
-from posd.values import Appended, Draft, Seq, TenantId
+from posd.store.idempotency import IdempotencyKey
+from posd.values import AppendedEvents, EventDraft, Seq, TenantId
 
-_ANSWERS_IN_A_TURN: Final = 20
+_RESULTS_PER_TURN: Final = 20
 """To write an answer takes about 0.1 ms."""
 
 
@@ -30,8 +30,8 @@ class Publication:
     """
 
     tenant_id: TenantId
-    drafts: Sequence[Draft]
-    idempotency: Idempotency | None = None
+    drafts: Sequence[EventDraft]
+    idempotency: IdempotencyKey | None = None
     condition: Condition | None = None
     size: int = 0
 
@@ -47,7 +47,7 @@ class OrderOutcome:
 
 
 @frozen
-class Published:
+class PublicationResult:
     """What became of a publication.
 
     `ids` has a position for each event, None for one that told nothing new. `connections` is how many tills
@@ -62,26 +62,27 @@ class Published:
 
 
 @define(eq=False)
-class Request:
+class PublicationRequest:
     """A publication, and the `answer` for which its publisher waits.
 
     `result` is set in the transaction, and becomes the answer after the COMMIT. A transaction that fails may
     have set it too; the next one sets it again.
 
-    `queued` says that it is in the queue, for the first time or again. `follows` is the id of the last row of
-    the outbox that its tenant has committed before it; None while that is not known. `orderly` says that it
-    is not published before that row. `waits_since` is when it was found to come after such a row.
+    `queued` says that it is in the queue, for the first time or again. `after_row_id` is the id of the
+    last row of
+    the outbox that its tenant has committed before it; None while that is not known. `is_ordered` says
+    that it is not published before that row. `waiting_since` is when it was found to come after such a row.
     """
 
     publication: Publication
-    answer: Deferred[Published] = field(factory=Deferred)
-    result: Published | Refusal | None = None
-    follows: int | None = None
-    orderly: bool = True
-    waits_since: float | None = None
+    answer: Deferred[PublicationResult] = field(factory=Deferred)
+    result: PublicationResult | Refusal | None = None
+    after_row_id: int | None = None
+    is_ordered: bool = True
+    waiting_since: float | None = None
     queued: bool = False
     tenant_id: TenantId = field(init=False)
-    items: list[batch.Item] = field(init=False)
+    items: list[batch.BatchItem] = field(init=False)
     is_plain: bool = field(init=False)
     """Whether its events are about no order, and it has no Idempotency-Key."""
 
@@ -89,37 +90,37 @@ class Request:
         asked = self.publication
         self.tenant_id = asked.tenant_id
         self.items = [
-            batch.Item(asked.tenant_id, each, None, asked.condition) for each in asked.drafts
+            batch.BatchItem(asked.tenant_id, each, None, asked.condition) for each in asked.drafts
         ]
         self.is_plain = asked.idempotency is None and all(
-            each.place[1] is None for each in self.items
+            each.partition_key[1] is None for each in self.items
         )
 
 
-async def answer(clock: IReactorTime, requests: Iterable[Request]) -> None:
+async def answer(clock: IReactorTime, requests: Iterable[PublicationRequest]) -> None:
     """Give each request its result as its answer, some of them in each turn of the reactor."""
-    for told, request in enumerate(requests):
-        if told and told % _ANSWERS_IN_A_TURN == 0:
+    for index, request in enumerate(requests):
+        if index and index % _RESULTS_PER_TURN == 0:
             await deferLater(clock, 0)
-        if isinstance(request.result, Published):
+        if isinstance(request.result, PublicationResult):
             request.answer.callback(request.result)
         elif request.result is not None:
             request.answer.errback(request.result)
 
 
-def fail(requests: Iterable[Request], error: Exception) -> None:
+def fail(requests: Iterable[PublicationRequest], error: Exception) -> None:
     """Fail those requests that have no answer yet."""
     fail_all([each.answer for each in requests if not each.answer.called], error)
 
 
-def not_served() -> Unavailable:
-    """The answer to a tenant's requests while these are refused (`Batches.shut`)."""
+def tenant_unavailable() -> Unavailable:
+    """The answer to a tenant's requests while these are refused (`BatchPublishing.shut`)."""
     return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
 
 
-def hand_on(
-    appended: Iterable[Appended],
-    to: Callable[[Appended], None],
+def deliver_appended(
+    appended: Iterable[AppendedEvents],
+    to: Callable[[AppendedEvents], None],
     failed: Callable[[TenantId], None],
 ) -> None:
     """Give each to `to`. It was committed, so nothing is raised: `failed` is called if `to` raises."""

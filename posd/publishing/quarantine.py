@@ -13,7 +13,7 @@ _FIRST_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 60.0
 
 
-class Aside(Generic[Key]):
+class TenantQuarantine(Generic[Key]):
     """What is left alone, and until when: a second, twice as long each time, up to `longest` seconds."""
 
     def __init__(self, clock: IReactorTime, longest: float = _LAST_SECONDS) -> None:
@@ -21,7 +21,7 @@ class Aside(Generic[Key]):
         self._longest = longest
         self._until: dict[Key, tuple[float, float]] = {}
 
-    def add(self, key: Key) -> float:
+    def exclude(self, key: Key) -> float:
         """Leave it alone; for how many seconds."""
         _, before = self._until.get(key, (0.0, _FIRST_SECONDS / 2))
         seconds = min(before * 2, self._longest)

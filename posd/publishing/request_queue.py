@@ -9,7 +9,7 @@ from typing import Final
 from attrs import define, field
 
 from posd.errors import Unavailable
-from posd.publishing.publication import Request
+from posd.publishing.publication import PublicationRequest
 from posd.values import TenantId
 
 # Of one batch, since all other tenants wait while it runs. A single request may have more events.
@@ -17,44 +17,48 @@ _MOST_EVENTS: Final = 300
 _MOST_REQUESTS: Final = 100
 _MOST_BYTES: Final = 1024 * 1024
 # A request that has more of either is large: it is alone in its batch.
-_FEW_EVENTS: Final = 50
-_FEW_BYTES: Final = 256 * 1024
+_LARGE_EVENTS: Final = 50
+_LARGE_BYTES: Final = 256 * 1024
 # Requests that wait, of all tenants and of one.
 _MOST_WAITING: Final = 10_000
-_MOST_OF_A_TENANT: Final = 2_000
+_MOST_PER_TENANT: Final = 2_000
 
 
 @define(eq=False)
 class RequestQueue:
     """A queue for each tenant; batches take one request of each tenant in turn."""
 
-    _tenants: OrderedDict[TenantId, deque[Request]] = field(init=False, factory=OrderedDict)
+    _tenants: OrderedDict[TenantId, deque[PublicationRequest]] = field(
+        init=False, factory=OrderedDict
+    )
     _length: int = field(init=False, default=0)
     _large_is_next: bool = field(init=False, default=True)
 
     def __len__(self) -> int:
         return self._length
 
-    def append(self, request: Request) -> None:
+    def append(self, request: PublicationRequest) -> None:
         """Let a request wait. Raises `Unavailable` if too many wait, of its tenant or of all."""
         waiting = self._tenants.get(request.tenant_id, ())
-        if self._length >= _MOST_WAITING or len(waiting) >= _MOST_OF_A_TENANT:
+        if self._length >= _MOST_WAITING or len(waiting) >= _MOST_PER_TENANT:
             raise Unavailable("Too many requests wait to be published.", retry_after=2)
         self._tenants.setdefault(request.tenant_id, deque()).append(request)
         request.queued = True
         self._length += 1
 
-    def put_back(self, requests: Iterable[Request]) -> None:
+    def put_back(self, requests: Iterable[PublicationRequest]) -> None:
         """Let requests that were taken wait again, before all others of their tenants."""
         for request in reversed([*requests]):
             self._tenants.setdefault(request.tenant_id, deque()).appendleft(request)
             request.queued = True
             self._length += 1
 
-    def next_batch(self, waits: Callable[[Request], bool] = lambda request: False) -> list[Request]:
+    def next_batch(
+        self, must_wait: Callable[[PublicationRequest], bool] = lambda request: False
+    ) -> list[PublicationRequest]:
         """Take the next requests: up to 300 events, 100 requests and about 1 MiB, and at least one request.
 
-        A tenant whose first request `waits` is passed over.
+        A tenant whose first request `must_wait` is passed over.
 
         One request of each tenant is taken in turn. The next batch begins with the tenant whose turn it is
         when this one ends. So a tenant's first request waits for one request of each other tenant at most.
@@ -63,7 +67,9 @@ class RequestQueue:
         request and batches of small ones take turns. So a publisher of one event waits for one large request
         at most.
         """
-        ready = [tenant_id for tenant_id, waiting in self._tenants.items() if not waits(waiting[0])]
+        ready = [
+            tenant_id for tenant_id, waiting in self._tenants.items() if not must_wait(waiting[0])
+        ]
         large = [tenant_id for tenant_id in ready if _is_large(self._tenants[tenant_id][0])]
         is_large = bool(large) and (self._large_is_next or len(large) == len(ready))
         if ready:
@@ -72,8 +78,8 @@ class RequestQueue:
         self._length -= len(batch)
         return batch
 
-    def _take_small(self, ready: Iterable[TenantId]) -> list[Request]:
-        batch: list[Request] = []
+    def _take_small(self, ready: Iterable[TenantId]) -> list[PublicationRequest]:
+        batch: list[PublicationRequest] = []
         events, size, turn = 0, 0, deque(ready)
         while turn and events < _MOST_EVENTS and size < _MOST_BYTES and len(batch) < _MOST_REQUESTS:
             tenant_id = turn.popleft()
@@ -86,7 +92,7 @@ class RequestQueue:
                 turn.append(tenant_id)
         return batch
 
-    def _take(self, tenant_id: TenantId) -> Request:
+    def _take(self, tenant_id: TenantId) -> PublicationRequest:
         """Take a tenant's next request, and make the tenant the last one to have its turn."""
         waiting = self._tenants[tenant_id]
         taken = waiting.popleft()
@@ -98,6 +104,6 @@ class RequestQueue:
         return taken
 
 
-def _is_large(request: Request) -> bool:
+def _is_large(request: PublicationRequest) -> bool:
     publication = request.publication
-    return len(publication.drafts) > _FEW_EVENTS or publication.size > _FEW_BYTES
+    return len(publication.drafts) > _LARGE_EVENTS or publication.size > _LARGE_BYTES

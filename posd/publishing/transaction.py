@@ -12,21 +12,23 @@ from attrs import asdict, define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from posd.database.link import Session, Transaction
+from posd.database.reconnecting import Executor, TransactionExecutor
 from posd.errors import PosdError, Refusal
 from posd.events.timezones import is_zone
 from posd.protocol import jsontext
 from posd.publishing import batch
-from posd.publishing.judging import appended, judge
-from posd.publishing.outbox import Portion
-from posd.publishing.publication import OrderOutcome, Published, Request
-from posd.publishing.workload import Workload
-from posd.store import idempotency, movements, numbering, orders, presence, tenants
-from posd.values import Appended, Tenant, TenantId
+from posd.publishing.outbox import OutboxPortion
+from posd.publishing.publication import OrderOutcome, PublicationRequest, PublicationResult
+from posd.publishing.request_entries import accept_requests, appended
+from posd.publishing.workload import StepWorkload
+from posd.store import idempotency, orders, presence, tenants
+from posd.store import ledger_rows as movements
+from posd.store import sequencing as numbering
+from posd.values import AppendedEvents, Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
 """How long what was read of tenants is used."""
-_NO_TIME: Final = datetime.min
+_UNUSED_TIME: Final = datetime.min
 """Where the database's time is not read. It dates the shops' orders only."""
 
 _log = Logger()
@@ -45,111 +47,116 @@ class OutboxChanged(PosdError):
 
 
 @frozen
-class Outcome:
+class TransactionOutcome:
     """What a transaction did."""
 
     taken: Sequence[numbering.OutboxRow] = ()
     """The rows that it took out of the outbox."""
-    failed: Sequence[numbering.Entry] = ()
+    failed: Sequence[numbering.LogEntry] = ()
     """The events that it logged as failed."""
     published: Mapping[str, int] = field(factory=dict)
     """How many events have got a position, by how they came: `hook`, `sql` or `rest`."""
     reused: Sequence[tuple[str, str]] = ()
     """The orders that have the id of an earlier order: the tenant's slug and the id."""
-    warned: Sequence[numbering.Entry] = ()
+    warned: Sequence[numbering.LogEntry] = ()
     """Events that were published and whose values were repaired, or could not be read."""
-    left_out: Sequence[batch.LeftOut] = ()
-    appended: Sequence[Appended] = ()
+    left_out: Sequence[batch.SkippedOrder] = ()
+    appended: Sequence[AppendedEvents] = ()
     """What came to the end of each tenant's stream."""
-    lacking: Mapping[TenantId, frozenset[str]] = field(factory=dict)
+    missing_columns: Mapping[TenantId, frozenset[str]] = field(factory=dict)
     """Of each tenant whose tables were read, the columns that are missing since they were adopted."""
-    early: Sequence[Request] = ()
+    early: Sequence[PublicationRequest] = ()
     """Requests that were left out, since older rows of their tenants are in the outbox."""
 
 
 @define(eq=False)
-class Numbering:
+class BatchTransaction:
     """The steps of the sequencer's transaction. Events of up to `event_bytes` are published."""
 
     clock: IReactorTime
     node_id: UUID
     event_bytes: int
     connections_here: Callable[[TenantId], int]
-    oldest: numbering.OutboxRow | None = field(init=False, default=None)
+    oldest_row: numbering.OutboxRow | None = field(init=False, default=None)
     """The first row that the last transaction took, whatever became of it."""
     _shops: dict[TenantId, Tenant] = field(init=False, factory=dict)
     _shops_since: float = field(init=False, default=0.0)
-    _without_zone: dict[TenantId, str] = field(init=False, factory=dict)
+    _unknown_zones: dict[TenantId, str] = field(init=False, factory=dict)
     """Tenants whose unknown time zone was logged, and that zone."""
 
     async def number(
-        self, session: Transaction, requests: Sequence[Request], portions: Sequence[Portion] = ()
-    ) -> Outcome:
+        self,
+        executor: TransactionExecutor,
+        requests: Sequence[PublicationRequest],
+        portions: Sequence[OutboxPortion] = (),
+    ) -> TransactionOutcome:
         """Publish portions of the outbox, and then requests, and set the requests' results.
 
-        A request that is `orderly` is left out while its tenant has older rows in the outbox. So if a shop
+        A request that is `is_ordered` is left out while its tenant has older rows in the outbox. So if a shop
         commits and then calls, its events are published in that order.
 
         The order is: take the rows, read what they and the requests need, make entries of them, store these.
-        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and what the database raises. Then the caller has to
-        roll back.
+        Raises `TenantsFailed`, `FenceLost`, `BatchTooLarge`, and what the database raises. Then the caller
+        has to roll back.
         """
-        self.oldest = None
+        self.oldest_row = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
-        asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
+        asking = {(each.tenant_id, each.after_row_id) for each in requests if each.is_ordered}
         rows_now = {(p.tenant_id, each): row for p in portions for each, row in p.orders.items()}
-        found = await numbering.take(
-            session,
+        found = await numbering.take_rows(
+            executor,
             seen,
             asking,
             rows_now.keys() | _orders([item for each in requests for item in each.items]),
             node_id=self.node_id,
             fence=portions[0].fence if portions else None,
         )
-        early = _early(requests, found.behind)
+        early = _postponed(requests, found.behind)
         requests = [each for each in requests if each not in early]
         if not requests and not found.rows:
-            return Outcome(early=early)
+            return TransactionOutcome(early=early)
         taken = found.rows
-        self.oldest = taken[0] if taken else None
-        wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in taken}
-        shops = await self.shops(session, wanted)
-        items = self._read(taken, shops)
-        fresh = await self._replay(session, requests)
-        states = await self._states(session, items, found.published, rows_now)
-        moved = await self._moved(session, items)
-        ledger = batch.Ledger(states, shops, self.event_bytes, found.now, moved)
-        made = self._made(ledger, items)
+        self.oldest_row = taken[0] if taken else None
+        tenant_ids = {each.tenant_id for each in requests} | {row.tenant_id for row in taken}
+        shops = await self.shops(executor, tenant_ids)
+        items = self._read_items(taken, shops)
+        fresh = await self._answer_replays(executor, requests)
+        states = await self._states(executor, items, found.published, rows_now)
+        ledger_rows = await self._ledger_rows(executor, items)
+        order_batch = batch.OrderBatch(states, shops, self.event_bytes, found.now, ledger_rows)
+        made = self._make_entries(order_batch, items)
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
-        judged = judge(ledger, entries, fresh)
-        elsewhere = await self._elsewhere(session, requests, entries)
-        recorded = await self._record(session, entries, fresh)
-        placed = list(zip(entries, recorded, strict=True))
-        elsewhere |= {entry.tenant_id: each.elsewhere for entry, each in placed}
-        for each in judged:
-            each.settle(recorded)
-        self._count(requests, elsewhere)
-        await self._keep_answers(session, fresh)
-        roads = [*(road for road, _ in made), *["rest"] * (len(entries) - len(made))]
-        published = Counter(roads[n] for n, (_, each) in enumerate(placed) if each.seq is not None)
+        accepted = accept_requests(order_batch, entries, fresh)
+        elsewhere = await self._connections_elsewhere(executor, requests, entries)
+        recorded = await self._record(executor, entries, fresh)
+        entry_results = list(zip(entries, recorded, strict=True))
+        elsewhere |= {entry.tenant_id: each.elsewhere for entry, each in entry_results}
+        for each in accepted:
+            each.set_result(recorded)
+        self._set_connection_counts(requests, elsewhere)
+        await self._store_answers(executor, fresh)
+        sources = [*(source for source, _ in made), *["rest"] * (len(entries) - len(made))]
+        published = Counter(
+            sources[n] for n, (_, each) in enumerate(entry_results) if each.seq is not None
+        )
         reused = [
             (shops[each.tenant_id].slug, each.order_id or "") for each in entries if each.reuses_id
         ]
-        warned = [entry for entry, each in placed if entry.warnings and each.seq is not None]
-        return Outcome(
+        warned = [entry for entry, each in entry_results if entry.warnings and each.seq is not None]
+        return TransactionOutcome(
             taken,
             failed,
             published,
             reused,
             warned,
-            ledger.left_out,
-            appended(placed),
-            ledger.lacking,
+            order_batch.left_out,
+            appended(entry_results),
+            order_batch.missing_columns,
             early,
         )
 
-    def is_plain(self, requests: Sequence[Request]) -> bool:
+    def is_plain(self, requests: Sequence[PublicationRequest]) -> bool:
         """Whether nothing has to be read before these requests can be numbered.
 
         Their events are about no order, they have no Idempotency-Key, and their shops are known.
@@ -159,39 +166,41 @@ class Numbering:
         )
 
     async def number_plain(
-        self, session: Transaction, requests: Sequence[Request]
-    ) -> Outcome | None:
+        self, executor: TransactionExecutor, requests: Sequence[PublicationRequest]
+    ) -> TransactionOutcome | None:
         """Do what `number` does in one round trip instead of two, for requests that are plain.
 
         Returns None, and has published nothing, if there are older rows of their tenants in the outbox. The
         transaction has ended in any case, so that `number` needs another one.
         """
-        self.oldest = None
-        ledger = batch.Ledger({}, self._shops, self.event_bytes, _NO_TIME)
-        entries: list[numbering.Entry] = []
-        judged = judge(ledger, entries, requests)
+        self.oldest_row = None
+        order_batch = batch.OrderBatch({}, self._shops, self.event_bytes, _UNUSED_TIME)
+        entries: list[numbering.LogEntry] = []
+        accepted = accept_requests(order_batch, entries, requests)
         if not entries:
-            return Outcome()
-        asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
-        recorded = await numbering.record_at_once(session, self.node_id, asking, entries)
+            return TransactionOutcome()
+        asking = {(each.tenant_id, each.after_row_id) for each in requests if each.is_ordered}
+        recorded = await numbering.record_plain_and_commit(executor, self.node_id, asking, entries)
         if recorded is None:
             return None
-        placed = list(zip(entries, recorded, strict=True))
-        for each in judged:
-            each.settle(recorded)
-        self._count(requests, {entry.tenant_id: each.elsewhere for entry, each in placed})
-        stored = [entry for entry, each in placed if each.seq is not None]
-        return Outcome(
+        entry_results = list(zip(entries, recorded, strict=True))
+        for each in accepted:
+            each.set_result(recorded)
+        self._set_connection_counts(
+            requests, {entry.tenant_id: each.elsewhere for entry, each in entry_results}
+        )
+        stored = [entry for entry, each in entry_results if each.seq is not None]
+        return TransactionOutcome(
             published=Counter({"rest": len(stored)}) if stored else {},
             warned=[entry for entry in stored if entry.warnings],
-            appended=appended(placed),
+            appended=appended(entry_results),
         )
 
-    def _read(
+    def _read_items(
         self, rows: Sequence[numbering.OutboxRow], shops: batch.Shops
-    ) -> list[batch.Item | batch.Moved | batch.Rejected]:
-        """Rows of the outbox as items. Raises `TooMuch`."""
-        work = Workload(self.clock, [row.tenant_id for row in rows])
+    ) -> list[batch.BatchItem | batch.LedgerChange | batch.RejectedRow]:
+        """Rows of the outbox as items. Raises `BatchTooLarge`."""
+        work = StepWorkload(self.clock, [row.tenant_id for row in rows])
 
         def measured() -> Iterator[numbering.OutboxRow]:
             # The work on a row is done between this `yield` and the next line.
@@ -201,29 +210,31 @@ class Numbering:
 
         return batch.read(measured(), shops)
 
-    def _made(
-        self, ledger: batch.Ledger, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
-    ) -> list[tuple[str, numbering.Entry]]:
-        """The entries for rows of the outbox, each with its road. Raises `TooMuch`."""
-        work = Workload(self.clock, [item.place[0] for item in items])
-        made: list[tuple[str, numbering.Entry]] = []
+    def _make_entries(
+        self,
+        order_batch: batch.OrderBatch,
+        items: Sequence[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
+    ) -> list[tuple[str, numbering.LogEntry]]:
+        """The entries for rows of the outbox, each with its road. Raises `BatchTooLarge`."""
+        work = StepWorkload(self.clock, [item.partition_key[0] for item in items])
+        made: list[tuple[str, numbering.LogEntry]] = []
         for item in items:
-            entries = ledger.outbox([item])
-            made += [(batch.road(item), entry) for entry in entries]
-            work.done(item.place[0], sum(entry.size for entry in entries))
+            entries = order_batch.outbox_entries([item])
+            made += [(batch.source(item), entry) for entry in entries]
+            work.done(item.partition_key[0], sum(entry.size for entry in entries))
         return made
 
     async def reject(
-        self, session: Session, row: numbering.OutboxRow, reason: str, fence: int | None
+        self, executor: Executor, row: numbering.OutboxRow, reason: str, fence: int | None
     ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
-        found = await numbering.take(
-            session, [(row.tenant_id, row.id)], node_id=self.node_id, fence=fence
+        found = await numbering.take_rows(
+            executor, [(row.tenant_id, row.id)], node_id=self.node_id, fence=fence
         )
         if [*found.rows] != [row]:
             raise OutboxChanged
-        entry = batch.Rejected(row, reason).entry(self.event_bytes)
-        await numbering.record(session, self.node_id, [entry])
+        entry = batch.RejectedRow(row, reason).entry(self.event_bytes)
+        await numbering.record_entries(executor, self.node_id, [entry])
 
     def name_of(self, tenant_id: TenantId) -> str:
         """What a tenant is called in the log: its slug if that is known, else its id."""
@@ -234,26 +245,26 @@ class Numbering:
     def _shops_are_fresh(self) -> bool:
         return self.clock.seconds() - self._shops_since <= _SHOPS_SECONDS
 
-    async def shops(self, session: Session, wanted: Collection[TenantId]) -> batch.Shops:
-        """At least those tenants that are `wanted`, except deleted ones. Each is read once a minute.
+    async def shops(self, executor: Executor, tenant_ids: Collection[TenantId]) -> batch.Shops:
+        """At least those tenants that are `tenant_ids`, except deleted ones. Each is read once a minute.
 
         Disabled tenants are among them: what was accepted of a tenant is published.
         """
         if not self._shops_are_fresh:
             self._shops, self._shops_since = {}, self.clock.seconds()
-        if missing := set(wanted) - self._shops.keys():
-            found = await tenants.by_id(session, missing)
+        if missing := set(tenant_ids) - self._shops.keys():
+            found = await tenants.by_id(executor, missing)
             self._shops = self._shops | found
             for shop in found.values():
-                self._look_at_zone(shop)
+                self._check_time_zone(shop)
         return self._shops
 
-    def _look_at_zone(self, shop: Tenant) -> None:
+    def _check_time_zone(self, shop: Tenant) -> None:
         """Log once if the times of a shop are read as UTC, since its time zone is unknown."""
         if is_zone(shop.timezone):
-            self._without_zone.pop(shop.id, None)
-        elif self._without_zone.get(shop.id) != shop.timezone:
-            self._without_zone[shop.id] = shop.timezone
+            self._unknown_zones.pop(shop.id, None)
+        elif self._unknown_zones.get(shop.id) != shop.timezone:
+            self._unknown_zones[shop.id] = shop.timezone
             _log.error(
                 "tenant {tenant} has the unknown time zone {zone}: times that name no offset are read"
                 " as UTC. Set tenants.timezone to a name of the IANA database, such as Europe/London.",
@@ -261,10 +272,12 @@ class Numbering:
                 zone=shop.timezone,
             )
 
-    async def _replay(self, session: Session, requests: Sequence[Request]) -> list[Request]:
+    async def _answer_replays(
+        self, executor: Executor, requests: Sequence[PublicationRequest]
+    ) -> list[PublicationRequest]:
         """Answer requests whose Idempotency-Key was used before as then. Returns the other requests."""
         calls = [call for each in requests if (call := each.publication.idempotency)]
-        answers = await idempotency.find(session, calls) if calls else {}
+        answers = await idempotency.find_responses(executor, calls) if calls else {}
         fresh = []
         for request in requests:
             call = request.publication.idempotency
@@ -272,15 +285,15 @@ class Numbering:
             if call is None or answer is None:
                 fresh.append(request)
             elif answer.fingerprint != call.fingerprint:
-                request.result = idempotency.mismatch()
+                request.result = idempotency.key_mismatch()
             else:
-                request.result = _told_before(answer.body)
+                request.result = _replayed_result(answer.body)
         return fresh
 
     async def _states(
         self,
-        session: Session,
-        items: Sequence[batch.Item | batch.Moved | batch.Rejected],
+        executor: Executor,
+        items: Sequence[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
         published: Mapping[tuple[TenantId, str], numbering.StoredText | None],
         rows_now: Mapping[tuple[TenantId, str], str],
     ) -> Mapping[tuple[TenantId, str], numbering.OrderState]:
@@ -290,26 +303,31 @@ class Numbering:
         of events that were published by SQL, whose ids are in the rows' data.
         """
         if missing := _orders(items) - published.keys():
-            published = {**published, **await numbering.published(session, missing)}
+            published = {**published, **await numbering.stored_orders(executor, missing)}
         return {
             order: numbering.OrderState(stored, rows_now.get(order))
             for order, stored in published.items()
         }
 
-    async def _moved(
-        self, session: Session, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
+    async def _ledger_rows(
+        self,
+        executor: Executor,
+        items: Sequence[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
     ) -> dict[movements.Noted, str]:
         """What the rows of ledgers say, if there are any in the batch."""
-        noted = [(i.tenant_id, i.kind, i.key) for i in items if isinstance(i, batch.Moved)]
+        noted = [(i.tenant_id, i.kind, i.key) for i in items if isinstance(i, batch.LedgerChange)]
         if not noted:
             return {}
-        rows, failures = await movements.states(session, noted)
+        rows, failures = await movements.load_rows(executor, noted)
         if failures:
             raise TenantsFailed(failures)
         return rows
 
-    async def _elsewhere(
-        self, session: Session, requests: Sequence[Request], entries: Sequence[numbering.Entry]
+    async def _connections_elsewhere(
+        self,
+        executor: Executor,
+        requests: Sequence[PublicationRequest],
+        entries: Sequence[numbering.LogEntry],
     ) -> dict[TenantId, int]:
         """How many connections other nodes have of those tenants for which nothing is stored.
 
@@ -317,62 +335,74 @@ class Numbering:
         """
         asking = {each.tenant_id for each in requests if not isinstance(each.result, Refusal)}
         missing = asking - {each.tenant_id for each in entries}
-        return await presence.elsewhere(session, self.node_id, missing) if missing else {}
+        return (
+            await presence.count_on_other_nodes(executor, self.node_id, missing) if missing else {}
+        )
 
     async def _record(
-        self, session: Transaction, entries: Sequence[numbering.Entry], requests: Sequence[Request]
-    ) -> list[numbering.Recorded]:
+        self,
+        executor: TransactionExecutor,
+        entries: Sequence[numbering.LogEntry],
+        requests: Sequence[PublicationRequest],
+    ) -> list[numbering.RecordedEntry]:
         """Store the entries, and commit if no answers of idempotent requests have to be stored after them."""
         if not entries:
             return []
         for entry in entries:
             if entry.reuses_id and entry.order_id is not None and entry.snapshot is not None:
-                await orders.begin_anew(session, entry.tenant_id, entry.order_id, entry.snapshot)
+                await orders.replace_order(
+                    executor, entry.tenant_id, entry.order_id, entry.snapshot
+                )
         if any(each.publication.idempotency for each in requests):
-            return await numbering.record(session, self.node_id, entries)
-        return await numbering.record_and_commit(session, self.node_id, entries)
+            return await numbering.record_entries(executor, self.node_id, entries)
+        return await numbering.record_and_commit(executor, self.node_id, entries)
 
-    def _count(self, requests: Sequence[Request], elsewhere: Mapping[TenantId, int]) -> None:
+    def _set_connection_counts(
+        self, requests: Sequence[PublicationRequest], elsewhere: Mapping[TenantId, int]
+    ) -> None:
         """Put into the results how many tills of the tenant are connected to any node."""
         for request in requests:
-            if isinstance(request.result, Published):
+            if isinstance(request.result, PublicationResult):
                 count = self.connections_here(request.tenant_id)
                 count += elsewhere.get(request.tenant_id, 0)
                 request.result = evolve(request.result, connections=count)
 
-    async def _keep_answers(self, session: Session, requests: Sequence[Request]) -> None:
+    async def _store_answers(
+        self, executor: Executor, requests: Sequence[PublicationRequest]
+    ) -> None:
         answers = [
-            (call, 201, _answer(request.result))
+            (call, 201, _stored_answer(request.result))
             for request in requests
-            if (call := request.publication.idempotency) and isinstance(request.result, Published)
+            if (call := request.publication.idempotency)
+            and isinstance(request.result, PublicationResult)
         ]
         if answers:
-            await idempotency.store(session, answers)
+            await idempotency.store_responses(executor, answers)
 
 
 def _orders(
-    items: Iterable[batch.Item | batch.Moved | batch.Rejected],
+    items: Iterable[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
 ) -> set[tuple[TenantId, str]]:
     """The orders that these are about."""
-    places = (item.place for item in items)
-    return {(tenant_id, order_id) for tenant_id, order_id in places if order_id is not None}
+    partition_keys = (item.partition_key for item in items)
+    return {(tenant_id, order_id) for tenant_id, order_id in partition_keys if order_id is not None}
 
 
-def _early(
-    requests: Sequence[Request], behind: Mapping[tuple[TenantId, int | None], int]
-) -> list[Request]:
+def _postponed(
+    requests: Sequence[PublicationRequest], behind: Mapping[tuple[TenantId, int | None], int]
+) -> list[PublicationRequest]:
     """The requests that come after rows which are still in the outbox. Sets up to which row they wait."""
     early = []
     for each in requests:
-        last = behind.get((each.tenant_id, each.follows)) if each.orderly else None
+        last = behind.get((each.tenant_id, each.after_row_id)) if each.is_ordered else None
         if last is not None:
             # The row found first stays: a request does not wait for rows that are committed after it came.
-            each.follows = each.follows or last
+            each.after_row_id = each.after_row_id or last
             early.append(each)
     return early
 
 
-def _answer(published: Published) -> str:
+def _stored_answer(published: PublicationResult) -> str:
     """What is kept of an answer, as JSON. `connections` is not: it is counted again each time."""
     kept: dict[str, object] = {"ids": published.ids}
     if published.order is not None:
@@ -380,8 +410,8 @@ def _answer(published: Published) -> str:
     return jsontext.encode(kept).decode()
 
 
-def _told_before(kept: str) -> Published:
+def _replayed_result(kept: str) -> PublicationResult:
     """The answer that was kept."""
     body = cast("dict[str, Any]", jsontext.decode_own(kept))
     order = OrderOutcome(**body["order"]) if "order" in body else None
-    return Published(tuple(body["ids"]), 0, replayed=True, order=order)
+    return PublicationResult(tuple(body["ids"]), 0, replayed=True, order=order)

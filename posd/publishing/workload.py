@@ -22,7 +22,7 @@ _MOST_SECONDS: Final = 0.1
 """For each of the two steps, reading the rows and making entries of them."""
 
 
-class TooMuch(PosdError):
+class BatchTooLarge(PosdError):
     """A batch is too much work. `rows` of the rows of `tenant_id`, which has most of it, are enough."""
 
     def __init__(self, tenant_id: TenantId, rows: int) -> None:
@@ -31,33 +31,33 @@ class TooMuch(PosdError):
         self.rows = rows
 
 
-class Workload:
+class StepWorkload:
     """The work of one step for rows of these tenants, one element a row, measured from now on."""
 
     def __init__(self, clock: IReactorTime, tenants: Iterable[TenantId]) -> None:
         self._clock = clock
         self._rows = Counter(tenants)
-        self._left = self._rows.total()
-        self._done: Counter[TenantId] = Counter()
+        self._rows_left = self._rows.total()
+        self._rows_done: Counter[TenantId] = Counter()
         # As parts of what is too much.
         self._work: dict[TenantId, float] = {}
-        self._at = clock.seconds()
+        self._measured_at = clock.seconds()
 
     def done(self, tenant_id: TenantId, size: int = 0) -> None:
-        """A row was worked on, and `size` bytes are to be stored of it. Raises `TooMuch`.
+        """A row was worked on, and `size` bytes are to be stored of it. Raises `BatchTooLarge`.
 
         The batch goes on if no row is left, or if no tenant that has been worked for can have fewer.
         """
-        before, self._at = self._at, self._clock.seconds()
-        self._done[tenant_id] += 1
-        self._left -= 1
-        part = (self._at - before) / _MOST_SECONDS + size / _MOST_BYTES
+        before, self._measured_at = self._measured_at, self._clock.seconds()
+        self._rows_done[tenant_id] += 1
+        self._rows_left -= 1
+        part = (self._measured_at - before) / _MOST_SECONDS + size / _MOST_BYTES
         self._work[tenant_id] = self._work.get(tenant_id, 0.0) + part
-        if self._left and sum(self._work.values()) > 1:
-            heavy = max(
+        if self._rows_left and sum(self._work.values()) > 1:
+            heaviest = max(
                 (each for each in self._work if self._rows[each] > 1),
                 key=lambda each: self._work[each],
                 default=None,
             )
-            if heavy is not None:
-                raise TooMuch(heavy, max(1, self._done[heavy] // 2))
+            if heaviest is not None:
+                raise BatchTooLarge(heaviest, max(1, self._rows_done[heaviest] // 2))

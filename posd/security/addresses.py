@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
-from posd.memo import memo
+from posd.memo import memoize
 
 Network = IPv4Network | IPv6Network
 
@@ -28,10 +28,10 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Networ
     An IPv4 address that came in through IPv6 is told as IPv4.
     """
     if not proxies:
-        return _written(peer)
+        return _normalised(peer)
     address = _parse(peer)
     hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()][-_MOST_HOPS:]
-    while hops and _is_one_of(address, proxies):
+    while hops and _is_in(address, proxies):
         hop = _parse(hops.pop())
         if hop is None:
             break
@@ -44,11 +44,11 @@ def is_proxy(peer: str, proxies: Sequence[Network]) -> bool:
 
     As in `client_address`, the peer of a unix socket is one if there are any.
     """
-    return _is_one_of(_parse(peer), proxies)
+    return _is_in(_parse(peer), proxies)
 
 
-@memo
-def place(address: str) -> str:
+@memoize
+def address_bucket(address: str) -> str:
     """Name what an address counts as: itself or its /64."""
     parsed = _parse(address)
     if isinstance(parsed, IPv6Address):
@@ -56,18 +56,18 @@ def place(address: str) -> str:
     return address if parsed is None else str(parsed)
 
 
-@memo
-def _written(address: str) -> str:
+@memoize
+def _normalised(address: str) -> str:
     """An address in its usual form, and any other text as it is."""
     parsed = _parse(address)
     return address if parsed is None else str(parsed)
 
 
-def _is_one_of(address: IPv4Address | IPv6Address | None, proxies: Sequence[Network]) -> bool:
+def _is_in(address: IPv4Address | IPv6Address | None, proxies: Sequence[Network]) -> bool:
     return bool(proxies) and (address is None or any(address in proxy for proxy in proxies))
 
 
-@memo
+@memoize
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     """Read an address, with a port or in brackets too, as some proxies write it."""
     written = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+|(.+)", text.strip())

@@ -20,15 +20,15 @@ from posd.errors import StartError
 from posd.security.server_tls import ServerTLS, Stamp
 from posd.security.validity import CertificateState, Validity
 
-_LOOK_SECONDS: Final = 10.0
+_CHECK_SECONDS: Final = 10.0
 _REMIND_SECONDS: Final = 24 * 3600.0
 
 
-def _now() -> datetime:
+def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Renewal(Service):
+class CertificateWatch(Service):
     """Looks at the files of `[tls]` every ten seconds, and at the end of what they hold.
 
     `trouble` is what is wrong at this moment, empty if nothing is. `now` is the time of day in UTC.
@@ -37,84 +37,84 @@ class Renewal(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: IReactorTime, tls: ServerTLS, *, now: Callable[[], datetime] = _now
+        self, reactor: IReactorTime, tls: ServerTLS, *, now: Callable[[], datetime] = _utc_now
     ) -> None:
         self._tls = tls
-        self._now = now
+        self._utc_now = now
         self._seconds = reactor.seconds
-        self._looks = LoopingCall(self._look)
-        self._looks.clock = reactor
+        self._loop = LoopingCall(self._check_safely)
+        self._loop.clock = reactor
         # What stood in the way at the last look, with which files; and of that what was told.
         self._suspected: tuple[Sequence[Stamp], str] | None = None
         self._unusable = ""
-        self._announced = ""
-        self._told: dict[str, tuple[CertificateState, float]] = {}
+        self._logged_serial = ""
+        self._reported: dict[str, tuple[CertificateState, float]] = {}
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        self._looks.start(_LOOK_SECONDS)
+        self._loop.start(_CHECK_SECONDS)
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
-        if self._looks.running:
-            self._looks.stop()
+        if self._loop.running:
+            self._loop.stop()
 
     @property
-    def refused(self) -> bool:
+    def has_unusable_files(self) -> bool:
         """Whether there are new files that cannot be used."""
         return bool(self._unusable)
 
     @property
     def trouble(self) -> str:
         """What somebody has to see to, in a line."""
-        now = self._now()
-        ends = (_shortly(file, each, now) for file, each in self._tls.validities.items())
+        now = self._utc_now()
+        ends = (_expiry_summary(file, each, now) for file, each in self._tls.validities.items())
         unusable = self._unusable and f"renewed certificate not taken: {self._unusable}"
         return "; ".join(filter(None, (*ends, unusable)))
 
-    def _look(self) -> None:
+    def _check_safely(self) -> None:
         # A look that fails is the last one otherwise, and nobody would see to the next renewal.
         try:
-            self.look()
+            self.check()
         except Exception:
             self._log.failure("the files of [tls] could not be looked at")
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Take what is new and fits, and say what is to be said of the end of what is in force."""
-        if self._tls.stale:
-            self._take()
+        if self._tls.is_stale:
+            self._reload()
         else:
             self._suspected, self._unusable = None, ""
-        self._announce()
+        self._log_in_force()
         for file, validity in self._tls.validities.items():
-            self._remind(file, validity)
+            self._log_expiry(file, validity)
 
-    def _take(self) -> None:
-        found = self._tls.found()
+    def _reload(self) -> None:
+        file_stamps = self._tls.file_stamps()
         try:
             is_new = self._tls.reload()
         except StartError as error:
-            self._doubt(found, "; ".join(str(error).splitlines()))
+            self._note_unusable(file_stamps, "; ".join(str(error).splitlines()))
         else:
             self._suspected, self._unusable = None, ""
             if is_new:
                 self._log.info("renewed files of [tls] are in force")
 
-    def _doubt(self, found: Sequence[Stamp], problem: str) -> None:
+    def _note_unusable(self, file_stamps: Sequence[Stamp], problem: str) -> None:
         """Complain once of what was so at two looks: files that change are still being written."""
-        if (found, problem) == self._suspected and problem != self._unusable:
+        if (file_stamps, problem) == self._suspected and problem != self._unusable:
             self._unusable = problem
             self._log.error(
                 "renewed files cannot be used, what was in force stays so: {problem}",
                 problem=problem,
             )
-        self._suspected = found, problem
+        self._suspected = file_stamps, problem
 
-    def _announce(self) -> None:
+    def _log_in_force(self) -> None:
         """Tell of each certificate that comes into force, by whichever way."""
         serial = f"{self._tls.serial_number:x}"
-        if serial != self._announced:
-            self._announced = serial
+        if serial != self._logged_serial:
+            self._logged_serial = serial
             self._log.info(
                 "{file} is in force until {ends}, its serial number is {serial}",
                 file=self._tls.settings.certificate,
@@ -122,30 +122,30 @@ class Renewal(Service):
                 serial=serial,
             )
 
-    def _remind(self, file: str, validity: Validity) -> None:
+    def _log_expiry(self, file: str, validity: Validity) -> None:
         """Tell of an end that is near, when it becomes so and every day."""
-        now, seconds = self._now(), self._seconds()
-        standing = validity.standing(now)
-        told, told_at = self._told.get(file, (CertificateState.GOOD, seconds))
-        if standing is told and (
-            standing is CertificateState.GOOD or seconds - told_at < _REMIND_SECONDS
+        now, seconds = self._utc_now(), self._seconds()
+        state = validity.state(now)
+        reported_state, reported_at = self._reported.get(file, (CertificateState.GOOD, seconds))
+        if state is reported_state and (
+            state is CertificateState.GOOD or seconds - reported_at < _REMIND_SECONDS
         ):
             return
-        self._told[file] = standing, seconds
-        if standing is CertificateState.ENDED:
+        self._reported[file] = state, seconds
+        if state is CertificateState.ENDED:
             self._log.error(
                 "{file} ended on {ends}, and is refused by who verifies it: renew it",
                 file=file,
                 ends=validity.ends,
             )
-        elif standing is CertificateState.ENDING:
+        elif state is CertificateState.ENDING:
             self._log.warn(
                 "{file} ends in {left}, on {ends}: renew it",
                 file=file,
-                left=validity.left(now),
+                left=validity.time_left(now),
                 ends=validity.ends,
             )
-        elif standing is CertificateState.FUTURE:
+        elif state is CertificateState.FUTURE:
             self._log.warn(
                 "{file} is not valid before {begins}: check this machine's clock",
                 file=file,
@@ -153,12 +153,12 @@ class Renewal(Service):
             )
 
 
-def _shortly(file: str, validity: Validity, now: datetime) -> str:
-    match validity.standing(now):
+def _expiry_summary(file: str, validity: Validity, now: datetime) -> str:
+    match validity.state(now):
         case CertificateState.ENDED:
             return f"{file} has ended"
         case CertificateState.ENDING:
-            return f"{file} ends in {validity.left(now)}"
+            return f"{file} ends in {validity.time_left(now)}"
         case CertificateState.FUTURE:
             return f"{file} is not valid yet"
         case _:

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from posd.security import pem
-from posd.security.dialing import Credentials, Untrusted
+from posd.security.dialing import Credentials, UntrustedCertificate
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -47,12 +47,14 @@ def client_context(
         first, *issuers = identity.chain
         options = {"certificate": first, "privateKey": identity.key, "extraCertChain": issuers}
     # Twisted's trust root takes only its own certificate class, not that of `cryptography`.
-    known = [] if ca is None else [each.public_bytes(Encoding.PEM) for each in pem.authorities(ca)]
-    root = trustRootFromCertificates([Certificate.loadPEM(each) for each in known])
-    calling = optionsForClientTLS(
+    trusted = (
+        [] if ca is None else [each.public_bytes(Encoding.PEM) for each in pem.authorities(ca)]
+    )
+    root = trustRootFromCertificates([Certificate.loadPEM(each) for each in trusted])
+    creator = optionsForClientTLS(
         host, trustRoot=None if ca is None else root, extraCertificateOptions=options
     )
-    return _Strict(calling, _service(host))
+    return _StrictClientOptions(creator, _service(host))
 
 
 def _service(host: str) -> DNS_ID | IPAddress_ID:
@@ -63,29 +65,29 @@ def _service(host: str) -> DNS_ID | IPAddress_ID:
     return IPAddress_ID(host)
 
 
-def _identity(credentials: Credentials) -> pem.Identity:
-    reading = pem.Reading()
+def _identity(credentials: Credentials) -> pem.TLSIdentity:
+    reading = pem.PEMReading()
     files = str(credentials.certificate), str(credentials.private_key)
     identity = reading.identity(("certificate", "private_key"), *files)
-    reading.finish()
+    reading.raise_problems()
     assert identity is not None
     return identity
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 @frozen
-class _Strict:
+class _StrictClientOptions:
     """Twisted's way to call a server, with a verification that refuses what it cannot understand.
 
     Twisted 26.10 logs whatever fails while it compares names, and goes on: a certificate without
     subjectAltName, of an authority that is trusted, would be taken for any host.
     """
 
-    calling: IOpenSSLClientConnectionCreator
+    creator: IOpenSSLClientConnectionCreator
     service: DNS_ID | IPAddress_ID
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection: SSL.Connection = self.calling.clientConnectionForTLS(tlsProtocol)
+        connection: SSL.Connection = self.creator.clientConnectionForTLS(tlsProtocol)
         connection.set_verify(
             SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verifier(tlsProtocol)
         )
@@ -94,7 +96,7 @@ class _Strict:
     def _verifier(self, protocol: TLSMemoryBIOProtocol) -> _Verify:
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
             if not ok:
-                protocol.failVerification(Failure(Untrusted(error)))
+                protocol.failVerification(Failure(UntrustedCertificate(error)))
                 return False
             if depth:
                 return True

@@ -19,7 +19,7 @@ _OVERLOAD_RETRY: Final = 10
 
 
 @define(eq=False)
-class Connections:
+class ConnectionLimits:
     """Counts the connections that are open: in all, of each tenant and of each of its devices.
 
     A device may have a few at once, since a till tests its connection beside the one it has, and
@@ -30,55 +30,55 @@ class Connections:
     per_tenant: int
     per_device: int = 4
     _open: int = field(init=False, default=0)
-    _of_tenant: Counter[TenantId] = field(init=False, factory=Counter)
-    _of_device: Counter[tuple[TenantId, str]] = field(init=False, factory=Counter)
+    _tenant_counts: Counter[TenantId] = field(init=False, factory=Counter)
+    _device_counts: Counter[tuple[TenantId, str]] = field(init=False, factory=Counter)
 
-    def admit(self, tenant_id: TenantId, device_id: str | None) -> Lease:
+    def admit(self, tenant_id: TenantId, device_id: str | None) -> ConnectionLease:
         """Count one more connection, until its lease is released.
 
         Raises `TooManyRequests` if the device or the tenant has as many as it may have, and
         `Unavailable` if posd as a whole has. Without a device it counts for the tenant only.
         """
         device = None if device_id is None else (tenant_id, device_id)
-        if device is not None and self._of_device[device] >= self.per_device:
+        if device is not None and self._device_counts[device] >= self.per_device:
             raise _too_many_connections("This terminal has too many connections.")
-        if self._of_tenant[tenant_id] >= self.per_tenant:
+        if self._tenant_counts[tenant_id] >= self.per_tenant:
             raise _too_many_connections("This tenant has too many connections.")
         if self._open >= self.total:
             message = "The server has as many connections as it can serve."
             raise Unavailable(message, code="overloaded", retry_after=_OVERLOAD_RETRY)
         self._count(tenant_id, device, 1)
-        return Lease(self, tenant_id, device)
+        return ConnectionLease(self, tenant_id, device)
 
     @property
     def open(self) -> int:
         """How many connections there are."""
         return self._open
 
-    def of_tenant(self, tenant_id: TenantId) -> int:
+    def tenant_count(self, tenant_id: TenantId) -> int:
         """Tell how many connections a tenant has."""
-        return self._of_tenant[tenant_id]
+        return self._tenant_counts[tenant_id]
 
-    def of_device(self, tenant_id: TenantId, device_id: str) -> int:
+    def device_count(self, tenant_id: TenantId, device_id: str) -> int:
         """Tell how many connections one of its devices has."""
-        return self._of_device[tenant_id, device_id]
+        return self._device_counts[tenant_id, device_id]
 
     def _count(self, tenant_id: TenantId, device: tuple[TenantId, str] | None, change: int) -> None:
         self._open += change
-        self._of_tenant[tenant_id] += change
-        if not self._of_tenant[tenant_id]:
-            del self._of_tenant[tenant_id]
+        self._tenant_counts[tenant_id] += change
+        if not self._tenant_counts[tenant_id]:
+            del self._tenant_counts[tenant_id]
         if device is not None:
-            self._of_device[device] += change
-            if not self._of_device[device]:
-                del self._of_device[device]
+            self._device_counts[device] += change
+            if not self._device_counts[device]:
+                del self._device_counts[device]
 
 
 @define(eq=False)
-class Lease:
+class ConnectionLease:
     """One connection's place in the counts."""
 
-    _connections: Connections | None
+    _connections: ConnectionLimits | None
     _tenant_id: TenantId
     _device: tuple[TenantId, str] | None
 

@@ -14,60 +14,60 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from posd.database.coalescing import fail_all, or_busy
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.errors import Busy
 from posd.store import credentials
-from posd.store.credentials import Credential, Wanted
+from posd.store.credentials import Credential, CredentialQuery
 from posd.values import TenantId
 
-_REMEMBER_SECONDS: Final = 10.0
-_MOST_REMEMBERED: Final = 10_000
+_CACHE_SECONDS: Final = 10.0
+_MOST_CACHED: Final = 10_000
 _LOOK_UP_SECONDS: Final = 3.5
 """Twice that, for a key and then for the terminal that it names, is less than a till waits for an answer."""
-_STATEMENTS: Final = 4
+_MOST_STATEMENTS: Final = 4
 """How many of the pool's connections are used for this at once."""
-_IN_ONE: Final = 200
+_BATCH_SIZE: Final = 200
 _MOST_WAITING: Final = 5_000
-_IN_ONE_TURN: Final = 50
+_RELEASES_PER_TURN: Final = 50
 """Waiters that go on in one turn of the reactor."""
 
 
-class Lookup:
+class CredentialLookup:
     """Finds credentials. What is found is forgotten at once when the database says that it has changed."""
 
-    def __init__(self, reactor: IReactorTime, session: Session) -> None:
+    def __init__(self, reactor: IReactorTime, executor: Executor) -> None:
         self._reactor = reactor
-        self._session = session
-        self._valid: OrderedDict[Wanted, tuple[Credential, float, int]] = OrderedDict()
+        self._executor = executor
+        self._cache: OrderedDict[CredentialQuery, tuple[Credential, float, int]] = OrderedDict()
         """What was found, until when it may be used, and how many changes there had been by then."""
-        self._waiting: dict[Wanted, list[Deferred[Credential | None]]] = {}
+        self._waiting: dict[CredentialQuery, list[Deferred[Credential | None]]] = {}
         """Who waits for what, asked already or not."""
-        self._unasked: deque[Wanted] = deque()
+        self._queue: deque[CredentialQuery] = deque()
         self._statements = 0
         self._waiters = 0
         self._released: deque[Callable[[], None]] = deque()
         self._releasing = False
         # How often something was to be forgotten: what was asked before may be out of date.
-        self._forgotten = 0
-        self._changed: dict[tuple[str, int], int] = {}
+        self._invalidations = 0
+        self._invalidated_at: dict[tuple[str, int], int] = {}
         """Which of these times was the last for a key, and for a tenant."""
 
-    async def find(self, wanted: Wanted) -> Credential | None:
+    async def find(self, query: CredentialQuery) -> Credential | None:
         """The credential, or None for what does not fit. Raises `Busy` and `Unavailable`."""
-        remembered = self._remembered(wanted)
-        if remembered is not None:
-            return remembered
+        cached = self._cached(query)
+        if cached is not None:
+            return cached
         if self._waiters >= _MOST_WAITING:
             raise Busy("Too many keys are being looked up. Try again.", retry_after=2)
         waiter: Deferred[Credential | None] = Deferred()
         or_busy(waiter, self._reactor, _LOOK_UP_SECONDS, "The database is busy. Try again.")
-        if wanted in self._waiting:
-            self._waiting[wanted].append(waiter)
+        if query in self._waiting:
+            self._waiting[query].append(waiter)
         else:
-            self._waiting[wanted] = [waiter]
-            self._unasked.append(wanted)
+            self._waiting[query] = [waiter]
+            self._queue.append(query)
         self._waiters += 1
-        self._ask()
+        self._start_statements()
         try:
             return await waiter
         finally:
@@ -75,9 +75,9 @@ class Lookup:
 
     def forget_all(self) -> None:
         """Look every key up again when it is used next."""
-        self._forgotten += 1
-        self._valid.clear()
-        self._changed.clear()
+        self._invalidations += 1
+        self._cache.clear()
+        self._invalidated_at.clear()
 
     def forget_key(self, key_id: int) -> None:
         """Look it up again when it is used next."""
@@ -89,40 +89,40 @@ class Lookup:
 
     def _forget(self, kind: str, number: int) -> None:
         # Thousands of keys may be revoked by one statement, so what is remembered is not searched here.
-        self._forgotten += 1
-        self._changed[kind, number] = self._forgotten
-        if len(self._changed) > _MOST_REMEMBERED:
+        self._invalidations += 1
+        self._invalidated_at[kind, number] = self._invalidations
+        if len(self._invalidated_at) > _MOST_CACHED:
             self.forget_all()
 
-    def _ask(self) -> None:
-        while self._unasked and self._statements < _STATEMENTS:
-            count = min(_IN_ONE, len(self._unasked))
-            batch = [self._unasked.popleft() for _ in range(count)]
+    def _start_statements(self) -> None:
+        while self._queue and self._statements < _MOST_STATEMENTS:
+            count = min(_BATCH_SIZE, len(self._queue))
+            batch = [self._queue.popleft() for _ in range(count)]
             self._statements += 1
             Deferred.fromCoroutine(self._look_up(batch))
 
-    async def _look_up(self, batch: list[Wanted]) -> None:
+    async def _look_up(self, batch: list[CredentialQuery]) -> None:
         """Ask the database, and tell all who wait for it by then; whoever has given up asks anew."""
-        forgotten = self._forgotten
-        found: list[Credential | None] | Exception
+        invalidations = self._invalidations
+        results: list[Credential | None] | Exception
         try:
-            found = await credentials.find(self._session, batch)
+            results = await credentials.find(self._executor, batch)
         except Exception as error:
-            found = error
+            results = error
         self._statements -= 1
-        for index, wanted in enumerate(batch):
-            result = found if isinstance(found, Exception) else found[index]
-            if isinstance(result, Credential) and forgotten == self._forgotten:
-                self._remember(wanted, result)
-            for waiter in self._waiting.pop(wanted):
-                self._released.append(_telling(waiter, result))
+        for index, query in enumerate(batch):
+            result = results if isinstance(results, Exception) else results[index]
+            if isinstance(result, Credential) and invalidations == self._invalidations:
+                self._add_to_cache(query, result)
+            for waiter in self._waiting.pop(query):
+                self._released.append(_completion(waiter, result))
         if not self._releasing:
             self._releasing = True
-            if len(self._released) <= _IN_ONE_TURN:
+            if len(self._released) <= _RELEASES_PER_TURN:
                 self._release()
             else:
                 self._reactor.callLater(0, self._release)
-        self._ask()
+        self._start_statements()
 
     def _release(self) -> None:
         """Let some go on, and the others in the turns that follow: each has work to do then.
@@ -130,33 +130,33 @@ class Lookup:
         One that goes on may ask something that fails at once. Its answer waits for the next turn, since
         the next waiter would run inside this one otherwise.
         """
-        for _ in range(min(_IN_ONE_TURN, len(self._released))):
+        for _ in range(min(_RELEASES_PER_TURN, len(self._released))):
             self._released.popleft()()
         self._releasing = bool(self._released)
         if self._releasing:
             self._reactor.callLater(0, self._release)
 
-    def _remembered(self, wanted: Wanted) -> Credential | None:
-        found = self._valid.get(wanted)
-        if found is None:
+    def _cached(self, query: CredentialQuery) -> Credential | None:
+        results = self._cache.get(query)
+        if results is None:
             return None
-        credential, until, at = found
-        of_key = self._changed.get(("key", credential.principal.key_id), 0)
-        of_tenant = self._changed.get(("tenant", credential.tenant.id), 0)
+        credential, until, at = results
+        of_key = self._invalidated_at.get(("key", credential.principal.key_id), 0)
+        of_tenant = self._invalidated_at.get(("tenant", credential.tenant.id), 0)
         is_current = max(of_key, of_tenant) <= at and self._reactor.seconds() < until
         return credential if is_current else None
 
-    def _remember(self, wanted: Wanted, credential: Credential) -> None:
-        seconds = _REMEMBER_SECONDS
+    def _add_to_cache(self, query: CredentialQuery, credential: Credential) -> None:
+        seconds = _CACHE_SECONDS
         if credential.seconds is not None:
             seconds = min(seconds, credential.seconds)
-        self._valid[wanted] = credential, self._reactor.seconds() + seconds, self._forgotten
-        self._valid.move_to_end(wanted)
-        while len(self._valid) > _MOST_REMEMBERED:
-            self._valid.popitem(last=False)
+        self._cache[query] = credential, self._reactor.seconds() + seconds, self._invalidations
+        self._cache.move_to_end(query)
+        while len(self._cache) > _MOST_CACHED:
+            self._cache.popitem(last=False)
 
 
-def _telling(
+def _completion(
     waiter: Deferred[Credential | None], result: Credential | Exception | None
 ) -> Callable[[], None]:
     if isinstance(result, Exception):

@@ -53,12 +53,12 @@ _UNTRUSTED = {
 """Results of a verification, by OpenSSL's number for them (x509_vfy.h, openssl-verify(1))."""
 
 
-class Untrusted(Exception):
+class UntrustedCertificate(Exception):
     """The server's certificate could not be verified; `code` is OpenSSL's number for the reason."""
 
     def __init__(self, code: int) -> None:
-        usual = "the server's certificate cannot be verified"
-        super().__init__(_UNTRUSTED.get(code, f"{usual} (OpenSSL's error {code})"))
+        default = "the server's certificate cannot be verified"
+        super().__init__(_UNTRUSTED.get(code, f"{default} (OpenSSL's error {code})"))
 
 
 @frozen
@@ -79,7 +79,7 @@ class BaseUrl:
     prefix: str = ""
 
     @classmethod
-    def at(cls, url: str, *schemes: str) -> BaseUrl:
+    def parse(cls, url: str, *schemes: str) -> BaseUrl:
         """Read a base URL of one of these schemes, such as `wss://pos.example.com:9010`.
 
         Raises ValueError for any other scheme, for credentials or parameters in the URL, and for
@@ -167,13 +167,13 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     return max(0.0, (moment - now).total_seconds())
 
 
-def distrust(error: BaseException | None) -> str | None:
+def tls_failure(error: BaseException | None) -> str | None:
     """Why TLS came to nothing, if `error` is about that; None if it is about something else.
 
     Trying again does not help then: somebody has to mend a certificate or a configuration.
     """
     match error:
-        case Untrusted():
+        case UntrustedCertificate():
             return f"TLS: {error}"
         case VerificationError():
             return "TLS: the server's certificate is for another name"
@@ -182,10 +182,10 @@ def distrust(error: BaseException | None) -> str | None:
         case SSLCertVerificationError():
             return f"TLS: {error.verify_message}"
         case SSLError(reason=str() as name):
-            return _refused(name.lower().replace("_", " "))
+            return _alert_meaning(name.lower().replace("_", " "))
     match error.args if error is not None else ():
         case ([(*_, str() as text), *_],):  # OpenSSL's errors are tables of library, function, text
-            return _refused(text) or f"TLS: {text}"
+            return _alert_meaning(text) or f"TLS: {text}"
     return None
 
 
@@ -197,7 +197,7 @@ def speaks_no_tls(error: BaseException | None) -> bool:
     return False
 
 
-def _refused(text: str) -> str | None:
+def _alert_meaning(text: str) -> str | None:
     """What the server has against a certificate of ours, if that is what OpenSSL says."""
     for alert, meaning in _ALERTS.items():
         if text.endswith(alert):
@@ -207,4 +207,4 @@ def _refused(text: str) -> str | None:
 
 def explain(error: BaseException | None) -> str:
     """What went wrong, in a sentence for a person; for want of one, the error's name."""
-    return distrust(error) or str(error) or error.__class__.__name__
+    return tls_failure(error) or str(error) or error.__class__.__name__

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.security.rate_limits import Buckets, Clock, TokenBucket
+from posd.security.rate_limits import Clock, TokenBucket, TokenBuckets
 
 _PER_SECOND: Final = 50
 _AT_ONCE_SECONDS: Final = 40
@@ -20,16 +20,16 @@ class HandshakeRates:
     """Counts handshakes by `addresses.place()`: an IPv4 address, or a /64 of IPv6."""
 
     def __init__(self, clock: Clock) -> None:
-        self._buckets = Buckets(clock)
+        self._buckets = TokenBuckets(clock)
 
-    def begin(self, where: str) -> float:
+    def begin(self, bucket_key: str) -> float:
         """Charge a handshake and return 0; or charge nothing and return for how many seconds to wait."""
-        bucket = self._bucket(where)
-        return 0.0 if bucket.take() else bucket.wait()
+        bucket = self._bucket(bucket_key)
+        return 0.0 if bucket.take() else bucket.seconds_to_wait()
 
-    def known(self, where: str) -> None:
+    def refund_handshake(self, bucket_key: str) -> None:
         """A valid key has come on a connection from there: its handshake is not counted."""
-        self._bucket(where).take(-1)
+        self._bucket(bucket_key).take(-1)
 
-    def _bucket(self, where: str) -> TokenBucket:
-        return self._buckets.get(where, _PER_SECOND, _AT_ONCE_SECONDS)
+    def _bucket(self, bucket_key: str) -> TokenBucket:
+        return self._buckets.get(bucket_key, _PER_SECOND, _AT_ONCE_SECONDS)

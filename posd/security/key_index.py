@@ -17,15 +17,15 @@ from typing import Final, NamedTuple
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.errors import Unavailable
 from posd.store import key_changes
-from posd.store.key_changes import Snapshot, StoredKey, StoredTenant
+from posd.store.key_changes import KeySnapshot, StoredKey, StoredTenant
 from posd.values import KeyKind, TenantId
 
-_PAGE: Final = 2000
+_PAGE_KEYS: Final = 2000
 """Keys that one statement brings. The reactor does nothing else while it takes them: some milliseconds."""
-_NEWS_SECONDS: Final = 0.1
+_NOTIFICATION_SECONDS: Final = 0.1
 """For so long a key that is not known may wait for the notification that it has just been made."""
 _MOST_WAITING: Final = 100
 _MOST_REFUSED: Final = 10_000
@@ -44,14 +44,14 @@ class KnownKey(NamedTuple):
     shared: bool
 
 
-class _Contents:
+class _IndexContents:
     """The keys by their SHA-256, and the active tenants by their slugs."""
 
     def __init__(self) -> None:
         self.keys: dict[bytes, tuple[KnownKey, ...]] = {}
         self.slugs: dict[str, TenantId] = {}
 
-    def take(self, keys: Iterable[StoredKey], tenants: Iterable[StoredTenant]) -> None:
+    def apply(self, keys: Iterable[StoredKey], tenants: Iterable[StoredTenant]) -> None:
         for key in keys:
             # One key may be of one tenant, and of all tenants too.
             found = [each for each in self.keys.get(key.sha256, ()) if each.id != key.id]
@@ -69,32 +69,32 @@ class _Contents:
 
 
 class KeyIndex:
-    """Which keys there are. `look` has to be called at least every second; it never fails for long."""
+    """Which keys there are. `refresh` has to be called at least every second; it never fails for long."""
 
-    def __init__(self, reactor: IReactorTime, database: Database) -> None:
+    def __init__(self, reactor: IReactorTime, database: Pool) -> None:
         self._reactor = reactor
         self._database = database
-        self._contents = _Contents()
-        self._snapshot: Snapshot | None = None
-        self._whole = False
+        self._contents = _IndexContents()
+        self._snapshot: KeySnapshot | None = None
+        self._is_complete = False
         """Whether `_contents` can be brought up to date by changes alone."""
-        self._looked_at: float | None = None
+        self._refreshed_at: float | None = None
         """When the last look began that brought everything; None if the last one failed."""
-        self.read = False
+        self.is_loaded = False
         """Whether everything has been read once."""
-        self._looking = False
-        self._again = False
+        self._is_refreshing = False
+        self._refresh_again = False
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
-        self._refused: OrderedDict[tuple[bytes, str | None], None] = OrderedDict()
+        self._recently_refused: OrderedDict[tuple[bytes, str | None], None] = OrderedDict()
         """What was presented lately, has waited and was refused: it waits no more."""
 
     def __len__(self) -> int:
         return len(self._contents.keys)
 
     @property
-    def fresh(self) -> bool:
+    def is_fresh(self) -> bool:
         """Whether the index is up to date, as far as can be known."""
-        at = self._looked_at
+        at = self._refreshed_at
         return at is not None and self._reactor.seconds() - at < _STALE_SECONDS
 
     def find(self, sha256: bytes, slug: str | None = None) -> KnownKey | None:
@@ -114,30 +114,30 @@ class KeyIndex:
         """The active tenant with this slug, as far as the index knows."""
         return self._contents.slugs.get(slug)
 
-    async def may_be(self, sha256: bytes, slug: str | None = None) -> bool:
+    async def may_be_valid(self, sha256: bytes, slug: str | None = None) -> bool:
         """Whether a key may be valid. False is certain; before everything was read, all keys may be.
 
         Raises `Unavailable` for a key that is not in the index while the index is out of date: it may have
         been made since. A key that comes for the first time waits for a moment, in case that it was made
         just before and the notification of that is still on its way. No statement is run for it.
         """
-        if not self.read or self.find(sha256, slug) is not None:
+        if not self.is_loaded or self.find(sha256, slug) is not None:
             return True
         presented = (sha256, slug)
-        if presented not in self._refused and len(self._waiting) < _MOST_WAITING:
-            deadline = self._reactor.seconds() + _NEWS_SECONDS
+        if presented not in self._recently_refused and len(self._waiting) < _MOST_WAITING:
+            deadline = self._reactor.seconds() + _NOTIFICATION_SECONDS
             while (seconds := deadline - self._reactor.seconds()) > 0:
-                await self._next_look(seconds)
+                await self._next_refresh(seconds)
                 if self.find(sha256, slug) is not None:
                     return True
-        if not self.fresh:
+        if not self.is_fresh:
             raise Unavailable("The database cannot be reached.", retry_after=2)
-        self._refused[presented] = None
-        if len(self._refused) > _MOST_REFUSED:
-            self._refused.popitem(last=False)
+        self._recently_refused[presented] = None
+        if len(self._recently_refused) > _MOST_REFUSED:
+            self._recently_refused.popitem(last=False)
         return False
 
-    def _next_look(self, seconds: float) -> Deferred[None]:
+    def _next_refresh(self, seconds: float) -> Deferred[None]:
         """Fires at the end of the next look, or after so many seconds."""
         waiter: Deferred[None] = Deferred()
         self._waiting[waiter] = self._reactor.callLater(seconds, self._wake, waiter)
@@ -149,58 +149,58 @@ class KeyIndex:
             timer.cancel()
         waiter.callback(None)
 
-    def distrust(self) -> None:
+    def invalidate(self) -> None:
         """Read everything again with the next look: it may be another database than before."""
-        self._whole = False
+        self._is_complete = False
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Read what has changed. Of calls while one is under way, one more look follows for all.
 
         Raises `Unavailable` and `StatementFailed`.
         """
-        if self._looking:
-            self._again = True
+        if self._is_refreshing:
+            self._refresh_again = True
             return
-        self._looking = True
+        self._is_refreshing = True
         try:
             await self._bring_up_to_date()
-            while self._again:
-                self._again = False
+            while self._refresh_again:
+                self._refresh_again = False
                 await self._bring_up_to_date()
         except BaseException:
-            self._looked_at = None
+            self._refreshed_at = None
             raise
         finally:
-            self._looking = self._again = False
+            self._is_refreshing = self._refresh_again = False
             for waiter in [*self._waiting]:
                 self._wake(waiter)
 
     async def _bring_up_to_date(self) -> None:
         began = self._reactor.seconds()
-        if self._whole and self._snapshot is not None:
-            found = await key_changes.changes(self._database, self._snapshot)
+        if self._is_complete and self._snapshot is not None:
+            found = await key_changes.load_changes(self._database, self._snapshot)
             if found.snapshot.is_after(self._snapshot):
-                self._contents.take(found.keys, found.tenants)
+                self._contents.apply(found.keys, found.tenants)
                 self._snapshot = found.snapshot
-                self._looked_at = began
+                self._refreshed_at = began
                 return
-        await self._read_everything()
-        self._looked_at = began
+        await self._load_all()
+        self._refreshed_at = began
 
-    async def _read_everything(self) -> None:
+    async def _load_all(self) -> None:
         """In pages, so that nobody is held up; what is changed meanwhile is read as a change."""
-        self._whole = True
+        self._is_complete = True
         try:
-            contents = _Contents()
-            since = await key_changes.snapshot(self._database)
-            contents.take((), await key_changes.tenants(self._database))
+            contents = _IndexContents()
+            since = await key_changes.current_snapshot(self._database)
+            contents.apply((), await key_changes.load_tenants(self._database))
             after = 0
-            while keys := await key_changes.page(self._database, after, _PAGE):
-                contents.take(keys, ())
+            while keys := await key_changes.load_keys(self._database, after, _PAGE_KEYS):
+                contents.apply(keys, ())
                 after = keys[-1].id
-            found = await key_changes.changes(self._database, since)
+            found = await key_changes.load_changes(self._database, since)
         except BaseException:
-            self._whole = False
+            self._is_complete = False
             raise
-        contents.take(found.keys, found.tenants)
-        self._contents, self._snapshot, self.read = contents, found.snapshot, True
+        contents.apply(found.keys, found.tenants)
+        self._contents, self._snapshot, self.is_loaded = contents, found.snapshot, True

@@ -16,7 +16,7 @@ _MOST_KEYS: Final = 10_000
 
 
 @define(eq=False)
-class _Lines:
+class _LineCount:
     bucket: TokenBucket
     unsaid: int = 0
 
@@ -30,13 +30,13 @@ class LogSampler:
     """
 
     clock: Clock
-    _keys: OrderedDict[Hashable, _Lines] = field(factory=OrderedDict, init=False)
+    _keys: OrderedDict[Hashable, _LineCount] = field(factory=OrderedDict, init=False)
 
     def take(self, key: Hashable) -> int | None:
         """Tell how many lines of this key were not written since its last one; None to write none."""
         lines = self._keys.get(key)
         if lines is None:
-            lines = self._keys[key] = _Lines(TokenBucket(_PER_SECOND, _AT_ONCE, self.clock))
+            lines = self._keys[key] = _LineCount(TokenBucket(_PER_SECOND, _AT_ONCE, self.clock))
         self._keys.move_to_end(key)
         if len(self._keys) > _MOST_KEYS:
             self._keys.popitem(last=False)

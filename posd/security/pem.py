@@ -37,7 +37,7 @@ class UnusableFiles(errors.StartError):
 
 
 @frozen
-class Identity:
+class TLSIdentity:
     """A certificate, which is the first of `chain` and followed by its issuers', and its key."""
 
     chain: Sequence[x509.Certificate]
@@ -46,11 +46,11 @@ class Identity:
 
 
 @define
-class Reading:
+class PEMReading:
     """Files that are read together, so that everything wrong with them is told at once.
 
     Each file is read under the name that is to blame for it, such as the key of the configuration.
-    A file that is not asked for, or that cannot be used, is None; `finish` raises for the latter.
+    A file that is not asked for, or that cannot be used, is None; `raise_problems` raises for the latter.
     """
 
     problems: dict[str, str] = field(init=False, factory=dict)
@@ -60,7 +60,7 @@ class Reading:
 
     def identity(
         self, names: tuple[str, str], certificate: str | None, key: str | None
-    ) -> Identity | None:
+    ) -> TLSIdentity | None:
         """A certificate and its key, each by the one of the two names that is its."""
         chain = self._read(names[0], certificate, _certificates)
         private = self._read(names[1], key, _private_key)
@@ -68,7 +68,7 @@ class Reading:
             return None
         own = private.public_key()
         if chain[0].public_key() == own:
-            return Identity(chain, private)
+            return TLSIdentity(chain, private)
         if any(issuer.public_key() == own for issuer in chain[1:]):
             what = f"{certificate} begins with another certificate than that of {key}"
             self.problems[names[0]] = f"{what}; put that first and its issuers after it"
@@ -77,18 +77,16 @@ class Reading:
             self.problems[names[1]] = f"{what}; give the key that the certificate was made for"
         return None
 
-    def finish(self) -> None:
+    def raise_problems(self) -> None:
         """Raise `UnusableFiles` if there was a problem."""
         if self.problems:
             raise UnusableFiles(self.problems)
 
-    def _read(
-        self, name: str, path: str | None, understand: Callable[[str, bytes], _T]
-    ) -> _T | None:
+    def _read(self, name: str, path: str | None, parse: Callable[[str, bytes], _T]) -> _T | None:
         if path is None:
             return None
         try:
-            return understand(path, _content(path))
+            return parse(path, _read_file(path))
         except errors.StartError as error:
             self.problems[name] = str(error)
             return None
@@ -96,15 +94,15 @@ class Reading:
 
 def authorities(path: Path) -> Sequence[x509.Certificate]:
     """The certificates in a file. Raises `UnusableFiles` if it has none."""
-    reading = Reading()
+    reading = PEMReading()
     found = reading.certificates("authorities", str(path))
-    reading.finish()
+    reading.raise_problems()
     return found or ()
 
 
-def _content(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     try:
-        return files.read(Path(path))
+        return files.read_file(Path(path))
     except OSError as error:
         remedy = {
             errno.ENOENT: "put it there, or make one with `posctl make-cert`",
@@ -117,20 +115,26 @@ def _certificates(path: str, pem: bytes) -> Sequence[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
-        _refuse(path, "has no readable certificate", "it must be PEM, -----BEGIN CERTIFICATE-----")
+        _raise_unusable(
+            path, "has no readable certificate", "it must be PEM, -----BEGIN CERTIFICATE-----"
+        )
 
 
 def _private_key(path: str, pem: bytes) -> Key:
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError:
-        _refuse(path, "is encrypted", "store the key without a password, readable by posd only")
+        _raise_unusable(
+            path, "is encrypted", "store the key without a password, readable by posd only"
+        )
     except (ValueError, UnsupportedAlgorithm):
-        _refuse(path, "has no readable private key", "it must be PEM, -----BEGIN PRIVATE KEY-----")
+        _raise_unusable(
+            path, "has no readable private key", "it must be PEM, -----BEGIN PRIVATE KEY-----"
+        )
     if not isinstance(key, Key):
-        _refuse(path, "is not a key that can sign", "use ECDSA P-256 or RSA")
+        _raise_unusable(path, "is not a key that can sign", "use ECDSA P-256 or RSA")
     return key
 
 
-def _refuse(path: str, problem: str, remedy: str) -> NoReturn:
+def _raise_unusable(path: str, problem: str, remedy: str) -> NoReturn:
     raise errors.StartError(f"{path} {problem}; {remedy}")

@@ -53,7 +53,7 @@ class NotCertifiable(CertificateError):
 
 
 @frozen
-class Made:
+class IssuedCertificate:
     """Where the files have been put, and when the certificate ends."""
 
     ca_path: Path
@@ -63,7 +63,7 @@ class Made:
 
 
 @frozen
-class _Authority:
+class _CertificateAuthority:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
@@ -75,7 +75,7 @@ def make(
     days: int = LONGEST_DAYS,
     replace: bool = False,
     now: datetime | None = None,
-) -> Made:
+) -> IssuedCertificate:
     """Make a server certificate for host names and IP addresses, and an authority if there is none.
 
     The certificate is for ECDSA P-256, is valid for `days` from an hour before `now` (UTC,
@@ -87,10 +87,10 @@ def make(
     """
     begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
     alternatives = x509.SubjectAlternativeName(_alternative_names(names))
-    wanted = _Wanted(
+    request = _CertificateRequest(
         str(next(iter(alternatives)).value), ExtendedKeyUsageOID.SERVER_AUTH, alternatives
     )
-    return _make(directory, "fullchain.pem", "privkey.pem", wanted, days, replace, begins)
+    return _issue(directory, "fullchain.pem", "privkey.pem", request, days, replace, begins)
 
 
 def make_client(
@@ -100,7 +100,7 @@ def make_client(
     days: int = LONGEST_DAYS,
     replace: bool = False,
     now: datetime | None = None,
-) -> Made:
+) -> IssuedCertificate:
     """Make a certificate for a client of this name, of the authority in `directory`; see `make`.
 
     A server with `client_ca` (`security.server_tls`) accepts it as one of the shop's. Who the client is and
@@ -112,12 +112,12 @@ def make_client(
             f"{name!r} is no name for a client; use up to 63 letters, digits, '.', '_' and '-'."
         )
     files = f"client-{name}.pem", f"client-{name}-key.pem"
-    wanted = _Wanted(name, ExtendedKeyUsageOID.CLIENT_AUTH)
-    return _make(directory, *files, wanted, days, replace, begins)
+    request = _CertificateRequest(name, ExtendedKeyUsageOID.CLIENT_AUTH)
+    return _issue(directory, *files, request, days, replace, begins)
 
 
 @frozen
-class _Wanted:
+class _CertificateRequest:
     """What a certificate is to say: whose it is, for what, and by which other names."""
 
     name: str
@@ -125,15 +125,15 @@ class _Wanted:
     alternatives: x509.SubjectAlternativeName | None = None
 
 
-def _make(
+def _issue(
     directory: Path,
     certificate_name: str,
     key_name: str,
-    wanted: _Wanted,
+    request: _CertificateRequest,
     days: int,
     replace: bool,
     begins: datetime,
-) -> Made:
+) -> IssuedCertificate:
     if not 1 <= days <= LONGEST_DAYS:
         raise NotCertifiable(f"A certificate is valid for 1 to {LONGEST_DAYS} days, not {days}.")
     certificate_path, key_path = directory / certificate_name, directory / key_name
@@ -142,16 +142,18 @@ def _make(
             raise CertificateError(f"{path} exists already; `--replace` replaces it.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        authority = _authority(directory, begins)
+        authority = _load_or_make_authority(directory, begins)
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign(authority, key, wanted, begins, timedelta(days=days))
+        certificate = _sign(authority, key, request, begins, timedelta(days=days))
         # Whoever looks in between sees that they do not fit, and looks again.
         _write(key_path, _key_pem(key), 0o600)
         _write(certificate_path, certificate.public_bytes(Encoding.PEM), 0o644)
     except OSError as error:
         where = error.filename or directory
         raise CertificateError(f"{where} cannot be used: {error.strerror}.") from error
-    return Made(directory / "ca.pem", certificate_path, key_path, certificate.not_valid_after_utc)
+    return IssuedCertificate(
+        directory / "ca.pem", certificate_path, key_path, certificate.not_valid_after_utc
+    )
 
 
 def _alternative_names(names: Sequence[str]) -> list[x509.GeneralName]:
@@ -182,7 +184,7 @@ def _dns_name(name: str) -> str:
     return wildcard + host
 
 
-def _authority(directory: Path, begins: datetime) -> _Authority:
+def _load_or_make_authority(directory: Path, begins: datetime) -> _CertificateAuthority:
     """The authority that lives in `directory`, made now if there is none."""
     certificate_path, key_path = directory / "ca.pem", directory / "ca-key.pem"
     found = [path for path in (certificate_path, key_path) if path.exists()]
@@ -200,7 +202,7 @@ def _authority(directory: Path, begins: datetime) -> _Authority:
     return authority
 
 
-def _load_authority(certificate_path: Path, key_path: Path) -> _Authority:
+def _load_authority(certificate_path: Path, key_path: Path) -> _CertificateAuthority:
     try:
         certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
@@ -216,10 +218,10 @@ def _load_authority(certificate_path: Path, key_path: Path) -> _Authority:
         raise CertificateError(f"{key_path} is not an elliptic-curve key, which posd's own are.")
     if key.public_key() != certificate.public_key():
         raise CertificateError(f"{key_path} does not belong to {certificate_path}.")
-    return _Authority(certificate, key)
+    return _CertificateAuthority(certificate, key)
 
 
-def _make_authority(begins: datetime) -> _Authority:
+def _make_authority(begins: datetime) -> _CertificateAuthority:
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     # Two shops' authorities may meet on one tablet: a piece of the key tells them apart.
@@ -231,13 +233,13 @@ def _make_authority(begins: datetime) -> _Authority:
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
-    return _Authority(certificate, key)
+    return _CertificateAuthority(certificate, key)
 
 
 def _sign(
-    authority: _Authority,
+    authority: _CertificateAuthority,
     key: ec.EllipticCurvePrivateKey,
-    wanted: _Wanted,
+    request: _CertificateRequest,
     begins: datetime,
     valid: timedelta,
 ) -> x509.Certificate:
@@ -248,20 +250,20 @@ def _sign(
             "authority in another directory and give it to the tills."
         )
     public = key.public_key()
-    builder = _builder(_name(wanted.name), authority.certificate.subject, public, begins, valid)
-    if wanted.alternatives is not None:
-        builder = builder.add_extension(wanted.alternatives, critical=False)
+    builder = _builder(_name(request.name), authority.certificate.subject, public, begins, valid)
+    if request.alternatives is not None:
+        builder = builder.add_extension(request.alternatives, critical=False)
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([wanted.usage]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([request.usage]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(_authority_key_identifier(authority), critical=False)
         .sign(authority.key, hashes.SHA256())
     )
 
 
-def _authority_key_identifier(authority: _Authority) -> x509.AuthorityKeyIdentifier:
+def _authority_key_identifier(authority: _CertificateAuthority) -> x509.AuthorityKeyIdentifier:
     """The identifier that the authority gives itself, or, if it gives none, the usual hash."""
     try:
         own = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)

@@ -14,16 +14,16 @@ from typing import Final
 
 from attrs import define, field
 
-from posd.security.addresses import place
+from posd.security.addresses import address_bucket
 
 Clock = Callable[[], float]
 _MINUTE: Final = 60.0
-_MENTION_SECONDS: Final = 60
-_MENTIONED_SECONDS: Final = 5 * _MENTION_SECONDS
+_LINE_SECONDS: Final = 60
+_LINE_BURST_SECONDS: Final = 5 * _LINE_SECONDS
 """So five at once."""
-_ALL_MENTIONS_PER_SECOND: Final = 1.0
-_ALL_MENTIONS_AT_ONCE: Final = 50
-_MOST_MENTIONED: Final = 10_000
+_ALL_LINES_PER_SECOND: Final = 1.0
+_ALL_LINES_AT_ONCE: Final = 50
+_MOST_ADDRESSES: Final = 10_000
 _ROUNDING: Final = 1e-3
 """Of a token: so much can be lost when a wait is added to the time of day."""
 
@@ -48,12 +48,12 @@ class TokenBucket:
 
     def take(self, count: float = 1) -> bool:
         """Take so many tokens if they are there, and tell whether they were."""
-        if self.wait(count) > 0:
+        if self.seconds_to_wait(count) > 0:
             return False
         self._tokens -= count
         return True
 
-    def wait(self, count: float = 1) -> float:
+    def seconds_to_wait(self, count: float = 1) -> float:
         """Tell the seconds until so many can be taken: 0.0 if they can be now."""
         lacking = (count if count < self.burst else self.burst) - self._refill()
         return lacking / self.rate if lacking > _ROUNDING else 0.0
@@ -70,7 +70,7 @@ class TokenBucket:
 
 
 @define(eq=False)
-class Buckets:
+class TokenBuckets:
     """Token buckets by who is counted: at most `capacity`, and the longest unused is forgotten first."""
 
     _clock: Clock
@@ -80,15 +80,15 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def get(self, who: object, rate: float, seconds: float) -> TokenBucket:
+    def get(self, client: object, rate: float, seconds: float) -> TokenBucket:
         """Somebody's bucket, which holds what `rate` gives in so many seconds."""
-        bucket = self._buckets.get(who)
+        bucket = self._buckets.get(client)
         if bucket is None:
-            bucket = self._buckets[who] = TokenBucket(rate, rate * seconds, self._clock)
+            bucket = self._buckets[client] = TokenBucket(rate, rate * seconds, self._clock)
             if len(self._buckets) > self._capacity:
                 self._buckets.popitem(last=False)
         else:
-            self._buckets.move_to_end(who)
+            self._buckets.move_to_end(client)
             if bucket.rate != rate or bucket.burst != rate * seconds:
                 # A reload has changed them.
                 bucket.rate, bucket.burst = rate, rate * seconds
@@ -109,36 +109,36 @@ class FailedAttempts:
     _capacity: int = 10_000
     _times: OrderedDict[str, tuple[float, ...]] = field(init=False, factory=OrderedDict)
 
-    def failed(self, address: str) -> None:
+    def record_failure(self, address: str) -> None:
         """Count one more failure of an address."""
         now = self._clock()
-        where = place(address)
+        bucket_key = address_bucket(address)
         # More than the limit need not be remembered: the oldest of these decides.
-        self._times[where] = (*self._recent(where, now), now)[-self.per_minute :]
-        self._times.move_to_end(where)
+        self._times[bucket_key] = (*self._recent(bucket_key, now), now)[-self.per_minute :]
+        self._times.move_to_end(bucket_key)
         while len(self._times) > self._capacity or not self._recent(next(iter(self._times)), now):
             self._times.popitem(last=False)
 
-    def blocked(self, address: str) -> int | None:
+    def seconds_blocked(self, address: str) -> int | None:
         """Tell for how many seconds an address has no attempt left, or None if it has one."""
         now = self._clock()
-        recent = self._recent(place(address), now)
+        recent = self._recent(address_bucket(address), now)
         if len(recent) < self.per_minute:
             return None
         return math.ceil(recent[-self.per_minute] + _MINUTE - now)
 
     @property
-    def places(self) -> int:
+    def remembered_buckets(self) -> int:
         """How many places are remembered."""
         return len(self._times)
 
-    def _recent(self, place: str, now: float) -> tuple[float, ...]:
-        times = self._times.get(place, ())
+    def _recent(self, address_bucket: str, now: float) -> tuple[float, ...]:
+        times = self._times.get(address_bucket, ())
         return tuple(time for time in times if now - _MINUTE < time <= now)
 
 
 @define(eq=False)
-class Mentions:
+class RefusalLogLimit:
     """Which of those who were not let in are told of in the log, as many as a journal bears.
 
     An address is a few times at once and then once a minute, all together a few dozen times and then
@@ -147,16 +147,16 @@ class Mentions:
 
     _clock: Clock
     _all: TokenBucket = field(init=False)
-    _places: Buckets = field(init=False)
+    _by_address: TokenBuckets = field(init=False)
     _unsaid: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._all = TokenBucket(_ALL_MENTIONS_PER_SECOND, _ALL_MENTIONS_AT_ONCE, self._clock)
-        self._places = Buckets(self._clock, _MOST_MENTIONED)
+        self._all = TokenBucket(_ALL_LINES_PER_SECOND, _ALL_LINES_AT_ONCE, self._clock)
+        self._by_address = TokenBuckets(self._clock, _MOST_ADDRESSES)
 
     def take(self, address: str) -> int | None:
         """How many were passed over since the last one, for the line; None if this one is too."""
-        own = self._places.get(place(address), 1 / _MENTION_SECONDS, _MENTIONED_SECONDS)
+        own = self._by_address.get(address_bucket(address), 1 / _LINE_SECONDS, _LINE_BURST_SECONDS)
         if not (own.take() and self._all.take()):
             self._unsaid += 1
             return None

@@ -21,16 +21,16 @@ from typing import Final
 from attrs import define, field, frozen
 
 from posd.errors import TooManyRequests
-from posd.security.addresses import place
-from posd.security.credit import BURST_SECONDS, Credit, Credits, wait
-from posd.security.rate_limits import Buckets, Clock
+from posd.security.addresses import address_bucket
+from posd.security.client_credit import BURST_SECONDS, ClientCredit, ClientCredits, seconds_to_wait
+from posd.security.rate_limits import Clock, TokenBuckets
 from posd.values import KeyKind, Terminal
 
-TOGETHER: Final = 4
+SHARED_KEY_FACTOR: Final = 4
 """How many times the rate of a credential all terminals have that share one key."""
-OF_ALL_TENANTS: Final = 20
+PLATFORM_KEY_FACTOR: Final = 20
 """How many times the rate of a credential a key of all tenants has."""
-FRAME: Final = 0.25
+FRAME_COST: Final = 0.25
 """What a WebSocket frame costs, in requests. A message that has to be written down by itself costs one."""
 _MOST_DEBT: Final = 30.0
 """Seconds for which a connection is not read at most, whatever came on it."""
@@ -39,7 +39,7 @@ BY_CREDENTIAL, BY_ADDRESS, BY_TILL = "credential", "address", "till"
 """Who was over a rate: a credential's or an address's request was refused, or a till is read more slowly."""
 
 
-class Purpose(enum.Enum):
+class RatePurpose(enum.Enum):
     """What is charged. All terminals that share a key have the rate together for each of these."""
 
     REQUEST = "request"
@@ -57,10 +57,10 @@ class RateAccount:
 
     scopes: tuple[tuple[object, int], ...]
     owner: object = None
-    purpose: Purpose = Purpose.REQUEST
+    purpose: RatePurpose = RatePurpose.REQUEST
 
     @property
-    def together(self) -> object:
+    def shared_scope(self) -> object:
         """What all who use the same key have in common."""
         return self.scopes[-1][0]
 
@@ -73,7 +73,7 @@ def account(
     owner: object = None,
     shared: bool,
     all_tenants: bool = False,
-    purpose: Purpose = Purpose.REQUEST,
+    purpose: RatePurpose = RatePurpose.REQUEST,
 ) -> RateAccount:
     """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
 
@@ -83,14 +83,14 @@ def account(
     of all together for handshakes and frames.
     """
     if not shared:
-        return RateAccount(((key_id, OF_ALL_TENANTS if all_tenants else 1),), owner, purpose)
-    together = ((key_id, purpose), TOGETHER)
-    if device_id is None and purpose is not Purpose.REQUEST:
-        return RateAccount((together,), owner, purpose)
-    return RateAccount((((key_id, device_id), 1), together), owner, purpose)
+        return RateAccount(((key_id, PLATFORM_KEY_FACTOR if all_tenants else 1),), owner, purpose)
+    shared_scope = ((key_id, purpose), SHARED_KEY_FACTOR)
+    if device_id is None and purpose is not RatePurpose.REQUEST:
+        return RateAccount((shared_scope,), owner, purpose)
+    return RateAccount((((key_id, device_id), 1), shared_scope), owner, purpose)
 
 
-def account_of(terminal: Terminal) -> RateAccount:
+def frames_account(terminal: Terminal) -> RateAccount:
     """The account of a terminal's frames."""
     principal = terminal.principal
     shared = principal.kind is KeyKind.TENANT
@@ -99,7 +99,7 @@ def account_of(terminal: Terminal) -> RateAccount:
         terminal.device_id,
         owner=terminal.tenant.id,
         shared=shared,
-        purpose=Purpose.FRAMES,
+        purpose=RatePurpose.FRAMES,
     )
 
 
@@ -112,89 +112,92 @@ class RequestRates:
     requests_per_address: float
     _clock: Clock
     refused: Callable[[str], None] = lambda by: None
-    _credits: Credits = field(init=False, factory=Credits)
-    _addresses: Buckets = field(init=False)
+    _credits: ClientCredits = field(init=False, factory=ClientCredits)
+    _addresses: TokenBuckets = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._addresses = Buckets(self._clock)
+        self._addresses = TokenBuckets(self._clock)
 
-    def request(self, who: RateAccount, size: int) -> None:
+    def charge_request(self, account: RateAccount, size: int) -> None:
         """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing.
 
         Whoever owes bytes waits, also with a request that has none. A terminal may connect whatever it owes
         for answers: it reads less by a WebSocket.
         """
-        is_request = who.purpose is Purpose.REQUEST
+        is_request = account.purpose is RatePurpose.REQUEST
         charges = []
         longest = 0.0
-        for credit, times in self._of(who):
-            for_request = 1 / (times * self.requests_per_credential)
-            for_bytes = size / (times * self.bytes_per_credential)
+        for credit, factor in self._credits_of(account):
+            request_cost = 1 / (factor * self.requests_per_credential)
+            bytes_cost = size / (factor * self.bytes_per_credential)
             longest = max(
-                longest, wait(credit.requests, for_request), wait(credit.bytes, for_bytes)
+                longest,
+                seconds_to_wait(credit.requests, request_cost),
+                seconds_to_wait(credit.bytes, bytes_cost),
             )
             if is_request and credit.answers < 0:
-                longest = max(longest, wait(credit.answers, 0.0))
-            charges.append((credit, for_request, for_bytes))
+                longest = max(longest, seconds_to_wait(credit.answers, 0.0))
+            charges.append((credit, request_cost, bytes_cost))
         if longest > 0:
             raise self._over_rate(longest)
-        for credit, for_request, for_bytes in charges:
-            credit.requests -= for_request
-            credit.bytes -= for_bytes
+        for credit, request_cost, bytes_cost in charges:
+            credit.requests -= request_cost
+            credit.bytes -= bytes_cost
 
-    def body(self, who: RateAccount, size: int) -> None:
+    def charge_body(self, account: RateAccount, size: int) -> None:
         """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
         charges = [
-            (credit, size / (times * self.bytes_per_credential)) for credit, times in self._of(who)
+            (credit, size / (factor * self.bytes_per_credential))
+            for credit, factor in self._credits_of(account)
         ]
-        longest = max(wait(credit.bytes, cost) for credit, cost in charges)
+        longest = max(seconds_to_wait(credit.bytes, cost) for credit, cost in charges)
         if longest > 0:
             raise self._over_rate(longest)
         for credit, cost in charges:
             credit.bytes -= cost
 
-    def answered(self, who: RateAccount, size: int) -> None:
+    def charge_answer(self, account: RateAccount, size: int) -> None:
         """Charge an answer of so many bytes, even into debt; until that is paid requests are refused.
 
         What is sent is counted apart from it, and handshakes are not refused.
         """
-        for credit, times in self._of(who):
-            cost = size / (times * self.bytes_per_credential)
+        for credit, factor in self._credits_of(account):
+            cost = size / (factor * self.bytes_per_credential)
             credit.answers = max(credit.answers - cost, -_MOST_DEBT)
 
-    def stranger(self, address: str, purpose: str) -> None:
+    def charge_address(self, address: str, purpose: str) -> None:
         """Charge a request without a key that is known. Raises `TooManyRequests`.
 
         Requests of different purposes do not hold each other up.
         """
-        scope = (place(address), purpose)
+        scope = (address_bucket(address), purpose)
         bucket = self._addresses.get(scope, self.requests_per_address, BURST_SECONDS)
         if not bucket.take():
-            what = "This address asks more than it may without a valid key."
-            raise self._refusal(BY_ADDRESS, what, bucket.wait())
+            message = "This address asks more than it may without a valid key."
+            raise self._refusal(BY_ADDRESS, message, bucket.seconds_to_wait())
 
-    def heard(self, who: RateAccount, requests: float, size: int) -> float:
+    def heard(self, account: RateAccount, requests: float, size: int) -> float:
         """Charge what has come on a WebSocket, even into debt; for how many seconds to read no more."""
         least = 0.0
-        for credit, times in self._of(who):
-            left = credit.requests - requests / (times * self.requests_per_credential)
+        for credit, factor in self._credits_of(account):
+            left = credit.requests - requests / (factor * self.requests_per_credential)
             credit.requests = left if left > -_MOST_DEBT else -_MOST_DEBT
-            bytes_left = credit.bytes - size / (times * self.bytes_per_credential)
+            bytes_left = credit.bytes - size / (factor * self.bytes_per_credential)
             credit.bytes = bytes_left if bytes_left > -_MOST_DEBT else -_MOST_DEBT
             least = min(least, credit.requests, credit.bytes)
-        owed = wait(least, 0.0)
+        owed = seconds_to_wait(least, 0.0)
         if owed > 0:
             self.refused(BY_TILL)
         return owed
 
-    def _of(self, who: RateAccount) -> list[tuple[Credit, int]]:
+    def _credits_of(self, account: RateAccount) -> list[tuple[ClientCredit, int]]:
         """What each scope of an account has, and how many times the rate is its."""
-        now, of = self._clock(), self._credits.of
-        return [(of(scope, now), times) for scope, times in who.scopes]
+        now, get = self._clock(), self._credits.get
+        return [(get(scope, now), factor) for scope, factor in account.scopes]
 
     def _over_rate(self, seconds: float) -> TooManyRequests:
         return self._refusal(BY_CREDENTIAL, "This key sends more than it may.", seconds)
 
-    def _refusal(self, by: str, what: str, wait: float) -> TooManyRequests:
+    def _refusal(self, by: str, message: str, seconds_to_wait: float) -> TooManyRequests:
         self.refused(by)
-        return TooManyRequests(what, retry_after=max(1, math.ceil(wait)))
+        return TooManyRequests(message, retry_after=max(1, math.ceil(seconds_to_wait)))

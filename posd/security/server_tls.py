@@ -27,7 +27,7 @@ from posd.security.validity import Validity
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
 
-    from posd.config.model import TLS
+    from posd.config.model import TLSConfig
 
 _HTTP_1_1 = b"http/1.1"
 """The only protocol offered by ALPN: a WebSocket cannot be opened within Twisted's HTTP/2."""
@@ -51,11 +51,11 @@ Whoever steals the key from memory can read what TLS 1.2 sessions resumed under 
 class _Material:
     """What the files had in them, checked."""
 
-    identity: pem.Identity
+    identity: pem.TLSIdentity
     client_authorities: Sequence[x509.Certificate]
 
 
-_Tell = Callable[[SSL.Connection, int, int], None]
+_InfoCallback = Callable[[SSL.Connection, int, int], None]
 Stamp = tuple[int, int, int, int, int]
 _ABSENT: Stamp = (0, 0, 0, 0, 0)
 
@@ -69,29 +69,31 @@ class ServerTLS:
     clock is wrong is better served than not. `seconds` is a monotonic clock.
     """
 
-    def __init__(self, settings: TLS, *, seconds: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: TLSConfig, *, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
         self._seconds = seconds
         self.refusals = TLSRefusals(seconds)
-        self._use(settings)
+        self._load(settings)
 
-    def reload(self, settings: TLS | None = None) -> bool:
+    def reload(self, settings: TLSConfig | None = None) -> bool:
         """Read the files again, or others, for the connections to come; the old ones stay up.
 
         Tells whether anything is new, even if only a setting. Raises `StartError` for files that
         cannot be used; then what was in force stays so.
         """
         before = self.settings, self._material
-        self._use(settings or self.settings)
+        self._load(settings or self.settings)
         return before != (self.settings, self._material)
 
     @property
-    def stale(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether a file is another than the one that is in force, or was touched since."""
-        return self._stamps != self.found()
+        return self._stamps_of != self.file_stamps()
 
-    def found(self) -> Sequence[Stamp]:
+    def file_stamps(self) -> Sequence[Stamp]:
         """What the files that are there now can be told from others by, without reading them."""
-        return _stamps(self.settings)
+        return _stamps_of(self.settings)
 
     @property
     def serial_number(self) -> int:
@@ -125,19 +127,19 @@ class ServerTLS:
         connection.set_app_data(tlsProtocol)
         return connection
 
-    def _use(self, settings: TLS) -> None:
+    def _load(self, settings: TLSConfig) -> None:
         # Looked at before they are read: what is written meanwhile is seen the next time.
-        stamps = _stamps(settings)
+        stamps = _stamps_of(settings)
         material = _read_material(settings)
         self._renew_context(settings, material)
-        self.settings, self._material, self._stamps = settings, material, stamps
+        self.settings, self._material, self._stamps_of = settings, material, stamps
 
-    def _renew_context(self, settings: TLS, material: _Material) -> None:
-        self._context = _context(settings, material, self.refusals.look)
+    def _renew_context(self, settings: TLSConfig, material: _Material) -> None:
+        self._context = _context(settings, material, self.refusals.info_callback)
         self._context_since = self._seconds()
 
 
-def problems(settings: TLS) -> Mapping[str, str]:
+def problems(settings: TLSConfig) -> Mapping[str, str]:
     """Find everything wrong with the files that `[tls]` names: a key of it, and what to say of it.
 
     A key that is not set names no file, so nothing is said of it.
@@ -151,7 +153,7 @@ def problems(settings: TLS) -> Mapping[str, str]:
     return {}
 
 
-def _context(settings: TLS, material: _Material, tell: _Tell) -> SSL.Context:
+def _context(settings: TLSConfig, material: _Material, info_callback: _InfoCallback) -> SSL.Context:
     """Twisted's defaults (no compression, buffers of idle connections released), and:
 
     Session tickets. Twisted's defaults forbid them (OP_NO_TICKET) *and* switch the session cache
@@ -179,12 +181,12 @@ def _context(settings: TLS, material: _Material, tell: _Tell) -> SSL.Context:
         )
         raise pem.UnusableFiles({"certificate": text}) from error
     if material.client_authorities:
-        _ask_for_client_certificates(context, material.client_authorities, tell)
+        _require_client_certificates(context, material.client_authorities, info_callback)
     return context
 
 
-def _ask_for_client_certificates(
-    context: SSL.Context, authorities: Sequence[x509.Certificate], tell: _Tell
+def _require_client_certificates(
+    context: SSL.Context, authorities: Sequence[x509.Certificate], info_callback: _InfoCallback
 ) -> None:
     """Let in only clients that have a certificate of one of these authorities."""
     store = context.get_cert_store()
@@ -193,7 +195,7 @@ def _ask_for_client_certificates(
         store.add_cert(X509.from_cryptography(authority))
         context.add_client_ca(authority)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
-    context.set_info_callback(tell)
+    context.set_info_callback(info_callback)
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
@@ -207,12 +209,12 @@ def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
     raise SSL.Error([("posd", "ALPN", "no protocol in common with the client")])
 
 
-def _read_material(settings: TLS) -> _Material:
-    reading = pem.Reading()
+def _read_material(settings: TLSConfig) -> _Material:
+    reading = pem.PEMReading()
     names = ("certificate", "private_key")
     identity = reading.identity(names, settings.certificate, settings.private_key)
     authorities = reading.certificates("client_ca", settings.client_ca)
-    reading.finish()
+    reading.raise_problems()
     if identity is None:
         raise errors.StartError(
             "A listener has tls = true, so tls.certificate and tls.private_key must be set; "
@@ -221,7 +223,7 @@ def _read_material(settings: TLS) -> _Material:
     return _Material(identity, authorities or ())
 
 
-def _stamps(settings: TLS) -> list[Stamp]:
+def _stamps_of(settings: TLSConfig) -> list[Stamp]:
     """By what a change of the files is seen: of those behind symbolic links, where there are any.
 
     The change of an inode's time cannot be undone by who writes a file, unlike that of its content.
@@ -229,12 +231,12 @@ def _stamps(settings: TLS) -> list[Stamp]:
     stamps = []
     for path in (settings.certificate, settings.private_key, settings.client_ca):
         try:
-            found = Path(path or "").stat()
+            file_stamps = Path(path or "").stat()
         except OSError:
             stamps.append(_ABSENT)
         else:
-            times = found.st_mtime_ns, found.st_ctime_ns
-            stamps.append((found.st_dev, found.st_ino, found.st_size, *times))
+            times = file_stamps.st_mtime_ns, file_stamps.st_ctime_ns
+            stamps.append((file_stamps.st_dev, file_stamps.st_ino, file_stamps.st_size, *times))
     return stamps
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from OpenSSL import SSL
 from twisted.logger import Logger
 
-from posd.security.rate_limits import Clock, Mentions
+from posd.security.rate_limits import Clock, RefusalLogLimit
 
 _log = Logger()
 
@@ -45,16 +45,16 @@ class TLSRefusals:
     """Logs a line for each client that is refused, or refuses, within a bound for each address."""
 
     def __init__(self, seconds: Clock) -> None:
-        self._mentions = Mentions(seconds)
+        self._limit = RefusalLogLimit(seconds)
 
-    def look(self, connection: SSL.Connection, where: int, what: int) -> None:
+    def info_callback(self, connection: SSL.Connection, where: int, what: int) -> None:
         """Look for alerts. OpenSSL calls this at every step of a handshake."""
         if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
             return
         reason = _ALERTS.get(what & 0xFF)
         if reason is not None:
             peer = connection.get_app_data().getPeer()
-            self._tell(reason, getattr(peer, "host", "-"))
+            self._log_refusal(reason, getattr(peer, "host", "-"))
 
     def failed(self, error: BaseException, address: str) -> None:
         """A connection ended with an error. Only OpenSSL's own are looked at."""
@@ -62,11 +62,11 @@ class TLSRefusals:
         for _library, _function, text in queue if isinstance(queue, list) else ():
             reason = next((why for end, why in _ERRORS.items() if str(text).endswith(end)), None)
             if reason is not None:
-                self._tell(reason, address)
+                self._log_refusal(reason, address)
                 return
 
-    def _tell(self, reason: str, address: str) -> None:
-        unsaid = self._mentions.take(address)
+    def _log_refusal(self, reason: str, address: str) -> None:
+        unsaid = self._limit.take(address)
         if unsaid is not None:
             _log.info(
                 "not let in: reason={reason!r} address={address} unsaid={unsaid}",

@@ -12,10 +12,10 @@ from typing import Final, Self
 from attrs import frozen
 from cryptography import x509
 
-_SOON: Final = timedelta(days=14)
+_WARNING_TIME: Final = timedelta(days=14)
 """What a person needs to notice and mend it. A certificate of a short life is renewed in its last third,
 as ACME clients do (RFC 9773 has the server say when), so it is late only after that."""
-_LAST_PART: Final = 3
+_WARNING_FRACTION: Final = 3
 
 
 class CertificateState(enum.Enum):
@@ -39,15 +39,15 @@ class Validity:
         """That which a certificate states."""
         return cls(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
-    def standing(self, now: datetime) -> CertificateState:
+    def state(self, now: datetime) -> CertificateState:
         if now >= self.ends:
             return CertificateState.ENDED
         if now < self.begins:
             return CertificateState.FUTURE
-        soon = min(_SOON, (self.ends - self.begins) / _LAST_PART)
-        return CertificateState.ENDING if self.ends - now < soon else CertificateState.GOOD
+        warning_time = min(_WARNING_TIME, (self.ends - self.begins) / _WARNING_FRACTION)
+        return CertificateState.ENDING if self.ends - now < warning_time else CertificateState.GOOD
 
-    def left(self, now: datetime) -> str:
+    def time_left(self, now: datetime) -> str:
         """How long it is still valid, in days, and at the end in hours."""
         hours = max(0, (self.ends - now) // timedelta(hours=1))
         if hours >= 48:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.store import schema
 from posd.values import Tenant
 
@@ -20,12 +20,14 @@ _NUMBERS: Final = """
 """
 
 
-async def are_kept(session: Reader, tenant: Tenant) -> bool:
+async def has_accounts(executor: Querier, tenant: Tenant) -> bool:
     """Whether posd keeps the accounts of a tenant."""
-    return bool((await session.query(_IS_OURS, (tenant.schema,)))[0][0])
+    return bool((await executor.query(_IS_OURS, (tenant.schema,)))[0][0])
 
 
-async def numbers(session: Reader, tenant: Tenant, after: int, most: int) -> list[tuple[int, str]]:
+async def phone_numbers(
+    executor: Querier, tenant: Tenant, after: int, most: int
+) -> list[tuple[int, str]]:
     """The ids and numbers of the accounts after an id, in order, up to `most`."""
-    rows = await session.query(_NUMBERS.format(schema=schema(tenant)), (after, most))
+    rows = await executor.query(_NUMBERS.format(schema=schema(tenant)), (after, most))
     return [(account, phone) for account, phone in rows]

@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from attrs import frozen
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.protocol import jsontext
 from posd.store import schema
 from posd.values import Tenant
@@ -24,25 +24,27 @@ _PUBLISHED: Final = """
 
 
 @frozen
-class Kept:
+class AdoptedColumns:
     """The columns of the tables with their types, and what a time without a zone means."""
 
     timestamps: str | None
     tables: Mapping[str, Mapping[str, str]]
 
 
-async def kept(session: Reader, tenant: Tenant) -> Kept | None:
+async def find(executor: Querier, tenant: Tenant) -> AdoptedColumns | None:
     """What is known of a tenant's adoption; None if its tables were never adopted."""
-    rows = await session.query(_KEPT, (tenant.id,))
+    rows = await executor.query(_KEPT, (tenant.id,))
     if not rows:
         return None
     ((timestamps, tables),) = rows
-    return Kept(timestamps, cast("dict[str, dict[str, str]]", jsontext.decode(tables)))
+    return AdoptedColumns(timestamps, cast("dict[str, dict[str, str]]", jsontext.decode(tables)))
 
 
-async def published(session: Reader, tenant: Tenant, most: int) -> list[tuple[datetime, datetime]]:
+async def publication_times(
+    executor: Querier, tenant: Tenant, most: int
+) -> list[tuple[datetime, datetime]]:
     """Of the last orders: when each was made by its own account, and when posd first published it."""
     return [
         (made, told)
-        for made, told in await session.query(_PUBLISHED.format(schema=schema(tenant)), (most,))
+        for made, told in await executor.query(_PUBLISHED.format(schema=schema(tenant)), (most,))
     ]

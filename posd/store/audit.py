@@ -1,6 +1,7 @@
 """What an audit asks of the database: a statement for each rule, which finds the rows that break it.
 
-A `Check` believes no constraint, index or trigger of posd's own, since somebody may have taken it off: it
+A `AuditCheck` believes no constraint, index or trigger of posd's own, since somebody may have taken it
+off: it
 recomputes the rule from the rows. Its statement has a row for each row that may be at fault, with the words
 that name it and what is wrong with it, NULL where nothing is. The checks themselves are in the modules
 `audit_…`, each about one part of the data model.
@@ -16,7 +17,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.store import schema
 from posd.values import Tenant
 
@@ -31,7 +32,7 @@ _OF_ALL_TENANTS: Final = (
 
 
 @frozen
-class Check:
+class AuditCheck:
     """A rule by its name, and the statement that finds what breaks it.
 
     The statement is given `%(tenant)s`, the tenant's number, `{schema}`, and the tenant's rows of the
@@ -45,7 +46,7 @@ class Check:
 
 
 @frozen
-class Wrong:
+class BrokenRow:
     """A row that is at fault, and why."""
 
     row: str
@@ -53,14 +54,16 @@ class Wrong:
 
 
 @frozen
-class Found:
+class CheckOutcome:
     """What breaks a rule: how many rows, and the first of them."""
 
     total: int = 0
-    rows: Sequence[Wrong] = ()
+    rows: Sequence[BrokenRow] = ()
 
 
-async def look(session: Reader, check: Check, tenant: Tenant | None, most: int) -> Found:
+async def run_check(
+    executor: Querier, check: AuditCheck, tenant: Tenant | None, most: int
+) -> CheckOutcome:
     """Find what breaks a rule, `most` rows of it; `tenant` is None for what concerns them all."""
     sql, values = _LOOK.replace("{sql}", check.sql), {"most": most, "tenant": None}
     if tenant is not None:
@@ -68,5 +71,5 @@ async def look(session: Reader, check: Check, tenant: Tenant | None, most: int) 
         for table in _OF_ALL_TENANTS:
             rows_of = f"(SELECT * FROM dinedesk_main.{table} WHERE tenant_id = %(tenant)s)"
             sql = sql.replace(f"{{{table}}}", rows_of)
-    rows = await session.query(sql, values)
-    return Found(rows[0][2] if rows else 0, [Wrong(row, what) for row, what, _ in rows])
+    rows = await executor.query(sql, values)
+    return CheckOutcome(rows[0][2] if rows else 0, [BrokenRow(row, what) for row, what, _ in rows])

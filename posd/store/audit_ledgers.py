@@ -7,13 +7,13 @@ from typing import Final
 
 from attrs import asdict, frozen
 
-from posd.database.link import Reader
-from posd.store.audit import Check
+from posd.database.reconnecting import Querier
+from posd.store.audit import AuditCheck
 from posd.values import Tenant
 
 
 @frozen
-class _Ledger:
+class _LedgerColumns:
     """How the columns of a ledger are called, and what each type of movement does."""
 
     name: str
@@ -30,7 +30,7 @@ class _Ledger:
     most: str
 
 
-_GIFT_CARDS: Final = _Ledger(
+_GIFT_CARDS: Final = _LedgerColumns(
     name="gift cards",
     movements="pos_gift_card_transactions",
     owners="gift_cards",
@@ -43,7 +43,7 @@ _GIFT_CARDS: Final = _Ledger(
     either="('reverse')",
     most="99999999999.999",
 )
-_LOYALTY: Final = _Ledger(
+_LOYALTY: Final = _LedgerColumns(
     name="points",
     movements="pos_loyalty_transactions",
     owners="loyalty_accounts",
@@ -155,28 +155,28 @@ _EARNINGS: Final = """
 _KEPT: Final = "SELECT dinedesk_main.pos_keeps(%s, %s)"
 
 
-def _checks(ledger: _Ledger) -> tuple[Check, ...]:
+def _checks(ledger: _LedgerColumns) -> tuple[AuditCheck, ...]:
     def about(sql: str) -> str:
         for name, value in asdict(ledger).items():
             sql = sql.replace(f"<{name}>", value)
         return sql
 
     return (
-        Check(f"chains of {ledger.name}", about(_CHAIN)),
-        Check(f"types of {ledger.name}", about(_TYPES)),
-        Check(f"reversals of {ledger.name}", about(_REVERSALS)),
-        Check(f"calls for {ledger.name}", about(_KEYS)),
+        AuditCheck(f"chains of {ledger.name}", about(_CHAIN)),
+        AuditCheck(f"types of {ledger.name}", about(_TYPES)),
+        AuditCheck(f"reversals of {ledger.name}", about(_REVERSALS)),
+        AuditCheck(f"calls for {ledger.name}", about(_KEYS)),
     )
 
 
-GIFT_CARDS: Final = (*_checks(_GIFT_CARDS), Check("sales of gift cards", _SALES))
-LOYALTY: Final = (*_checks(_LOYALTY), Check("earnings of points", _EARNINGS))
+GIFT_CARDS: Final = (*_checks(_GIFT_CARDS), AuditCheck("sales of gift cards", _SALES))
+LOYALTY: Final = (*_checks(_LOYALTY), AuditCheck("earnings of points", _EARNINGS))
 
 
-async def checks(session: Reader, tenant: Tenant) -> Sequence[Check]:
+async def load_checks(executor: Querier, tenant: Tenant) -> Sequence[AuditCheck]:
     """The checks of those ledgers that posd keeps for a tenant."""
-    found: list[Check] = []
+    found: list[AuditCheck] = []
     for ledger, its in ((_GIFT_CARDS, GIFT_CARDS), (_LOYALTY, LOYALTY)):
-        if (await session.query(_KEPT, (tenant.schema, ledger.owners)))[0][0]:
+        if (await executor.query(_KEPT, (tenant.schema, ledger.owners)))[0][0]:
             found += its
     return found

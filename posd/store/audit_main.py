@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.store.audit import Check
+from posd.store.audit import AuditCheck
 
 _TENANTS: Final = """
     SELECT concat('tenants id ', t.id), CASE
@@ -96,12 +96,12 @@ _ROLES: Final = """
      WHERE r.rolname ~ '^posd(_owner|_publisher|_reader|_(hook|note).*)?$' ORDER BY r.rolname
 """
 
-ROLES: Final = Check("roles", _ROLES)
+ROLES: Final = AuditCheck("roles", _ROLES)
 CHECKS: Final = (
-    Check("tenants", _TENANTS),
-    Check("keys", _KEYS),
-    Check("answers", _ANSWERS),
-    Check("outbox", _OUTBOX),
-    Check("waiting", _WAITING, warns=True),
+    AuditCheck("tenants", _TENANTS),
+    AuditCheck("keys", _KEYS),
+    AuditCheck("answers", _ANSWERS),
+    AuditCheck("outbox", _OUTBOX),
+    AuditCheck("waiting", _WAITING, warns=True),
     ROLES,
 )

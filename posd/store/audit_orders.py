@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.store.audit import Check
+from posd.store.audit import AuditCheck
 
 _COLUMNS: Final = """
     SELECT concat('pos_orders ', o.order_id), CASE
@@ -124,11 +124,11 @@ _AMENDMENTS: Final = """
 """
 
 CHECKS: Final = (
-    Check("orders", _COLUMNS),
-    Check("order positions", _POSITIONS),
-    Check("snapshots", _SNAPSHOTS),
-    Check("printing", _PRINTING),
-    Check("order terminals", _TERMINALS),
-    Check("reports", _REPORTS),
-    Check("amendments", _AMENDMENTS),
+    AuditCheck("orders", _COLUMNS),
+    AuditCheck("order positions", _POSITIONS),
+    AuditCheck("snapshots", _SNAPSHOTS),
+    AuditCheck("printing", _PRINTING),
+    AuditCheck("order terminals", _TERMINALS),
+    AuditCheck("reports", _REPORTS),
+    AuditCheck("amendments", _AMENDMENTS),
 )

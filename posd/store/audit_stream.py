@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.store.audit import Check
+from posd.store.audit import AuditCheck
 
 _HEAD: Final = """
     SELECT 'pos_heads', CASE
@@ -122,12 +122,12 @@ _NACKS: Final = """
 """
 
 CHECKS: Final = (
-    Check("head", _HEAD),
-    Check("names", _NAMES),
-    Check("gaps", _GAPS),
-    Check("balance", _BALANCE),
-    Check("events", _EVENTS),
-    Check("statuses", _STATUSES),
-    Check("cursors", _CURSORS),
-    Check("nacks", _NACKS, warns=True),
+    AuditCheck("head", _HEAD),
+    AuditCheck("names", _NAMES),
+    AuditCheck("gaps", _GAPS),
+    AuditCheck("balance", _BALANCE),
+    AuditCheck("events", _EVENTS),
+    AuditCheck("statuses", _STATUSES),
+    AuditCheck("cursors", _CURSORS),
+    AuditCheck("nacks", _NACKS, warns=True),
 )

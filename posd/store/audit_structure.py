@@ -12,9 +12,9 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 
-_THINGS: Final = r"""
+_OBJECTS: Final = r"""
     WITH space AS (
         SELECT n.oid, n.nspname, n.nspowner, n.nspacl,
                CASE WHEN %(shop)s <> '' THEN '$' || %(shop)s END AS suffix
@@ -135,7 +135,7 @@ _APPLIED: Final = """
 
 
 @frozen
-class Thing:
+class SchemaObject:
     """A part of a schema: a table, a column, a constraint, the rights on it, a function, its source."""
 
     kind: str
@@ -143,12 +143,12 @@ class Thing:
     made: str
 
 
-async def things(session: Reader, schema_name: str, shop: str = "") -> list[Thing]:
+async def schema_objects(executor: Querier, schema_name: str, shop: str = "") -> list[SchemaObject]:
     """What a schema is made of; `shop` is what the names of the tenant's roles and functions end in."""
-    rows = await session.query(_THINGS, {"schema": schema_name, "shop": shop})
-    return [Thing(*row) for row in rows]
+    rows = await executor.query(_OBJECTS, {"schema": schema_name, "shop": shop})
+    return [SchemaObject(*row) for row in rows]
 
 
-async def applied(session: Reader, schema_name: str) -> dict[str, str]:
+async def applied_migrations(executor: Querier, schema_name: str) -> dict[str, str]:
     """The migrations that a schema has, with the checksum that each had then."""
-    return dict(await session.query(_APPLIED, {"schema": schema_name}))
+    return dict(await executor.query(_APPLIED, {"schema": schema_name}))

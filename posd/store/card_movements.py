@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.errors import BadRequest, Conflict, NotFound, PosdError, Unprocessable
 from posd.events import money
 from posd.store import ledgers, shop
@@ -35,12 +35,14 @@ _COLUMNS: Final = {
     "orders": "order",
     "notes": "note",
 }
-"""The parameters of `_MOVE`, and the columns of a `Cause` that they are made of."""
+"""The parameters of `_MOVE`, and the columns of a `MovementCause` that they are made of."""
 
 
 @frozen
-class Move:
-    """A movement of a known card that is asked for: `amount` is signed, `columns` those of its `Cause`."""
+class CardMoveRequest:
+    """A movement of a known card that is asked for: `amount` is signed, `columns` those of its
+    `MovementCause`.
+    """
 
     number: str
     kind: str
@@ -49,7 +51,7 @@ class Move:
 
 
 @frozen
-class Movement:
+class CardMovement:
     """A row of the ledger: `after` is `before` and the signed `amount`.
 
     `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
@@ -73,27 +75,27 @@ class Movement:
         return self.type == "tombstone"
 
 
-Outcome = Movement | PosdError | None
-"""What came of a `Move`: the movement, or what is to be raised; None: nothing was done."""
+Outcome = CardMovement | PosdError | None
+"""What came of a `CardMoveRequest`: the movement, or what is to be raised; None: nothing was done."""
 
 
-async def make(session: Reader, tenant: Tenant, asked: Move) -> Movement:
+async def move_one(executor: Querier, tenant: Tenant, asked: CardMoveRequest) -> CardMovement:
     """Make one movement. Raises what `deduct` does."""
-    (outcome,) = await move(session, tenant, [asked])
-    return made(outcome)
+    (outcome,) = await move_many(executor, tenant, [asked])
+    return movement_or_raise(outcome)
 
 
-def made(outcome: Outcome) -> Movement:
+def movement_or_raise(outcome: Outcome) -> CardMovement:
     """The movement, or raise what has come instead."""
-    if isinstance(outcome, Movement):
+    if isinstance(outcome, CardMovement):
         return outcome
     if outcome is None:
         raise PosdError("the ledger said nothing of a movement")
     raise outcome
 
 
-async def move(
-    session: Reader, tenant: Tenant, moves: Sequence[Move], *, patient: bool = True
+async def move_many(
+    executor: Querier, tenant: Tenant, moves: Sequence[CardMoveRequest], *, patient: bool = True
 ) -> list[Outcome]:
     """Move money on several cards, of which none is named twice, in one statement.
 
@@ -110,30 +112,32 @@ async def move(
     for name, column in _COLUMNS.items():
         parameters[name] = [each.columns[column] for each in moves]
     outcomes: list[Outcome] = [None] * len(moves)
-    for place, *row in await ledgers.call(session, _MOVE.format(shop=shop(tenant)), parameters):
+    for place, *row in await ledgers.run(executor, _MOVE.format(shop=shop(tenant)), parameters):
         outcomes[place - 1] = _outcome(tenant, row)
     return outcomes
 
 
-def are_of_different_cards(moves: Sequence[Move]) -> bool:
-    """Whether `move` can make all of these."""
+def has_distinct_cards(moves: Sequence[CardMoveRequest]) -> bool:
+    """Whether `move_many` can make all of these."""
     return len({each.number for each in moves}) == len(moves)
 
 
-async def move_in_turn(session: Reader, tenant: Tenant, moves: Sequence[Move]) -> list[Outcome]:
-    """As `move`, not patiently and in a transaction, where cards may be named several times.
+async def move_sequentially(
+    executor: Querier, tenant: Tenant, moves: Sequence[CardMoveRequest]
+) -> list[Outcome]:
+    """As `move_many`, not patiently and in a transaction, where cards may be named several times.
 
     A statement makes the first movement of each card, the next one the second, and so on.
     """
     outcomes: list[Outcome] = [None] * len(moves)
     left = [*enumerate(moves)]
     while left:
-        first: dict[str, tuple[int, Move]] = {}
+        first: dict[str, tuple[int, CardMoveRequest]] = {}
         for each in left:
             first.setdefault(each[1].number, each)
         places, some = zip(*first.values(), strict=True)
         for place, outcome in zip(
-            places, await move(session, tenant, some, patient=False), strict=True
+            places, await move_many(executor, tenant, some, patient=False), strict=True
         ):
             outcomes[place] = outcome
         left = [each for each in left if each[0] not in places]
@@ -144,29 +148,29 @@ def _outcome(tenant: Tenant, row: Sequence[Any]) -> Outcome:
     if row[0] == "locked":
         return None
     try:
-        return made_of(tenant, row)
+        return load_movement(tenant, row)
     except PosdError as error:
         # The others are committed with it.
         return error
 
 
-def made_of(tenant: Tenant, row: Sequence[Any]) -> Movement:
+def load_movement(tenant: Tenant, row: Sequence[Any]) -> CardMovement:
     """A row of `MOVEMENT` as a movement. Raises the `Refusal` that its outcome is."""
     outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
-    before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
+    before, moved, after = (money.quantized(each or Decimal(), tenant.currency) for each in amounts)
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
     if transaction_id is None:
-        raise ledgers.not_written()
+        raise ledgers.movement_suppressed()
     replayed = outcome == "replayed"
     about = (order_id, expiry_date, created_at, replayed)
-    return Movement(transaction_id, number, seq, kind, before, moved, after, *about)
+    return CardMovement(transaction_id, number, seq, kind, before, moved, after, *about)
 
 
 def _refuse(outcome: str, left: Decimal) -> NoReturn:
     match outcome:
         case "unknown":
-            raise unknown()
+            raise unknown_card()
         case "insufficient":
             raise BadRequest(
                 "There is not enough money on this card.",
@@ -183,8 +187,8 @@ def _refuse(outcome: str, left: Decimal) -> NoReturn:
             message = "This is more than a card can hold."
             raise Unprocessable(message, code="invalid_amount", details={"field": "amount"})
         case _:
-            ledgers.refuse(outcome)
+            ledgers.raise_outcome(outcome)
 
 
-def unknown() -> NotFound:
+def unknown_card() -> NotFound:
     return NotFound("There is no such card.", code="unknown_card")

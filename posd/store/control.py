@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.database.link import Session
-from posd.store.key_changes import NEW, Snapshot
+from posd.database.reconnecting import Executor
+from posd.store.key_changes import NEW, KeySnapshot
 
-_TOLD: Final = f"""
+_MESSAGES_SINCE: Final = f"""
     SELECT pg_current_snapshot()::text, NULL, 0
     UNION ALL
     SELECT NULL, c.what, c.id FROM dinedesk_main.pos_control AS c WHERE {NEW}
@@ -15,7 +15,7 @@ _TOLD: Final = f"""
 """
 
 
-async def told(session: Session, since: Snapshot) -> tuple[Snapshot, list[str]]:
+async def read_since(executor: Executor, since: KeySnapshot) -> tuple[KeySnapshot, list[str]]:
     """What was committed since a snapshot, oldest first, and the present snapshot to go on from."""
-    rows = await session.query(_TOLD, {"since": since.text})
-    return Snapshot(rows[0][0]), [what for _, what, _ in rows[1:]]
+    rows = await executor.query(_MESSAGES_SINCE, {"since": since.text})
+    return KeySnapshot(rows[0][0]), [what for _, what, _ in rows[1:]]

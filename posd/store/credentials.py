@@ -8,19 +8,19 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.store import tenants
 from posd.values import KeyKind, Principal, Tenant, TenantId
 
 _FIND: Final = "SELECT * FROM dinedesk_main.pos_credentials(%s::text[], %s::bytea[], %s::text[])"
-_FIND_ANYWHERE: Final = f"""
+_FIND_KEY: Final = f"""
     SELECT k.id, k.kind, k.device_id, {tenants.COLUMNS}
       FROM dinedesk_main.pos_api_keys AS k LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id
      WHERE k.key_sha256 = %s AND k.revoked_at IS NULL AND t.is_active IS NOT false
        AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
      ORDER BY k.tenant_id NULLS FIRST LIMIT 1
 """
-_ENDED: Final = """
+_INVALID: Final = """
     SELECT used.id FROM unnest(%s::integer[]) AS used(id)
      WHERE NOT EXISTS (
         SELECT FROM dinedesk_main.pos_api_keys AS k
@@ -57,7 +57,7 @@ _REVOKE_OF: Final = """
 
 
 @frozen
-class Wanted:
+class CredentialQuery:
     """A key at a tenant's door: the slug, the key's SHA-256, and the device that the caller names."""
 
     slug: str
@@ -83,7 +83,7 @@ class Credential:
 
 
 @frozen
-class Created:
+class CreatedKey:
     """A new key: its number, and how long it is valid."""
 
     id: int
@@ -91,7 +91,7 @@ class Created:
 
 
 @frozen
-class Listed:
+class ListedKey:
     """A key in an operator's list; `slug` is None for a key of all tenants.
 
     `now` is when it was read, by the database's clock, which decides whether a key is valid.
@@ -119,13 +119,13 @@ class Listed:
         return "valid" if self.not_before <= self.now else "not yet valid"
 
 
-async def find(session: Session, wanted: Sequence[Wanted]) -> list[Credential | None]:
+async def find(executor: Executor, queries: Sequence[CredentialQuery]) -> list[Credential | None]:
     """What keys open at tenants' doors, by one statement; None for what does not fit, without a reason."""
-    columns = zip(*((each.slug, each.sha256, each.device_id) for each in wanted), strict=True)
-    found: list[Credential | None] = [None] * len(wanted)
-    for number, *row in await session.query(_FIND, tuple(list(column) for column in columns)):
+    columns = zip(*((each.slug, each.sha256, each.device_id) for each in queries), strict=True)
+    found: list[Credential | None] = [None] * len(queries)
+    for number, *row in await executor.query(_FIND, tuple(list(column) for column in columns)):
         key_id, kind, device, everywhere, seconds, has_key, active, applied, *of_tenant = row
-        tenant = tenants.load(tuple(of_tenant))
+        tenant = tenants.load_tenant(tuple(of_tenant))
         principal = Principal(key_id, KeyKind(kind), None if everywhere else tenant, device)
         found[number - 1] = Credential(
             principal, tenant, seconds, has_key, active, tuple(applied or ())
@@ -133,63 +133,67 @@ async def find(session: Session, wanted: Sequence[Wanted]) -> list[Credential | 
     return found
 
 
-async def find_anywhere(session: Session, sha256: bytes) -> Principal | None:
+async def find_key(executor: Executor, sha256: bytes) -> Principal | None:
     """Whose a key is, where no tenant is named; one of all tenants before one of one."""
-    rows = await session.query(_FIND_ANYWHERE, (sha256,))
+    rows = await executor.query(_FIND_KEY, (sha256,))
     if not rows:
         return None
     key_id, kind, device, *columns = rows[0]
-    tenant = None if columns[0] is None else tenants.load(tuple(columns))
+    tenant = None if columns[0] is None else tenants.load_tenant(tuple(columns))
     return Principal(key_id, KeyKind(kind), tenant, device)
 
 
-async def ended(session: Session, ids: Iterable[int]) -> set[int]:
+async def invalid_keys(executor: Executor, ids: Iterable[int]) -> set[int]:
     """Those of these keys that are valid no more: revoked, expired or gone, or their tenant is."""
-    return {row[0] for row in await session.query(_ENDED, (list(ids),))}
+    return {row[0] for row in await executor.query(_INVALID, (list(ids),))}
 
 
-async def disabled(session: Session, ids: Iterable[TenantId]) -> set[tuple[TenantId, str]]:
+async def disabled_devices(
+    executor: Executor, ids: Iterable[TenantId]
+) -> set[tuple[TenantId, str]]:
     """The disabled devices of these tenants."""
-    return {(row[0], row[1]) for row in await session.query(_DISABLED, (list(ids),))}
+    return {(row[0], row[1]) for row in await executor.query(_DISABLED, (list(ids),))}
 
 
-async def touch(session: Session, ids: Iterable[int]) -> None:
+async def record_use(executor: Executor, ids: Iterable[int]) -> None:
     """Note that these keys were used."""
-    await session.execute(_TOUCH, (list(ids),))
+    await executor.execute(_TOUCH, (list(ids),))
 
 
 async def create(
-    session: Session,
+    executor: Executor,
     tenant: Tenant | None,
     kind: KeyKind,
     device_id: str | None,
     sha256: bytes,
     preview: str,
     lifetime: timedelta | None,
-) -> Created:
+) -> CreatedKey:
     """Store a new key's hash. Without a tenant it is a key of all tenants.
 
     The database refuses kinds that lack tenant or device.
     """
     tenant_id = None if tenant is None else tenant.id
     values = (tenant_id, kind.value, device_id, sha256, preview, lifetime)
-    return Created(*(await session.query(_CREATE, values))[0])
+    return CreatedKey(*(await executor.query(_CREATE, values))[0])
 
 
-async def everyone(
-    session: Session, slug: str | None = None, *, after: int = 0, most: int | None = None
-) -> list[Listed]:
+async def list_keys(
+    executor: Executor, slug: str | None = None, *, after: int = 0, most: int | None = None
+) -> list[ListedKey]:
     """All keys, or those of one tenant: up to `most` of those with a larger id than `after`."""
-    rows = await session.query(_LIST, {"slug": slug, "after": after, "most": most})
-    return [Listed(row[0], row[1], KeyKind(row[2]), *row[3:]) for row in rows]
+    rows = await executor.query(_LIST, {"slug": slug, "after": after, "most": most})
+    return [ListedKey(row[0], row[1], KeyKind(row[2]), *row[3:]) for row in rows]
 
 
-async def revoke(session: Session, key_id: int) -> bool:
+async def revoke(executor: Executor, key_id: int) -> bool:
     """Revoke a key at once; False if there is no such valid key."""
-    return bool(await session.query(_REVOKE, (key_id,)))
+    return bool(await executor.query(_REVOKE, (key_id,)))
 
 
-async def revoke_of(session: Session, tenant_id: TenantId, key_id: int) -> datetime | None:
+async def revoke_tenant_key(
+    executor: Executor, tenant_id: TenantId, key_id: int
+) -> datetime | None:
     """Revoke a tenant's key at once; since when it is revoked, None if the tenant has no such key."""
-    rows = await session.query(_REVOKE_OF, (key_id, tenant_id))
+    rows = await executor.query(_REVOKE_OF, (key_id, tenant_id))
     return rows[0][0] if rows else None

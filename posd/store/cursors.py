@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.values import Seq, StreamName, TenantId
 
 # A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
@@ -18,7 +18,7 @@ from posd.values import Seq, StreamName, TenantId
 # that.
 #
 # The database may have lost that a device has said how far it is. It would be taken for one that never did.
-_ASTRAY: Final = """
+_MARK_ASTRAY: Final = """
     WITH astray AS (
         UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
           FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[], %s::boolean[])
@@ -91,28 +91,28 @@ Reached = tuple[TenantId, str, UUID, Seq, bool]
 """How far a device was sent a history, and whether it has ever said how far it is."""
 
 
-async def acknowledged(session: Session, acks: Sequence[Move]) -> list[tuple[StreamName, Seq]]:
+async def advance(executor: Executor, acks: Sequence[Move]) -> list[tuple[StreamName, Seq]]:
     """Move cursors forward. From then on they are no legacy terminals'.
 
     Returns what was true of the stream, under its present name. A position that the stream does not have in
     common with the one it was counted in moves nothing: it is of an event that is lost.
     """
-    rows = await session.query(_ADVANCE, _columns(acks))
+    rows = await executor.query(_ADVANCE, _columns(acks))
     return [((tenant_id, UUID(stream_id)), seq) for tenant_id, stream_id, seq in rows]
 
 
-async def sent_astray(session: Session, sent: Sequence[Reached]) -> None:
+async def mark_astray(executor: Executor, sent: Sequence[Reached]) -> None:
     """Note of terminals how far they were sent a stream that has another name by now.
 
     One that was sent more than the present stream has of it is told to reload when it comes.
     """
-    spoke = [each[4] for each in sent]
-    await session.execute(_ASTRAY, (*_columns([each[:4] for each in sent]), spoke))
+    has_acknowledged = [each[4] for each in sent]
+    await executor.execute(_MARK_ASTRAY, (*_columns([each[:4] for each in sent]), has_acknowledged))
 
 
-async def followed(session: Session, follows: Sequence[Move]) -> None:
+async def advance_legacy(executor: Executor, follows: Sequence[Move]) -> None:
     """Move the cursors of legacy terminals to where they were sent to."""
-    await session.execute(_FOLLOW, _columns(follows))
+    await executor.execute(_FOLLOW, _columns(follows))
 
 
 def _columns(moves: Sequence[Move]) -> tuple[list[object], ...]:

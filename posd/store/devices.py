@@ -7,11 +7,11 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.values import TenantId
 
 # What is not told stays as it was.
-_HEARD: Final = """
+_HEARTBEAT: Final = """
     INSERT INTO dinedesk_main.pos_devices AS d
         (tenant_id, device_id, last_seen_at, status, pending_acks, pending_orders, last_print_at, app_version)
     SELECT %(tenant)s, %(device)s, now(), %(status)s, %(acks)s, %(orders)s, %(printed)s, %(version)s
@@ -30,7 +30,7 @@ _HEARD: Final = """
 
 
 @frozen
-class Heartbeat:
+class HeartbeatReport:
     """What a terminal tells of itself; None stays as it was."""
 
     status: str | None = None
@@ -40,15 +40,15 @@ class Heartbeat:
     app_version: str | None = None
 
 
-_SILENT: Final = Heartbeat()
+_SILENT: Final = HeartbeatReport()
 
 
-async def heard(
-    session: Session,
+async def record_heartbeat(
+    executor: Executor,
     tenant_id: TenantId,
     device_id: str,
     most_devices: int,
-    beat: Heartbeat = _SILENT,
+    beat: HeartbeatReport = _SILENT,
 ) -> bool:
     """Note that a device was heard of by REST, and what it tells of itself.
 
@@ -65,4 +65,4 @@ async def heard(
         "printed": beat.last_print_at,
         "version": beat.app_version,
     }
-    return bool(await session.query(_HEARD, values))
+    return bool(await executor.query(_HEARTBEAT, values))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.database.link import Reader, Session
+from posd.database.reconnecting import Executor, Querier
 
 _CLAIM: Final = "SELECT dinedesk_main.pos_claim_lease(%s::uuid, %s)"
 # The connection by which a node gives the lease up need not be the one by which it has renewed it.
@@ -23,7 +23,7 @@ _PRESENT: Final = """
 
 
 @frozen
-class Lease:
+class DoormanLease:
     """Which node is the doorman, the name of its host, and since when."""
 
     node_id: UUID
@@ -31,18 +31,18 @@ class Lease:
     since: datetime
 
 
-async def claim(session: Session, node_id: UUID, host: str) -> int | None:
+async def claim(executor: Executor, node_id: UUID, host: str) -> int | None:
     """Take or renew the lease for five seconds: its fence, or None if another node has it."""
-    rows = await session.query(_CLAIM, (str(node_id), host))
+    rows = await executor.query(_CLAIM, (str(node_id), host))
     return None if rows[0][0] is None else int(rows[0][0])
 
 
-async def leave(session: Session, node_id: UUID) -> None:
+async def release(executor: Executor, node_id: UUID) -> None:
     """Give the lease up if this node has it, so that the next node need not wait until it lapses."""
-    await session.execute(_LEAVE, (str(node_id),))
+    await executor.execute(_LEAVE, (str(node_id),))
 
 
-async def present(session: Reader) -> Lease | None:
+async def current_lease(executor: Querier) -> DoormanLease | None:
     """Who has the lease; None if no node has renewed it in the last five seconds."""
-    rows = await session.query(_PRESENT)
-    return Lease(UUID(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+    rows = await executor.query(_PRESENT)
+    return DoormanLease(UUID(rows[0][0]), rows[0][1], rows[0][2]) if rows else None

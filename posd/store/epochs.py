@@ -12,8 +12,8 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.database.link import Session
-from posd.values import Head, Seq, StreamName, TenantId
+from posd.database.reconnecting import Executor
+from posd.values import Seq, StreamHead, StreamName, TenantId
 
 _RECOGNISE: Final = "SELECT dinedesk_main.pos_recognise()"
 _BEGIN: Final = """
@@ -30,7 +30,7 @@ _ENDS: Final = """
 
 
 @frozen
-class End:
+class StreamEnd:
     """The end of a name: its events up to `shared` are those of the present stream.
 
     After `resumed_after` come all events that were stored under later names.
@@ -40,16 +40,16 @@ class End:
     resumed_after: Seq
 
 
-async def recognise(session: Session) -> bool:
+async def is_same_history(executor: Executor) -> bool:
     """Whether this is the database that it was; if not, all streams get new names, once.
 
     A backup that was restored, or a standby that was promoted, may lack events that terminals have.
     """
-    ((same,),) = await session.query(_RECOGNISE)
+    ((same,),) = await executor.query(_RECOGNISE)
     return bool(same)
 
 
-async def set_back(session: Session, found: Iterable[Head]) -> None:
+async def begin_new_history(executor: Executor, found: Iterable[StreamHead]) -> None:
     """End the names of streams that were found behind what was sent of them, at the heads found.
 
     A stream that has another name by now keeps it.
@@ -57,21 +57,23 @@ async def set_back(session: Session, found: Iterable[Head]) -> None:
     heads = sorted(found, key=lambda head: head.tenant_id)
     last = [head.last_seq for head in heads]
     names = [str(head.stream_id) for head in heads]
-    await session.execute(_BEGIN, ([head.tenant_id for head in heads], names, last, last))
+    await executor.execute(_BEGIN, ([head.tenant_id for head in heads], names, last, last))
 
 
-async def reset(session: Session, ids: Iterable[TenantId], common: Seq = 0) -> None:
+async def reset_streams(executor: Executor, ids: Iterable[TenantId], common: Seq = 0) -> None:
     """End the names of streams by hand: only events up to `common` are as terminals have them."""
     tenants = list(ids)
-    await session.execute(_BEGIN, (tenants, None, [common] * len(tenants), None))
+    await executor.execute(_BEGIN, (tenants, None, [common] * len(tenants), None))
 
 
-async def ends(session: Session, names: Iterable[StreamName]) -> dict[StreamName, End]:
+async def stream_ends(
+    executor: Executor, names: Iterable[StreamName]
+) -> dict[StreamName, StreamEnd]:
     """The ends of these names. One that has not ended, or that the database does not know, is missing."""
     wanted = list(names)
     columns = [tenant_id for tenant_id, _ in wanted], [str(name) for _, name in wanted]
-    rows = await session.query(_ENDS, columns)
+    rows = await executor.query(_ENDS, columns)
     return {
-        (tenant_id, UUID(stream_id)): End(shared, resumed_after)
+        (tenant_id, UUID(stream_id)): StreamEnd(shared, resumed_after)
         for tenant_id, stream_id, shared, resumed_after in rows
     }

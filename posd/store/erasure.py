@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.store import schema
 from posd.values import Tenant
 
@@ -105,18 +105,18 @@ _NOTE: Final = """
 
 
 @frozen
-class Document:
-    """JSON text that may be about a customer. An event has a second one `beside` it, perhaps; a stored
+class CustomerDocument:
+    """JSON text that may be about a customer. An event has a second one `extra_members` it, perhaps; a stored
     answer is that to an `operation`, whose address may name somebody too."""
 
     key: str
     text: str
-    beside: str | None = None
+    extra_members: str | None = None
     operation: str | None = None
 
 
 @frozen
-class Card:
+class CardHolder:
     """A gift card and the people on it."""
 
     number: str
@@ -134,7 +134,7 @@ class PointsAccount:
 
 
 @frozen
-class Counts:
+class ErasureCounts:
     """How much of what a customer was erased in; it says nothing about whom."""
 
     events: int = 0
@@ -144,66 +144,72 @@ class Counts:
     accounts: int = 0
 
 
-async def documents(
-    session: Session, tenant: Tenant, place: DocumentPlace, after: object = None
-) -> tuple[list[Document], object]:
+async def next_documents(
+    executor: Executor, tenant: Tenant, place: DocumentPlace, after: object = None
+) -> tuple[list[CustomerDocument], object]:
     """The next documents of a place, and where to read on."""
     values = {
         "tenant": tenant.id,
         "id": _FIRST[place] if after is None else after,
         "limit": BATCH,
     }
-    rows = await session.query(_READ[place], values)
-    found = [Document(*row[1:]) for row in rows]
+    rows = await executor.query(_READ[place], values)
+    found = [CustomerDocument(*row[1:]) for row in rows]
     return found, rows[-1][0] if rows else after
 
 
-async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[PointsAccount]]:
+async def load_people(
+    executor: Executor, tenant: Tenant
+) -> tuple[list[CardHolder], list[PointsAccount]]:
     """The gift cards that have people on them, and the loyalty accounts, where they are posd's."""
-    ((cards, accounts),) = await session.query(_KEEPS, (tenant.schema, tenant.schema))
+    ((cards, accounts),) = await executor.query(_KEEPS, (tenant.schema, tenant.schema))
     name = schema(tenant)
     return (
         [
-            Card(number, names)
-            for number, *names in (await session.query(_CARDS.format(schema=name)) if cards else ())
+            CardHolder(number, names)
+            for number, *names in (
+                await executor.query(_CARDS.format(schema=name)) if cards else ()
+            )
         ],
         [
             PointsAccount(*row)
-            for row in (await session.query(_ACCOUNTS.format(schema=name)) if accounts else ())
+            for row in (await executor.query(_ACCOUNTS.format(schema=name)) if accounts else ())
         ],
     )
 
 
 async def erase(
-    session: Session, tenant: Tenant, part: Part, texts: Sequence[tuple[str, str]]
+    executor: Executor, tenant: Tenant, part: Part, texts: Sequence[tuple[str, str]]
 ) -> AsyncIterator[set[str]]:
     """Put texts in the place of those that have these keys; of each batch the keys of those that were
     still what they had been. Nodes that remember such events drop them."""
     for some in _batches(texts):
         keys, new = zip(*some, strict=True)
-        rows = await session.query(_ERASE, (tenant.id, part, list(keys), list(new)))
+        rows = await executor.query(_ERASE, (tenant.id, part, list(keys), list(new)))
         yield {key for (key,) in rows}
 
 
 async def erase_people(
-    session: Session, tenant: Tenant, cards: Sequence[str], accounts: Sequence[int]
+    executor: Executor, tenant: Tenant, cards: Sequence[str], accounts: Sequence[int]
 ) -> tuple[int, int]:
     """Take the people off these gift cards and loyalty accounts; how many there were of either."""
-    ((done_cards, done_accounts),) = await session.query(
+    ((done_cards, done_accounts),) = await executor.query(
         _ERASE_PEOPLE, (tenant.id, list(cards), list(accounts))
     )
     return done_cards, done_accounts
 
 
-async def remains(session: Session, tenant: Tenant) -> list[str]:
+async def remaining_tables(executor: Executor, tenant: Tenant) -> list[str]:
     """The shop's own tables, in which the customer may be too: posd does not write them."""
-    return [name for (name,) in await session.query(_REMAINS, (tenant.schema,))]
+    return [name for (name,) in await executor.query(_REMAINS, (tenant.schema,))]
 
 
-async def note(session: Session, tenant: Tenant, sought: str, counts: Counts) -> None:
+async def record_erasure(
+    executor: Executor, tenant: Tenant, request: str, counts: ErasureCounts
+) -> None:
     """Keep that somebody was erased, without who."""
     values = (counts.events, counts.orders, counts.answers, counts.gift_cards, counts.accounts)
-    await session.execute(_NOTE, (tenant.id, sought, *values))
+    await executor.execute(_NOTE, (tenant.id, request, *values))
 
 
 def _batches(texts: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:

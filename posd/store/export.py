@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from posd.database.link import Reader
+from posd.database.reconnecting import Querier
 from posd.values import Tenant
 
 BATCH: Final = 500
@@ -54,8 +54,8 @@ _FIRST: Final[dict[str, Key]] = {
 }
 
 
-async def rows(
-    session: Reader, tenant: Tenant, table: str, after: Key | None = None
+async def next_rows(
+    executor: Querier, tenant: Tenant, table: str, after: Key | None = None
 ) -> tuple[list[str], Key | None]:
     """The next rows of one of `TABLES`, each as a JSON text, and the key to read on from.
 
@@ -63,5 +63,5 @@ async def rows(
     """
     key, device = after or _FIRST.get(table, (0, ""))
     values = {"tenant": tenant.id, "key": key, "device": device, "limit": BATCH}
-    found = await session.query(_ROWS[table], values)
+    found = await executor.query(_ROWS[table], values)
     return [row[0] for row in found], (found[-1][1], found[-1][2]) if found else None

@@ -18,12 +18,18 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from posd.database.link import Reader, Session
+from posd.database.reconnecting import Executor, Querier
 from posd.errors import BadRequest, Unprocessable
 from posd.events import money
 from posd.store import card_movements, ledgers, shop
-from posd.store.card_movements import MOVEMENT, Move, Movement, made_of, unknown
-from posd.store.ledgers import Cause
+from posd.store.card_movements import (
+    MOVEMENT,
+    CardMovement,
+    CardMoveRequest,
+    load_movement,
+    unknown_card,
+)
+from posd.store.ledgers import MovementCause
 from posd.values import Tenant
 
 # As gift_cards_number_form in the schema.
@@ -60,7 +66,7 @@ Status = Literal["active", "blocked", "expired", "depleted"]
 
 
 @frozen
-class Card:
+class GiftCard:
     """A card as it is now. `expiry_date` is the last instant at which it is valid."""
 
     number: str
@@ -86,7 +92,7 @@ class Card:
 
 
 @frozen
-class Details:
+class CardDetails:
     """What is known of a card besides its money."""
 
     purchased_by: str | None = None
@@ -101,122 +107,130 @@ def normalise(number: str) -> str | None:
     return number if _NUMBER.fullmatch(number) else None
 
 
-def new_number() -> str:
+def generate_number() -> str:
     """A number that nobody can guess."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(_MADE_LENGTH))
 
 
-async def balances(session: Reader, tenant: Tenant, numbers: Sequence[str]) -> dict[str, Card]:
+async def balances(
+    executor: Querier, tenant: Tenant, numbers: Sequence[str]
+) -> dict[str, GiftCard]:
     """These cards and what is on them, by their normalised numbers; a number of no card is left out."""
     statement = _CARDS.format(shop=shop(tenant))
-    rows = await ledgers.call(session, statement, {"numbers": [*numbers]})
+    rows = await ledgers.run(executor, statement, {"numbers": [*numbers]})
     return {
-        number: Card(
+        number: GiftCard(
             number,
-            money.present(now_on_it, tenant.currency),
-            money.present(initial, tenant.currency),
+            money.quantized(now_on_it, tenant.currency),
+            money.quantized(initial, tenant.currency),
             *rest,
         )
         for number, now_on_it, initial, *rest in rows
     }
 
 
-async def balance(session: Session, tenant: Tenant, number: str) -> Card | None:
+async def balance(executor: Executor, tenant: Tenant, number: str) -> GiftCard | None:
     """A card and what is on it."""
     known = normalise(number)
     if known is None:
         return None
-    return (await balances(session, tenant, [known])).get(known)
+    return (await balances(executor, tenant, [known])).get(known)
 
 
 async def deduct(
-    session: Session, tenant: Tenant, number: str, amount: object, cause: Cause
-) -> Movement:
+    executor: Executor, tenant: Tenant, number: str, amount: object, cause: MovementCause
+) -> CardMovement:
     """Take money off a card.
 
     Raises `BadRequest` (`insufficient_balance` with `currentBalance`, `card_expired`, `card_blocked`)
     and `NotFound` (`unknown_card`).
     """
-    return await card_movements.make(session, tenant, deduction(tenant, number, amount, cause))
-
-
-async def top_up(
-    session: Session, tenant: Tenant, number: str, amount: object, cause: Cause
-) -> Movement:
-    """Put money on a card. Raises what `deduct` does, but for the balance."""
-    value = money.parse_positive(amount, tenant.currency, "amount")
-    return await card_movements.make(
-        session, tenant, Move(_known(number), "top_up", value, cause.columns())
+    return await card_movements.move_one(
+        executor, tenant, deduction_request(tenant, number, amount, cause)
     )
 
 
-def deduction(tenant: Tenant, number: str, amount: object, cause: Cause) -> Move:
-    """What `deduct` does, to be done by `card_movements.move`. Raises `NotFound` and `invalid_amount`."""
+async def top_up(
+    executor: Executor, tenant: Tenant, number: str, amount: object, cause: MovementCause
+) -> CardMovement:
+    """Put money on a card. Raises what `deduct` does, but for the balance."""
     value = money.parse_positive(amount, tenant.currency, "amount")
-    return Move(_known(number), "deduct", -value, cause.columns())
+    return await card_movements.move_one(
+        executor, tenant, CardMoveRequest(_known(number), "top_up", value, cause.columns())
+    )
+
+
+def deduction_request(
+    tenant: Tenant, number: str, amount: object, cause: MovementCause
+) -> CardMoveRequest:
+    """What `deduct` does, to be done by `card_movements.move_many`. Raises `NotFound` and
+    `invalid_amount`.
+    """
+    value = money.parse_positive(amount, tenant.currency, "amount")
+    return CardMoveRequest(_known(number), "deduct", -value, cause.columns())
 
 
 async def purchase(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     number: str | None,
     amount: object,
-    cause: Cause,
-    details: Details | None = None,
-) -> Movement:
+    cause: MovementCause,
+    details: CardDetails | None = None,
+) -> CardMovement:
     """Sell a new card, with a number that posd chooses if it is None.
 
     Raises `Conflict` (`card_exists`) and `Unprocessable` (`invalid_card`).
     """
-    return await _issue(session, tenant, number, "purchase", amount, cause, details)
+    return await _issue(executor, tenant, number, "purchase", amount, cause, details)
 
 
-async def sell(
-    session: Session,
+async def purchase_in_transaction(
+    executor: Executor,
     tenant: Tenant,
     number: str | None,
     amount: object,
-    cause: Cause,
-    details: Details,
-) -> tuple[Movement, Card]:
+    cause: MovementCause,
+    details: CardDetails,
+) -> tuple[CardMovement, GiftCard]:
     """As `purchase`, in a transaction, with the card that it has made.
 
     Raises `BadRequest` (`card_expired`) for one that would be of no use when it is sold.
     """
-    movement = await purchase(session, tenant, number, amount, cause, details)
-    card = await balance(session, tenant, movement.card_number)
+    movement = await purchase(executor, tenant, number, amount, cause, details)
+    card = await balance(executor, tenant, movement.card_number)
     if card is None:
-        raise unknown()
+        raise unknown_card()
     if card.is_expired and not movement.replayed:
         raise BadRequest("expiryDate is past.", code="card_expired")
     return movement, card
 
 
 async def activate(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     number: str,
     amount: object,
-    cause: Cause,
-    details: Details | None = None,
-) -> Movement:
+    cause: MovementCause,
+    details: CardDetails | None = None,
+) -> CardMovement:
     """Sell a card that lies in the shop with its number on it, whether it was entered before or not.
 
     Raises `Conflict` (`card_exists`: it is sold already), `BadRequest` (`card_expired`, `card_blocked`)
     and `Unprocessable` (`invalid_card`).
     """
-    return await _issue(session, tenant, number, "activate", amount, cause, details)
+    return await _issue(executor, tenant, number, "activate", amount, cause, details)
 
 
 async def reverse(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     number: str,
-    cause: Cause,
+    cause: MovementCause,
     *,
     key: str | None = None,
     transaction_id: int | None = None,
-) -> Movement:
+) -> CardMovement:
     """Take a movement back, named by the key it was made with or by its id; once and wholly.
 
     Called again it gives the same reversal, `replayed`. A key that no movement has leaves a tombstone
@@ -226,39 +240,41 @@ async def reverse(
     `Unprocessable` (`not_reversible`), and `BadRequest` (`insufficient_balance`) when what a sale put
     on a card has been spent.
     """
-    parameters = cause.columns() | ledgers.original(key, transaction_id)
-    return await _run(session, tenant, _REVERSE, _known(number), parameters)
+    parameters = cause.columns() | ledgers.original_reference(key, transaction_id)
+    return await _run(executor, tenant, _REVERSE, _known(number), parameters)
 
 
-async def block(session: Session, tenant: Tenant, number: str) -> Card:
+async def block(executor: Executor, tenant: Tenant, number: str) -> GiftCard:
     """Let nothing be taken off a card or put on it. Raises `NotFound` (`unknown_card`)."""
-    return await _set_blocked(session, tenant, number, blocked=True)
+    return await _set_blocked(executor, tenant, number, blocked=True)
 
 
-async def unblock(session: Session, tenant: Tenant, number: str) -> Card:
+async def unblock(executor: Executor, tenant: Tenant, number: str) -> GiftCard:
     """Take `block` back. Raises `NotFound` (`unknown_card`)."""
-    return await _set_blocked(session, tenant, number, blocked=False)
+    return await _set_blocked(executor, tenant, number, blocked=False)
 
 
-async def _set_blocked(session: Session, tenant: Tenant, number: str, *, blocked: bool) -> Card:
+async def _set_blocked(
+    executor: Executor, tenant: Tenant, number: str, *, blocked: bool
+) -> GiftCard:
     values = {"number": _known(number), "blocked": blocked}
-    await ledgers.own(session, tenant, "gift_cards", _BLOCK, values)
-    card = await balance(session, tenant, number)
+    await ledgers.run_on_own_tables(executor, tenant, "gift_cards", _BLOCK, values)
+    card = await balance(executor, tenant, number)
     if card is None:
-        raise unknown()
+        raise unknown_card()
     return card
 
 
 async def _issue(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     number: str | None,
     kind: str,
     amount: object,
-    cause: Cause,
-    details: Details | None,
-) -> Movement:
-    known = details or Details()
+    cause: MovementCause,
+    details: CardDetails | None,
+) -> CardMovement:
+    known = details or CardDetails()
     parameters = {
         **cause.columns(),
         "kind": kind,
@@ -269,24 +285,24 @@ async def _issue(
         "recipient_email": known.recipient_email,
         "expiry_date": known.expiry_date,
     }
-    wanted = new_number() if number is None else normalise(number)
-    if wanted is None:
+    issued = generate_number() if number is None else normalise(number)
+    if issued is None:
         message = "A card's number is 1 to 64 visible ASCII characters."
         raise Unprocessable(message, code="invalid_card")
-    return await _run(session, tenant, _ISSUE, wanted, parameters)
+    return await _run(executor, tenant, _ISSUE, issued, parameters)
 
 
 async def _run(
-    session: Session, tenant: Tenant, statement: str, number: str, parameters: dict[str, object]
-) -> Movement:
+    executor: Executor, tenant: Tenant, statement: str, number: str, parameters: dict[str, object]
+) -> CardMovement:
     statement = statement.format(shop=shop(tenant))
-    (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
-    return made_of(tenant, row)
+    (row,) = await ledgers.run(executor, statement, {**parameters, "number": number})
+    return load_movement(tenant, row)
 
 
 def _known(number: str) -> str:
     """The number of a card that there may be."""
-    wanted = normalise(number)
-    if wanted is None:
-        raise unknown()
-    return wanted
+    issued = normalise(number)
+    if issued is None:
+        raise unknown_card()
+    return issued

@@ -7,7 +7,7 @@ from typing import Final, TypeVar, cast
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.errors import Conflict, Unprocessable
 from posd.protocol import jsontext
 from posd.values import TenantId
@@ -37,7 +37,7 @@ _TRY: Final = """
 
 
 @frozen
-class Idempotency:
+class IdempotencyKey:
     """What names one call: the same again is a retry.
 
     `tenant_id` is None where there is no tenant before the call. `fingerprint` is the SHA-256 of what the
@@ -56,7 +56,7 @@ class Idempotency:
 
 
 @frozen
-class Answer:
+class StoredResponse:
     """A stored answer: the HTTP status and the body as JSON text."""
 
     fingerprint: bytes
@@ -65,7 +65,7 @@ class Answer:
 
 
 @frozen
-class Answered:
+class IdempotentResponse:
     """What a call is answered with; `replayed`: as an equal one was before."""
 
     status: int
@@ -73,65 +73,69 @@ class Answered:
     replayed: bool = False
 
 
-async def once(
-    session: Session,
-    call: Idempotency | None,
+async def run_once(
+    executor: Executor,
+    call: IdempotencyKey | None,
     work: Callable[[], Awaitable[tuple[int, Mapping[str, object]]]],
-) -> Answered:
+) -> IdempotentResponse:
     """Do `work` unless it was done before, and keep its answer (status and JSON) with its effect.
 
-    `session` is a transaction, in which `work` does all it does. Raises `Conflict` (`still_running`)
+    `executor` is a transaction, in which `work` does all it does. Raises `Conflict` (`still_running`)
     while the first such call runs, `Unprocessable` (`idempotency_mismatch`) when that moved something
     else, and what `work` raises, which is not kept.
     """
     if call is None:
-        return Answered(*await work())
+        return IdempotentResponse(*await work())
     scope = " ".join(map(str, call.scope))
-    if not (await session.query(_TRY, (scope,)))[0][0]:
+    if not (await executor.query(_TRY, (scope,)))[0][0]:
         raise Conflict("The first call with this key is still running.", code="still_running")
-    earlier = (await find(session, [call])).get(call.scope)
+    earlier = (await find_responses(executor, [call])).get(call.scope)
     if earlier is None:
         status, body = await work()
-        await store(session, [(call, status, jsontext.encode(body).decode())])
-        return Answered(status, body)
+        await store_responses(executor, [(call, status, jsontext.encode(body).decode())])
+        return IdempotentResponse(status, body)
     if earlier.fingerprint != call.fingerprint:
-        raise mismatch()
-    return Answered(
+        raise key_mismatch()
+    return IdempotentResponse(
         earlier.status, cast("dict[str, object]", jsontext.decode_own(earlier.body)), True
     )
 
 
-async def once_shown(
-    session: Session,
-    call: Idempotency | None,
+async def run_once_and_render(
+    executor: Executor,
+    call: IdempotencyKey | None,
     work: Callable[[], Awaitable[T]],
     show: Callable[[T], tuple[int, Mapping[str, object]]],
-) -> Answered:
-    """As `once`, where `show` makes the answer of what `work` has done."""
+) -> IdempotentResponse:
+    """As `run_once`, where `show` makes the answer of what `work` has done."""
 
     async def shown() -> tuple[int, Mapping[str, object]]:
         return show(await work())
 
-    return await once(session, call, shown)
+    return await run_once(executor, call, shown)
 
 
-def mismatch() -> Unprocessable:
+def key_mismatch() -> Unprocessable:
     """What a caller is told who used a key for two things."""
     return Unprocessable(
         "This Idempotency-Key was used for another call.", code="idempotency_mismatch"
     )
 
 
-async def find(session: Session, calls: Sequence[Idempotency]) -> dict[Scope, Answer]:
+async def find_responses(
+    executor: Executor, calls: Sequence[IdempotencyKey]
+) -> dict[Scope, StoredResponse]:
     """The stored answers to these calls, by their scope."""
-    rows = await session.query(_FIND, _columns([call.scope for call in calls]))
-    return {row[:4]: Answer(bytes(row[4]), row[5], row[6]) for row in rows}
+    rows = await executor.query(_FIND, _columns([call.scope for call in calls]))
+    return {row[:4]: StoredResponse(bytes(row[4]), row[5], row[6]) for row in rows}
 
 
-async def store(session: Session, answers: Sequence[tuple[Idempotency, int, str]]) -> None:
+async def store_responses(
+    executor: Executor, answers: Sequence[tuple[IdempotencyKey, int, str]]
+) -> None:
     """Keep the answers to these calls: status and JSON text."""
     rows = [(*call.scope, call.fingerprint, status, body) for call, status, body in answers]
-    await session.execute(_STORE, _columns(rows))
+    await executor.execute(_STORE, _columns(rows))
 
 
 def _columns(rows: Sequence[tuple[object, ...]]) -> tuple[list[object], ...]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Row, Session
+from posd.database.reconnecting import Executor, Row
 from posd.values import KeyKind, TenantId
 
 _SNAPSHOT: Final = "SELECT pg_current_snapshot()::text"
@@ -42,12 +42,12 @@ _CHANGES: Final = f"""
 
 
 @frozen
-class Snapshot:
+class KeySnapshot:
     """What was committed at a moment, as PostgreSQL writes it: `xmin:xmax:list`."""
 
     text: str
 
-    def is_after(self, other: Snapshot) -> bool:
+    def is_after(self, other: KeySnapshot) -> bool:
         """Whether it is not of an earlier time; a database that was set back gives such."""
         return self._next >= other._next
 
@@ -77,36 +77,36 @@ class StoredTenant:
 
 
 @frozen
-class Changes:
-    """What has changed up to `snapshot`."""
+class KeyChanges:
+    """What has changed up to `current_snapshot`."""
 
-    snapshot: Snapshot
+    snapshot: KeySnapshot
     keys: Sequence[StoredKey]
     tenants: Sequence[StoredTenant]
 
 
-async def snapshot(session: Session) -> Snapshot:
+async def current_snapshot(executor: Executor) -> KeySnapshot:
     """The present one: taken before the first page, it is where changes are read from."""
-    return Snapshot((await session.query(_SNAPSHOT))[0][0])
+    return KeySnapshot((await executor.query(_SNAPSHOT))[0][0])
 
 
-async def page(session: Session, after: int, limit: int) -> list[StoredKey]:
+async def load_keys(executor: Executor, after: int, limit: int) -> list[StoredKey]:
     """Up to `limit` keys that may be valid, by id, after that id."""
-    return [_key(row) for row in await session.query(_KEYS, (after, limit))]
+    return [_key(row) for row in await executor.query(_KEYS, (after, limit))]
 
 
-async def tenants(session: Session) -> list[StoredTenant]:
+async def load_tenants(executor: Executor) -> list[StoredTenant]:
     """All tenants, disabled ones too."""
-    return [StoredTenant(*row) for row in await session.query(_TENANTS)]
+    return [StoredTenant(*row) for row in await executor.query(_TENANTS)]
 
 
-async def changes(session: Session, since: Snapshot) -> Changes:
+async def load_changes(executor: Executor, since: KeySnapshot) -> KeyChanges:
     """What has been written since a snapshot, by one statement."""
-    rows = await session.query(_CHANGES, {"since": since.text})
-    now = next(Snapshot(row[1]) for row in rows if row[0] == "snapshot")
+    rows = await executor.query(_CHANGES, {"since": since.text})
+    now = next(KeySnapshot(row[1]) for row in rows if row[0] == "snapshot")
     keys = [_key((*row[2:5], row[5], row[6])) for row in rows if row[0] == "key"]
     found = [StoredTenant(row[5], row[2], row[6]) for row in rows if row[0] == "tenant"]
-    return Changes(now, keys, found)
+    return KeyChanges(now, keys, found)
 
 
 def _key(row: Row) -> StoredKey:

@@ -12,7 +12,7 @@ from typing import Final, Literal, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Reader, Row, Session
+from posd.database.reconnecting import Executor, Querier, Row
 from posd.errors import (
     BadRequest,
     Busy,
@@ -66,7 +66,7 @@ def _clipped(text: str | None) -> str | None:
 
 
 @frozen
-class Cause:
+class MovementCause:
     """Who moves something, and what about.
 
     `principal` is in whose name the key is remembered: `platform`, `tenant` or `device <id>`. `key` is
@@ -100,7 +100,7 @@ class Cause:
         }
 
 
-def original(key: str | None, transaction_id: int | None) -> dict[str, object]:
+def original_reference(key: str | None, transaction_id: int | None) -> dict[str, object]:
     """Which movement to reverse, as parameters of a statement: exactly one of the two names it."""
     if (key is None) == (transaction_id is None):
         raise ValueError("Either a key or a transaction is reversed.")
@@ -109,8 +109,8 @@ def original(key: str | None, transaction_id: int | None) -> dict[str, object]:
     return {"original_key": _usable(key), "original": transaction_id}
 
 
-async def own(
-    session: Session,
+async def run_on_own_tables(
+    executor: Executor,
     tenant: Tenant,
     people: Literal["gift_cards", "loyalty_accounts"],
     statement: str,
@@ -119,15 +119,15 @@ async def own(
     """Run a statement that names the tables of a ledger in `{schema}`.
 
     It runs only if the tables belong to posd: a view that the shop has put in the place of one would run
-    the shop's functions with posd's rights. Raises what `call` does.
+    the shop's functions with posd's rights. Raises what `run` does.
     """
     statement = _CHECK + statement.format(schema=schema(tenant))
-    return await call(
-        session, statement, {**parameters, "_schema": tenant.schema, "_people": people}
+    return await run(
+        executor, statement, {**parameters, "_schema": tenant.schema, "_people": people}
     )
 
 
-async def call(session: Reader, statement: str, parameters: dict[str, object]) -> list[Row]:
+async def run(executor: Querier, statement: str, parameters: dict[str, object]) -> list[Row]:
     """Run a statement on a ledger.
 
     Raises `NotFound` (`no_ledger`) if the shop keeps its own, and `Busy` if a movement that the shop has
@@ -135,7 +135,7 @@ async def call(session: Reader, statement: str, parameters: dict[str, object]) -
     follows the shop's movement.
     """
     try:
-        return await session.query(statement, parameters)
+        return await executor.query(statement, parameters)
     except StatementFailed as error:
         if error.sqlstate in _NO_LEDGER:
             raise no_ledger() from error
@@ -148,7 +148,7 @@ def no_ledger() -> NotFound:
     return NotFound("This shop's gift cards or points are not kept here.", code="no_ledger")
 
 
-def refuse(outcome: str) -> NoReturn:
+def raise_outcome(outcome: str) -> NoReturn:
     """Raise what an outcome means, of those that the ledgers have in common."""
     match outcome:
         case "mismatch":
@@ -170,7 +170,7 @@ def refuse(outcome: str) -> NoReturn:
             raise PosdError(f"the ledger answered {outcome!r}")
 
 
-def not_written() -> PosdError:
+def movement_suppressed() -> PosdError:
     """For a movement that has no row: a trigger of the shop has returned NULL instead of it."""
     return PosdError("a trigger on the ledger has kept a movement from being written")
 

@@ -12,11 +12,11 @@ from typing import Final, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Row, Session
+from posd.database.reconnecting import Executor, Row
 from posd.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unprocessable
 from posd.events import money
 from posd.store import ledgers, schema, shop
-from posd.store.ledgers import Cause
+from posd.store.ledgers import MovementCause
 from posd.values import Tenant
 
 MOST_POINTS: Final = 10**9
@@ -67,7 +67,7 @@ class DailyLimit:
 
 
 @frozen
-class Rules:
+class LoyaltyRules:
     """`redemption_rate` is what a point is worth, in the shop's currency.
 
     `points_per_pound` is how many points a till gives for a unit of that currency. `minimum_redeem` and
@@ -83,7 +83,7 @@ class Rules:
 
 
 @frozen
-class Movement:
+class PointsMovement:
     """A row of the ledger: `after` is `before` and the signed `points`.
 
     `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
@@ -107,32 +107,34 @@ class Movement:
 
 
 async def add(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     phone: str,
     points: object,
-    cause: Cause,
+    cause: MovementCause,
     *,
     joining: bool = False,
-) -> Movement:
+) -> PointsMovement:
     """Give a customer points; `joining` makes the account where there is none.
 
     Raises `Conflict` (`already_earned`) if the order has earned points before, by another call, and
     `Unprocessable` (`invalid_amount`) for more than an account can hold.
     """
     value = _positive(points)
-    movement, _ = await _move(session, tenant, phone, "add", value, cause, joining=joining)
+    movement, _ = await _move(executor, tenant, phone, "add", value, cause, joining=joining)
     return movement
 
 
 async def add_by_rules(
-    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
-) -> tuple[Movement, Rules]:
+    executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
+) -> tuple[PointsMovement, LoyaltyRules]:
     """As `add`, with the shop's rules, which say whether an account is made."""
-    return await _move(session, tenant, phone, "add", _positive(points), cause, joining=None)
+    return await _move(executor, tenant, phone, "add", _positive(points), cause, joining=None)
 
 
-async def count_given(session: Session, tenant: Tenant, points: int, limit: DailyLimit) -> None:
+async def count_towards_limit(
+    executor: Executor, tenant: Tenant, points: int, limit: DailyLimit
+) -> None:
     """Count points that were added in this transaction.
 
     Raises `TooManyRequests` (`too_many_points`) with the seconds until the next day; the transaction
@@ -140,7 +142,7 @@ async def count_given(session: Session, tenant: Tenant, points: int, limit: Dail
     """
     offset = int(limit.offset.total_seconds())
     parameters = {"giver": limit.giver, "points": points, "offset": offset}
-    ((given, left),) = await session.query(_COUNT_GIVEN.format(schema=schema(tenant)), parameters)
+    ((given, left),) = await executor.query(_COUNT_GIVEN.format(schema=schema(tenant)), parameters)
     if given > limit.most:
         raise TooManyRequests(
             f"A till may add {limit.most} points a day.",
@@ -151,58 +153,58 @@ async def count_given(session: Session, tenant: Tenant, points: int, limit: Dail
 
 
 async def redeem(
-    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
-) -> Movement:
+    executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
+) -> PointsMovement:
     """Take points for a discount. Raises `BadRequest` (`insufficient_points` with `currentPoints`)."""
-    movement, _ = await redeem_by_rules(session, tenant, phone, points, cause)
+    movement, _ = await redeem_by_rules(executor, tenant, phone, points, cause)
     return movement
 
 
 async def redeem_by_rules(
-    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
-) -> tuple[Movement, Rules]:
+    executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
+) -> tuple[PointsMovement, LoyaltyRules]:
     """As `redeem`, with the shop's rules."""
-    return await _move(session, tenant, phone, "redeem", -_positive(points), cause)
+    return await _move(executor, tenant, phone, "redeem", -_positive(points), cause)
 
 
 async def adjust(
-    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
-) -> Movement:
+    executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
+) -> PointsMovement:
     """Correct an account by points of either sign, but not below zero."""
     value = _whole(points)
     if value == 0:
         raise _invalid("must not be zero")
-    movement, _ = await _move(session, tenant, phone, "adjust", value, cause)
+    movement, _ = await _move(executor, tenant, phone, "adjust", value, cause)
     return movement
 
 
 async def reverse(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     phone: str,
-    cause: Cause,
+    cause: MovementCause,
     *,
     key: str | None = None,
     transaction_id: int | None = None,
-) -> Movement:
+) -> PointsMovement:
     """Take a movement back: as `giftcards.reverse` does, and with the same refusals.
 
     Points that were spent meanwhile cannot be taken back: `BadRequest` (`insufficient_points`).
     """
-    parameters = cause.columns() | ledgers.original(key, transaction_id)
-    return _movement(tenant, await _run(session, tenant, _REVERSE, phone, parameters))
+    parameters = cause.columns() | ledgers.original_reference(key, transaction_id)
+    return _movement(tenant, await _run(executor, tenant, _REVERSE, phone, parameters))
 
 
 async def _move(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     phone: str,
     kind: str,
     points: int,
-    cause: Cause,
+    cause: MovementCause,
     *,
     joining: bool | None = False,
-) -> tuple[Movement, Rules]:
+) -> tuple[PointsMovement, LoyaltyRules]:
     parameters = {
         **cause.columns(),
         "kind": kind,
@@ -210,32 +212,32 @@ async def _move(
         "joining": joining,
         "tenant": tenant.id,
     }
-    row = await _run(session, tenant, _MOVE, phone, parameters)
-    return _movement(tenant, row[:10]), Rules(*row[10:])
+    row = await _run(executor, tenant, _MOVE, phone, parameters)
+    return _movement(tenant, row[:10]), LoyaltyRules(*row[10:])
 
 
 async def _run(
-    session: Session, tenant: Tenant, statement: str, phone: str, parameters: dict[str, object]
+    executor: Executor, tenant: Tenant, statement: str, phone: str, parameters: dict[str, object]
 ) -> Row:
     statement = statement.format(shop=shop(tenant))
-    rows = await ledgers.call(session, statement, {**parameters, "phone": phone})
+    rows = await ledgers.run(executor, statement, {**parameters, "phone": phone})
     if not rows:
         # The tenant was deleted meanwhile.
         raise ledgers.no_ledger()
     return rows[0]
 
 
-def _movement(tenant: Tenant, row: Row) -> Movement:
+def _movement(tenant: Tenant, row: Row) -> PointsMovement:
     """A row of `_MOVEMENT`. Raises the `Refusal` that its outcome is."""
     outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
     if transaction_id is None:
-        raise ledgers.not_written()
+        raise ledgers.movement_suppressed()
     if discount is not None:
-        discount = money.present(discount, tenant.currency)
+        discount = money.quantized(discount, tenant.currency)
     replayed = outcome == "replayed"
-    return Movement(
+    return PointsMovement(
         transaction_id, account_id, seq, kind, before, moved, after, created_at, discount, replayed
     )
 
@@ -255,7 +257,7 @@ def _refuse(outcome: str, left: int | None) -> NoReturn:
         case "earned":
             raise Conflict("This order has earned its points already.", code="already_earned")
         case _:
-            ledgers.refuse(outcome)
+            ledgers.raise_outcome(outcome)
 
 
 def _positive(points: object) -> int:

@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Reader, Row, Session
+from posd.database.reconnecting import Executor, Querier, Row
 from posd.events import money
 from posd.store import ledgers, shop
 from posd.values import Tenant
@@ -35,7 +35,7 @@ _OPEN: Final = """
 
 
 @frozen
-class Transaction:
+class PointsTransaction:
     """A movement in a customer's list, newest first."""
 
     transaction_id: int
@@ -48,7 +48,7 @@ class Transaction:
 
 
 @frozen
-class Account:
+class LoyaltyAccount:
     """A customer's account as it is now.
 
     `total_earned` and `total_redeemed` count what was not reversed. `total_spent` is the shop's figure.
@@ -63,27 +63,29 @@ class Account:
     total_redeemed: int
     total_spent: Decimal
     member_since: datetime
-    recent: tuple[Transaction, ...]
+    recent: tuple[PointsTransaction, ...]
 
 
-async def account(session: Reader, tenant: Tenant, phone: str) -> Account | None:
+async def find_account(executor: Querier, tenant: Tenant, phone: str) -> LoyaltyAccount | None:
     """A customer's account with its last ten movements."""
-    return (await accounts(session, tenant, [phone])).get(phone)
+    return (await find_accounts(executor, tenant, [phone])).get(phone)
 
 
-async def accounts(session: Reader, tenant: Tenant, phones: Sequence[str]) -> dict[str, Account]:
+async def find_accounts(
+    executor: Querier, tenant: Tenant, phones: Sequence[str]
+) -> dict[str, LoyaltyAccount]:
     """These customers' accounts; a number that has none is left out."""
     statement = _ACCOUNTS.format(shop=shop(tenant))
     found: dict[str, list[Row]] = {}
-    for row in await ledgers.call(session, statement, {"phones": [*phones], "recent": _RECENT}):
+    for row in await ledgers.run(executor, statement, {"phones": [*phones], "recent": _RECENT}):
         found.setdefault(row[1], []).append(row)
     return {phone: _account(tenant, rows) for phone, rows in found.items()}
 
 
-def _account(tenant: Tenant, rows: Sequence[Row]) -> Account:
+def _account(tenant: Tenant, rows: Sequence[Row]) -> LoyaltyAccount:
     """An account: a row for each of its last movements, or one without."""
     account_id, phone, name, email, points, earned, redeemed, spent, since = rows[0][:9]
-    return Account(
+    return LoyaltyAccount(
         id=account_id,
         phone=phone,
         name=name,
@@ -91,14 +93,14 @@ def _account(tenant: Tenant, rows: Sequence[Row]) -> Account:
         points=points,
         total_earned=earned,
         total_redeemed=redeemed,
-        total_spent=money.present(spent, tenant.currency),
+        total_spent=money.quantized(spent, tenant.currency),
         member_since=since,
-        recent=tuple(Transaction(*row[9:]) for row in rows if row[9] is not None),
+        recent=tuple(PointsTransaction(*row[9:]) for row in rows if row[9] is not None),
     )
 
 
 async def open_account(
-    session: Session,
+    executor: Executor,
     tenant: Tenant,
     phone: str,
     *,
@@ -107,5 +109,7 @@ async def open_account(
 ) -> int:
     """Make a customer's account, or add to one what is known now; its id."""
     values: dict[str, object] = {"phone": phone, "name": name, "email": email}
-    ((account_id,),) = await ledgers.own(session, tenant, "loyalty_accounts", _OPEN, values)
+    ((account_id,),) = await ledgers.run_on_own_tables(
+        executor, tenant, "loyalty_accounts", _OPEN, values
+    )
     return int(account_id)

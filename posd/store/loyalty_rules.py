@@ -11,65 +11,67 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Final
 
-from posd.database.link import Reader, Session
+from posd.database.reconnecting import Executor, Querier
 from posd.errors import Unprocessable
 from posd.store import loyalty
-from posd.store.ledgers import Cause
-from posd.store.loyalty import RULES, DailyLimit, Movement, Rules
+from posd.store.ledgers import MovementCause
+from posd.store.loyalty import RULES, DailyLimit, LoyaltyRules, PointsMovement
 from posd.values import Tenant
 
 _READ: Final = f"SELECT {RULES} FROM dinedesk_main.tenants AS t WHERE t.id = %s"
 
-Moving = Callable[[Session, Tenant, str, object, Cause], Awaitable[Movement]]
-"""`add` or `redeem`."""
+Moving = Callable[[Executor, Tenant, str, object, MovementCause], Awaitable[PointsMovement]]
+"""`add_points` or `redeem_points`."""
 
 
-async def read(session: Reader, tenant: Tenant) -> Rules:
+async def load_rules(executor: Querier, tenant: Tenant) -> LoyaltyRules:
     """A tenant's rules. One that was deleted meanwhile has no ledger either, so it does not matter."""
-    rows = await session.query(_READ, (tenant.id,))
-    return Rules(*rows[0]) if rows else Rules(False, False, Decimal(0), Decimal(0), 1, 1)
+    rows = await executor.query(_READ, (tenant.id,))
+    return (
+        LoyaltyRules(*rows[0]) if rows else LoyaltyRules(False, False, Decimal(0), Decimal(0), 1, 1)
+    )
 
 
-async def add(
-    session: Session,
+async def add_points(
+    executor: Executor,
     tenant: Tenant,
     phone: str,
     points: object,
-    cause: Cause,
+    cause: MovementCause,
     limit: DailyLimit | None = None,
-) -> Movement:
+) -> PointsMovement:
     """As `loyalty.add`, under the rules, in a transaction.
 
     Raises `Unprocessable` (`loyalty_disabled`) and `TooManyRequests` (`too_many_points`) too.
     """
-    movement, rules = await loyalty.add_by_rules(session, tenant, phone, points, cause)
+    movement, rules = await loyalty.add_by_rules(executor, tenant, phone, points, cause)
     if not movement.replayed:
         _check_enabled(rules)
         if limit is not None:
-            await loyalty.count_given(session, tenant, movement.points, limit)
+            await loyalty.count_towards_limit(executor, tenant, movement.points, limit)
     return movement
 
 
-async def redeem(
-    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
-) -> Movement:
+async def redeem_points(
+    executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
+) -> PointsMovement:
     """As `loyalty.redeem`, under the rules, in a transaction.
 
     Raises `Unprocessable` (`loyalty_disabled`, `invalid_amount`) too.
     """
-    movement, rules = await loyalty.redeem_by_rules(session, tenant, phone, points, cause)
+    movement, rules = await loyalty.redeem_by_rules(executor, tenant, phone, points, cause)
     if not movement.replayed:
         _check_enabled(rules)
         _check_redeemable(rules, -movement.points)
     return movement
 
 
-def _check_enabled(rules: Rules) -> None:
+def _check_enabled(rules: LoyaltyRules) -> None:
     if not rules.enabled:
         raise Unprocessable("This shop has no loyalty points.", code="loyalty_disabled")
 
 
-def _check_redeemable(rules: Rules, points: int) -> None:
+def _check_redeemable(rules: LoyaltyRules, points: int) -> None:
     if points < rules.minimum_redeem:
         what = f"must be {rules.minimum_redeem} or more"
     elif points % rules.increment:

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.errors import NotFound
-from posd.events.print_status import Report, Said, before
+from posd.events.print_status import PrintReport, ReportedStatus, before
 from posd.values import PrintStatus, Seq, StreamName, Tenant, TenantId
 
 _NOTE: Final = """
@@ -60,7 +60,7 @@ class PendingPosition:
 
 
 @frozen
-class Open:
+class OpenOrder:
     """An order that is still to be made; the snapshot is JSON text."""
 
     order_id: str
@@ -69,7 +69,7 @@ class Open:
 
 
 @frozen
-class Wanted:
+class PendingQuery:
     """Which open orders: those changed `since` then that stand `after` a place, so many and so much."""
 
     limit: int
@@ -79,20 +79,20 @@ class Wanted:
 
 
 @frozen
-class Page:
+class PendingPage:
     """Open orders, the oldest first, and the position in the stream at which that is how it was.
 
     `next` is the place of the last one, if there are more.
     """
 
-    orders: Sequence[Open]
+    orders: Sequence[OpenOrder]
     next: PendingPosition | None
     last_seq: Seq
     stream_id: UUID
 
 
 @frozen
-class Reporter:
+class OrderReporter:
     """What one terminal has said about an order, and when it first did."""
 
     device_id: str
@@ -103,7 +103,7 @@ class Reporter:
 
 
 @frozen
-class Kept:
+class OrderRecord:
     """All that is known of an order; the snapshot is JSON text."""
 
     order_id: str
@@ -114,11 +114,11 @@ class Kept:
     accepted_at: datetime | None
     printed_at: datetime | None
     paid_at: datetime | None
-    terminals: Sequence[Reporter]
+    terminals: Sequence[OrderReporter]
 
 
-async def note(
-    session: Session, tenant: Tenant, report: Report, device_id: str | None
+async def record_report(
+    executor: Executor, tenant: Tenant, report: PrintReport, device_id: str | None
 ) -> PrintStatus | None:
     """Note what a till says of an order; its print status now, None if there is no such order."""
     values = {
@@ -129,62 +129,66 @@ async def note(
         "reason": report.reason,
         "status": report.status.value,
         "before": [each.value for each in before(report.status)],
-        "accepted": report.said is Said.ACCEPTED,
-        "printed": report.said is Said.PRINTED,
-        "failed": report.said is Said.FAILED,
-        "paid": report.said is Said.PAID,
+        "accepted": report.said is ReportedStatus.ACCEPTED,
+        "printed": report.said is ReportedStatus.PRINTED,
+        "failed": report.said is ReportedStatus.FAILED,
+        "paid": report.said is ReportedStatus.PAID,
     }
-    ((status,),) = await session.query(_NOTE, values)
+    ((status,),) = await executor.query(_NOTE, values)
     return None if status is None else PrintStatus(status)
 
 
-async def begin_anew(session: Session, tenant_id: TenantId, order_id: str, snapshot: str) -> None:
+async def replace_order(
+    executor: Executor, tenant_id: TenantId, order_id: str, snapshot: str
+) -> None:
     """Forget how far the earlier order of this id came: the one of `snapshot` takes its place."""
     values = {"tenant": tenant_id, "order": order_id, "snapshot": snapshot}
-    await session.execute(_BEGIN_ANEW, values)
+    await executor.execute(_BEGIN_ANEW, values)
 
 
-async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
+async def find_order(executor: Executor, tenant: Tenant, order_id: str) -> OrderRecord | None:
     """An order and what terminals have said about it."""
-    rows = await session.query(_ONE, (tenant.id, order_id))
+    rows = await executor.query(_ONE, (tenant.id, order_id))
     if not rows:
         return None
     found, snapshot, status, pushed, received, accepted, printed, paid = rows[0][:8]
-    said = [Reporter(*row[8:]) for row in rows if row[8] is not None]
+    said = [OrderReporter(*row[8:]) for row in rows if row[8] is not None]
     times = (pushed, received, accepted, printed, paid)
-    return Kept(found, snapshot, PrintStatus(status), *times, said)
+    return OrderRecord(found, snapshot, PrintStatus(status), *times, said)
 
 
-async def still_open(session: Session, tenant: Tenant, wanted: Wanted) -> Page:
+async def pending_orders(
+    executor: Executor, tenant: Tenant, requested: PendingQuery
+) -> PendingPage:
     """Orders that are neither printed nor in a final status: the first one whatever its size."""
-    place = wanted.after or PendingPosition("-infinity", "")
+    place = requested.after or PendingPosition("-infinity", "")
     values = {
         "tenant": tenant.id,
-        "since": wanted.since,
+        "since": requested.since,
         "from": place.created_at,
         "after": place.order_id,
-        "limit": wanted.limit,
-        "bytes": wanted.most_bytes,
+        "limit": requested.limit,
+        "bytes": requested.most_bytes,
     }
-    rows = await session.query(_OPEN, values)
+    rows = await executor.query(_OPEN, values)
     if not rows:
         raise NotFound("This tenant was deleted.", code="unknown_tenant")
     (last_seq, stream_id, *_), *rest = rows
-    found = [Open(*row[2:5]) for row in rest if row[3] is not None]
+    found = [OpenOrder(*row[2:5]) for row in rest if row[3] is not None]
     further = None
     if len(found) < len(rest):
         further = PendingPosition(rest[-1][5], found[-1].order_id)
-    return Page(found, further, last_seq, UUID(stream_id))
+    return PendingPage(found, further, last_seq, UUID(stream_id))
 
 
-async def confirmed(
-    session: Session, ids: Iterable[TenantId], final: Collection[str]
+async def confirmed_positions(
+    executor: Executor, ids: Iterable[TenantId], final: Collection[str]
 ) -> dict[StreamName, Seq]:
     """Up to where what tills said about orders confirms everything, where that is news."""
-    rows = await session.query(_CONFIRMED, (list(ids), sorted(final)))
+    rows = await executor.query(_CONFIRMED, (list(ids), sorted(final)))
     return {(tenant_id, UUID(stream_id)): seq for tenant_id, stream_id, seq in rows}
 
 
-async def mark(session: Session, ids: Iterable[TenantId]) -> None:
+async def update_print_status(executor: Executor, ids: Iterable[TenantId]) -> None:
     """Note of these tenants' orders what was sent and what was acknowledged meanwhile."""
-    await session.execute(_MARK, (list(ids),))
+    await executor.execute(_MARK, (list(ids),))

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from posd.database.link import Row, Session
+from posd.database.reconnecting import Executor, Row
 from posd.store import stream
-from posd.values import Opening, Seq, Tenant, TenantId
+from posd.values import Seq, SessionStart, Tenant, TenantId
 
 _LEASE: Final = """
     INSERT INTO dinedesk_main.pos_nodes (node_id, lease_until)
@@ -22,7 +22,7 @@ _LEASE: Final = """
 """
 # With a dead node its connections go (ON DELETE CASCADE). A minute's grace keeps a node that was only
 # slow from having to write them anew. Nodes have read what they were told long before.
-_BURY: Final = """
+_REMOVE_DEAD_NODES: Final = """
     DELETE FROM dinedesk_main.pos_nodes WHERE lease_until < now() - interval '1 minute';
     DELETE FROM dinedesk_main.pos_control WHERE told_at < now() - interval '10 minutes'
 """
@@ -35,7 +35,7 @@ _CONNECTED: Final = """
            AS c(connection_id, tenant_id, device_id, connected_at)
     ON CONFLICT (connection_id) DO NOTHING
 """
-_SEEN: Final = """
+_UPDATE_CONNECTIONS: Final = """
     UPDATE dinedesk_main.pos_connections AS c
        SET last_seen_at = clock_timestamp() - s.ago * interval '1 second', sent_seq = s.sent_seq
       FROM unnest(%s::uuid[], %s::float8[], %s::bigint[]) AS s(connection_id, ago, sent_seq)
@@ -73,7 +73,7 @@ _DISCONNECT: Final = """
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
-_PLACES: Final = "SELECT * FROM dinedesk_main.pos_places(%s::integer[], %s::text[])"
+_DEVICE_CURSORS: Final = "SELECT * FROM dinedesk_main.pos_places(%s::integer[], %s::text[])"
 # A device that was never seen begins at the head: nobody prints last month's orders. In one order
 # everywhere, so that two nodes do not wait for each other.
 _REGISTER: Final = """
@@ -131,7 +131,7 @@ _PROGRESS: Final = """
      WHERE h.tenant_id = p.tenant_id
        AND (h.sent_seq < least(p.sent, h.last_seq) OR h.received_seq < least(p.received, h.last_seq))
 """
-_ELSEWHERE: Final = """
+_ON_OTHER_NODES: Final = """
     SELECT c.tenant_id, count(*) FROM dinedesk_main.pos_connected AS c
      WHERE c.tenant_id = ANY (%s) AND c.node_id <> %s::uuid GROUP BY c.tenant_id
 """
@@ -153,7 +153,7 @@ _NACKS: Final = """
      ORDER BY h.tenant_id, n.seq, n.device_id, n.number
     ON CONFLICT (tenant_id, seq, device_id) DO NOTHING
 """
-_SAID: Final = """
+_INSERT_MESSAGES: Final = """
     INSERT INTO dinedesk_main.pos_unsequenced (tenant_id, event_type, event_data, device_id)
     SELECT s.* FROM unnest(%s::integer[], %s::text[], %s::json[], %s::text[]) AS s
 """
@@ -169,24 +169,26 @@ Place = tuple[TenantId, str | None]
 """A terminal as its cursor names it: tenant, device."""
 
 
-async def lease(session: Session, node_id: UUID, seconds: float) -> bool:
+async def renew_lease(executor: Executor, node_id: UUID, seconds: float) -> bool:
     """Renew this node's claim to be alive, and bury the nodes that have not done so.
 
     True: the books did not know the node, so they know none of its connections either.
     """
-    rows = await session.query(_LEASE, {"node": str(node_id), "seconds": seconds})
-    await session.execute(_BURY)
+    rows = await executor.query(_LEASE, {"node": str(node_id), "seconds": seconds})
+    await executor.execute(_REMOVE_DEAD_NODES)
     return bool(rows[0][0])
 
 
-async def leave(session: Session, node_id: UUID) -> None:
+async def remove_node(executor: Executor, node_id: UUID) -> None:
     """Take a node and its connections out of the books at once."""
-    await session.execute(_LEAVE, (str(node_id),))
+    await executor.execute(_LEAVE, (str(node_id),))
 
 
-async def connected(session: Session, node_id: UUID, connections: Sequence[Connection]) -> None:
+async def insert_connections(
+    executor: Executor, node_id: UUID, connections: Sequence[Connection]
+) -> None:
     """Enter connections. Fails on the constraint `NODE_KNOWN` if the node has no lease."""
-    await session.execute(_CONNECTED, (str(node_id), *_connection_columns(connections)))
+    await executor.execute(_CONNECTED, (str(node_id), *_connection_columns(connections)))
 
 
 def _connection_columns(connections: Sequence[Connection]) -> tuple[list[object], ...]:
@@ -194,44 +196,48 @@ def _connection_columns(connections: Sequence[Connection]) -> tuple[list[object]
     return [str(each) for each in ids], list(tenants), list(devices), list(since)
 
 
-async def seen(session: Session, sightings: Sequence[tuple[UUID, float, Seq]]) -> None:
+async def update_connections(
+    executor: Executor, sightings: Sequence[tuple[UUID, float, Seq]]
+) -> None:
     """Renew what is known of connections: id, how many seconds ago it was last heard of, up to where
     events were sent."""
     ids, ago, sent = zip(*sightings, strict=True)
-    await session.execute(_SEEN, ([str(each) for each in ids], list(ago), list(sent)))
+    await executor.execute(
+        _UPDATE_CONNECTIONS, ([str(each) for each in ids], list(ago), list(sent))
+    )
 
 
-async def disconnected(session: Session, ids: Iterable[UUID]) -> None:
+async def delete_connections(executor: Executor, ids: Iterable[UUID]) -> None:
     """Take connections out of the books."""
-    await session.execute(_DISCONNECTED, ([str(each) for each in ids],))
+    await executor.execute(_DISCONNECTED, ([str(each) for each in ids],))
 
 
-async def claim(session: Session, connections: Sequence[Connection]) -> set[UUID]:
+async def claim_devices(executor: Executor, connections: Sequence[Connection]) -> set[UUID]:
     """Make each connection its device's one live connection; older ones are told on every node.
 
     Returns those that are not: a newer connection has claimed the device.
     """
     columns = _connection_columns(connections)
-    rows = await session.query(_CLAIM, (*columns, columns[0]))
+    rows = await executor.query(_CLAIM, (*columns, columns[0]))
     return {UUID(connection_id) for connection_id, newer, _ in rows if newer}
 
 
-async def disconnect(session: Session, tenant_id: TenantId, device_id: str) -> int | None:
+async def request_disconnect(executor: Executor, tenant_id: TenantId, device_id: str) -> int | None:
     """Have a device's connections closed on every node; how many. None if there is no such device."""
-    rows = await session.query(_DISCONNECT, (tenant_id, device_id))
+    rows = await executor.query(_DISCONNECT, (tenant_id, device_id))
     return sum(connected for connected, _ in rows) if rows else None
 
 
-async def openings(
-    session: Session, wanted: Sequence[Place], most_devices: int
-) -> dict[Place, Opening]:
+async def load_session_starts(
+    executor: Executor, requested: Sequence[Place], most_devices: int
+) -> dict[Place, SessionStart]:
     """Where terminals stand, registering devices that were never seen.
 
-    Without what they refused, which `refused` tells. A terminal is missing if its tenant is gone, or has
-    too many devices to take another one.
+    Without what they refused, which `load_refused_events` tells. A terminal is missing if its tenant is
+    gone, or has too many devices to take another one.
     """
-    tenants, devices = zip(*wanted, strict=True)
-    rows = await session.query(_PLACES, (list(tenants), list(devices)))
+    tenants, devices = zip(*requested, strict=True)
+    rows = await executor.query(_DEVICE_CURSORS, (list(tenants), list(devices)))
     new = {
         (tenant_id, device_id): known
         for tenant_id, device_id, *_, known, _, acked, _, _, _ in rows
@@ -241,15 +247,15 @@ async def openings(
     if new:
         columns = [*zip(*new, strict=True), tuple(new.values())]
         values = (*map(list, columns), most_devices)
-        cursors = {(row[0], row[1]): row[2] for row in await session.query(_REGISTER, values)}
+        cursors = {(row[0], row[1]): row[2] for row in await executor.query(_REGISTER, values)}
     return {
-        (row[0], row[1]): _opening(row, cursors.get((row[0], row[1])))
+        (row[0], row[1]): _session_start(row, cursors.get((row[0], row[1])))
         for row in rows
         if (row[0], row[1]) not in new or (row[0], row[1]) in cursors
     }
 
 
-def _opening(row: Row, registered: Seq | None) -> Opening:
+def _session_start(row: Row, registered: Seq | None) -> SessionStart:
     tenant_id, device_id, stream_id, last_seq, pruned_seq, at, *of_device = row
     _, acked_before, acked, recalled, astray, renamed_ago = of_device
     head = stream.load_head((tenant_id, stream_id, last_seq, pruned_seq))
@@ -257,53 +263,59 @@ def _opening(row: Row, registered: Seq | None) -> Opening:
     if registered is not None:
         # It begins now, with the present stream.
         acked, astray, renamed_ago = registered, False, None
-    return Opening(
+    return SessionStart(
         *(head, acked, legacy, at), recalled=recalled, astray=astray, renamed_ago=renamed_ago
     )
 
 
-async def refused(
-    session: Session, tenant: Tenant, cursors: Sequence[tuple[str, Seq]]
+async def load_refused_events(
+    executor: Executor, tenant: Tenant, cursors: Sequence[tuple[str, Seq]]
 ) -> dict[str, frozenset[Seq]]:
     """What devices have refused after their cursors, by device."""
     devices, acked = zip(*cursors, strict=True)
     values = (list(devices), list(acked), tenant.id)
     found: dict[str, set[Seq]] = {device: set() for device in devices}
-    for device, seq in await session.query(_REFUSED, values):
+    for device, seq in await executor.query(_REFUSED, values):
         found[device].add(seq)
     return {device: frozenset(seqs) for device, seqs in found.items()}
 
 
-async def progress(session: Session, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]) -> None:
+async def update_progress(
+    executor: Executor, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]
+) -> None:
     """Note how far the best till of each tenant is: tenant, name of the stream, sent, received."""
     tenants, streams, sent, received = zip(*heads, strict=True)
     names = [str(each) for each in streams]
-    await session.execute(_PROGRESS, (list(tenants), names, list(sent), list(received)))
+    await executor.execute(_PROGRESS, (list(tenants), names, list(sent), list(received)))
 
 
-async def nacks(session: Session, refused: Sequence[tuple[TenantId, Seq, str, str, UUID]]) -> None:
+async def insert_nacks(
+    executor: Executor, refused: Sequence[tuple[TenantId, Seq, str, str, UUID]]
+) -> None:
     """Note events that terminals could not process: tenant, position, device, reason, history.
 
     In another history than the stream's the position is no event's, or another one's.
     """
     tenants, seqs, devices, reasons, streams = zip(*refused, strict=True)
     columns = list(tenants), list(seqs), list(devices), list(reasons)
-    await session.execute(_NACKS, (*columns, [str(each) for each in streams]))
+    await executor.execute(_NACKS, (*columns, [str(each) for each in streams]))
 
 
-async def said(session: Session, messages: Sequence[tuple[TenantId, str, str, str | None]]) -> None:
+async def insert_messages(
+    executor: Executor, messages: Sequence[tuple[TenantId, str, str, str | None]]
+) -> None:
     """Log what terminals said: tenant, event type, JSON text, device."""
     columns = tuple(list(column) for column in zip(*messages, strict=True))
-    await session.execute(_SAID, columns)
+    await executor.execute(_INSERT_MESSAGES, columns)
 
 
-async def elsewhere(
-    session: Session, node_id: UUID, ids: Iterable[TenantId]
+async def count_on_other_nodes(
+    executor: Executor, node_id: UUID, ids: Iterable[TenantId]
 ) -> dict[TenantId, int]:
     """How many connections each of these tenants has on other nodes than this, if any."""
-    return dict(await session.query(_ELSEWHERE, (list(ids), str(node_id))))
+    return dict(await executor.query(_ON_OTHER_NODES, (list(ids), str(node_id))))
 
 
-async def counts(session: Session) -> list[tuple[str, int]]:
+async def count_by_tenant(executor: Executor) -> list[tuple[str, int]]:
     """How many connections each tenant has that has any, on all nodes."""
-    return [(slug, count) for slug, count in await session.query(_COUNTS)]
+    return [(slug, count) for slug, count in await executor.query(_COUNTS)]

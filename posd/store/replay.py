@@ -9,7 +9,7 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.values import Seq, Tenant, TenantId
 
 _WHERE: Final = """
@@ -35,7 +35,7 @@ _BETWEEN: Final = """
       FROM dinedesk_main.pos_events WHERE tenant_id = %s AND seq > %s AND seq <= %s
 """
 # Nodes send the terminal home, if it is with one of them, as they do with one that is disabled.
-_WISH: Final = """
+_REQUEST: Final = """
     WITH wished AS (
         UPDATE dinedesk_main.pos_cursors AS c SET replay_after = %(after)s
           FROM dinedesk_main.pos_heads AS h
@@ -46,11 +46,11 @@ _WISH: Final = """
     )
     SELECT dinedesk_main.pos_tell('tenant ' || tenant_id) FROM wished
 """
-_WISHED: Final = """
+_REQUESTED: Final = """
     SELECT tenant_id, device_id FROM dinedesk_main.pos_cursors
      WHERE replay_after IS NOT NULL AND tenant_id = ANY (%s)
 """
-_FULFIL: Final = """
+_REWIND: Final = """
     UPDATE dinedesk_main.pos_cursors
        SET acked_seq = least(acked_seq, replay_after), replay_after = NULL, replayed_at = clock_timestamp()
      WHERE tenant_id = %s AND device_id = %s AND replay_after IS NOT NULL
@@ -72,45 +72,51 @@ class TerminalPosition:
     connected: int
 
 
-async def place(session: Session, tenant: Tenant, device_id: str) -> TerminalPosition | None:
+async def terminal_position(
+    executor: Executor, tenant: Tenant, device_id: str
+) -> TerminalPosition | None:
     """Where a terminal stands; None if the tenant has no such one."""
-    rows = await session.query(_WHERE, (tenant.id, device_id))
+    rows = await executor.query(_WHERE, (tenant.id, device_id))
     return TerminalPosition(UUID(rows[0][0]), *rows[0][1:]) if rows else None
 
 
-async def devices(session: Session, tenant: Tenant) -> list[str]:
+async def device_ids(executor: Executor, tenant: Tenant) -> list[str]:
     """The names of a tenant's terminals."""
-    return [name for (name,) in await session.query(_DEVICES, (tenant.id,))]
+    return [name for (name,) in await executor.query(_DEVICES, (tenant.id,))]
 
 
-async def first_since(session: Session, tenant: Tenant, when: datetime) -> Seq | None:
+async def first_event_since(executor: Executor, tenant: Tenant, when: datetime) -> Seq | None:
     """The first event that is not from before then; None if there is none."""
-    ((seq,),) = await session.query(_SINCE, (tenant.id, when))
+    ((seq,),) = await executor.query(_SINCE, (tenant.id, when))
     return None if seq is None else int(seq)
 
 
-async def between(session: Session, tenant: Tenant, after: Seq, last: Seq) -> tuple[int, int]:
+async def count_between(
+    executor: Executor, tenant: Tenant, after: Seq, last: Seq
+) -> tuple[int, int]:
     """How many events there are after a position up to another one, and how many new orders."""
-    ((events, orders),) = await session.query(_BETWEEN, (tenant.id, after, last))
+    ((events, orders),) = await executor.query(_BETWEEN, (tenant.id, after, last))
     return events, orders
 
 
-async def wish(
-    session: Session, tenant: Tenant, device_id: str, stream_id: UUID, after: Seq
+async def request_replay(
+    executor: Executor, tenant: Tenant, device_id: str, stream_id: UUID, after: Seq
 ) -> bool:
     """Have a terminal sent all after a position again, from its next connection on, which is soon.
 
     False if that cannot be by now: the events are gone, or not acknowledged yet, or the stream is another.
     """
     values = {"tenant": tenant.id, "device": device_id, "stream": str(stream_id), "after": after}
-    return bool(await session.query(_WISH, values))
+    return bool(await executor.query(_REQUEST, values))
 
 
-async def wished(session: Session, ids: Iterable[TenantId]) -> set[tuple[TenantId, str]]:
+async def requested_replays(
+    executor: Executor, ids: Iterable[TenantId]
+) -> set[tuple[TenantId, str]]:
     """The terminals of these tenants that are to come for events that they have had."""
-    return {(row[0], row[1]) for row in await session.query(_WISHED, (list(ids),))}
+    return {(row[0], row[1]) for row in await executor.query(_REQUESTED, (list(ids),))}
 
 
-async def fulfil(session: Session, tenant_id: TenantId, device_id: str) -> None:
+async def rewind_cursor(executor: Executor, tenant_id: TenantId, device_id: str) -> None:
     """Move a terminal's cursor back, now that it comes."""
-    await session.execute(_FULFIL, (tenant_id, device_id))
+    await executor.execute(_REWIND, (tenant_id, device_id))

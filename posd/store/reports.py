@@ -6,7 +6,7 @@ from typing import Final
 
 from attrs import asdict
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.events.daily_reports import AMOUNTS, DETAILS, DailyReport
 from posd.protocol import jsontext
 from posd.store import schema
@@ -42,8 +42,8 @@ _KEEP: Final = """
 """
 
 
-async def keep(
-    session: Session, tenant: Tenant, report: DailyReport, device_id: str | None
+async def store_report(
+    executor: Executor, tenant: Tenant, report: DailyReport, device_id: str | None
 ) -> int | None:
     """Store a report in place of the one that there was of its day, which is kept as an amendment.
 
@@ -60,7 +60,7 @@ async def keep(
     }
     values |= {name: figures.amounts.get(name) for name in AMOUNTS}
     values |= {name: _json(figures.details.get(name)) for name in DETAILS}
-    rows = await session.query(_KEEP.format(schema=schema(tenant)), values)
+    rows = await executor.query(_KEEP.format(schema=schema(tenant)), values)
     return rows[0][0] if rows else None
 
 

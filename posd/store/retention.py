@@ -12,7 +12,7 @@ from uuid import UUID
 
 from attrs import asdict, frozen
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.values import Tenant, TenantId
 
 BATCH: Final = 500
@@ -77,7 +77,7 @@ _ANSWERS_THAT_WOULD_GO: Final = """
 
 
 @frozen
-class Gone:
+class PrunedCounts:
     """How much of a tenant was pruned. `expired` are those of the `events` that nobody had acknowledged."""
 
     events: int = 0
@@ -91,92 +91,92 @@ class Gone:
         """How many there were in all."""
         return self.events + self.messages + self.nacks + self.orders
 
-    def __add__(self, other: Gone) -> Gone:
+    def __add__(self, other: PrunedCounts) -> PrunedCounts:
         mine, others = asdict(self), asdict(other)
-        return Gone(**{name: mine[name] + others[name] for name in mine})
+        return PrunedCounts(**{name: mine[name] + others[name] for name in mine})
 
     def __bool__(self) -> bool:
         return self.rows > 0
 
 
 @frozen
-class Due:
+class DueTenant:
     """A tenant that it is time to prune, and up to when."""
 
     tenant_id: TenantId
     before: datetime
 
 
-async def cutoff(session: Session, seconds: float) -> datetime:
+async def cutoff_time(executor: Executor, seconds: float) -> datetime:
     """When it was so long ago, by the clock that events are dated by."""
-    ((when,),) = await session.query(_CUTOFF, (seconds,))
+    ((when,),) = await executor.query(_CUTOFF, (seconds,))
     assert isinstance(when, datetime)
     return when
 
 
-async def due(
-    session: Session, keep: float, *, early: float, late: float, night: Collection[int]
-) -> list[Due]:
+async def due_tenants(
+    executor: Executor, keep: float, *, early: float, late: float, night: Collection[int]
+) -> list[DueTenant]:
     """Tenants that have what is older than `keep` seconds by `late` more, the longest overdue first.
 
     `early` is that in the hours of the `night`.
     """
     values = {"keep": keep, "early": early, "late": late, "night": sorted(night)}
-    return [Due(*row) for row in await session.query(_DUE, values)]
+    return [DueTenant(*row) for row in await executor.query(_DUE, values)]
 
 
-async def lease(session: Session, node_id: UUID, seconds: float) -> bool:
+async def renew_lease(executor: Executor, node_id: UUID, seconds: float) -> bool:
     """Be the one node that prunes, for so long; False if another one is."""
-    rows = await session.query(_LEASE, {"node": str(node_id), "seconds": seconds})
+    rows = await executor.query(_LEASE, {"node": str(node_id), "seconds": seconds})
     return bool(rows)
 
 
-async def leave(session: Session, node_id: UUID) -> None:
+async def release_lease(executor: Executor, node_id: UUID) -> None:
     """Be that no longer."""
-    await session.execute(_LEAVE, (str(node_id),))
+    await executor.execute(_LEAVE, (str(node_id),))
 
 
 async def prune(
-    session: Session,
+    executor: Executor,
     tenant_id: TenantId,
     before: datetime,
     final: Collection[str],
     at_most: int | None = None,
-) -> tuple[Gone, bool]:
+) -> tuple[PrunedCounts, bool]:
     """Delete one batch of what is from before then; what, and whether that was all.
 
     A batch is `at_most` rows of a table, or `BATCH`. `final` are the statuses of orders that are at their
     end.
     """
-    rows = await session.query(_PRUNE, (tenant_id, before, sorted(final), at_most or BATCH))
+    rows = await executor.query(_PRUNE, (tenant_id, before, sorted(final), at_most or BATCH))
     if not rows:
-        return Gone(), True
+        return PrunedCounts(), True
     ((*counts, done),) = rows
-    return Gone(*counts), done
+    return PrunedCounts(*counts), done
 
 
-async def prune_answers(session: Session, before: datetime) -> int:
+async def prune_answers(executor: Executor, before: datetime) -> int:
     """Delete one batch of stored answers from before then, of all tenants; how many."""
-    ((count,),) = await session.query(_PRUNE_ANSWERS, (before, BATCH))
+    ((count,),) = await executor.query(_PRUNE_ANSWERS, (before, BATCH))
     return int(count)
 
 
-async def prune_deleted(session: Session) -> int:
+async def prune_deleted(executor: Executor) -> int:
     """Delete one batch of rows of tenants that were deleted; how many."""
-    ((count,),) = await session.query(_PRUNE_DELETED, (BATCH,))
+    ((count,),) = await executor.query(_PRUNE_DELETED, (BATCH,))
     return int(count)
 
 
-async def would_go(
-    session: Session, tenant: Tenant, before: datetime, final: Collection[str]
-) -> Gone:
+async def count_prunable(
+    executor: Executor, tenant: Tenant, before: datetime, final: Collection[str]
+) -> PrunedCounts:
     """What `prune` would delete of a tenant by and by."""
     values = {"tenant": tenant.id, "before": before, "final": sorted(final)}
-    rows = await session.query(_WOULD_GO, values)
-    return Gone(*rows[0]) if rows else Gone()
+    rows = await executor.query(_WOULD_GO, values)
+    return PrunedCounts(*rows[0]) if rows else PrunedCounts()
 
 
-async def answers_that_would_go(session: Session, before: datetime) -> int:
+async def count_prunable_answers(executor: Executor, before: datetime) -> int:
     """How many stored answers `prune_answers` would delete by and by."""
-    ((count,),) = await session.query(_ANSWERS_THAT_WOULD_GO, (before,))
+    ((count,),) = await executor.query(_ANSWERS_THAT_WOULD_GO, (before,))
     return int(count)

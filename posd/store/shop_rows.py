@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.readers import Readers
+from posd.database.shop_readers import ShopReaders
 from posd.store import shop
 from posd.values import Tenant
 
@@ -28,8 +28,8 @@ class ShopRows:
     unread: Sequence[str] = ()
 
 
-async def read(readers: Readers, tenant: Tenant, order_ids: Sequence[str]) -> ShopRows:
-    """The named orders of a tenant, each named once. Raises what `Readers.read` does."""
+async def read_orders(readers: ShopReaders, tenant: Tenant, order_ids: Sequence[str]) -> ShopRows:
+    """The named orders of a tenant, each named once. Raises what `ShopReaders.read` does."""
     rows = await readers.read(tenant.id, _READ.format(shop=shop(tenant)), {"ids": list(order_ids)})
     return ShopRows(
         {order_id: content for order_id, content in rows if content is not None},

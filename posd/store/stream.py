@@ -9,9 +9,9 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.database.link import Row, Session
-from posd.errors import Pruned, Renamed
-from posd.values import Event, Head, Seq, Tenant, TenantId
+from posd.database.reconnecting import Executor, Row
+from posd.errors import EventsPruned, StreamRenamed
+from posd.values import Event, Seq, StreamHead, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
 _HEADS: Final = f"SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads WHERE tenant_id = ANY (%s)"
@@ -57,7 +57,7 @@ StreamPosition = tuple[TenantId, UUID, Seq]
 
 
 @frozen
-class Page:
+class StreamPage:
     """The events that follow a position, in order.
 
     `pruned`: the next one is kept no more; `renamed`: the stream has another name than the position.
@@ -68,36 +68,38 @@ class Page:
     renamed: bool = False
 
 
-def load_head(row: Row) -> Head:
+def load_head(row: Row) -> StreamHead:
     """A head from its columns; psycopg2 brings a uuid as text."""
     tenant_id, stream_id, last_seq, pruned_seq = row
-    return Head(tenant_id, stream_id_of(stream_id), last_seq, pruned_seq)
+    return StreamHead(tenant_id, stream_id_of(stream_id), last_seq, pruned_seq)
 
 
 # To parse a name takes longer than all else that is done with a head.
 stream_id_of: Final = lru_cache(maxsize=65536)(UUID)
 
 
-async def heads(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
+async def load_heads(executor: Executor, ids: Iterable[TenantId]) -> dict[TenantId, StreamHead]:
     """The heads of these tenants."""
-    return {row[0]: load_head(row) for row in await session.query(_HEADS, (list(ids),))}
+    return {row[0]: load_head(row) for row in await executor.query(_HEADS, (list(ids),))}
 
 
-async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[float | None, list[Head]]:
+async def poll_heads(
+    executor: Executor, ids: Iterable[TenantId]
+) -> tuple[float | None, list[StreamHead]]:
     """How many seconds a row of the outbox has waited, None if the outbox is empty, and the
     heads of these tenants: all that a poll asks."""
-    ((waited, *texts),) = await session.query(_POLL, (_array(ids),))
-    return waited, [Head(*columns) for columns in _heads(*texts)]
+    ((waited, *texts),) = await executor.query(_POLL, (_array(ids),))
+    return waited, [StreamHead(*columns) for columns in _heads(*texts)]
 
 
-async def moved(session: Session, known: Iterable[StreamPosition]) -> list[Head]:
+async def moved_heads(executor: Executor, known: Iterable[StreamPosition]) -> list[StreamHead]:
     """The heads that are beyond these positions, or that are of another history."""
     positions: dict[TenantId, list[tuple[UUID, Seq]]] = {}
     for tenant_id, stream_id, seq in known:
         positions.setdefault(tenant_id, []).append((stream_id, seq))
-    (texts,) = await session.query(_MOVED, (_array(positions),))
+    (texts,) = await executor.query(_MOVED, (_array(positions),))
     return [
-        Head(tenant_id, name, last_seq, pruned_seq)
+        StreamHead(tenant_id, name, last_seq, pruned_seq)
         for tenant_id, name, last_seq, pruned_seq in _heads(*texts)
         for named, seq in positions[tenant_id]
         if last_seq > seq or name != named
@@ -117,53 +119,57 @@ def _heads(*texts: str | None) -> Iterator[tuple[TenantId, UUID, Seq, Seq]]:
     )
 
 
-async def pages(
-    session: Session, wanted: Sequence[StreamPosition], limit: int
-) -> dict[StreamPosition, Page]:
+async def load_pages(
+    executor: Executor, requested: Sequence[StreamPosition], limit: int
+) -> dict[StreamPosition, StreamPage]:
     """For each position a page of up to `limit` events after it, by one statement for all.
 
     A page ends where its events have more than 256 KiB, and has one event at least where there is any.
     """
-    found: dict[int, list[Event]] = {number: [] for number in range(1, len(wanted) + 1)}
-    values = (*columns(wanted, 3), limit, _PAGE_BYTES)
+    found: dict[int, list[Event]] = {number: [] for number in range(1, len(requested) + 1)}
+    values = (*columns(requested, 3), limit, _PAGE_BYTES)
     # PostgreSQL would copy the texts to sort them.
-    for number, seq, kind, data, created_at, beside in sorted(await session.query(_PAGES, values)):
-        found[number].append(Event(seq, kind, data.encode(), created_at, (beside or "{}").encode()))
+    for number, seq, kind, data, created_at, extra_members in sorted(
+        await executor.query(_PAGES, values)
+    ):
+        found[number].append(
+            Event(seq, kind, data.encode(), created_at, (extra_members or "{}").encode())
+        )
     # Events and floor go together, so a floor that is asked for later explains what lacks.
     doubtful = [
         each
-        for number, each in enumerate(wanted, 1)
+        for number, each in enumerate(requested, 1)
         if not found[number] or found[number][0].seq != each[2] + 1
     ]
     floors: dict[StreamPosition, Seq] = {}
     if doubtful:
-        for number, floor in await session.query(_FLOORS, columns(doubtful, 3)[:2]):
+        for number, floor in await executor.query(_FLOORS, columns(doubtful, 3)[:2]):
             floors[doubtful[number - 1]] = floor
     renamed = set(doubtful) - floors.keys()
     return {
-        each: Page(found[number], each[2] < floors.get(each, 0), each in renamed)
-        for number, each in enumerate(wanted, 1)
+        each: StreamPage(found[number], each[2] < floors.get(each, 0), each in renamed)
+        for number, each in enumerate(requested, 1)
     }
 
 
-async def after(
-    session: Session, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
+async def events_after(
+    executor: Executor, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
 ) -> list[Event]:
     """Up to `limit` events after a position, in order.
 
-    Raises `Pruned` if the next one is kept no more, and `Renamed` if the stream has another name.
+    Raises `EventsPruned` if the next one is kept no more, and `StreamRenamed` if the stream has another name.
     """
     position = tenant.id, stream_id, seq
-    return events_of(position, (await pages(session, [position], limit))[position])
+    return page_events(position, (await load_pages(executor, [position], limit))[position])
 
 
-def events_of(position: StreamPosition, page: Page) -> list[Event]:
-    """The events of a page. Raises `Pruned` or `Renamed` where the page says so."""
+def page_events(position: StreamPosition, page: StreamPage) -> list[Event]:
+    """The events of a page. Raises `EventsPruned` or `StreamRenamed` where the page says so."""
     tenant_id, stream_id, seq = position
     if page.renamed:
-        raise Renamed(f"the stream of tenant {tenant_id} is not {stream_id}")
+        raise StreamRenamed(f"the stream of tenant {tenant_id} is not {stream_id}")
     if page.pruned:
-        raise Pruned(f"what follows event {seq} is kept no more")
+        raise EventsPruned(f"what follows event {seq} is kept no more")
     return list(page.events)
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from posd.database.link import Row, Session
+from posd.database.reconnecting import Executor, Row
 
 # Each tenant is counted by itself, so this bounds how long one statement runs.
 _PORTION: Final = 100
@@ -19,7 +19,7 @@ _SURVEY: Final = """
 
 
 @frozen
-class Shop:
+class ShopSurvey:
     """What is counted in a tenant's log and orders. Ages are in seconds, 0 where there is nothing.
 
     `waiting` counts the events that no terminal has acknowledged; `prints`: its tills say so when
@@ -34,7 +34,7 @@ class Shop:
 
 
 @frozen
-class TenantSurvey:
+class TenantSurveyRow:
     """One tenant: its head, what waits in the outbox, and `shop`, which is counted in its log and orders."""
 
     slug: str
@@ -44,20 +44,22 @@ class TenantSurvey:
     undelivered: int
     outbox_rows: int
     oldest_outbox: float
-    shop: Shop = field(kw_only=True)
+    shop: ShopSurvey = field(kw_only=True)
 
 
-async def survey(session: Session, most: int, final: Collection[str]) -> list[TenantSurvey]:
+async def survey_tenants(
+    executor: Executor, most: int, final: Collection[str]
+) -> list[TenantSurveyRow]:
     """How the first `most` active tenants stand; orders in a `final` status need not be printed."""
-    surveyed: list[TenantSurvey] = []
+    surveyed: list[TenantSurveyRow] = []
     beyond, portion = 0, _PORTION
     while portion == _PORTION and len(surveyed) < most:
         wanted = min(_PORTION, most - len(surveyed))
-        rows = await session.query(_SURVEY, (beyond, wanted, sorted(final)))
+        rows = await executor.query(_SURVEY, (beyond, wanted, sorted(final)))
         portion = len(rows)
         for row in rows:
             beyond = row[0]
             head: Row = row[1:8]
             shop: Row = row[8:]
-            surveyed.append(TenantSurvey(*head, shop=Shop(*shop)))
+            surveyed.append(TenantSurveyRow(*head, shop=ShopSurvey(*shop)))
     return surveyed

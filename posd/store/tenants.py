@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Reader, Row, Session
+from posd.database.reconnecting import Executor, Querier, Row
 from posd.errors import BadRequest, Conflict, NotFound, PosdError, StatementFailed, Unavailable
 from posd.values import SLUG, TENANT_RULES, Tenant, TenantId
 
@@ -36,7 +36,7 @@ _NOT_PREPARED: Final = "55000"
 
 
 @frozen
-class Listed:
+class ListedTenant:
     """A tenant in an operator's list."""
 
     tenant: Tenant
@@ -44,8 +44,10 @@ class Listed:
 
 
 @frozen
-class Overview:
-    """A tenant as operators see it: `applied` are its migrations, `connected` its tills on all nodes."""
+class TenantOverview:
+    """A tenant as operators see it: `applied_migrations` are its migrations, `connected` its tills on
+    all nodes.
+    """
 
     tenant: Tenant
     is_active: bool
@@ -54,67 +56,71 @@ class Overview:
     connected: int
 
 
-def load(row: Row) -> Tenant:
+def load_tenant(row: Row) -> Tenant:
     """A tenant from `COLUMNS`."""
     return Tenant(*row[:7])
 
 
-async def by_slug(session: Reader, slug: str) -> Tenant | None:
+async def by_slug(executor: Querier, slug: str) -> Tenant | None:
     """An active tenant."""
-    rows = await session.query(_BY_SLUG, (slug,))
-    return load(rows[0]) if rows else None
+    rows = await executor.query(_BY_SLUG, (slug,))
+    return load_tenant(rows[0]) if rows else None
 
 
-async def by_id(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Tenant]:
+async def by_id(executor: Executor, ids: Iterable[TenantId]) -> dict[TenantId, Tenant]:
     """The tenants of these ids, without those that are gone."""
-    return {row[0]: load(row) for row in await session.query(_BY_ID, (list(ids),))}
+    return {row[0]: load_tenant(row) for row in await executor.query(_BY_ID, (list(ids),))}
 
 
-async def everyone(session: Reader) -> list[Listed]:
+async def list_tenants(executor: Querier) -> list[ListedTenant]:
     """All tenants by slug, disabled ones too."""
-    return [Listed(load(row), row[7]) for row in await session.query(_ALL)]
+    return [ListedTenant(load_tenant(row), row[7]) for row in await executor.query(_ALL)]
 
 
 async def overview(
-    session: Session, slug: str | None = None, *, after: str | None = None, most: int | None = None
-) -> list[Overview]:
+    executor: Executor,
+    slug: str | None = None,
+    *,
+    after: str | None = None,
+    most: int | None = None,
+) -> list[TenantOverview]:
     """All tenants by slug, disabled ones too; or the one of this slug, if there is one.
 
     Up to `most` of those that follow the slug `after`.
     """
     values = {"slug": slug, "after": after, "most": most}
     return [
-        Overview(load(row), row[7], row[8], row[9] or (), row[10])
-        for row in await session.query(_OVERVIEW, values)
+        TenantOverview(load_tenant(row), row[7], row[8], row[9] or (), row[10])
+        for row in await executor.query(_OVERVIEW, values)
     ]
 
 
-async def one(session: Session, slug: str) -> Overview:
+async def find_tenant(executor: Executor, slug: str) -> TenantOverview:
     """The tenant of this slug, disabled or not. Raises `NotFound` (`unknown_tenant`)."""
-    found = await overview(session, slug) if SLUG.fullmatch(slug) else []
+    found = await overview(executor, slug) if SLUG.fullmatch(slug) else []
     if not found:
         raise NotFound("There is no such tenant.", code="unknown_tenant")
     return found[0]
 
 
 async def create(
-    session: Session, slug: str, name: str, currency: str, timezone: str, default_region: str
-) -> Overview:
+    executor: Executor, slug: str, name: str, currency: str, timezone: str, default_region: str
+) -> TenantOverview:
     """Make a tenant with all that belongs to it, or nothing.
 
     Raises `BadRequest` for what cannot be one, `Conflict` (`tenant_exists`, `schema_exists`) and
     `Unavailable`.
     """
     try:
-        await session.query(_CREATE, (slug, name, currency, timezone, default_region))
+        await executor.query(_CREATE, (slug, name, currency, timezone, default_region))
     except StatementFailed as error:
         raise _refusal(error) from error
-    return await one(session, slug)
+    return await find_tenant(executor, slug)
 
 
-async def applied(session: Session, schema_name: str) -> list[str]:
-    """The migrations that a schema has, for `database.migrations.misfit`."""
-    return [row[0] for row in await session.query(_APPLIED, (schema_name,))]
+async def applied_migrations(executor: Executor, schema_name: str) -> list[str]:
+    """The migrations that a schema has, for `database.migrations.version_mismatch`."""
+    return [row[0] for row in await executor.query(_APPLIED, (schema_name,))]
 
 
 def _refusal(error: StatementFailed) -> PosdError:

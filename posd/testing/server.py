@@ -1,8 +1,8 @@
 """A PostgreSQL server of one's own in a temporary folder, on a unix socket, for as long as needed.
 
 It is a real server with real durability if asked for, it listens on no network address unless it is told
-to, and it ends with the process that started it, even if that is killed. `Server.standby` makes a second
-one that follows it. What need not be durable is kept in memory where the machine has room for it: to
+to, and it ends with the process that started it, even if that is killed. `PostgresServer.standby` makes a
+second one that follows it. What need not be durable is kept in memory where the machine has room for it: to
 copy a database of 10 MB and to drop it took 36 ms there and 218 ms on a disk, fsync being off.
 """
 
@@ -23,9 +23,9 @@ from typing import Literal, Self
 from attrs import define, field
 
 from posd.errors import PosdError
-from posd.testing.account import SystemAccount, environment, within_reach
+from posd.testing.account import SystemAccount, accessible_binaries, environment
 from posd.testing.binaries import Binaries, preferred_binaries
-from posd.testing.kept import Kept
+from posd.testing.kept import KeptProcess
 
 _START_SECONDS = 60.0
 _PROMOTE_SECONDS = "60"
@@ -57,7 +57,7 @@ class ServerFailed(PosdError):
 
 
 @define(eq=False)
-class Server:
+class PostgresServer:
     """A running PostgreSQL. `start` makes one; leaving it as a context stops and removes it."""
 
     binaries: Binaries
@@ -66,7 +66,7 @@ class Server:
     _account: SystemAccount
     pid: int = field(init=False, default=0)
     """The postmaster's process id, 0 while it does not run."""
-    _kept: Kept | None = field(init=False, default=None)
+    _kept: KeptProcess | None = field(init=False, default=None)
 
     @classmethod
     def start(
@@ -75,7 +75,7 @@ class Server:
         *,
         durable: bool = False,
         settings: Mapping[str, str] = {},
-    ) -> Server:
+    ) -> PostgresServer:
         """Make a cluster and start it; about half a second.
 
         Without `binaries` the first that can be found on this machine are used. `durable` keeps
@@ -92,7 +92,7 @@ class Server:
         folder = account.temporary_folder(place, _FOLDER)
         with _removed_on_failure(folder):
             if private:
-                binaries = within_reach(binaries, folder)
+                binaries = accessible_binaries(binaries, folder)
             chosen = {**_SETTINGS, **({} if durable else _FAST_AND_LOSE), **settings}
             server = cls(binaries, folder, chosen, account)
             server._run(
@@ -102,7 +102,7 @@ class Server:
             server._launch()
         return server
 
-    def standby(self, settings: Mapping[str, str] = {}) -> Server:
+    def standby(self, settings: Mapping[str, str] = {}) -> PostgresServer:
         """Copy this server with pg_basebackup, and start the copy as a hot standby that streams from it.
 
         The standby's settings are this server's, with `settings` on top: one that listens on TCP needs
@@ -114,8 +114,8 @@ class Server:
             binaries = self.binaries
             if binaries.path.is_relative_to(self.folder):
                 # They go with this server's folder, and the standby may be what remains.
-                binaries = within_reach(binaries, folder)
-            copy = Server(binaries, folder, {**self._settings, **settings}, self._account)
+                binaries = accessible_binaries(binaries, folder)
+            copy = PostgresServer(binaries, folder, {**self._settings, **settings}, self._account)
             copy._run(
                 *("pg_basebackup", "-D", str(folder / "data"), "-d", self.dsn()),
                 *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
@@ -206,7 +206,7 @@ class Server:
         command = [str(self.binaries.path / "postgres"), "-D", str(self.folder / "data")]
         for name, value in {"unix_socket_directories": str(self.folder), **self._settings}.items():
             command += ["-c", f"{name}={value}"]
-        self._kept = kept = Kept.start(self.folder, self._account, "QUIT", command)
+        self._kept = kept = KeptProcess.start(self.folder, self._account, "QUIT", command)
         self.pid = kept.pid
         while not self._ready():
             if not kept.running or time.monotonic() > deadline:

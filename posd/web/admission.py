@@ -14,16 +14,16 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from posd.delivery.hub import Admitted, Exchange
+from posd.delivery.hub import Admitted, Hub
 from posd.errors import BadRequest, NotFound, Refusal
-from posd.security.auth import Authenticator, of_kind
-from posd.security.connection_limits import Connections
+from posd.security.auth import Authenticator, require_kind
+from posd.security.connection_limits import ConnectionLimits
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
 from posd.web.http.bounded_request import BoundedRequest
-from posd.web.http.call import Call, Door
 from posd.web.http.channel import BoundedChannel
-from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import Answer, answer, unanswered, write
+from posd.web.http.http_request import HTTPRequest, ListenerContext
+from posd.web.http.refusal_log import RefusalLog
+from posd.web.http.responses import Response, answer, log_unanswered, write
 from posd.web.websocket import TillFactory
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
@@ -39,11 +39,11 @@ class UpgradeRequired(Refusal):
 
 
 @define(eq=False)
-class Admission:
+class AdmissionCheck:
     """Lets in those whose key is good: counts their connection and looks up where they stand."""
 
-    exchange: Exchange
-    connections: Connections
+    hub: Hub
+    connections: ConnectionLimits
 
     async def admit(
         self, tenant: Tenant, principal: Principal, device: str | None, position: Position | None
@@ -51,69 +51,79 @@ class Admission:
         """A place for one more connection. Raises `TooManyRequests` and `Unavailable`."""
         lease = self.connections.admit(tenant.id, device)
         try:
-            opening = await self.exchange.look_up(tenant, device, position)
+            session_start = await self.hub.look_up(tenant, device, position)
         except BaseException:
             lease.release()
             raise
         terminal = Terminal(
-            uuid4(), tenant, principal, device, position, opening.at, opening.head.stream_id
+            uuid4(),
+            tenant,
+            principal,
+            device,
+            position,
+            session_start.at,
+            session_start.head.stream_id,
         )
-        return Admitted(terminal, opening, lease.release)
+        return Admitted(terminal, session_start, lease.release)
 
 
 @define(eq=False)
-class Gate:
+class WebSocketAdmission:
     """What the door needs to know, and whom it hands admitted connections to."""
 
     authenticator: Authenticator
-    admission: Admission
+    admission: AdmissionCheck
     factory: TillFactory
-    strangers: Strangers = field(factory=Strangers)
+    refusal_log: RefusalLog = field(factory=RefusalLog)
 
 
-class WebSocketDoor(Resource):
+class WebSocketResource(Resource):
     """`/ws/pos/{tenant}`."""
 
     isLeaf = True
     _log = Logger()
 
-    def __init__(self, door: Door, gate: Gate) -> None:
+    def __init__(
+        self, listener_context: ListenerContext, websocket_admission: WebSocketAdmission
+    ) -> None:
         Resource.__init__(self)
-        self._door = door
-        self._gate = gate
+        self._listener_context = listener_context
+        self._websocket_admission = websocket_admission
 
     def render(self, request: Request) -> object:
-        call = Call(cast(BoundedRequest, request), self._door)
-        admitted = Deferred.fromCoroutine(self._admit_or_answer(call))
-        admitted.addErrback(unanswered, call)
+        http_request = HTTPRequest(cast(BoundedRequest, request), self._listener_context)
+        admitted = Deferred.fromCoroutine(self._admit_or_answer(http_request))
+        admitted.addErrback(log_unanswered, http_request)
         return NOT_DONE_YET
 
-    async def _admit_or_answer(self, call: Call) -> None:
+    async def _admit_or_answer(self, http_request: HTTPRequest) -> None:
         admitted: list[Admitted] = []
-        call.operation = "GET /ws/pos/{tenant}"
+        http_request.operation = "GET /ws/pos/{tenant}"
 
-        async def admit(call: Call) -> Answer:
-            admitted.append(await self._admit(call))
-            return Answer({}, 101)
+        async def admit(http_request: HTTPRequest) -> Response:
+            admitted.append(await self._admit(http_request))
+            return Response({}, 101)
 
-        outcome = await answer(call, admit)
+        response = await answer(http_request, admit)
         if not admitted:
-            code = str(outcome.body.get("code"))
-            self._gate.strangers.till_refused(call, _last(call), outcome.status, code)
-        if call.request.gone:
+            code = str(response.body.get("code"))
+            self._websocket_admission.refusal_log.handshake_refused(
+                http_request, _last_segment(http_request), response.status, code
+            )
+        if http_request.request.is_disconnected:
             # The peer went away while its key was looked up: a session now would be a ghost.
             for each in admitted:
                 each.left()
         elif admitted:
-            self._upgrade(call.request, admitted[0])
+            self._upgrade(http_request.request, admitted[0])
         else:
-            write(call, outcome)
+            write(http_request, response)
 
     def _upgrade(self, request: BoundedRequest, admitted: Admitted) -> None:
         channel = cast(BoundedChannel, request.channel)
         transport = channel.transport
         try:
-            self._gate.factory.upgrade(request, admitted)
+            self._websocket_admission.factory.upgrade(request, admitted)
         except Exception:
             self._log.failure("an upgrade failed")
             admitted.left()
@@ -121,73 +131,77 @@ class WebSocketDoor(Resource):
         finally:
             channel.left()
 
-    async def _admit(self, call: Call) -> Admitted:
+    async def _admit(self, http_request: HTTPRequest) -> Admitted:
         """Check everything, in an order that tells a stranger nothing about tenants."""
-        call.check_rate()
-        slug = self._slug(call)
-        _check_handshake(call)
-        position = resume_position(call)
-        device = call.device
-        credential = await self._gate.authenticator.at_tenant(slug, call.key, device, call.address)
-        of_kind(credential.principal, KeyKind.TENANT, KeyKind.DEVICE)
-        call.check_tenant(slug)
+        http_request.check_rate()
+        slug = self._slug(http_request)
+        _check_handshake(http_request)
+        position = resume_position(http_request)
+        device = http_request.device
+        credential = await self._websocket_admission.authenticator.find_credential(
+            slug, http_request.key, device, http_request.address
+        )
+        require_kind(credential.principal, KeyKind.TENANT, KeyKind.DEVICE)
+        http_request.check_tenant(slug)
         device = credential.principal.device_id or device
-        return await self._gate.admission.admit(
+        return await self._websocket_admission.admission.admit(
             credential.tenant, credential.principal, device, position
         )
 
-    def _slug(self, call: Call) -> str:
-        if len(call.request.postpath or []) != 1:
+    def _slug(self, http_request: HTTPRequest) -> str:
+        if len(http_request.request.postpath or []) != 1:
             raise NotFound("Tills connect at /ws/pos/{tenant}.")
-        slug = _last(call)
+        slug = _last_segment(http_request)
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
         return slug
 
 
-def _last(call: Call) -> str:
+def _last_segment(http_request: HTTPRequest) -> str:
     """The last part of the address, where a tenant is named."""
-    path = call.request.postpath
+    path = http_request.request.postpath
     return path[-1].decode("latin-1") if path else ""
 
 
-def _check_handshake(call: Call) -> None:
+def _check_handshake(http_request: HTTPRequest) -> None:
     """Check what RFC 6455 §4.2.1 demands. Autobahn would refuse it without a body.
 
     Upgrade and Connection are lists (RFC 9110 §7.6.1, §7.8). Proxies join and split their lines.
     """
-    request = (call.request.method, call.request.clientproto)
-    wanted = "websocket" in call.members("upgrade") and "upgrade" in call.members("connection")
-    if request != (b"GET", b"HTTP/1.1") or not wanted:
+    request = (http_request.request.method, http_request.request.clientproto)
+    is_upgrade = "websocket" in http_request.members(
+        "upgrade"
+    ) and "upgrade" in http_request.members("connection")
+    if request != (b"GET", b"HTTP/1.1") or not is_upgrade:
         raise UpgradeRequired("This URL is for WebSocket connections only.")
-    if set(call.headers("sec-websocket-version")) != {"13"}:
+    if set(http_request.headers("sec-websocket-version")) != {"13"}:
         raise UpgradeRequired("posd supports only version 13 of the WebSocket protocol.")
-    keys = call.headers("sec-websocket-key")
+    keys = http_request.headers("sec-websocket-key")
     try:
-        fits = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+        is_valid = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
     except (binascii.Error, ValueError):
-        fits = False
-    if not fits:
+        is_valid = False
+    if not is_valid:
         raise BadRequest(
             "Sec-WebSocket-Key is not valid: see RFC 6455, section 4.1.", code="invalid_handshake"
         )
 
 
-def resume_position(call: Call) -> Position | None:
+def resume_position(http_request: HTTPRequest) -> Position | None:
     """The position to resume after: from the header `Last-Event-ID`, else from the query.
 
     The header counts where both are sent. A client that reconnects by itself keeps the URL of its first
     attempt, and puts the last id that it has seen into the header (WHATWG HTML §9.2.2). An empty
     header counts as not sent. Raises `BadRequest`.
     """
-    named = call.header("last-event-id") or call.parameter("last_event_id")
+    named = http_request.header("last-event-id") or http_request.parameter("last_event_id")
     if named is None:
         return None
     if _POSITION.fullmatch(named) is None:
         raise BadRequest(
             "last_event_id and Last-Event-ID must be a position.", code="invalid_position"
         )
-    stream = call.parameter("stream_id")
+    stream = http_request.parameter("stream_id")
     try:
         return Position(int(named), None if not stream else UUID(stream))
     except ValueError as error:

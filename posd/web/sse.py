@@ -19,19 +19,19 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from posd import __version__
-from posd.delivery.hub import Admitted, Exchange
-from posd.delivery.send_queue import Outbox
+from posd.delivery.hub import Admitted, Hub
+from posd.delivery.send_queue import SendQueue
 from posd.delivery.session import Session
 from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import messages
 from posd.protocol.encodings import SERVER_SENT
-from posd.values import FAILED, GOING_AWAY, RENAMED, REVOKED, SUPERSEDED, Closing
+from posd.values import FAILED, GOING_AWAY, RENAMED, REVOKED, SUPERSEDED, CloseReason
 from posd.web.http.channel import BoundedChannel
-from posd.web.http.sockets import hasten
+from posd.web.http.sockets import set_low_latency
 
 _COMMENT: Final = b":\n\n"
-_RETRY: Final = 2000
-_RETRIES: Final = {GOING_AWAY: 500, RENAMED: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
+_RETRY_MILLISECONDS: Final = 2000
+_RETRY_AFTER_CLOSE: Final = {GOING_AWAY: 500, RENAMED: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
 """Milliseconds until a till that knows no better should come back, on average."""
 _UNCONFIRMED_MILLISECONDS: Final = 65_000
 """As long as a WebSocket may be silent. A slow reader may take nothing for a minute, which the kernel
@@ -39,25 +39,25 @@ counts too."""
 
 
 class EventStream:
-    """One till's response. Implements `delivery.registry.Line`."""
+    """One till's response. Implements `delivery.registry.TillTransport`."""
 
     _log = Logger()
-    dialect = SERVER_SENT
+    wire_format = SERVER_SENT
 
-    def __init__(self, admitted: Admitted, exchange: Exchange, reactor: IReactorTime) -> None:
+    def __init__(self, admitted: Admitted, hub: Hub, reactor: IReactorTime) -> None:
         self._admitted = admitted
-        self._exchange = exchange
+        self._hub = hub
         self._reactor = reactor
         self._request: Request | None = None
         self._channel: BoundedChannel | None = None
         self._session: Session | None = None
-        self._ending: tuple[str, int | None, str] = ("till", None, "")
+        self._end_reason: tuple[str, int | None, str] = ("till", None, "")
         self._opened_at = self._heard_at = reactor.seconds()
 
     def begin(self, request: Request) -> None:
         """Answer the request with the stream, from now on."""
         self._request, self._channel = request, cast(BoundedChannel, request.channel)
-        self._channel.hold(self._lost)
+        self._channel.detach_request(self._lost)
         for name, value in (
             ("Server", f"posd/{__version__}"),
             ("Content-Type", "text/event-stream"),
@@ -70,12 +70,12 @@ class EventStream:
         if request.method == b"HEAD":
             self._finish()
             return
-        hasten(self._channel.transport, _UNCONFIRMED_MILLISECONDS)
+        set_low_latency(self._channel.transport, _UNCONFIRMED_MILLISECONDS)
         # It belongs to the event that follows, the greeting.
-        request.write(b"retry: %d\n" % _RETRY)
+        request.write(b"retry: %d\n" % _RETRY_MILLISECONDS)
         try:
-            self._session = self._exchange.open(
-                self._admitted.terminal, self._admitted.opening, self
+            self._session = self._hub.open(
+                self._admitted.terminal, self._admitted.session_start, self
             )
         except Exception:
             self._log.failure(
@@ -90,12 +90,12 @@ class EventStream:
     @property
     def heard_at(self) -> float:
         """When it last took what was written; until it has enough, that is."""
-        stalled = None if self._session is None else self._session.outbox.stalled_since
+        stalled = None if self._session is None else self._session.send_queue.stalled_since
         return max(self._heard_at, stalled or 0.0)
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, send_queue: SendQueue) -> None:
         if self._request is not None:
-            self._request.registerProducer(outbox, True)
+            self._request.registerProducer(send_queue, True)
 
     def write(self, data: bytes) -> None:
         if self._request is not None:
@@ -103,21 +103,21 @@ class EventStream:
 
     def ping(self) -> None:
         """Write a comment, if everything that was written before has left."""
-        if self._session is not None and self._session.outbox.has_room:
+        if self._session is not None and self._session.send_queue.has_room:
             self._heard_at = self._reactor.seconds()
-            self._session.outbox.offer(_COMMENT)
+            self._session.send_queue.offer(_COMMENT)
 
-    def close(self, closing: Closing) -> None:
+    def close(self, closing: CloseReason) -> None:
         if self._request is not None:
-            self._ending = ("posd", closing.code, closing.reason)
-            retry = _RETRIES.get(closing, _RETRY) * random.uniform(0.5, 1.5)
-            last = self.dialect.write("pos_closing", messages.closing_text(closing), None)
+            self._end_reason = ("posd", closing.code, closing.reason)
+            retry = _RETRY_AFTER_CLOSE.get(closing, _RETRY_MILLISECONDS) * random.uniform(0.5, 1.5)
+            last = self.wire_format.write("pos_closing", messages.closing_text(closing), None)
             self._request.write(b"retry: %d\n%b" % (retry, last))
             self._finish()
 
     def drop(self, *, abort: bool) -> None:
         if self._request is not None:
-            self._ending = ("posd", None, SILENT if abort else DROPPED)
+            self._end_reason = ("posd", None, SILENT if abort else DROPPED)
             self._finish()
         if abort and self._channel is not None:
             self._channel.transport.abortConnection()
@@ -137,9 +137,9 @@ class EventStream:
         self._request = None
         self._admitted.left()
         if self._session is not None:
-            by, code, why = self._ending
+            by, code, why = self._end_reason
             seconds = self._reactor.seconds() - self._opened_at
-            self._exchange.closed(self._session)
-            self._exchange.connection_log.ended(
+            self._hub.closed(self._session)
+            self._hub.connection_log.ended(
                 self._session, by=by, code=code, why=why, seconds=seconds
             )

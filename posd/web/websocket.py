@@ -32,60 +32,60 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from posd import __version__
-from posd.delivery.hub import Admitted, Exchange
-from posd.delivery.receive_queue import Intake
-from posd.delivery.send_queue import Outbox
+from posd.delivery.hub import Admitted, Hub
+from posd.delivery.receive_queue import ReceiveQueue
+from posd.delivery.send_queue import SendQueue
 from posd.delivery.session import Session
 from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
-from posd.security.request_rates import RequestRates, account_of
-from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening
+from posd.security.request_rates import RequestRates, frames_account
+from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, CloseReason, SessionStart
 from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.direct_write import Write, direct_write
-from posd.web.opened import Opened, Options
+from posd.web.opened_protocol import AutobahnOptions, OpenedServerProtocol
 
 _MOST_FRAGMENTS: Final = 512
 _CLOSE_SECONDS: Final = 2.0
 _CONTINUATION, _BINARY = 0x0, 0x2
-_MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """RFC 6455 §1.3."""
-_ANSWER: Final = (
+_HANDSHAKE_ANSWER: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nServer: posd/%b\r\nUpgrade: WebSocket\r\n"
     b"Connection: Upgrade\r\nSec-WebSocket-Accept: %%b\r\n\r\n" % __version__.encode()
 )
 
 
-class TillProtocol(Opened):
-    """One till's connection. Implements `delivery.registry.Line`."""
+class TillProtocol(OpenedServerProtocol):
+    """One till's connection. Implements `delivery.registry.TillTransport`."""
 
     _log = Logger()
-    dialect = WEBSOCKET
+    wire_format = WEBSOCKET
     write: Write
     """Sends or buffers bytes."""
     _session: Session | None = None
-    _intake: Intake | None = None
+    _receive_queue: ReceiveQueue | None = None
     _fragments = 0
-    _deaf = False
-    _over = False
+    _is_ignoring_input = False
+    _is_closed = False
     _dropped = ""
-    _farewell: IDelayedCall | None = None
+    _abort_timer: IDelayedCall | None = None
 
     def __init__(
-        self, admitted: Admitted, exchange: Exchange, rates: RequestRates, reactor: IReactorTime
+        self, admitted: Admitted, hub: Hub, rates: RequestRates, reactor: IReactorTime
     ) -> None:
         super().__init__()
         self._terminal, self._leave = admitted.terminal, admitted.left
         self._rates = rates
-        self._exchange = exchange
-        self._traffic = exchange.instruments.traffic
+        self._hub = hub
+        self._traffic = hub.counters.traffic
         self._reactor = reactor
         self._opened_at = self._heard_at = reactor.seconds()
 
     # -- from the network --------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        if not self._deaf:
+        if not self._is_ignoring_input:
             self._heard_at = self._reactor.seconds()
             self._traffic.received_bytes += len(data)
             super().dataReceived(data)
@@ -93,7 +93,7 @@ class TillProtocol(Opened):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         # No cycle is left for the garbage collector, which would stop all other connections.
-        self._session = self._intake = None
+        self._session = self._receive_queue = None
 
     def onFrameBegin(self) -> None:
         self._traffic.received_frames += 1
@@ -101,53 +101,57 @@ class TillProtocol(Opened):
         if opcode <= _BINARY:
             self._fragments = self._fragments + 1 if opcode == _CONTINUATION else 0
         if self._fragments > _MOST_FRAGMENTS:
-            self._shut_ears(TOO_BIG)
-        elif self._intake is not None and not self._intake.frame(self.current_frame.length):
-            self._shut_ears(POLICY)
+            self._stop_reading(TOO_BIG)
+        elif self._receive_queue is not None and not self._receive_queue.charge_frame(
+            self.current_frame.length
+        ):
+            self._stop_reading(POLICY)
         super().onFrameBegin()
 
-    def open(self, answer: bytes, opening: Opening) -> None:
+    def open(self, answer: bytes, session_start: SessionStart) -> None:
         """Answer the handshake, and begin the session."""
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
         self.write = direct_write(self.transport)
         self.transport.write(answer)
-        with self._guard():
+        with self._fail_on_exception():
             terminal = self._terminal
-            session = self._exchange.open(terminal, opening, self)
-            charge = partial(self._rates.heard, account_of(terminal))
-            self._intake = Intake(self._reactor, self.transport, session.heard, self._fail, charge)
-            session.costly = self._intake.costly
+            session = self._hub.open(terminal, session_start, self)
+            charge = partial(self._rates.heard, frames_account(terminal))
+            self._receive_queue = ReceiveQueue(
+                self._reactor, self.transport, session.heard, self._fail, charge
+            )
+            session.charge_statement = self._receive_queue.charge_statement
             self._session = session
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._session is None or self._intake is None:
+        if self._session is None or self._receive_queue is None:
             return
         if isBinary:
             self._session.end(UNSUPPORTED)
             return
-        with self._guard():
-            self._exchange.heard(self._session)
-            self._intake.take(payload)
+        with self._fail_on_exception():
+            self._hub.heard(self._session)
+            self._receive_queue.put(payload)
 
     def onPing(self, payload: bytes) -> None:
         if self._session is not None:
-            with self._guard():
-                self._exchange.heard(self._session)
-                self._session.pinged(payload)
+            with self._fail_on_exception():
+                self._hub.heard(self._session)
+                self._session.answer_ping(payload)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        if self._over:
+        if self._is_closed:
             return
-        self._over = True
-        if self._farewell is not None and self._farewell.active():
-            self._farewell.cancel()
-        if self._intake is not None:
-            self._intake.stop()
+        self._is_closed = True
+        if self._abort_timer is not None and self._abort_timer.active():
+            self._abort_timer.cancel()
+        if self._receive_queue is not None:
+            self._receive_queue.stop()
         self._leave()
         if self._session is not None:
-            self._exchange.closed(self._session)
+            self._hub.closed(self._session)
             self._log_end(self._session, code)
 
     def sendCloseFrame(
@@ -167,20 +171,20 @@ class TillProtocol(Opened):
     @property
     def heard_at(self) -> float:
         """When anything was last received. While nothing is read, the silence is not the till's."""
-        if self._intake is not None and self._intake.holding:
+        if self._receive_queue is not None and self._receive_queue.is_paused:
             self._heard_at = self._reactor.seconds()
         return self._heard_at
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, send_queue: SendQueue) -> None:
         # HTTPChannel registered itself for the request and never lets go.
         self.transport.unregisterProducer()
-        self.transport.registerProducer(outbox, True)
+        self.transport.registerProducer(send_queue, True)
 
     def ping(self) -> None:
         if self._session is not None:
-            self._session.outbox.offer(frames.ping_frame())
+            self._session.send_queue.offer(frames.ping_frame())
 
-    def close(self, closing: Closing) -> None:
+    def close(self, closing: CloseReason) -> None:
         # sendClose() takes only 1000 and 3000 to 4999.
         self.sendCloseFrame(closing.code, closing.reason.encode(), isReply=False)
 
@@ -191,9 +195,9 @@ class TillProtocol(Opened):
 
     # -- in between --------------------------------------------------------------------------
 
-    def _shut_ears(self, closing: Closing) -> None:
+    def _stop_reading(self, closing: CloseReason) -> None:
         """Close, and look at nothing any more that the peer goes on sending."""
-        self._deaf = True
+        self._is_ignoring_input = True
         self.data = b""
         if self._session is not None:
             self._session.end(closing)
@@ -202,14 +206,14 @@ class TillProtocol(Opened):
         """Give nothing more to the till, and see to it that its socket is gone before long."""
         if self._session is not None:
             self._session.closed()
-        if self._farewell is None and not self._over:
-            self._farewell = self._reactor.callLater(_CLOSE_SECONDS, self._abort)
+        if self._abort_timer is None and not self._is_closed:
+            self._abort_timer = self._reactor.callLater(_CLOSE_SECONDS, self._abort)
 
     def _abort(self) -> None:
         self.transport.abortConnection()
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _fail_on_exception(self) -> Iterator[None]:
         try:
             yield
         except Exception:
@@ -234,24 +238,24 @@ class TillProtocol(Opened):
         elif self._dropped:
             by, why = "posd", self._dropped
         seconds = self._reactor.seconds() - self._opened_at
-        self._exchange.connection_log.ended(session, by=by, code=code, why=why, seconds=seconds)
+        self._hub.connection_log.ended(session, by=by, code=code, why=why, seconds=seconds)
 
 
 class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes protocols for admitted connections."""
 
-    log = Options.log
+    log = AutobahnOptions.log
 
-    def __init__(self, exchange: Exchange, rates: RequestRates, reactor: IReactorTime) -> None:
+    def __init__(self, hub: Hub, rates: RequestRates, reactor: IReactorTime) -> None:
         super().__init__(server=f"posd/{__version__}", reactor=reactor)
-        self._exchange = exchange
+        self._hub = hub
         self._rates = rates
         self._clock = reactor
 
     def upgrade(self, request: BoundedRequest, admitted: Admitted) -> None:
         """Turn an admitted request into a WebSocket."""
         (key,) = request.fields["sec-websocket-key"]
-        accept = b64encode(sha1(key.encode() + _MAGIC, usedforsecurity=False).digest())
+        accept = b64encode(sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest())
         protocol = self.protocol_for(admitted)
         channel: Any = request.channel
         transport, channel.transport = channel.transport, None
@@ -260,12 +264,12 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
         else:
             transport.protocol = protocol
         protocol.makeConnection(transport)
-        protocol.open(_ANSWER % accept, admitted.opening)
+        protocol.open(_HANDSHAKE_ANSWER % accept, admitted.session_start)
         # HTTPChannel reads nothing while a request is answered.
         transport.resumeProducing()
 
     def protocol_for(self, admitted: Admitted) -> TillProtocol:
         """The protocol of one connection."""
-        protocol = TillProtocol(admitted, self._exchange, self._rates, self._clock)
+        protocol = TillProtocol(admitted, self._hub, self._rates, self._clock)
         protocol.factory = self
         return protocol

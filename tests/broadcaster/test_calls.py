@@ -10,13 +10,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.broadcaster.calls import (
     ATTEMPT_TIMEOUT,
     ATTEMPTS,
-    Answer,
-    Attempts,
-    Call,
+    APICall,
+    APIClient,
     CallFailed,
-    Calls,
-    Publication,
+    HTTPResponse,
+    PublishedEvent,
     PublishFailed,
+    RetryPolicy,
 )
 from posd.protocol.jsontext import encode
 from posd.values import PublishWarning
@@ -24,15 +24,15 @@ from posd.values import PublishWarning
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
-def a_call(key: str | None = None) -> Call[Publication]:
-    return Calls.to("https://pos.example.com", "pos_1").publication("kitchen", "x", {}, key)
+def a_call(key: str | None = None) -> APICall[PublishedEvent]:
+    return APIClient.to("https://pos.example.com", "pos_1").publication("kitchen", "x", {}, key)
 
 
 class Judging(SynchronousTestCase):
     def failure(self, status: int, body: bytes = b"", retry_after: str | None = None) -> CallFailed:
         headers = {} if retry_after is None else {"retry-after": retry_after}
         with self.assertRaises(PublishFailed) as caught:
-            a_call().judge(Answer(status, headers, body), NOW)
+            a_call().judge(HTTPResponse(status, headers, body), NOW)
         failure: CallFailed = caught.exception
         return failure
 
@@ -74,19 +74,19 @@ class Judging(SynchronousTestCase):
                 "warnings": [{"member": "total", "code": "c", "message": "m"}],
             }
         )
-        published = a_call("k").judge(Answer(201, {}, body), NOW)
+        published = a_call("k").judge(HTTPResponse(201, {}, body), NOW)
         self.assertEqual(published.warnings, (PublishWarning("total", "c", "m"),))
         for warnings in (b"7", b"[7]", b'[{"member":"total"}]'):
             odd = body.replace(body[body.index(b"[") : -1], warnings)
-            self.assertRaises(PublishFailed, a_call("k").judge, Answer(201, {}, odd), NOW)
+            self.assertRaises(PublishFailed, a_call("k").judge, HTTPResponse(201, {}, odd), NOW)
 
     def test_a_publication_is_understood(self) -> None:
         body = encode({"success": True, "id": 1042, "connections": 3})
-        self.assertEqual(a_call().judge(Answer(201, {}, body), NOW), Publication(1042, 3))
+        self.assertEqual(a_call().judge(HTTPResponse(201, {}, body), NOW), PublishedEvent(1042, 3))
 
     def test_a_key_or_content_is_not_shown(self) -> None:
         self.assertNotIn("pos_1", repr(a_call()))
-        self.assertNotIn("pos_1", repr(Calls.to("https://pos.example.com", "pos_1")))
+        self.assertNotIn("pos_1", repr(APIClient.to("https://pos.example.com", "pos_1")))
 
     def test_an_idempotency_key_is_what_a_header_can_carry(self) -> None:
         self.assertEqual(a_call("order-17").idempotency_key, "order-17")
@@ -97,7 +97,7 @@ class Judging(SynchronousTestCase):
 
 class Trying(SynchronousTestCase):
     def setUp(self) -> None:
-        self.attempts = Attempts.within(15, now=100, random=lambda: 0.5)
+        self.attempts = RetryPolicy.within(15, now=100, random=lambda: 0.5)
 
     def failing(self, asked: float | None = None, *, passing: bool = True) -> CallFailed:
         return CallFailed(503, "unavailable", "Later.", passing=passing, asked=asked)
@@ -132,7 +132,7 @@ class Trying(SynchronousTestCase):
     def test_all_attempts_begin_before_the_deadline_and_are_bounded(
         self, answers: list[float | None], deadline: float
     ) -> None:
-        attempts = Attempts.within(deadline, now=0, random=lambda: 0.5)
+        attempts = RetryPolicy.within(deadline, now=0, random=lambda: 0.5)
         now, made = 0.0, 0
         try:
             for asked in answers:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.broadcaster.subjects import data_of, is_offline, plain
+from posd.broadcaster.subjects import event_data, is_offline, plain_members
 from posd.events.normalise import ITEM_MEMBERS, ORDER_MEMBERS, draft
 from posd.protocol.jsontext import encode
 
@@ -84,7 +84,7 @@ class Objects(SynchronousTestCase):
 
     def test_the_attributes_of_the_contract_are_published_and_no_others(self) -> None:
         self.assertEqual(
-            data_of("new_order", self.order),
+            event_data("new_order", self.order),
             {
                 "orderId": str(NUMBER),
                 "orderNumber": "A-17",
@@ -108,7 +108,7 @@ class Objects(SynchronousTestCase):
         )
 
     def test_the_server_reads_what_was_published(self) -> None:
-        read = draft("new_order", data_of("new_order", self.order)).data
+        read = draft("new_order", event_data("new_order", self.order)).data
         self.assertEqual(
             (read["orderId"], read["totalAmount"], read["createdAt"]),
             (str(NUMBER), Decimal("12.50"), "2026-11-22T10:00:00.000Z"),
@@ -116,14 +116,14 @@ class Objects(SynchronousTestCase):
 
     def test_camel_case_attributes_are_found_too(self) -> None:
         order = SimpleNamespace(orderId=17, totalAmount=5, deliveryAddress="1 High St")
-        self.assertEqual(data_of("order_updated", order), vars(order))
+        self.assertEqual(event_data("order_updated", order), vars(order))
 
     def test_every_name_that_is_looked_for_is_one_that_the_server_knows(self) -> None:
         class Everything:
             def __getattr__(self, name: str) -> object:
                 return [self] if name in ("items", "selectedAddons") else 1
 
-        data = data_of("new_order", Everything())
+        data = event_data("new_order", Everything())
         data["scheduledTime"] = data["scheduledFor"] = "2026-11-22T18:30:00Z"
         read = draft("new_order", data).data
         self.assertEqual(read.keys() - {"unreadable"} - {name for name, _ in ORDER_MEMBERS}, set())
@@ -131,24 +131,24 @@ class Objects(SynchronousTestCase):
         assert isinstance(items, list)
         self.assertEqual(items[0].keys() - {"id", *ITEM_MEMBERS}, set())
         for kind in ("gift_card_purchased", "loyalty_updated"):
-            data = data_of(kind, Everything())
+            data = event_data(kind, Everything())
             self.assertEqual(draft(kind, data).data.keys() - {"unreadable"}, data.keys())
 
     def test_an_object_that_has_nothing_of_the_event_is_a_mistake(self) -> None:
         for subject in (object(), None, 17, {}):
             with self.assertRaisesRegex(TypeError, "has nothing of a new_order event"):
-                data_of("new_order", subject)
+                event_data("new_order", subject)
 
 
 class Mappings(SynchronousTestCase):
     def test_all_members_of_a_mapping_are_kept_under_their_names(self) -> None:
         order = MappingProxyType({"order_id": 17, "customerName": "Ann", "table": {"no": 4}})
-        self.assertEqual(data_of("new_order", order), dict(order))
+        self.assertEqual(event_data("new_order", order), dict(order))
 
     def test_items_in_a_mapping_may_be_objects(self) -> None:
         order = {"orderId": 17, "items": (Line("Dal", Decimal(6), 1, '[{"name":"Rice"}]'), "Naan")}
         self.assertEqual(
-            data_of("new_order", order)["items"],
+            event_data("new_order", order)["items"],
             [
                 {"name": "Dal", "price": 6, "quantity": 1, "selectedAddons": '[{"name":"Rice"}]'},
                 "Naan",
@@ -156,10 +156,10 @@ class Mappings(SynchronousTestCase):
         )
 
     def test_items_as_text_are_the_servers_to_read(self) -> None:
-        self.assertEqual(data_of("new_order", {"items": "[]"}), {"items": "[]"})
+        self.assertEqual(event_data("new_order", {"items": "[]"}), {"items": "[]"})
 
     def test_every_value_becomes_what_json_has(self) -> None:
-        data = plain(
+        data = plain_members(
             {
                 "none": None,
                 "yes": True,
@@ -182,12 +182,12 @@ class Mappings(SynchronousTestCase):
     def test_what_has_no_words_for_people_is_refused_by_name(self) -> None:
         for value in (object(), b"bytes", bytearray(b"x")):
             with self.assertRaisesRegex(TypeError, "address is a"):
-                plain({"address": value})
+                plain_members({"address": value})
 
     def test_a_name_that_is_no_text_is_refused(self) -> None:
         for data in ({1: "a"}, {"a": {None: 1}}):
             with self.assertRaisesRegex(TypeError, "cannot be named"):
-                plain(data)  # type: ignore[arg-type]
+                plain_members(data)  # type: ignore[arg-type]
 
 
 class Offline(SynchronousTestCase):

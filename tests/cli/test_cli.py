@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd import __version__
 from posd.cli import posctl as command
-from posd.cli.commands import SECTIONS, Commands
+from posd.cli.commands import SECTIONS, CommandGroup
 from tests.cli_runner import posctl
 
 NOWHERE = "host=/nowhere-at-all dbname=posd"
@@ -111,7 +111,7 @@ class FailureTests(SynchronousTestCase):
         self.assertIn("/elsewhere/posd.toml", ran.err)
 
 
-def _paths(group: Commands) -> list[tuple[str, ...]]:
+def _paths(group: CommandGroup) -> list[tuple[str, ...]]:
     """Every command that does something, as the words that call it."""
     paths: list[tuple[str, ...]] = []
     context = group.make_context("posctl", ["--version"], resilient_parsing=True)

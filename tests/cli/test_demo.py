@@ -17,7 +17,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.cli.sample_orders import sample_order
-from posd.events import normalise as drafts
+from posd.events import normalise
 from posd.protocol.jsontext import decode
 from tests.integration.harness import ROOT
 
@@ -217,7 +217,7 @@ class SampleOrderTests(SynchronousTestCase):
 
     def test_they_are_events_as_they_are(self) -> None:
         data = sample_order(7).data()
-        draft = drafts.draft("new_order", data)
+        draft = normalise.draft("new_order", data)
         self.assertEqual(
             {name: draft.data[name] for name in ("orderId", "totalAmount")},
             {

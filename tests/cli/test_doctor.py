@@ -26,7 +26,7 @@ class DoctorCase(SynchronousTestCase):
         self.folder.mkdir()
         self.path = self.folder / "posd.toml"
         # What this machine is like is not the question here.
-        self.patch(files, "reader", lambda *_: None)
+        self.patch(files, "file_reader", lambda *_: None)
         self.patch(machine, "_kernel_clock", lambda: 0)
         self.patch(machine, "_systemctl", lambda arguments: None)
 

@@ -11,8 +11,8 @@ import psycopg2
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.cli.database import complete
-from posd.cli.failures import INTERRUPTED, Failure, explained, told
+from posd.cli.database import run_to_completion
+from posd.cli.failures import INTERRUPTED, CommandFailure, explain, report_failures
 from posd.errors import (
     Busy,
     ConfigError,
@@ -41,7 +41,7 @@ class ExplanationTests(SynchronousTestCase):
 
     def test_each_has_its_code(self) -> None:
         for error, code in (
-            (Failure("why", 42), 42),
+            (CommandFailure("why", 42), 42),
             (StartError("why"), os.EX_CONFIG),
             (SchemaError("why"), os.EX_CONFIG),
             (caused_by(StatementFailed("denied", "42501")), os.EX_NOPERM),
@@ -58,12 +58,12 @@ class ExplanationTests(SynchronousTestCase):
             (psycopg2.OperationalError("why\n\tand where"), os.EX_UNAVAILABLE),
         ):
             with self.subTest(error=error):
-                failure = explained(error)
+                failure = explain(error)
                 assert failure is not None
                 self.assertEqual((str(failure), failure.exit_code), ("why", code))
 
     def test_a_schema_that_lacks_something_is_answered_with_the_way(self) -> None:
-        failure = explained(StatementFailed('relation "x" does not exist', "42P01"))
+        failure = explain(StatementFailed('relation "x" does not exist', "42P01"))
         assert failure is not None
         self.assertEqual(failure.exit_code, os.EX_CONFIG)
         self.assertIn('relation "x" does not exist', str(failure))
@@ -77,7 +77,7 @@ class ExplanationTests(SynchronousTestCase):
             ValueError("?"),
         ):
             with self.subTest(bug=bug):
-                self.assertIsNone(explained(bug))
+                self.assertIsNone(explain(bug))
 
 
 class TellingTests(SynchronousTestCase):
@@ -88,20 +88,20 @@ class TellingTests(SynchronousTestCase):
         with (
             redirect_stderr(said),
             self.assertRaises(click.exceptions.Exit) as caught,
-            told(),
+            report_failures(),
         ):
             raise ConfigError(("one", "two"))
         self.assertEqual(caught.exception.exit_code, os.EX_CONFIG)
         self.assertEqual(said.getvalue(), "one\ntwo\n")
 
     def test_an_interrupt_has_the_code_that_shells_know(self) -> None:
-        with self.assertRaises(click.exceptions.Exit) as caught, told():
+        with self.assertRaises(click.exceptions.Exit) as caught, report_failures():
             raise KeyboardInterrupt
         self.assertEqual(caught.exception.exit_code, INTERRUPTED)
 
     def test_a_bug_keeps_its_traceback(self) -> None:
         bug = StatementFailed("syntax error", "42601")
-        with self.assertRaises(StatementFailed) as caught, told():
+        with self.assertRaises(StatementFailed) as caught, report_failures():
             raise bug
         self.assertIs(caught.exception, bug)
 
@@ -113,10 +113,10 @@ class CompletionTests(SynchronousTestCase):
         async def statement() -> int:
             return 7
 
-        self.assertEqual(complete(statement()), 7)
+        self.assertEqual(run_to_completion(statement()), 7)
 
     def test_one_that_would_wait_for_ever_is_a_bug(self) -> None:
         async def statement() -> None:
             await Deferred()
 
-        self.assertRaises(RuntimeError, complete, statement())
+        self.assertRaises(RuntimeError, run_to_completion, statement())

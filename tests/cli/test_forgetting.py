@@ -10,8 +10,8 @@ import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.cli import database
-from posd.cli.database import complete
-from posd.events.redaction import Person
+from posd.cli.database import run_to_completion
+from posd.events.redaction import ErasedPerson
 from posd.maintenance import customer_erasure as forgetting
 from posd.protocol import jsontext
 from posd.store import erasure
@@ -49,7 +49,7 @@ class ForgetTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
-        for number, (kind, data, beside) in enumerate(
+        for number, (kind, data, extra_members) in enumerate(
             (
                 ("new_order", ORDER, None),
                 ("new_order", OTHER, None),
@@ -61,7 +61,7 @@ class ForgetTests(SynchronousTestCase):
             ),
             1,
         ):  # fmt: skip
-            self.event(number, kind, data, beside)
+            self.event(number, kind, data, extra_members)
         self.event(None, "pos_note", {"text": "Frau Moor, +44 7700 900123, wartet"}, None)
         for refused in (
             (1, "front", "for Ines"),
@@ -109,7 +109,7 @@ class ForgetTests(SynchronousTestCase):
     def text(self, value: object) -> str:
         return jsontext.encode(value).decode()
 
-    def event(self, seq: int | None, kind: str, data: object, beside: object) -> None:
+    def event(self, seq: int | None, kind: str, data: object, extra_members: object) -> None:
         if seq is None:
             execute(
                 self.dsn,
@@ -123,7 +123,12 @@ class ForgetTests(SynchronousTestCase):
             "INSERT INTO dinedesk_main.pos_events"
             " (tenant_id, seq, event_type, event_data, beside, created_at)"
             " VALUES (1, %s, %s, %s, %s, now())",
-            *(seq, kind, self.text(data), None if beside is None else self.text(beside)),
+            *(
+                seq,
+                kind,
+                self.text(data),
+                None if extra_members is None else self.text(extra_members),
+            ),
         )
 
     def answer(self, operation: str, body: object) -> None:
@@ -181,7 +186,7 @@ class ForgetTests(SynchronousTestCase):
             self.assertNotIn(trace, left)
         self.assertIn("maya@example.com", left)
         self.assertIn("no ink", left)
-        events = [(data, beside) for data, beside in execute(self.dsn, EVENTS)]
+        events = [(data, extra_members) for data, extra_members in execute(self.dsn, EVENTS)]
         self.assertEqual(events[0], (self.text(FORGOTTEN), None))
         self.assertEqual(events[1], (self.text(OTHER), None))
         self.assertEqual(events[3][1], '{"customer_phone":null,"points":7}')
@@ -265,22 +270,22 @@ class ForgetTests(SynchronousTestCase):
         async def cut_off(*_: object) -> None:
             raise psycopg2.OperationalError("cut off")
 
-        self.patch(erasure, "note", cut_off)
+        self.patch(erasure, "record_erasure", cut_off)
         self.assertNotEqual(self.forget("--phone", NUMBER, "--yes").code, 0)
         told = execute(self.dsn, "SELECT DISTINCT what FROM dinedesk_main.pos_control")
         self.assertIn(("erased 1",), told)
 
     def test_what_changes_before_it_is_erased_is_found_again_and_counted_once(self) -> None:
         tenant = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
-        person = Person("GB", phones=frozenset((NUMBER,)))
-        with database.session(self.dsn) as session:
-            found = complete(forgetting.find(session, tenant, person))
+        person = ErasedPerson("GB", phones=frozenset((NUMBER,)))
+        with database.open_executor(self.dsn) as executor:
+            found = run_to_completion(forgetting.find(executor, tenant, person))
             execute(
                 self.dsn,
                 "UPDATE dinedesk_kitchen.pos_events SET event_data ="
                 " (event_data::jsonb || '{\"tip\": 1}')::json WHERE event_data::text LIKE '%900123%'",
             )
-            counts = complete(forgetting.forget_found(session, tenant, found, "a test"))
+            counts = run_to_completion(forgetting.erase(executor, tenant, found, "a test"))
         self.assertEqual(counts, found.counts)
         self.assertNotIn("900123", self.everything())
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.cli import demo, failures, listening, publishing
 from posd.cli import posctl as command
-from posd.cli.failures import Failure
+from posd.cli.failures import CommandFailure
 from posd.testing.postgres import test_server
 from tests.cli_runner import migrated_database, posctl
 
@@ -89,7 +89,7 @@ class HostileCase(SynchronousTestCase):
         self.odd_files = [*self.files()]
 
         def unreached(*_: Any, **__: Any) -> Any:
-            raise Failure("the value was taken", os.EX_UNAVAILABLE)
+            raise CommandFailure("the value was taken", os.EX_UNAVAILABLE)
 
         # What waits for a server or starts one: other tests do.
         self.patch(listening, "run", unreached)

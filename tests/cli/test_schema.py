@@ -154,7 +154,7 @@ class MigrateTests(SynchronousTestCase):
         )
 
     def test_a_check_tells_what_the_daemon_would_lack_and_changes_nothing(self) -> None:
-        last = migrations.expected()["main"][-1]
+        last = migrations.expected_files()["main"][-1]
         execute(self.dsn, f"DELETE FROM dinedesk_main.schema_versions WHERE file = '{last}'")
         for _ in range(2):
             ran = posctl("migrate", "--check", dsn=as_role(self.dsn, "posd"))
@@ -168,7 +168,7 @@ class MigrateTests(SynchronousTestCase):
     def test_of_two_at_once_one_is_told_of_the_other(self) -> None:
         with (
             closing(migrations.connect(self.dsn)) as other,
-            migrations.administration(other),
+            migrations.administer(other),
         ):
             for command in (("migrate",), ("adopt", "kitchen"), ("tenant", "disable", "kitchen")):
                 ran = posctl(*command, dsn=self.dsn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from posd.client import CannotProcess, Next, ReceivedEvent, Till
+from posd.client import CannotProcess, NextStep, ReceivedEvent, Till
 from posd.values import Position, Resync
 from tests.till_case import KEY, OTHER_STREAM, STREAM, Desk, TillCase
 
@@ -252,7 +252,7 @@ class Gapless(TillCase):
         desk.greet(1041)
         desk.sendMessage(b"\x00", isBinary=True)
         self.flush()
-        self.assertEqual((desk.code, self.endings[0].next), (1003, Next.WAIT))
+        self.assertEqual((desk.code, self.endings[0].next_step), (1003, NextStep.WAIT))
 
     def test_a_message_beyond_the_limit_is_not_taken(self) -> None:
         self.started(longest_message=1000)
@@ -261,7 +261,7 @@ class Gapless(TillCase):
         desk.sendMessage(b"x" * 1001)
         self.flush()
         self.advance(5)
-        self.assertEqual((desk.code, self.endings[0].next), (1009, Next.WAIT))
+        self.assertEqual((desk.code, self.endings[0].next_step), (1009, NextStep.WAIT))
 
     def test_breaches_are_counted(self) -> None:
         till = self.started()

@@ -9,9 +9,9 @@ from twisted.internet.protocol import Factory, Protocol
 
 from posd.client import (
     CannotProcess,
-    Ending,
     Fault,
-    Next,
+    NextStep,
+    Outcome,
     PositionFile,
     ReceivedEvent,
     Summary,
@@ -130,7 +130,7 @@ class Reconnecting(TillCase):
 
 
 class CloseCodes(TillCase):
-    def closed_with(self, code: int, reason: str = "") -> Ending:
+    def closed_with(self, code: int, reason: str = "") -> Outcome:
         self.started()
         desk = self.connect()
         desk.greet(0)
@@ -157,12 +157,12 @@ class CloseCodes(TillCase):
         self.closed_with(4001, "revoked")
         self.advance(5000)
         self.assertFalse(self.is_trying())
-        self.assertEqual(self.summaries[0].ending.code, 4001)
+        self.assertEqual(self.summaries[0].outcome.code, 4001)
 
     def test_a_superseded_till_stops(self) -> None:
         self.closed_with(4009)
         self.assertFalse(self.is_trying())
-        self.assertIn("newer connection", self.summaries[0].ending.reason)
+        self.assertIn("newer connection", self.summaries[0].outcome.reason)
 
     def test_a_server_that_closes_and_keeps_the_line_open_is_cut_off(self) -> None:
         self.started()
@@ -178,7 +178,7 @@ class CloseCodes(TillCase):
 
 
 class Refusals(TillCase):
-    def refused_with(self, status: str, body: bytes = b"", *headers: bytes) -> Ending:
+    def refused_with(self, status: str, body: bytes = b"", *headers: bytes) -> Outcome:
         self.refuse(refusal(status, body, *headers))
         self.started()
         pump = self.completer.succeedOnce()
@@ -188,17 +188,17 @@ class Refusals(TillCase):
         return self.endings[0]
 
     def test_an_unknown_key_stops_the_till_and_says_why(self) -> None:
-        ending = self.refused_with(
+        outcome = self.refused_with(
             "401 Unauthorized",
             b'{"success":false,"error":"A valid API key is required.","code":"unauthorized"}',
         )
         self.assertFalse(self.is_trying())
-        self.assertEqual((ending.status, ending.name), (401, "unauthorized"))
-        self.assertIn("A valid API key is required.", self.summaries[0].ending.reason)
+        self.assertEqual((outcome.status, outcome.name), (401, "unauthorized"))
+        self.assertIn("A valid API key is required.", self.summaries[0].outcome.reason)
 
     def test_a_device_that_needs_its_own_key_stops(self) -> None:
-        ending = self.refused_with("403 Forbidden", b'{"code":"device_key_required"}')
-        self.assertEqual((ending.name, ending.next), ("device_key_required", Next.STOP))
+        outcome = self.refused_with("403 Forbidden", b'{"code":"device_key_required"}')
+        self.assertEqual((outcome.name, outcome.next_step), ("device_key_required", NextStep.STOP))
 
     def test_a_busy_server_is_given_the_time_it_asks_for(self) -> None:
         self.refused_with("503 Service Unavailable", b"{}", b"Retry-After: 20")
@@ -312,7 +312,7 @@ class Stopping(TillCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_an_observer_may_stop_the_till_at_the_first_failure(self) -> None:
-        till: Till = self.started(on_disconnected=lambda ending: till.stopService())
+        till: Till = self.started(on_disconnected=lambda outcome: till.stopService())
         self.completer.failOnce()
         self.assertEqual(len(self.summaries), 1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
@@ -357,7 +357,7 @@ class Stopping(TillCase):
                     breaches=0,
                     acknowledged=1044,
                     position=Position(1044, STREAM),
-                    ending=Ending("stopped by its owner", Next.STOP),
+                    outcome=Outcome("stopped by its owner", NextStep.STOP),
                 )
             ],
         )

@@ -15,10 +15,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 
-from posd.client import Connected, Ending, ReceivedEvent, Till
-from posd.client.connection import Connection
-from posd.security.private_ca import Made, make
-from tests.odd_certificates import odd
+from posd.client import Connected, Outcome, ReceivedEvent, Till
+from posd.client.connection import ClientConnection
+from posd.security.private_ca import IssuedCertificate, make
+from tests.odd_certificates import issue_odd_certificate
 from tests.till_case import KEY, STREAM, Desk
 
 BIG = "x" * 20_000
@@ -47,7 +47,9 @@ class NetworkCase(TestCase):
         self.factory.desks = []
         self.factory.events = 0
 
-    async def listen(self, *, tls_name: str | None = None, made: Made | None = None) -> int:
+    async def listen(
+        self, *, tls_name: str | None = None, made: IssuedCertificate | None = None
+    ) -> int:
         endpoint: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
         if tls_name is not None:
             made = make(self.folder, [tls_name])
@@ -85,8 +87,8 @@ class NetworkCase(TestCase):
         self.assertEqual(desk.messages, [{"type": "ack", "id": 3}])
         self.assertEqual(desk.remoteCloseCode, 1000)
 
-    async def ending_of(self, url: str) -> Ending:
-        ended: Deferred[Ending] = Deferred()
+    async def ending_of(self, url: str) -> Outcome:
+        ended: Deferred[Outcome] = Deferred()
         handle = lambda event: None  # noqa: E731
         ca = self.folder / "ca.pem"
         till = Till(
@@ -97,16 +99,16 @@ class NetworkCase(TestCase):
 
     async def test_a_server_that_proves_to_be_another_is_not_spoken_to(self) -> None:
         port = await self.listen(tls_name="pos.example.net")
-        ending = await self.ending_of(f"wss://127.0.0.1:{port}")
-        self.assertEqual(ending.reason, "TLS: the server's certificate is for another name")
+        outcome = await self.ending_of(f"wss://127.0.0.1:{port}")
+        self.assertEqual(outcome.reason, "TLS: the server's certificate is for another name")
         self.assertEqual(self.factory.desks, [])
 
     async def test_a_server_that_is_named_by_nothing_but_a_common_name_is_not_spoken_to(
         self,
     ) -> None:
-        port = await self.listen(made=odd(self.folder, "127.0.0.1"))
-        ending = await self.ending_of(f"wss://127.0.0.1:{port}")
-        self.assertIn("TLS: the server's certificate names no server", ending.reason)
+        port = await self.listen(made=issue_odd_certificate(self.folder, "127.0.0.1"))
+        outcome = await self.ending_of(f"wss://127.0.0.1:{port}")
+        self.assertIn("TLS: the server's certificate names no server", outcome.reason)
         self.assertEqual(self.factory.desks, [])
 
     async def test_a_certificate_of_an_unknown_authority_is_named_as_the_reason(self) -> None:
@@ -115,8 +117,8 @@ class NetworkCase(TestCase):
         (self.folder / "ca-key.pem").unlink()
         make(self.folder, ["127.0.0.1"], replace=True)
         with capturedLogs() as logs:
-            ending = await self.ending_of(f"wss://127.0.0.1:{port}")
-        self.assertIn("authority of the server's certificate", ending.reason)
+            outcome = await self.ending_of(f"wss://127.0.0.1:{port}")
+        self.assertIn("authority of the server's certificate", outcome.reason)
         loud = [log["log_format"] for log in logs if log["log_level"] > LogLevel.info]
         self.assertEqual(
             loud, [], "the till's owner, who is told the ending, says what it is worth"
@@ -142,19 +144,19 @@ class NetworkCase(TestCase):
     async def paused(self, till: Till) -> int:
         """Wait until the till reads no more, and a while longer; return how much it has read."""
         paused: Deferred[None] = Deferred()
-        real = Connection.pause
+        real = ClientConnection.pause
 
-        def pause(connection: Connection) -> None:
+        def pause(connection: ClientConnection) -> None:
             real(connection)
             if not paused.called:
                 paused.callback(None)
 
-        self.patch(Connection, "pause", pause)
+        self.patch(ClientConnection, "pause", pause)
         self.start(till)
         await paused
         for _ in range(50):
             await deferLater(reactor, 0)
-        return till._intake.counts.received
+        return till._event_queue.counts.received
 
     async def gated(self, *, tls: bool) -> None:
         self.factory.events = 2000

@@ -8,14 +8,14 @@ from twisted.internet import error
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.client.outcome import Ending, Next, pause
+from posd.client.outcome import NextStep, Outcome, reconnect_pause
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 endings = st.builds(
-    Ending,
+    Outcome,
     st.just("any"),
-    st.sampled_from([Next.AT_ONCE, Next.RETRY, Next.WAIT]),
+    st.sampled_from([NextStep.AT_ONCE, NextStep.RETRY, NextStep.WAIT]),
     asked=st.none() | st.floats(0, 1e9),
 )
 
@@ -23,70 +23,72 @@ endings = st.builds(
 class Closing(SynchronousTestCase):
     def test_every_close_code_of_the_protocol_has_its_consequence(self) -> None:
         for code, following in {
-            None: Next.RETRY,
-            1000: Next.RETRY,
-            1001: Next.AT_ONCE,
-            1003: Next.WAIT,
-            1008: Next.WAIT,
-            1009: Next.WAIT,
-            1011: Next.RETRY,
-            1013: Next.RETRY,
-            4001: Next.STOP,
-            4009: Next.STOP,
-            4999: Next.RETRY,
+            None: NextStep.RETRY,
+            1000: NextStep.RETRY,
+            1001: NextStep.AT_ONCE,
+            1003: NextStep.WAIT,
+            1008: NextStep.WAIT,
+            1009: NextStep.WAIT,
+            1011: NextStep.RETRY,
+            1013: NextStep.RETRY,
+            4001: NextStep.STOP,
+            4009: NextStep.STOP,
+            4999: NextStep.RETRY,
         }.items():
-            self.assertIs(Ending.closed(code, "").next, following, code)
+            self.assertIs(Outcome.closed(code, "").next_step, following, code)
 
     def test_the_servers_own_words_come_first(self) -> None:
-        self.assertEqual(Ending.closed(4001, "expired").reason, "closed with 4001: expired")
-        self.assertIn("revoked", Ending.closed(4001, None).reason)
-        self.assertEqual(Ending.closed(None, None).reason, "closed with no code")
+        self.assertEqual(Outcome.closed(4001, "expired").reason, "closed with 4001: expired")
+        self.assertIn("revoked", Outcome.closed(4001, None).reason)
+        self.assertEqual(Outcome.closed(None, None).reason, "closed with no code")
 
 
 class Refusing(SynchronousTestCase):
-    def next_of(self, status: int) -> Next:
-        return Ending.refused(status, {}, b"", NOW).next
+    def next_of(self, status: int) -> NextStep:
+        return Outcome.refused(status, {}, b"", NOW).next_step
 
     def test_a_credential_that_does_not_fit_stops(self) -> None:
-        self.assertEqual([self.next_of(s) for s in (401, 403)], [Next.STOP, Next.STOP])
+        self.assertEqual([self.next_of(s) for s in (401, 403)], [NextStep.STOP, NextStep.STOP])
 
     def test_a_server_in_trouble_is_tried_again(self) -> None:
-        self.assertEqual({self.next_of(s) for s in (429, 500, 502, 503, 504)}, {Next.RETRY})
+        self.assertEqual({self.next_of(s) for s in (429, 500, 502, 503, 504)}, {NextStep.RETRY})
 
     def test_a_mistake_of_ours_is_not_repeated_soon(self) -> None:
-        self.assertEqual({self.next_of(s) for s in (200, 302, 400, 404, 426)}, {Next.WAIT})
+        self.assertEqual({self.next_of(s) for s in (200, 302, 400, 404, 426)}, {NextStep.WAIT})
 
     def test_a_body_that_is_not_the_servers_is_ignored(self) -> None:
         for body in (b"", b"<html>", b"[]", b'{"code":1,"error":{}}', b"\xff"):
-            ending = Ending.refused(502, {}, body, NOW)
-            self.assertEqual((ending.name, ending.reason), (None, "refused with HTTP 502"))
+            outcome = Outcome.refused(502, {}, body, NOW)
+            self.assertEqual((outcome.name, outcome.reason), (None, "refused with HTTP 502"))
 
 
 class Losing(SynchronousTestCase):
     def test_a_failure_is_told_in_its_own_words(self) -> None:
-        self.assertIn("refused", Ending.lost(Failure(error.ConnectionRefusedError())).reason)
-        self.assertIn("cleanly", Ending.lost(Failure(error.ConnectionDone())).reason)
+        self.assertIn("refused", Outcome.lost(Failure(error.ConnectionRefusedError())).reason)
+        self.assertIn("cleanly", Outcome.lost(Failure(error.ConnectionDone())).reason)
 
     def test_a_failure_without_words_has_at_least_a_name(self) -> None:
-        self.assertEqual(Ending.lost(Failure(TimeoutError())).reason, "TimeoutError")
+        self.assertEqual(Outcome.lost(Failure(TimeoutError())).reason, "TimeoutError")
 
 
 class Pausing(SynchronousTestCase):
     def test_after_the_last_ending_there_is_no_pause(self) -> None:
         with self.assertRaises(ValueError):
-            pause(Ending("revoked", Next.STOP), 1, lambda: 0.5)
+            reconnect_pause(Outcome("revoked", NextStep.STOP), 1, lambda: 0.5)
 
     def test_a_server_that_keeps_going_away_is_not_run_after(self) -> None:
-        ending = Ending.closed(1001, None)
-        self.assertEqual([pause(ending, n, lambda: 0.5) for n in (1, 2, 3)], [0.5, 1.5, 3])
+        outcome = Outcome.closed(1001, None)
+        self.assertEqual(
+            [reconnect_pause(outcome, n, lambda: 0.5) for n in (1, 2, 3)], [0.5, 1.5, 3]
+        )
 
     def test_a_server_may_ask_for_an_hour_and_not_for_more(self) -> None:
-        ending = Ending.refused(503, {"retry-after": "999999999"}, b"", NOW)
-        self.assertEqual(pause(ending, 1, lambda: 0.0), 3600)
+        outcome = Outcome.refused(503, {"retry-after": "999999999"}, b"", NOW)
+        self.assertEqual(reconnect_pause(outcome, 1, lambda: 0.0), 3600)
 
     @given(endings, st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
     def test_a_pause_is_never_shorter_than_asked_and_always_bounded(
-        self, ending: Ending, failures: int, chance: float
+        self, outcome: Outcome, failures: int, chance: float
     ) -> None:
-        seconds = pause(ending, failures, lambda: chance)
-        self.assertTrue(min(ending.asked or 0, 3600) <= seconds <= 4500)
+        seconds = reconnect_pause(outcome, failures, lambda: chance)
+        self.assertTrue(min(outcome.asked or 0, 3600) <= seconds <= 4500)

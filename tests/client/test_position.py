@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.client.cursor import INTERVAL, Cursor
+from posd.client.cursor import INTERVAL, DurableCursor
 from posd.client.position import PositionFile, PositionUnreadable
 from posd.values import Position
 
@@ -68,7 +68,7 @@ class Cursors(SynchronousTestCase):
         self.file = PositionFile(Path(self.mktemp()))
         self.acks: list[int] = []
         self.told = True
-        self.cursor = Cursor(self.clock, None, self.file)
+        self.cursor = DurableCursor(self.clock, None, self.file)
 
     def hear(self, position: Position) -> bool:
         """A server that takes positions, or whose stream is another one."""
@@ -83,7 +83,7 @@ class Cursors(SynchronousTestCase):
         self.clock.advance(INTERVAL)
         self.assertEqual((self.acks, self.cursor.acknowledged), ([], None))
         self.told = True
-        self.cursor.settle()
+        self.cursor.save_now()
         self.assertEqual((self.acks, self.cursor.acknowledged), ([1], 1))
 
     def test_the_first_of_a_burst_is_told_at_once_and_the_rest_together(self) -> None:
@@ -109,7 +109,7 @@ class Cursors(SynchronousTestCase):
 
     def test_a_position_that_cannot_be_saved_is_not_acknowledged_until_it_can(self) -> None:
         broken = PositionFile(Path(self.mktemp()) / "missing" / "position.json")
-        cursor = Cursor(self.clock, None, broken)
+        cursor = DurableCursor(self.clock, None, broken)
         cursor.attach(self.hear)
         cursor.advance(Position(1, STREAM))
         self.clock.advance(0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.client.received import Connected, ReceivedEvent, Trouble, parse
+from posd.client.received import Connected, ReceivedEvent, ServerError, parse_message
 from posd.errors import InvalidMessage
 from posd.protocol.messages import connected_text, error_text, event_text
 from posd.values import Event, Resync
@@ -43,20 +43,20 @@ class Understanding(SynchronousTestCase):
             heartbeat=30,
             now=NOW,
         )
-        greeting = parse(text)
+        greeting = parse_message(text)
         self.assertEqual(greeting, Connected(STREAM, 1041, 1030, None, "front", 30))
         assert isinstance(greeting, Connected)
         self.assertEqual(greeting.begins_after, 1030)
 
     def test_a_greeting_that_cannot_replay_begins_at_the_head(self) -> None:
-        greeting = parse(json.dumps({**GREETING, "resync": "retention"}).encode())
+        greeting = parse_message(json.dumps({**GREETING, "resync": "retention"}).encode())
         assert isinstance(greeting, Connected)
         self.assertEqual((greeting.resync, greeting.begins_after), (Resync.RETENTION, 1041))
 
     def test_the_servers_event_is_understood(self) -> None:
         event = Event(7, "order_updated", b'{"totalAmount":45.90}', NOW, b'{"order_id":"A-1"}')
         text = event_text(event, "kitchen", replay=True)
-        received = parse(text)
+        received = parse_message(text)
         assert isinstance(received, ReceivedEvent)
         self.assertEqual((received.id, received.type, received.timestamp), (7, event.type, NOW))
         self.assertEqual(str(received.data["totalAmount"]), "45.90")
@@ -64,17 +64,19 @@ class Understanding(SynchronousTestCase):
         self.assertTrue(received.replay)
 
     def test_a_complaint_is_understood(self) -> None:
-        self.assertEqual(parse(error_text("no_device", "Why.")), Trouble("no_device", "Why."))
+        self.assertEqual(
+            parse_message(error_text("no_device", "Why.")), ServerError("no_device", "Why.")
+        )
 
     def test_pings_and_pongs_ask_nothing(self) -> None:
-        self.assertIsNone(parse(b'{"type":"ping"}'))
-        self.assertIsNone(parse(b'{"type":"pong","timestamp":"2026-11-22T10:00:00Z"}'))
+        self.assertIsNone(parse_message(b'{"type":"ping"}'))
+        self.assertIsNone(parse_message(b'{"type":"pong","timestamp":"2026-11-22T10:00:00Z"}'))
 
 
 class Refusing(SynchronousTestCase):
     def assert_refused(self, message: object) -> None:
         with self.assertRaises(InvalidMessage, msg=repr(message)):
-            parse(json.dumps(message).encode())
+            parse_message(json.dumps(message).encode())
 
     def test_a_greeting_must_be_whole_and_of_the_right_types(self) -> None:
         for name in ("streamId", "lastEventId", "heartbeatSeconds"):
@@ -119,4 +121,4 @@ class Refusing(SynchronousTestCase):
         self, members: dict[str, object], kind: str
     ) -> None:
         with contextlib.suppress(InvalidMessage):
-            parse(json.dumps({**members, "type": kind}).encode())
+            parse_message(json.dumps({**members, "type": kind}).encode())

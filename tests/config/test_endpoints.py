@@ -10,14 +10,14 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.endpoints import (
-    Other,
-    Systemd,
-    Tcp,
-    Tcp6,
-    Unix,
+    OtherListener,
+    SystemdListener,
+    TCP6Listener,
+    TCPListener,
+    UnixListener,
     collide,
     is_local,
-    is_open_to_everybody,
+    is_world_writable,
     read,
     with_backlog,
 )
@@ -31,19 +31,19 @@ _paths = st.text(st.sampled_from("abc:=\\ é."), min_size=1).map(lambda text: "/
 class ReadTests(SynchronousTestCase):
     def test_arguments_may_be_named_or_in_order(self) -> None:
         for description, endpoint in (
-            ("tcp:9010", Tcp(9010)),
-            ("tcp:port=9010:interface=127.0.0.1", Tcp(9010, "127.0.0.1")),
-            ("tcp:9010:127.0.0.1:backlog=9", Tcp(9010, "127.0.0.1", 9)),
-            ("tcp:interface=127.0.0.1:port=0", Tcp(0, "127.0.0.1")),
-            (r"tcp:port=9010:interface=\:\:", Tcp(9010, "::")),
-            (r"tcp:9010:interface=fe80\:\:1%eth0", Tcp(9010, "fe80::1%eth0")),
-            ("tcp6:9010", Tcp6(9010, interface="::")),
-            ("unix:/run/posd/local.sock:mode=660", Unix("/run/posd/local.sock", 0o660)),
-            ("unix:address=/a=b:lockfile=0", Unix("/a=b", lockfile=False)),
-            ("systemd:domain=INET6:name=https", Systemd("INET6", name="https")),
-            ("systemd:UNIX:index=0", Systemd("UNIX", index=0)),
-            (r"haproxy:tcp:9010:interface=\:\:", Other("haproxy", Tcp(9010, "::"))),
-            ("onion:80:controlPort=9051", Other("onion")),
+            ("tcp:9010", TCPListener(9010)),
+            ("tcp:port=9010:interface=127.0.0.1", TCPListener(9010, "127.0.0.1")),
+            ("tcp:9010:127.0.0.1:backlog=9", TCPListener(9010, "127.0.0.1", 9)),
+            ("tcp:interface=127.0.0.1:port=0", TCPListener(0, "127.0.0.1")),
+            (r"tcp:port=9010:interface=\:\:", TCPListener(9010, "::")),
+            (r"tcp:9010:interface=fe80\:\:1%eth0", TCPListener(9010, "fe80::1%eth0")),
+            ("tcp6:9010", TCP6Listener(9010, interface="::")),
+            ("unix:/run/posd/local.sock:mode=660", UnixListener("/run/posd/local.sock", 0o660)),
+            ("unix:address=/a=b:lockfile=0", UnixListener("/a=b", lockfile=False)),
+            ("systemd:domain=INET6:name=https", SystemdListener("INET6", name="https")),
+            ("systemd:UNIX:index=0", SystemdListener("UNIX", index=0)),
+            (r"haproxy:tcp:9010:interface=\:\:", OtherListener("haproxy", TCPListener(9010, "::"))),
+            ("onion:80:controlPort=9051", OtherListener("onion")),
         ):
             with self.subTest(description=description):
                 self.assertEqual(read(description), endpoint)
@@ -100,7 +100,7 @@ class AgreementTests(SynchronousTestCase):
         reactor = MemoryReactorClock()
         serverFromString(reactor, description).listen(Factory())
         [(listening, _, length, bound)] = reactor.tcpServers
-        self.assertEqual(read(description), Tcp(listening, bound, length))
+        self.assertEqual(read(description), TCPListener(listening, bound, length))
 
     @given(_paths, st.integers(0, 0o777), st.booleans())
     def test_on_a_unix_socket(self, path: str, mode: int, lockfile: bool) -> None:
@@ -109,7 +109,7 @@ class AgreementTests(SynchronousTestCase):
         reactor = MemoryReactorClock()
         serverFromString(reactor, description).listen(Factory())
         [(address, _, length, bits, locked)] = reactor.unixServers
-        self.assertEqual(read(description), Unix(address, bits, length, locked))
+        self.assertEqual(read(description), UnixListener(address, bits, length, locked))
 
 
 class ReachTests(SynchronousTestCase):
@@ -142,9 +142,9 @@ class ReachTests(SynchronousTestCase):
 
     def test_a_unix_socket_is_open_to_everybody_unless_its_mode_says_otherwise(self) -> None:
         modes = ("", ":mode=666", ":mode=661", ":mode=660", ":mode=600")
-        openness = [is_open_to_everybody(read(f"unix:/run/local.sock{mode}")) for mode in modes]
+        openness = [is_world_writable(read(f"unix:/run/local.sock{mode}")) for mode in modes]
         self.assertEqual(openness, [True, True, True, False, False])
-        self.assertFalse(is_open_to_everybody(read("tcp:9011")))
+        self.assertFalse(is_world_writable(read("tcp:9011")))
 
 
 class CollisionTests(SynchronousTestCase):

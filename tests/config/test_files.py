@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.files import Problems, Table, Tables, find, parse
+from posd.config.files import ConfigTable, ConfigTables, Problems, find_files, parse
 
 
 class FindTests(SynchronousTestCase):
@@ -22,7 +22,7 @@ class FindTests(SynchronousTestCase):
         self.additions.mkdir()
         for name in ("b.toml", "10.toml", "a.toml", "9.toml"):
             (self.additions / name).touch()
-        names = [file.name for file in find(self.main, self.report)]
+        names = [file.name for file in find_files(self.main, self.report)]
         self.assertEqual(names, ["posd.toml", "10.toml", "9.toml", "a.toml", "b.toml"])
         self.assertFalse(self.report)
 
@@ -30,15 +30,15 @@ class FindTests(SynchronousTestCase):
         self.additions.mkdir()
         for name in (".a.toml", "a.toml.orig", "a.toml~", "README"):
             (self.additions / name).touch()
-        self.assertEqual(find(self.main, self.report), [self.main])
+        self.assertEqual(find_files(self.main, self.report), [self.main])
 
     def test_no_folder_of_additions_is_needed(self) -> None:
-        self.assertEqual(find(self.main, self.report), [self.main])
+        self.assertEqual(find_files(self.main, self.report), [self.main])
         self.assertFalse(self.report)
 
     def test_additions_that_are_not_a_folder_are_a_problem(self) -> None:
         self.additions.touch()
-        self.assertEqual(find(self.main, self.report), [self.main])
+        self.assertEqual(find_files(self.main, self.report), [self.main])
         reason = "cannot be read: Not a directory; it must be a folder of files"
         self.assertEqual(self.report.lines([self.main]), (f"{self.additions}: {reason}",))
 
@@ -120,8 +120,8 @@ class TablesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.report = Problems()
         keys = {"colours": ("paper", "ink"), "sizes": ("width", "height")}
-        sections = {name: Table(name, self.MAIN, keys[name]) for name in keys}
-        self.tables = Tables(self.report, sections, ("name", "endpoint", "width"))
+        sections = {name: ConfigTable(name, self.MAIN, keys[name]) for name in keys}
+        self.tables = ConfigTables(self.report, sections, ("name", "endpoint", "width"))
 
     def add(self, file: Path, text: str) -> None:
         self.tables.add(file, tomllib.loads(text))
@@ -137,7 +137,7 @@ class TablesTests(SynchronousTestCase):
         self.add(self.MAIN, '[colours]\npaper = "white"\nink = "black"\n')
         self.add(self.ADDED, '[colours]\nink = "blue"\n')
         self.assertEqual(
-            self.tables.sections["colours"].given,
+            self.tables.sections["colours"].values,
             {"paper": (self.MAIN, "white"), "ink": (self.ADDED, "blue")},
         )
         self.assertEqual(
@@ -154,14 +154,14 @@ class TablesTests(SynchronousTestCase):
     def test_a_table_in_place_of_a_value_is_replaced_as_a_whole(self) -> None:
         self.add(self.MAIN, '[colours]\nink = { credential = "a", b = 1 }\n')
         self.add(self.ADDED, '[colours]\nink = { credential = "c" }\n')
-        given = self.tables.sections["colours"].given
-        self.assertEqual(given, {"ink": (self.ADDED, {"credential": "c"})})
+        values = self.tables.sections["colours"].values
+        self.assertEqual(values, {"ink": (self.ADDED, {"credential": "c"})})
 
     def test_a_listener_of_a_known_name_is_changed_and_any_other_is_added(self) -> None:
         self.add(self.MAIN, '[[listen]]\nname = "a"\nendpoint = "tcp:1"\n')
         self.add(self.ADDED, '[[listen]]\nname = "b"\n[[listen]]\nname = "a"\nendpoint = "tcp:2"\n')
         self.assertEqual(
-            [table.given for table in self.tables.listeners.values()],
+            [table.values for table in self.tables.listeners.values()],
             [
                 {"name": (self.ADDED, "a"), "endpoint": (self.ADDED, "tcp:2")},
                 {"name": (self.ADDED, "b")},

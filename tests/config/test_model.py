@@ -17,7 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import TLS, Config, Database, Delivery, Limits, Listener, Logging, load
+from posd.config.model import (
+    Config,
+    DatabaseConfig,
+    DeliveryConfig,
+    LimitsConfig,
+    ListenerConfig,
+    LoggingConfig,
+    TLSConfig,
+    load,
+)
 from posd.config.units import format_duration, format_size
 from posd.errors import ConfigError
 
@@ -113,12 +122,13 @@ class DefaultsTests(LoadCase):
 
     def test_the_values_have_the_same_defaults_without_files(self) -> None:
         self.assertEqual(
-            Config(Database("dbname=posd"), tls=TLS("/c.pem", "/k.pem")), self.load(SOUND)
+            Config(DatabaseConfig("dbname=posd"), tls=TLSConfig("/c.pem", "/k.pem")),
+            self.load(SOUND),
         )
 
     def test_connection_strings_are_not_in_a_representation(self) -> None:
-        shown = repr(Config(Database("password=hunter2", admin_dsn="password=hunter2")))
-        self.assertNotIn("hunter2", shown)
+        displayed = repr(Config(DatabaseConfig("password=hunter2", admin_dsn="password=hunter2")))
+        self.assertNotIn("hunter2", displayed)
 
 
 class ShippedFileTests(LoadCase):
@@ -132,8 +142,8 @@ class ShippedFileTests(LoadCase):
         self.uncommented = re.sub(r"(?m)^#(?=[a-z\[])", "", self.text)
 
     def test_it_works_as_it_is(self) -> None:
-        certificate = TLS("/etc/posd/tls/fullchain.pem", "/etc/posd/tls/privkey.pem")
-        expected = Config(Database("postgresql:///posd"), tls=certificate)
+        certificate = TLSConfig("/etc/posd/tls/fullchain.pem", "/etc/posd/tls/privkey.pem")
+        expected = Config(DatabaseConfig("postgresql:///posd"), tls=certificate)
         self.assertEqual(self.load(self.text), expected)
 
     def test_every_default_and_example_in_it_can_be_used(self) -> None:
@@ -155,8 +165,8 @@ class ShippedFileTests(LoadCase):
         document = tomllib.loads(self.uncommented)
         [https, _] = document.pop("listen")
         keys = {name: set(table) for name, table in (document | {"listen": https}).items()}
-        shapes = {"database": Database, "listen": Listener, "tls": TLS, "delivery": Delivery,
-                  "limits": Limits, "logging": Logging}  # fmt: skip
+        shapes = {"database": DatabaseConfig, "listen": ListenerConfig, "tls": TLSConfig, "delivery":
+        DeliveryConfig, "limits": LimitsConfig, "logging": LoggingConfig}  # fmt: skip
         self.assertEqual(
             keys, {name: set(attrs.fields_dict(shape)) for name, shape in shapes.items()}
         )
@@ -210,21 +220,23 @@ class ValuesTests(LoadCase):
         self.assertEqual(
             config,
             Config(
-                Database("postgresql://posd@/shops", 2, 0.25, "user=posd_reader", "user=postgres"),
-                (
-                    Listener("inside", "tcp6:9443", tls=True, proxies=proxies),
-                    Listener("local", "tcp:9011:interface=127.0.0.1", trusted=True),
+                DatabaseConfig(
+                    "postgresql://posd@/shops", 2, 0.25, "user=posd_reader", "user=postgres"
                 ),
-                TLS("/c.pem", "/k.pem", "1.3", True, "/a.pem"),
-                Delivery(1.0, 524_288, 43_200.0),
-                Limits(262_144, 1_048_576, 1, 2, 3, 4, 5, 16_384, 7),
-                Logging("debug", "json"),
+                (
+                    ListenerConfig("inside", "tcp6:9443", tls=True, proxies=proxies),
+                    ListenerConfig("local", "tcp:9011:interface=127.0.0.1", trusted=True),
+                ),
+                TLSConfig("/c.pem", "/k.pem", "1.3", True, "/a.pem"),
+                DeliveryConfig(1.0, 524_288, 43_200.0),
+                LimitsConfig(262_144, 1_048_576, 1, 2, 3, 4, 5, 16_384, 7),
+                LoggingConfig("debug", "json"),
             ),
         )
 
     def test_without_tls_no_certificate_is_needed(self) -> None:
         config = self.load(DATABASE + '[[listen]]\nname = "plain"\nendpoint = "tcp:9010"\n')
-        self.assertEqual(config.listen, (Listener("plain", "tcp:9010"),))
+        self.assertEqual(config.listen, (ListenerConfig("plain", "tcp:9010"),))
 
     def test_trust_is_given_to_private_unix_sockets_and_to_loopback(self) -> None:
         for endpoint in (
@@ -282,7 +294,7 @@ class LayersTests(LoadCase):
         )
         self.assertEqual(
             config.limits,
-            Limits(connections=3, connections_per_tenant=2, failed_auth_per_minute=1),
+            LimitsConfig(connections=3, connections_per_tenant=2, failed_auth_per_minute=1),
         )
 
     def test_a_listener_of_a_known_name_is_changed_and_any_other_is_added(self) -> None:
@@ -302,8 +314,8 @@ class LayersTests(LoadCase):
         self.assertEqual(
             config.listen,
             (
-                Listener("https", "tcp:443", tls=True, proxies=(ip_network("192.0.2.1"),)),
-                Listener("local", "unix:/run/posd/local.sock:mode=660", trusted=True),
+                ListenerConfig("https", "tcp:443", tls=True, proxies=(ip_network("192.0.2.1"),)),
+                ListenerConfig("local", "unix:/run/posd/local.sock:mode=660", trusted=True),
             ),
         )
 

@@ -8,69 +8,69 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.types import (
-    Dsn,
-    Duration,
-    EndpointDescription,
-    File,
-    Flag,
-    Kind,
-    Name,
-    Networks,
-    OneOf,
-    Size,
-    Whole,
+    BooleanValue,
+    ChoiceValue,
+    DsnValue,
+    DurationValue,
+    EndpointValue,
+    IntegerValue,
+    NameValue,
+    NetworksValue,
+    PathValue,
+    SizeValue,
+    ValueType,
+    read_value,
     suggestion,
-    understand,
 )
 
-DURATION = Duration("1s", "10m")
-SIZE = Size("1KiB", "1MiB")
+DURATION = DurationValue("1s", "10m")
+SIZE = SizeValue("1KiB", "1MiB")
 
 
 class UnderstandTests(SynchronousTestCase):
     def test_values_are_turned_into_what_is_meant(self) -> None:
         raw: object
         for kind, raw, meant in (
-            (Flag(), True, True),
-            (Whole(2), 2, 2),
+            (BooleanValue(), True, True),
+            (IntegerValue(2), 2, 2),
             (SIZE, "128KiB", 131_072),
             (SIZE, 1_048_576, 1_048_576),
             (DURATION, "1s", 1.0),
             (DURATION, "10m", 600.0),
-            (OneOf("1.2", "1.3"), "1.3", "1.3"),
-            (Dsn(), "postgres://posd@/shops", "postgres://posd@/shops"),
-            (Dsn(), " host = /run dbname=posd", " host = /run dbname=posd"),
-            (File(), "/etc/posd/tls/a b.pem", "/etc/posd/tls/a b.pem"),
-            (Name(), "Front.door_2-a", "Front.door_2-a"),
-            (EndpointDescription(), r"tcp:9010:interface=\:\:", r"tcp:9010:interface=\:\:"),
-            (Networks(), [], ()),
+            (ChoiceValue("1.2", "1.3"), "1.3", "1.3"),
+            (DsnValue(), "postgres://posd@/shops", "postgres://posd@/shops"),
+            (DsnValue(), " host = /run dbname=posd", " host = /run dbname=posd"),
+            (PathValue(), "/etc/posd/tls/a b.pem", "/etc/posd/tls/a b.pem"),
+            (NameValue(), "Front.door_2-a", "Front.door_2-a"),
+            (EndpointValue(), r"tcp:9010:interface=\:\:", r"tcp:9010:interface=\:\:"),
+            (NetworksValue(), [], ()),
             (
-                Networks(),
+                NetworksValue(),
                 ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"],
                 tuple(map(ip_network, ("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"))),
             ),
         ):
             with self.subTest(kind=kind, raw=raw):
-                self.assertEqual(understand(kind, raw, {}), meant)
+                self.assertEqual(read_value(kind, raw, {}), meant)
 
-    def expect(self, kind: Kind, raw: object, sentence: str) -> None:
+    def expect(self, kind: ValueType, raw: object, sentence: str) -> None:
         with self.subTest(kind=kind, raw=raw):
-            error = self.assertRaises(ValueError, understand, kind, raw, {})
+            error = self.assertRaises(ValueError, read_value, kind, raw, {})
             self.assertEqual(str(error), sentence)
 
     def test_flags(self) -> None:
         meant = "write true or false, without quotes"
-        self.expect(Flag(), "yes", f'"yes" is a string; {meant}')
-        self.expect(Flag(), 1, f"1 is an integer; {meant}")
+        self.expect(BooleanValue(), "yes", f'"yes" is a string; {meant}')
+        self.expect(BooleanValue(), 1, f"1 is an integer; {meant}")
 
     def test_whole_numbers(self) -> None:
         meant = "write a whole number, without quotes"
-        self.expect(Whole(), 0, "0 is too small; the smallest is 1")
-        self.expect(Whole(2), 1, "1 is too small; the smallest is 2")
-        self.expect(Whole(), "8", f'"8" is a string; {meant}')
-        self.expect(Whole(), 8.0, f"8.0 is a float; {meant}")
-        self.expect(Whole(), True, f"true is a boolean; {meant}")
-        self.expect(Whole(), [1], f"[1] is an array; {meant}")
+        self.expect(IntegerValue(), 0, "0 is too small; the smallest is 1")
+        self.expect(IntegerValue(2), 1, "1 is too small; the smallest is 2")
+        self.expect(IntegerValue(), "8", f'"8" is a string; {meant}')
+        self.expect(IntegerValue(), 8.0, f"8.0 is a float; {meant}")
+        self.expect(IntegerValue(), True, f"true is a boolean; {meant}")
+        self.expect(IntegerValue(), [1], f"[1] is an array; {meant}")
 
     def test_sizes(self) -> None:
         meant = 'write a size such as "256KiB", with quotes'
@@ -93,29 +93,31 @@ class UnderstandTests(SynchronousTestCase):
         self.expect(DURATION, "601s", '"601s" is too long; the longest is "10m"')
 
     def test_choices(self) -> None:
-        version = OneOf("1.2", "1.3")
+        version = ChoiceValue("1.2", "1.3")
         self.expect(version, 1.2, '1.2 is a float, not a string; write "1.2" or "1.3"')
         self.expect(version, "1.1", '"1.1" is unknown; write "1.2" or "1.3"')
-        self.expect(OneOf("a", "b", "c"), "A", '"A" is unknown; write "a", "b" or "c"')
+        self.expect(ChoiceValue("a", "b", "c"), "A", '"A" is unknown; write "a", "b" or "c"')
 
     def test_files(self) -> None:
         meant = "write the absolute path of a file"
-        self.expect(File(), "a.pem", f'"a.pem" is a relative path; {meant}')
-        self.expect(File(), "  ", f'"  " is empty; {meant}')
-        self.expect(File(), "/a\0", f'"/a\\u0000" has characters that cannot be printed; {meant}')
+        self.expect(PathValue(), "a.pem", f'"a.pem" is a relative path; {meant}')
+        self.expect(PathValue(), "  ", f'"  " is empty; {meant}')
+        self.expect(
+            PathValue(), "/a\0", f'"/a\\u0000" has characters that cannot be printed; {meant}'
+        )
 
     def test_names(self) -> None:
         meant = 'write letters, digits, ".", "_" and "-", up to 64 and beginning with a letter'
         for name in ("a b", "1a", "a:b", "é"):
-            self.expect(Name(), name, f'"{name}" cannot be a name; {meant}')
-        self.assertRaises(ValueError, understand, Name(), "a" * 65, {})
-        self.expect(Name(), 7, f"7 is an integer, not a string; {meant}")
+            self.expect(NameValue(), name, f'"{name}" cannot be a name; {meant}')
+        self.assertRaises(ValueError, read_value, NameValue(), "a" * 65, {})
+        self.expect(NameValue(), 7, f"7 is an integer, not a string; {meant}")
 
     def test_endpoints(self) -> None:
         meant = 'write an endpoint such as "tcp:port=9010" or "unix:/run/posd/local.sock:mode=660"'
-        self.expect(EndpointDescription(), 9010, f"9010 is an integer, not a string; {meant}")
+        self.expect(EndpointValue(), 9010, f"9010 is an integer, not a string; {meant}")
         self.expect(
-            EndpointDescription(),
+            EndpointValue(),
             "tcp:9010:interface=::",
             '"tcp:9010:interface=::" is not an endpoint; '
             "an argument is empty; a colon in a value needs a backslash, in TOML two",
@@ -123,18 +125,18 @@ class UnderstandTests(SynchronousTestCase):
 
     def test_networks(self) -> None:
         meant = 'write networks, such as ["10.0.0.0/8", "2001:db8::/32"]'
-        self.expect(Networks(), "10.0.0.0/8", f'"10.0.0.0/8" is a string; {meant}')
-        self.expect(Networks(), [10], f"[10] has an integer in it; {meant}")
-        self.expect(Networks(), ["a.b"], f'["a.b"] has "a.b", which is not a network; {meant}')
-        self.expect(Networks(), ["::/0"], f'["::/0"] has "::/0", which is everybody; {meant}')
+        self.expect(NetworksValue(), "10.0.0.0/8", f'"10.0.0.0/8" is a string; {meant}')
+        self.expect(NetworksValue(), [10], f"[10] has an integer in it; {meant}")
+        self.expect(NetworksValue(), ["a.b"], f'["a.b"] has "a.b", which is not a network; {meant}')
+        self.expect(NetworksValue(), ["::/0"], f'["::/0"] has "::/0", which is everybody; {meant}')
         self.expect(
-            Networks(),
+            NetworksValue(),
             ["10.0.0.7/8"],
             '["10.0.0.7/8"] has "10.0.0.7/8", one machine\'s; did you mean "10.0.0.0/8"?',
         )
 
     def test_a_long_value_is_cut(self) -> None:
-        error = self.assertRaises(ValueError, understand, Flag(), "x" * 500, {})
+        error = self.assertRaises(ValueError, read_value, BooleanValue(), "x" * 500, {})
         self.assertEqual(str(error).partition(" is ")[0], '"' + "x" * 59 + "…")
 
     def test_a_connection_string_is_not_shown_whatever_is_wrong_with_it(self) -> None:
@@ -146,7 +148,7 @@ class UnderstandTests(SynchronousTestCase):
             (["hunter2"], "is an array, not a string"),
             ("", "is empty"),
         ):
-            self.expect(Dsn(), raw, f"the value (not shown) {what}; {meant}")
+            self.expect(DsnValue(), raw, f"the value (not shown) {what}; {meant}")
 
 
 class CredentialsTests(SynchronousTestCase):
@@ -160,12 +162,12 @@ class CredentialsTests(SynchronousTestCase):
         (self.folder / "pause").write_text("\ufeff5s\r\n", "utf-8", newline="")
         (self.folder / "proxy").write_text("192.0.2.1\r\n")
         for kind, raw, meant in (
-            (Dsn(), {"credential": "dsn"}, "dbname=posd password=hunter2"),
+            (DsnValue(), {"credential": "dsn"}, "dbname=posd password=hunter2"),
             (DURATION, {"credential": "pause"}, 5.0),
-            (Networks(), [{"credential": "proxy"}], (ip_network("192.0.2.1"),)),
+            (NetworksValue(), [{"credential": "proxy"}], (ip_network("192.0.2.1"),)),
         ):
             with self.subTest(kind=kind):
-                self.assertEqual(understand(kind, raw, self.environ), meant)
+                self.assertEqual(read_value(kind, raw, self.environ), meant)
 
     def test_a_credential_that_cannot_be_had_is_a_problem(self) -> None:
         (self.folder / "binary").write_bytes(b"\xff\xfe")
@@ -187,13 +189,13 @@ class CredentialsTests(SynchronousTestCase):
             ({"credential": "dsn", "password": "hunter2"}, only),
             ({}, only),
         ):
-            for kind in (Dsn(), File()):
+            for kind in (DsnValue(), PathValue()):
                 with self.subTest(raw=raw, kind=kind):
-                    error = self.assertRaises(ValueError, understand, kind, raw, self.environ)
+                    error = self.assertRaises(ValueError, read_value, kind, raw, self.environ)
                     self.assertEqual(str(error), sentence)
 
     def test_without_the_directory_the_unit_is_told_what_it_needs(self) -> None:
-        error = self.assertRaises(ValueError, understand, Dsn(), {"credential": "dsn"}, {})
+        error = self.assertRaises(ValueError, read_value, DsnValue(), {"credential": "dsn"}, {})
         what = 'this asks for the credential "dsn"; $CREDENTIALS_DIRECTORY is not set'
         self.assertEqual(str(error), f"{what}: the unit needs LoadCredential=dsn:PATH")
 
@@ -201,12 +203,22 @@ class CredentialsTests(SynchronousTestCase):
         (self.folder / "it").write_text("hunter 2")
         it = {"credential": "it"}
         for kind, raw in (
-            *((kind, it) for kind in (Dsn(), DURATION, SIZE, Whole(), Flag(), File())),
-            *((kind, it) for kind in (Name(), OneOf("a", "b"), EndpointDescription())),
-            (Networks(), ["192.0.2.1", it]),
+            *(
+                (kind, it)
+                for kind in (
+                    DsnValue(),
+                    DURATION,
+                    SIZE,
+                    IntegerValue(),
+                    BooleanValue(),
+                    PathValue(),
+                )
+            ),
+            *((kind, it) for kind in (NameValue(), ChoiceValue("a", "b"), EndpointValue())),
+            (NetworksValue(), ["192.0.2.1", it]),
         ):
             with self.subTest(kind=kind):
-                error = self.assertRaises(ValueError, understand, kind, raw, self.environ)
+                error = self.assertRaises(ValueError, read_value, kind, raw, self.environ)
                 what = "what the credential holds cannot be used"
                 self.assertEqual(str(error), f"{what}; {kind.meant}")
 

@@ -21,16 +21,19 @@ from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config import model as config
-from posd.config.model import Config, Listener
-from posd.daemon.reload import RESTART, Reload, waiting
+from posd.config.model import Config, ListenerConfig
+from posd.daemon.reload import RESTART_KEYS, Reload, keys_needing_restart
 from posd.database import resources
 from posd.security import server_tls as tls
 from posd.security.private_ca import make
 from posd.security.server_tls import ServerTLS
 
 PLAIN: Final = Config(
-    database=config.Database(dsn="dbname=posd"),
-    listen=(Listener("https", "tcp:9010", tls=True), Listener("local", "unix:/run/posd/l.sock")),
+    database=config.DatabaseConfig(dsn="dbname=posd"),
+    listen=(
+        ListenerConfig("https", "tcp:9010", tls=True),
+        ListenerConfig("local", "unix:/run/posd/l.sock"),
+    ),
 )
 
 
@@ -74,9 +77,9 @@ class ReloadCase(SynchronousTestCase):
             f"{more}\n"
         ).encode()
 
-    def again(self) -> list[str]:
+    def reload_files(self) -> list[str]:
         with capturedLogs() as logs:
-            self.reload.again()
+            self.reload.reload_files()
         return [told(event) for event in logs]
 
 
@@ -87,10 +90,10 @@ def told(event: LogEvent) -> str:
 class GoodTests(ReloadCase):
     def test_what_is_new_is_put_in_force_at_once(self) -> None:
         self.write({"posd.toml": self.toml("[limits]\nconnections = 7\n[logging]\nlevel='debug'")})
-        self.assertEqual(self.again(), [f"info reloaded {self.folder}/posd.toml"])
+        self.assertEqual(self.reload_files(), [f"info reloaded {self.folder}/posd.toml"])
         (applied,) = self.applied
         self.assertEqual((applied.limits.connections, applied.logging.level), (7, "debug"))
-        self.assertEqual(self.reload.in_force, applied)
+        self.assertEqual(self.reload.current, applied)
 
     def test_certificate_key_and_authority_are_taken_together(self) -> None:
         before = self.tls.serial_number
@@ -101,24 +104,24 @@ class GoodTests(ReloadCase):
                 "clients.pem": self.other.ca_path.read_bytes(),
             }
         )
-        self.again()
+        self.reload_files()
         self.assertNotEqual(self.tls.serial_number, before)
         self.assertEqual(len(self.applied), 1)
 
     def test_keys_that_wait_for_a_restart_are_named_and_stay_as_they_were(self) -> None:
         self.write({"posd.toml": self.toml("[limits]\nconnections = 7", dsn="dbname=elsewhere")})
-        _, line = self.again()
+        _, line = self.reload_files()
         self.assertEqual(line, "warn restart posd for new values of database.dsn")
-        self.assertEqual(self.reload.in_force.database.dsn, "dbname=posd")
-        self.assertEqual(self.reload.in_force.limits.connections, 7)
-        self.assertEqual(self.again()[-1], line)
+        self.assertEqual(self.reload.current.database.dsn, "dbname=posd")
+        self.assertEqual(self.reload.current.limits.connections, 7)
+        self.assertEqual(self.reload_files()[-1], line)
 
     def test_what_failed_before_is_forgotten(self) -> None:
         self.write({"posd.toml": b"half a fi"})
-        self.again()
+        self.reload_files()
         self.assertNotEqual(self.reload.trouble, "")
         self.write({"posd.toml": self.files["posd.toml"]})
-        self.again()
+        self.reload_files()
         self.assertEqual(self.reload.trouble, "")
 
     def test_a_posd_without_tls_is_reloaded_too(self) -> None:
@@ -127,8 +130,8 @@ class GoodTests(ReloadCase):
         path.write_bytes(plain)
         self.reload = Reload(path, {}, config.load(path, {}), None, self.applied.append)
         path.write_bytes(plain + b"[limits]\nconnections = 7\n")
-        self.again()
-        self.assertEqual(self.reload.in_force.limits.connections, 7)
+        self.reload_files()
+        self.assertEqual(self.reload.current.limits.connections, 7)
 
 
 def encrypted(case: ReloadCase) -> bytes:
@@ -207,7 +210,7 @@ class BadTests(ReloadCase):
     def state(self) -> tuple[object, ...]:
         """Everything that a reload could have changed."""
         return (
-            self.reload.in_force,
+            self.reload.current,
             list(self.applied),
             self.tls.serial_number,
             self.tls.settings,
@@ -221,7 +224,7 @@ class BadTests(ReloadCase):
                 self.begin()
                 before = self.state()
                 self.write({file: content(self)})
-                (line,) = self.again()
+                (line,) = self.reload_files()
                 self.assertEqual(self.state(), before)
                 self.assertTrue(line.startswith("error not reloaded, everything stays"), line)
                 self.assertIn(words, line)
@@ -249,7 +252,7 @@ class BadTests(ReloadCase):
         try:
             file, content, _ = BAD[bad]
             self.write({file: content(self)})
-            lines = self.again()
+            lines = self.reload_files()
             self.assertEqual(self.state(), before)
             self.assertEqual(len(lines), 1)
             self.assertNotEqual(self.reload.trouble, "")
@@ -260,31 +263,35 @@ class BadTests(ReloadCase):
 
 class WaitingTests(SynchronousTestCase):
     def test_nothing_waits_where_nothing_differs(self) -> None:
-        self.assertEqual(list(waiting(PLAIN, PLAIN)), [])
+        self.assertEqual(list(keys_needing_restart(PLAIN, PLAIN)), [])
 
     def test_limits_logging_delivery_and_certificates_do_not_wait(self) -> None:
-        wanted = evolve(
+        loaded = evolve(
             PLAIN,
-            tls=config.TLS(certificate="/b", private_key="/c"),
-            delivery=config.Delivery(heartbeat=5),
-            limits=config.Limits(connections=1),
-            logging=config.Logging(level="debug"),
+            tls=config.TLSConfig(certificate="/b", private_key="/c"),
+            delivery=config.DeliveryConfig(heartbeat=5),
+            limits=config.LimitsConfig(connections=1),
+            logging=config.LoggingConfig(level="debug"),
         )
-        self.assertEqual(list(waiting(PLAIN, wanted)), [])
+        self.assertEqual(list(keys_needing_restart(PLAIN, loaded)), [])
 
     def test_the_database_waits_but_what_only_posctl_reads_of_it(self) -> None:
-        wanted = config.Database("dbname=b", pool_size=3, statement_timeout=1, admin_dsn="x")
-        self.assertEqual(list(waiting(PLAIN, evolve(PLAIN, database=wanted))), [*RESTART[:3]])
+        loaded = config.DatabaseConfig("dbname=b", pool_size=3, statement_timeout=1, admin_dsn="x")
+        self.assertEqual(
+            list(keys_needing_restart(PLAIN, evolve(PLAIN, database=loaded))), [*RESTART_KEYS[:3]]
+        )
 
     def test_listeners_wait_by_their_names(self) -> None:
         https, local = PLAIN.listen
         other = evolve(https, endpoint="tcp:9011", tls=False)
         more = evolve(local, name="more")
         self.assertEqual(
-            list(waiting(PLAIN, evolve(PLAIN, listen=(more, other)))),
+            list(keys_needing_restart(PLAIN, evolve(PLAIN, listen=(more, other)))),
             ["listen[https].endpoint", "listen[https].tls", "listen[local]", "listen[more]"],
         )
-        self.assertEqual(list(waiting(PLAIN, evolve(PLAIN, listen=(local, https)))), [])
+        self.assertEqual(
+            list(keys_needing_restart(PLAIN, evolve(PLAIN, listen=(local, https)))), []
+        )
 
     def test_the_configuration_as_installed_says_which_keys_wait_for_a_restart(self) -> None:
         text = resources.example_config().read_text("utf-8")
@@ -296,4 +303,4 @@ class WaitingTests(SynchronousTestCase):
             if "after a restart" in paragraph:
                 keys = re.findall(r"^#?(\w+) = ", paragraph, re.M)
                 marked |= {f"{table}.{key}" for key in keys} or {table}
-        self.assertEqual(marked, set(RESTART))
+        self.assertEqual(marked, set(RESTART_KEYS))

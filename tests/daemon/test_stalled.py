@@ -12,12 +12,12 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import waiting
-from posd.config.model import Config, Database
+from posd.config.model import Config, DatabaseConfig
 from posd.daemon import readiness
 from posd.daemon.service import Daemon
-from posd.daemon.wiring import Parts
-from posd.database.connection import Connection
-from posd.database.retries import Retries
+from posd.daemon.wiring import Application
+from posd.database.connection import DatabaseConnection
+from posd.database.reconnect_pauses import ReconnectPauses
 from posd.errors import Unavailable
 from tests.sequencer_case import publication
 
@@ -32,18 +32,18 @@ class StalledTests(SynchronousTestCase):
         self.running: Callable[[], Deferred[list[Any]]] = lambda: succeed([])
         test = self
 
-        async def open_(connection: Connection, dsn: str) -> None:
+        async def open_(connection: DatabaseConnection, dsn: str) -> None:
             await test.opening()
             connection._open = True
 
-        async def run(connection: Connection, *_: object, **__: object) -> list[Any]:
+        async def run(connection: DatabaseConnection, *_: object, **__: object) -> list[Any]:
             return await test.running()
 
-        self.patch(Connection, "open", open_)
-        self.patch(Connection, "run", run)
-        self.parts = Parts(self.clock, Config(database=Database(dsn="dbname=posd")))
+        self.patch(DatabaseConnection, "open", open_)
+        self.patch(DatabaseConnection, "run", run)
+        self.parts = Application(self.clock, Config(database=DatabaseConfig(dsn="dbname=posd")))
         self.patch(self.parts.numbering, "_prepare", None)
-        self.patch(self.parts.feed._cache, "look", self.nothing)
+        self.patch(self.parts.feed._cache, "refresh", self.nothing)
         for work in ("_poll", "_send_canary", "_read_changes"):
             self.patch(self.parts.feed, work, self.nothing)
 
@@ -80,7 +80,7 @@ class StalledTests(SynchronousTestCase):
 
     def test_links_that_do_not_connect_any_more(self) -> None:
         # As it was when an error in drop() left the loop waiting.
-        self.patch(Retries, "pause", lambda *_: Deferred())
+        self.patch(ReconnectPauses, "pause", lambda *_: Deferred())
         self.start()
         self.minutes(0.9)
         self.assertEqual(readiness.stalled(self.parts), [])
@@ -131,29 +131,29 @@ class StalledTests(SynchronousTestCase):
 
     def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
         daemon = Daemon.__new__(Daemon)
-        daemon._parts, daemon._stalled, daemon._watchdog = self.parts, [], None
+        daemon._application, daemon._stalled, daemon._watchdog = self.parts, [], None
         daemon._reactor, daemon._stalled_since = self.clock, None
-        self.patch(Retries, "pause", lambda *_: Deferred())
+        self.patch(ReconnectPauses, "pause", lambda *_: Deferred())
         self.start()
         self.assertTrue(daemon._is_alive())
         self.minutes(1.1)
-        daemon._look_for_stalled()
+        daemon._log_stalled()
         self.minutes(0.1)
         with capturedLogs() as logs:
-            daemon._look_for_stalled()
-            daemon._look_for_stalled()
+            daemon._log_stalled()
+            daemon._log_stalled()
         self.assertFalse(daemon._is_alive())
         (line,) = (each for each in logs if each["log_level"] == LogLevel.critical)
         self.assertEqual(line["parts"], "database, feed, sequencer")
         self.assertEqual(line["remedy"], "restart it")
         daemon._stalled, daemon._watchdog = [], Service()
         with capturedLogs() as logs:
-            daemon._look_for_stalled()
+            daemon._log_stalled()
         self.assertEqual([each["remedy"] for each in logs], ["systemd restarts it"])
 
     def test_a_machine_that_was_suspended_is_no_fault(self) -> None:
         daemon = Daemon.__new__(Daemon)
-        daemon._parts, daemon._stalled, daemon._watchdog = self.parts, [], None
+        daemon._application, daemon._stalled, daemon._watchdog = self.parts, [], None
         daemon._reactor, daemon._stalled_since = self.clock, None
         self.opening = lambda: succeed(None)
         self.start()
@@ -162,7 +162,7 @@ class StalledTests(SynchronousTestCase):
         with capturedLogs() as logs:
             self.assertEqual(readiness.stalled(self.parts), ["feed"])
             for _ in range(40):
-                daemon._look_for_stalled()
+                daemon._log_stalled()
                 self.assertTrue(daemon._is_alive())
                 self.clock.advance(0.25)
         self.assertEqual([each for each in logs if each["log_level"] == LogLevel.critical], [])

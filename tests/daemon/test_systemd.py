@@ -91,7 +91,7 @@ class WithSystemd(SynchronousTestCase):
         self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
 
     def test_a_manager_that_does_not_read_is_given_up_with_a_warning(self) -> None:
-        self.patch(systemd, "_PATIENCE", 0.001)
+        self.patch(systemd, "_SEND_TIMEOUT", 0.001)
         with capturedLogs() as logs:
             for _ in range(5000):
                 self.notifier.watchdog()

@@ -12,12 +12,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import Config, Database, Delivery, Limits
-from posd.daemon.stopping import Stopping
-from posd.daemon.wiring import Parts
+from posd.config.model import Config, DatabaseConfig, DeliveryConfig, LimitsConfig
+from posd.daemon.shutdown import Shutdown
+from posd.daemon.wiring import Application
 from posd.database.connection import Parameters, Row
-from posd.delivery.channel import Channel
-from posd.values import Event, Head, Seq, Tenant
+from posd.delivery.channel import TenantChannel
+from posd.values import Event, Seq, StreamHead, Tenant
 from tests.delivery_case import STREAM, terminal
 
 TENANT = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
@@ -26,7 +26,7 @@ TENANT = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
 class ScriptedSession:
     """Answers as a database with this fingerprint and this head would, and notes what is changed."""
 
-    def __init__(self, head: Head, *, known: bool = True) -> None:
+    def __init__(self, head: StreamHead, *, known: bool = True) -> None:
         self.head = head
         self.known = known
         self.changes: list[tuple[str, Parameters]] = []
@@ -43,10 +43,12 @@ class ScriptedSession:
 
 class RecognitionTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        self.parts = Application(
+            MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+        )
         self.stream_id = uuid4()
-        delivered = Head(TENANT.id, self.stream_id, 10)
-        self.parts.exchange.channels._by_tenant[TENANT.id] = Channel(
+        delivered = StreamHead(TENANT.id, self.stream_id, 10)
+        self.parts.hub.channels._by_tenant[TENANT.id] = TenantChannel(
             TENANT, delivered, self.nothing
         )
 
@@ -54,8 +56,8 @@ class RecognitionTests(SynchronousTestCase):
         return []
 
     def recognise(self, last_seq: Seq, stream_id: UUID) -> list[tuple[str, Parameters]]:
-        session = ScriptedSession(Head(TENANT.id, stream_id, last_seq))
-        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        session = ScriptedSession(StreamHead(TENANT.id, stream_id, last_seq))
+        self.successResultOf(Deferred.fromCoroutine(self.parts._identify_database(session)))
         return session.changes
 
     def test_a_head_behind_what_was_delivered_names_the_stream_anew(self) -> None:
@@ -67,8 +69,8 @@ class RecognitionTests(SynchronousTestCase):
         self.assertEqual(self.recognise(10, self.stream_id), [])
 
     def test_what_is_delivered_while_the_heads_are_read_changes_nothing(self) -> None:
-        session = ScriptedSession(Head(TENANT.id, self.stream_id, 10))
-        channel, look = self.parts.exchange.channels._by_tenant[TENANT.id], session.query
+        session = ScriptedSession(StreamHead(TENANT.id, self.stream_id, 10))
+        channel, look = self.parts.hub.channels._by_tenant[TENANT.id], session.query
 
         async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
             rows = await look(sql, parameters)
@@ -78,28 +80,32 @@ class RecognitionTests(SynchronousTestCase):
             return rows
 
         self.patch(session, "query", query)
-        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        self.successResultOf(Deferred.fromCoroutine(self.parts._identify_database(session)))
         self.assertEqual(session.changes, [])
 
     def test_a_stream_that_has_another_name_already_keeps_it(self) -> None:
         self.assertEqual(self.recognise(3, uuid4()), [])
 
     def test_another_database_is_told_how_far_devices_were_sent(self) -> None:
-        self.parts.exchange.answered(terminal("BAR"), 9)
-        session = ScriptedSession(Head(TENANT.id, self.stream_id, 10), known=False)
+        self.parts.hub.sent_by_poll(terminal("BAR"), 9)
+        session = ScriptedSession(StreamHead(TENANT.id, self.stream_id, 10), known=False)
         with capturedLogs() as logged:
-            self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+            self.successResultOf(Deferred.fromCoroutine(self.parts._identify_database(session)))
         self.assertEqual([each["log_level"].name for each in logged], ["warn"])
         self.assertEqual(session.changes, [])
-        self.assertEqual(self.parts.presence._notes.reached, {(TENANT.id, "BAR", STREAM): 9})
+        self.assertEqual(
+            self.parts.presence._pending_writes.sent_positions, {(TENANT.id, "BAR", STREAM): 9}
+        )
 
 
 class LifeTests(SynchronousTestCase):
     def test_all_that_runs_by_itself_is_started_and_stopped(self) -> None:
-        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        parts = Application(
+            MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+        )
         services = {
             name: part
-            for name in fields_dict(Parts)
+            for name in fields_dict(Application)
             if isinstance(part := getattr(parts, name), Service)
         }
         started: list[str] = []
@@ -110,7 +116,7 @@ class LifeTests(SynchronousTestCase):
         parts.start()
         self.assertCountEqual(started, services)
         self.assertIn("retention", started)
-        self.successResultOf(Deferred.fromCoroutine(parts.stop(Stopping(parts.reactor, 30.0), 0)))
+        self.successResultOf(Deferred.fromCoroutine(parts.stop(Shutdown(parts.reactor, 30.0), 0)))
         self.assertCountEqual(stopped, services)
         self.assertEqual((started[0], stopped[-1]), ("database", "database"))
 
@@ -119,31 +125,31 @@ class ReloadTests(SynchronousTestCase):
     """Every limit there is can be changed while posd runs."""
 
     def setUp(self) -> None:
-        self.settings = Config(database=Database(dsn="dbname=posd"))
-        self.parts = Parts(MemoryReactorClock(), self.settings)
+        self.settings = Config(database=DatabaseConfig(dsn="dbname=posd"))
+        self.parts = Application(MemoryReactorClock(), self.settings)
 
     def limits(self) -> dict[str, object]:
         """What is in force, by the key that says so."""
-        parts, exchange = self.parts, self.parts.exchange
+        parts, hub = self.parts, self.parts.hub
         return {
             "event_bytes": parts.sequencer.event_bytes,
-            "send_queue_total": exchange._budget.limit,
+            "send_queue_total": hub._send_budget.limit,
             "connections": parts.connections.total,
             "connections_per_tenant": parts.connections.per_tenant,
             "failed_auth_per_minute": parts.failed_attempts.per_minute,
-            "publish_per_second_per_tenant": parts.publisher.per_second,
+            "publish_per_second_per_tenant": parts.publishing_endpoints.per_second,
             "requests_per_second_per_credential": parts.rates.requests_per_credential,
             "bytes_per_second_per_credential": parts.rates.bytes_per_credential,
             "requests_per_second_per_address": parts.rates.requests_per_address,
             "points_per_day_per_till": parts.loyalty.points_per_day,
-            "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
-            "send_queue_bytes": exchange._send_queue_bytes,
+            "heartbeat": (hub._heartbeat, hub._registry.heartbeat),
+            "send_queue_bytes": hub._send_queue_bytes,
             "retention": parts.retention.seconds,
         }
 
     def test_each_of_them_alone(self) -> None:
         before = self.limits()
-        self.assertEqual(before.keys(), {*fields_dict(Limits), *fields_dict(Delivery)})
+        self.assertEqual(before.keys(), {*fields_dict(LimitsConfig), *fields_dict(DeliveryConfig)})
         for table in ("limits", "delivery"):
             for key in fields_dict(type(getattr(self.settings, table))):
                 tables = getattr(self.settings, table)
@@ -158,6 +164,8 @@ class ReloadTests(SynchronousTestCase):
 
 class RetriesTests(SynchronousTestCase):
     def test_all_links_of_a_node_try_when_one_has_reached_the_server(self) -> None:
-        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
-        links = [*parts.database._links, parts.numbering, parts.feed._link]
-        self.assertEqual({link._retries for link in links}, {parts.database.retries})
+        parts = Application(
+            MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+        )
+        links = [*parts.database._connections, parts.numbering, parts.feed._connection]
+        self.assertEqual({connection._retries for connection in links}, {parts.database.retries})

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database import checkout as module
-from posd.database.checkout import Checkout
+from posd.database.checkout import ResourceQueue
 from posd.errors import Busy, Unavailable
 
 _CROWD = 2000
@@ -28,7 +28,7 @@ def stack_depth() -> int:
 class CheckoutCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.checkout: Checkout[str] = Checkout(self.clock, _SHARE)
+        self.checkout: ResourceQueue[str] = ResourceQueue(self.clock, _SHARE)
         self.granted: list[tuple[int | None, str]] = []
 
     def ask(self, tenant: int | None = None, seconds: float = 5.0) -> Deferred[str]:
@@ -36,14 +36,14 @@ class CheckoutCase(SynchronousTestCase):
         waiter = self.checkout.acquire(tenant, self.clock.seconds() + seconds)
         return waiter.addCallback(self._note, tenant)
 
-    def _note(self, link: str, tenant: int | None) -> str:
-        self.granted.append((tenant, link))
-        return link
+    def _note(self, connection: str, tenant: int | None) -> str:
+        self.granted.append((tenant, connection))
+        return connection
 
     def give_back(self) -> None:
         """Release what was granted first of all that is still lent."""
-        tenant, link = self.granted.pop(0)
-        self.checkout.release(link, tenant, usable=True)
+        tenant, connection = self.granted.pop(0)
+        self.checkout.release(connection, tenant, usable=True)
 
 
 class CrowdTests(CheckoutCase):
@@ -53,12 +53,12 @@ class CrowdTests(CheckoutCase):
         depths: list[int] = []
 
         async def use() -> None:
-            link = await self.checkout.acquire(tenant, 5.0)
+            connection = await self.checkout.acquire(tenant, 5.0)
             depths.append(stack_depth())
-            self.checkout.release(link, tenant, usable=True)
+            self.checkout.release(connection, tenant, usable=True)
 
-        self.patch(module, "MOST_WAITING_OF_TENANT", most)
-        self.patch(module, "MOST_WAITING", most)
+        self.patch(module, "MAX_WAITING_OF_TENANT", most)
+        self.patch(module, "MAX_WAITING", most)
         self.checkout.add("a")
         held = self.successResultOf(self.checkout.acquire(tenant, 5.0))
         calls = [Deferred.fromCoroutine(use()) for _ in range(most)]
@@ -75,28 +75,28 @@ class CrowdTests(CheckoutCase):
         self.assertEqual(len({*self.depths_of(None, _CROWD)}), 1)
 
     def test_whose_links_are_lost_are_all_answered_and_the_share_is_whole_again(self) -> None:
-        self.patch(module, "MOST_WAITING_OF_TENANT", _CROWD)
+        self.patch(module, "MAX_WAITING_OF_TENANT", _CROWD)
         self.checkout.add("a")
         self.checkout.add("b")
         held = [self.successResultOf(self.ask(1)) for _ in range(_SHARE)]
         waiting = [self.ask(1) for _ in range(_CROWD)]
-        for link in held:
-            self.checkout.withdraw(link)
-            self.checkout.release(link, 1, usable=False)
+        for connection in held:
+            self.checkout.withdraw(connection)
+            self.checkout.release(connection, 1, usable=False)
         self.checkout.fail(lambda: Unavailable("away"))
         for each in waiting:
             self.failureResultOf(each, Unavailable)
-        for link in held:
-            self.checkout.add(link)
+        for connection in held:
+            self.checkout.add(connection)
         self.assertEqual([self.successResultOf(self.ask(1)) for _ in held], ["a", "b"])
 
     def test_that_times_out_in_one_turn_leaves_nothing(self) -> None:
-        self.patch(module, "MOST_WAITING_OF_TENANT", _CROWD)
+        self.patch(module, "MAX_WAITING_OF_TENANT", _CROWD)
         waiting = [self.ask(1, 1.0) for _ in range(_CROWD)]
         self.clock.advance(1.0)
         for each in waiting:
             self.failureResultOf(each, Busy)
-        self.assertEqual((self.checkout.waiting, self.checkout._held), (0, {}))
+        self.assertEqual((self.checkout.waiting, self.checkout._lent_by_tenant), (0, {}))
 
 
 class TurnTests(CheckoutCase):
@@ -108,8 +108,8 @@ class TurnTests(CheckoutCase):
         self.assertEqual([each.called for each in waiting], [True] * 3)
 
     def test_no_tenant_has_more_than_its_share_while_links_are_idle(self) -> None:
-        for link in "abcd":
-            self.checkout.add(link)
+        for connection in "abcd":
+            self.checkout.add(connection)
         waiting = [self.ask(1) for _ in range(4)]
         self.assertEqual([each.called for each in waiting], [True, True, False, False])
         self.successResultOf(self.ask(2))
@@ -140,8 +140,8 @@ class TurnTests(CheckoutCase):
         self.assertEqual((self.successResultOf(urgent), self.granted), ("a", []))
         self.checkout.add("b")
         self.assertEqual(self.granted, [(None, "b")])
-        for link in "cde":
-            self.checkout.add(link)
+        for connection in "cde":
+            self.checkout.add(connection)
         # One that nobody waits for is granted at once.
         self.successResultOf(self.checkout.acquire(None, 5.0, urgent=True))
 
@@ -156,12 +156,12 @@ class TurnTests(CheckoutCase):
     def test_who_comes_while_others_are_served_waits_behind_them(self) -> None:
         order: list[str] = []
 
-        def come_again(link: str) -> str:
+        def come_again(connection: str) -> str:
             order.append("first")
             # A link that comes up meanwhile is the second one's.
             self.checkout.add("b")
             self.checkout.acquire(None, 5.0).addCallback(lambda _: order.append("again"))
-            return link
+            return connection
 
         self.checkout.acquire(None, 5.0).addCallback(come_again)
         self.checkout.acquire(None, 5.0).addCallback(lambda _: order.append("second"))
@@ -181,8 +181,8 @@ class BoundTests(CheckoutCase):
     def setUp(self) -> None:
         super().setUp()
         # The clock of the tests is slow with thousands of timers.
-        self.patch(module, "MOST_WAITING", _MOST)
-        self.patch(module, "MOST_WAITING_OF_TENANT", _MOST_OF_TENANT)
+        self.patch(module, "MAX_WAITING", _MOST)
+        self.patch(module, "MAX_WAITING_OF_TENANT", _MOST_OF_TENANT)
 
     def test_a_tenant_has_so_many_waiters_and_the_others_have_theirs(self) -> None:
         for _ in range(_MOST_OF_TENANT):

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from posd.database.connection import Connection, ConnectionLost
+from posd.database.connection import ConnectionLost, DatabaseConnection
 from posd.errors import Busy, StatementFailed, Unavailable
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 
@@ -42,8 +42,8 @@ class ConnectionTests(DatabaseCase):
         self.ends: list[str] = []
         self.heard: list[tuple[str, str]] = []
 
-    async def connect(self) -> Connection:
-        connection = Connection(
+    async def connect(self) -> DatabaseConnection:
+        connection = DatabaseConnection(
             REACTOR,
             lambda which, trouble: self.ends.append(trouble),
             lambda channel, payload: self.heard.append((channel, payload)),
@@ -52,7 +52,7 @@ class ConnectionTests(DatabaseCase):
         await connection.open(self.dsn)
         return connection
 
-    async def pid(self, connection: Connection) -> int:
+    async def pid(self, connection: DatabaseConnection) -> int:
         ((pid,),) = await connection.run("SELECT pg_backend_pid()", rows=True)
         return int(pid)
 
@@ -70,7 +70,7 @@ class ConnectionTests(DatabaseCase):
 
     async def test_who_gives_up_when_the_result_is_on_its_way_is_told_nothing_else(self) -> None:
         meddler: Any = Meddler()
-        connection = Connection(meddler, lambda which, trouble: self.ends.append(trouble))
+        connection = DatabaseConnection(meddler, lambda which, trouble: self.ends.append(trouble))
         self.addCleanup(connection.close)
         await connection.open(self.dsn)
         self.admin.run("SELECT pg_advisory_lock(1)")
@@ -188,7 +188,7 @@ class ConnectionTests(DatabaseCase):
         self.assertEqual(self.ends, ["a statement was given up"])
 
     async def test_a_server_that_is_not_there_is_unavailable_in_its_own_words(self) -> None:
-        connection = Connection(REACTOR, lambda which, trouble: self.ends.append(trouble))
+        connection = DatabaseConnection(REACTOR, lambda which, trouble: self.ends.append(trouble))
         with self.assertRaises(Unavailable) as caught:
             await connection.open("host=/nowhere dbname=none")
         self.assertIn("No such file or directory", caught.exception.message)
@@ -196,7 +196,7 @@ class ConnectionTests(DatabaseCase):
         connection.close()
 
     async def test_a_dsn_that_is_none_is_unavailable(self) -> None:
-        connection = Connection(REACTOR, lambda which, trouble: None)
+        connection = DatabaseConnection(REACTOR, lambda which, trouble: None)
         with self.assertRaises(Unavailable) as caught:
             await connection.open("this is no dsn")
         self.assertIn("missing", caught.exception.message)
@@ -205,7 +205,7 @@ class ConnectionTests(DatabaseCase):
         factory = Factory.forProtocol(Rude)
         port = REACTOR.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
-        connection = Connection(REACTOR, lambda which, trouble: self.ends.append(trouble))
+        connection = DatabaseConnection(REACTOR, lambda which, trouble: self.ends.append(trouble))
         with self.assertRaises(Unavailable):
             await connection.open(f"host=127.0.0.1 port={port.getHost().port} dbname=none")
         connection.close()

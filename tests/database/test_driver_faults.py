@@ -12,8 +12,8 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
 from twisted.internet.defer import gatherResults
 
 from posd.database import connection as module
-from posd.database.connection import Connection
-from posd.database.link import Link
+from posd.database.connection import DatabaseConnection
+from posd.database.reconnecting import ReconnectingConnection
 from posd.errors import Unavailable
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 
@@ -97,7 +97,7 @@ class MovingTests(DatabaseCase):
         raw = Moving(*plan, same_number=same_number)
         connect_by(self, lambda *_, **__: raw)
         ends: list[str] = []
-        connection = Connection(REACTOR, lambda which, trouble: ends.append(trouble))
+        connection = DatabaseConnection(REACTOR, lambda which, trouble: ends.append(trouble))
         opening = begin(connection.open("host=a,b dbname=none"))
         await until(lambda: opening.called, "every answer of poll() was asked for")
         await opening
@@ -168,8 +168,8 @@ class FaultTests(DatabaseCase):
         self.made: list[Any] = []
         self.changes: list[bool] = []
 
-    def link(self, *, reactor: Any = REACTOR) -> Link:
-        link = Link(
+    def link(self, *, reactor: Any = REACTOR) -> ReconnectingConnection:
+        link = ReconnectingConnection(
             reactor,
             self.dsn,
             name="posd test",
@@ -191,7 +191,7 @@ class FaultTests(DatabaseCase):
 
         connect_by(self, make)
 
-    async def heals(self, link: Link) -> None:
+    async def heals(self, link: ReconnectingConnection) -> None:
         async def answers() -> bool:
             try:
                 return await link.query("SELECT 7") == [(7,)]
@@ -257,10 +257,10 @@ class FaultTests(DatabaseCase):
                 await self.heals(link)
 
     async def test_what_is_told_of_a_change_may_fail(self) -> None:
-        def changed(link: Link) -> None:
+        def changed(link: ReconnectingConnection) -> None:
             raise RuntimeError("as wanted")
 
-        link = Link(
+        link = ReconnectingConnection(
             REACTOR,
             self.dsn,
             name="posd test",

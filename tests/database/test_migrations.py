@@ -13,10 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database import migrations, resources
 from posd.database import provisioning as provision
-from posd.database.migrations import Migration, misfit
+from posd.database.migrations import Migration, version_mismatch
 from posd.errors import SchemaError
 from posd.testing.postgres import test_server
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 from tests.schema_case import Client, SchemaCase, at_once, eventually
 
 WANTED = ("main/001_first.sql", "main/002_second.sql")
@@ -30,7 +30,7 @@ class FilesTests(SynchronousTestCase):
             files = [migration.file for migration in migrations.migrations(kind)]
             numbers = [file.removeprefix(f"{kind}/")[:3] for file in files]
             self.assertEqual(numbers, [f"{number:03}" for number in range(1, len(files) + 1)])
-            self.assertEqual(tuple(files), migrations.expected()[kind])
+            self.assertEqual(tuple(files), migrations.expected_files()[kind])
 
     def test_a_checksum_is_that_of_the_text(self) -> None:
         text = "SELECT '…';\n"
@@ -47,27 +47,27 @@ class MisfitTests(SynchronousTestCase):
     """Whether a schema and a posd fit each other."""
 
     def test_one_that_has_all_files_fits(self) -> None:
-        self.assertIsNone(misfit([*WANTED], WANTED))
+        self.assertIsNone(version_mismatch([*WANTED], WANTED))
 
     def test_the_record_of_the_hooks_is_not_held_against_a_tenant(self) -> None:
-        self.assertIsNone(misfit([*WANTED, "hooks.sql"], WANTED))
+        self.assertIsNone(version_mismatch([*WANTED, "hooks.sql"], WANTED))
 
     def test_an_older_one_is_named_by_the_first_file_that_it_lacks(self) -> None:
         self.assertEqual(
-            misfit([WANTED[0]], WANTED),
+            version_mismatch([WANTED[0]], WANTED),
             "the schema is older than this posd: it lacks main/002_second.sql; run `posctl migrate`",
         )
 
     def test_one_from_before_the_release_is_refused_by_name(self) -> None:
         for file in ("main/002_stream.sql", "tenant/005_reports.sql"):
             self.assertRegex(
-                misfit([WANTED[0], file], WANTED) or "",
+                version_mismatch([WANTED[0], file], WANTED) or "",
                 f"^the schema is from before the release of posd 0.1: it has {file}; .* a new database$",
             )
 
     def test_a_newer_one_is_named_by_its_file_even_if_it_lacks_others(self) -> None:
         self.assertEqual(
-            misfit([WANTED[0], "main/003_third.sql"], WANTED),
+            version_mismatch([WANTED[0], "main/003_third.sql"], WANTED),
             "the schema is newer than this posd: it has main/003_third.sql; upgrade posd",
         )
 
@@ -76,7 +76,7 @@ class BootstrapTests(SynchronousTestCase):
     """A cluster that has never heard of posd."""
 
     def setUp(self) -> None:
-        self.server = Server.start()
+        self.server = PostgresServer.start()
         self.addCleanup(self.server.stop)
 
     def client(self, dbname: str = "postgres", user: str = "postgres") -> Client:
@@ -191,7 +191,7 @@ class MainSchemaTests(SynchronousTestCase):
             provision.migrate(self.connection),
             provision.MigrationReport((), ("dinedesk_main",), {}),
         )
-        self.assertEqual(self.applied(), [*migrations.expected()["main"]])
+        self.assertEqual(self.applied(), [*migrations.expected_files()["main"]])
         migrations.check_main(self.connection)
 
     def test_a_file_that_fails_leaves_those_before_it_and_nothing_of_itself(self) -> None:
@@ -241,7 +241,7 @@ class MainSchemaTests(SynchronousTestCase):
     def test_of_two_at_once_one_is_refused(self) -> None:
         with (
             closing(migrations.connect(self.dsn)) as other,
-            migrations.administration(other),
+            migrations.administer(other),
             self.assertRaisesRegex(SchemaError, "another posctl is changing the schemas"),
         ):
             provision.migrate(self.connection)
@@ -331,7 +331,7 @@ class AdministrationTests(SchemaCase):
         with (
             closing(migrations.connect(self.dsn)) as connection,
             self.assertRaises(psycopg2.OperationalError),
-            migrations.administration(connection),
+            migrations.administer(connection),
             migrations.transaction(connection) as cursor,
         ):
             self.admin.run("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)

@@ -7,10 +7,10 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from posd.database import pool as module
-from posd.database.link import Session
-from posd.database.pool import Database
+from posd.database.pool import Pool
+from posd.database.reconnecting import Executor
 from posd.errors import Busy, StatementFailed, Unavailable
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 
 NAME = "posd pool"
@@ -21,19 +21,21 @@ class PoolCase(DatabaseCase):
         super().setUp()
         self.admin.run("CREATE TABLE public.gate ()")
 
-    def new(self, size: int = 2, *, dsn: str | None = None, role: str | None = None) -> Database:
-        database = Database(
+    def new(self, size: int = 2, *, dsn: str | None = None, role: str | None = None) -> Pool:
+        database = Pool(
             REACTOR, dsn or self.dsn, size=size, statement_timeout=20.0, role=role, name=NAME
         )
         self.addCleanup(database.stopService)
         return database
 
-    async def started(self, size: int = 2, *, dsn: str | None = None) -> Database:
+    async def started(self, size: int = 2, *, dsn: str | None = None) -> Pool:
         """A pool of which every link is up."""
         database = self.new(size, dsn=dsn)
         database.startService()
         await database.when_up()
-        await until(lambda: all(link.up for link in database._links), "all links are up")
+        await until(
+            lambda: all(connection.up for connection in database._connections), "all links are up"
+        )
         return database
 
     def close_gate(self) -> None:
@@ -43,7 +45,7 @@ class PoolCase(DatabaseCase):
     def open_gate(self) -> None:
         self.admin.run("COMMIT")
 
-    def at_gate(self, database: Database, tenant: int | None = None) -> Deferred[list[Any]]:
+    def at_gate(self, database: Pool, tenant: int | None = None) -> Deferred[list[Any]]:
         """A statement that needs the gate to be open."""
         return begin(database.query("SELECT count(*) FROM public.gate", tenant=tenant))
 
@@ -126,7 +128,7 @@ class CheckoutTests(PoolCase):
     async def test_a_transaction_has_one_link_for_itself(self) -> None:
         database = await self.started(2)
 
-        async def work(session: Session) -> set[int]:
+        async def work(session: Executor) -> set[int]:
             pids = {(await session.query("SELECT pg_backend_pid()"))[0][0] for _ in range(3)}
             ((other,),) = await database.query("SELECT pg_backend_pid()")
             self.assertNotIn(other, pids)
@@ -167,7 +169,7 @@ class ShareTests(PoolCase):
     async def test_nothing_is_kept_of_a_tenant_that_asks_nothing(self) -> None:
         database = await self.started(2)
         await gatherResults([begin(database.query("SELECT 1", tenant=t)) for t in (1, 1, 1, 2)])
-        self.assertEqual((database._checkout._queues, database._checkout._held), ({}, {}))
+        self.assertEqual((database._checkout._queues, database._checkout._lent_by_tenant), ({}, {}))
 
     async def test_a_share_is_given_back_by_what_fails(self) -> None:
         database = await self.started(3)
@@ -199,10 +201,15 @@ class OutageTests(PoolCase):
         database = await self.started(2)
         ((pid,),) = await database.query("SELECT pg_backend_pid()")
         self.admin.run("SELECT pg_terminate_backend(%s)", pid)
-        await until(lambda: sum(link.up for link in database._links) == 1, "one link is down")
+        await until(
+            lambda: sum(connection.up for connection in database._connections) == 1,
+            "one link is down",
+        )
         for _ in range(3):
             await database.query("SELECT 1")
-        await until(lambda: all(link.up for link in database._links), "both links are up")
+        await until(
+            lambda: all(connection.up for connection in database._connections), "both links are up"
+        )
         await gatherResults([begin(database.query("SELECT pg_sleep(0.01)")) for _ in range(4)])
 
     async def test_those_who_wait_are_answered_when_the_server_goes_away(self) -> None:
@@ -222,7 +229,7 @@ class OutageTests(PoolCase):
     async def test_a_link_that_heals_while_it_is_lent_is_lent_to_one_all_the_same(self) -> None:
         database = await self.started(1)
 
-        async def work(session: Session) -> None:
+        async def work(session: Executor) -> None:
             await session.query("SELECT 1")
             self.terminate()
             await until(lambda: not database.up, "the link is down")
@@ -235,17 +242,19 @@ class OutageTests(PoolCase):
         with self.assertRaises(LookupError):
             await database.transaction(work)
         self.assertEqual(await waiting[0], [(1,)])
-        self.assertEqual(database.use.idle, 1)
+        self.assertEqual(database.usage.idle, 1)
 
     async def test_a_pool_heals_when_its_server_restarts(self) -> None:
-        server = Server.start()
+        server = PostgresServer.start()
         self.addCleanup(server.stop)
         database = await self.started(3, dsn=server.dsn())
         running = begin(database.query("SELECT pg_sleep(20)"))
         server.restart()
         with self.assertRaises(Unavailable):
             await running
-        await until(lambda: all(link.up for link in database._links), "all links are up")
+        await until(
+            lambda: all(connection.up for connection in database._connections), "all links are up"
+        )
         self.assertEqual(
             await gatherResults([begin(database.query("SELECT 1")) for _ in range(6)]), [[(1,)]] * 6
         )

@@ -8,7 +8,7 @@ from contextlib import closing
 from psycopg2.extensions import parse_dsn
 
 from posd.database import migrations
-from posd.database.link import Link, Row
+from posd.database.reconnecting import ReconnectingConnection, Row
 from posd.database.session_settings import RELIED_ON
 from posd.errors import StatementFailed
 from tests.database_case import REACTOR, DatabaseCase, until
@@ -28,9 +28,11 @@ class SettingsCase(DatabaseCase):
         super().setUp()
         self.database = f"DATABASE {parse_dsn(self.dsn)['dbname']}"
 
-    async def link(self) -> Link:
+    async def link(self) -> ReconnectingConnection:
         return await self.up(
-            Link(REACTOR, self.dsn, name="posd test", statement_timeout=5.0, role=None)
+            ReconnectingConnection(
+                REACTOR, self.dsn, name="posd test", statement_timeout=5.0, role=None
+            )
         )
 
     def blocking(self, sql: str, *parameters: object) -> list[Row]:
@@ -98,7 +100,7 @@ class SettingsCase(DatabaseCase):
         self.admin.run("CREATE ROLE posd_test_replica LOGIN")
         self.addCleanup(self.admin.run, "DROP ROLE posd_test_replica")
         self.admin.run("ALTER ROLE posd_test_replica SET session_replication_role = 'replica'")
-        link = Link(
+        link = ReconnectingConnection(
             REACTOR,
             f"{self.dsn} user=posd_test_replica",
             name="posd test",

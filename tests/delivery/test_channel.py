@@ -14,53 +14,57 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery import channel as channels
-from posd.delivery.channel import Channel, StreamBroken, Subscriber
-from posd.delivery.encoded import Encoded, chunks
-from posd.delivery.send_queue import Budget, Outbox
-from posd.errors import Busy, Pruned, Renamed, StatementFailed, Unavailable
-from posd.protocol.encodings import WEBSOCKET, Dialect
-from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, StreamName
+from posd.delivery.channel import StreamBroken, Subscriber, TenantChannel
+from posd.delivery.encoded import EncodedEvent, chunks
+from posd.delivery.send_queue import SendBudget, SendQueue
+from posd.errors import Busy, EventsPruned, StatementFailed, StreamRenamed, Unavailable
+from posd.protocol.encodings import WEBSOCKET, WireFormat
+from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, CloseReason, Seq, StreamName
 from tests.delivery_case import KITCHEN, STREAM, Log, event, head, said
 
 
 class Listener:
-    """A session and its connection. Implements `Subscriber`, `send_queue.Sink` and `send_queue.Listener`."""
+    """A session and its connection. Implements `Subscriber`, `send_queue.ByteSink` and
+    `send_queue.SendQueueOwner`.
+    """
 
     def __init__(
         self,
-        channel: Channel,
+        channel: TenantChannel,
         position: Seq = 0,
-        budget: Budget | None = None,
+        budget: SendBudget | None = None,
         *,
-        dialect: Dialect = WEBSOCKET,
+        wire_format: WireFormat = WEBSOCKET,
         limit: int = 1_000_000,
     ) -> None:
         self.channel = channel
-        self.dialect = dialect
+        self.wire_format = wire_format
         self.written: list[bytes] = []
         self.looks = 0
-        self.endings: list[Closing] = []
-        budget = budget or Budget(1_000_000)
-        self.outbox = Outbox(self, limit, budget, 7, clock=Clock().seconds, position=position)
-        self.outbox.listener = self
+        self.endings: list[CloseReason] = []
+        budget = budget or SendBudget(1_000_000)
+        self.send_queue = SendQueue(
+            self, limit, budget, 7, clock=Clock().seconds, position=position
+        )
+        self.send_queue.listener = self
 
     @property
     def position(self) -> Seq:
-        return self.outbox.position
+        return self.send_queue.position
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
-    def behind(self) -> None:
+    def catch_up(self) -> None:
         self.looks += 1
 
-    def room(self) -> None:
+    def on_room(self) -> None:
         """What it has room for it is given."""
 
-    def given_up(self) -> None:
-        self.channel.slow_down(self)
+    def on_shed(self) -> None:
+        self.channel.leave_live(self)
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         self.endings.append(closing)
         self.channel.leave(self)
 
@@ -75,7 +79,7 @@ class Broken(Listener):
     def write(self, data: bytes) -> None:
         raise ZeroDivisionError
 
-    def end(self, closing: Closing) -> None:
+    def end(self, closing: CloseReason) -> None:
         super().end(closing)
         raise ZeroDivisionError
 
@@ -85,8 +89,8 @@ class ChannelCase(SynchronousTestCase):
         self.log = Log()
         self.log.commit(10)
         self.delivered: list[Seq] = []
-        self.ended: list[Channel] = []
-        self.channel = Channel(
+        self.ended: list[TenantChannel] = []
+        self.channel = TenantChannel(
             KITCHEN, self.log.head, self.log.read, self.note_delivery, self.ended.append
         )
 
@@ -97,13 +101,13 @@ class ChannelCase(SynchronousTestCase):
     def listener(
         self,
         position: Seq = 10,
-        budget: Budget | None = None,
+        budget: SendBudget | None = None,
         *,
         live: bool = True,
-        dialect: Dialect = WEBSOCKET,
+        wire_format: WireFormat = WEBSOCKET,
         limit: int = 1_000_000,
     ) -> Listener:
-        listener = Listener(self.channel, position, budget, dialect=dialect, limit=limit)
+        listener = Listener(self.channel, position, budget, wire_format=wire_format, limit=limit)
         subscriber: Subscriber = listener
         self.channel.enter(subscriber)
         if live:
@@ -167,12 +171,12 @@ class FanOutTests(ChannelCase):
     def test_in_each_dialect_an_event_is_written_once_for_all(self) -> None:
         written: list[str] = []
 
-        def dialect(name: str) -> Dialect:
-            return Dialect(lambda kind, text, seq: written.append(name) or text)  # type: ignore[func-returns-value]
+        def wire_format(name: str) -> WireFormat:
+            return WireFormat(lambda kind, text, seq: written.append(name) or text)  # type: ignore[func-returns-value]
 
-        one, other, unused = dialect("one"), dialect("other"), dialect("unused")
-        listeners = [self.listener(dialect=each) for each in (one, other, one, other)]
-        self.listener(9, live=False, dialect=unused)
+        one, other, unused = wire_format("one"), wire_format("other"), wire_format("unused")
+        listeners = [self.listener(wire_format=each) for each in (one, other, one, other)]
+        self.listener(9, live=False, wire_format=unused)
         self.channel.wake(self.log.commit(2))
         self.assertEqual(sorted(written), ["one"] * 2 + ["other"] * 2)
         self.assertIs(listeners[0].written[0], listeners[2].written[0])
@@ -213,7 +217,7 @@ class FanOutTests(ChannelCase):
 
     def test_a_session_without_room_is_told_that_it_is_behind_and_delays_nobody(self) -> None:
         slow, quick = self.listener(limit=0), self.listener()
-        slow.outbox.pauseProducing()
+        slow.send_queue.pauseProducing()
         self.channel.wake(self.log.commit())
         self.assertEqual((slow.ids, quick.ids), ([], [11]))
         self.assertEqual(slow.looks, 1)
@@ -231,17 +235,17 @@ class FanOutTests(ChannelCase):
 
     def test_what_a_session_keeps_is_given_to_it_in_order(self) -> None:
         slow, quick = self.listener(), self.listener()
-        slow.outbox.pauseProducing()
+        slow.send_queue.pauseProducing()
         self.channel.wake(self.log.commit(2))
-        slow.outbox.resumeProducing()
+        slow.send_queue.resumeProducing()
         self.channel.wake(self.log.commit())
         self.assertEqual((slow.ids, quick.ids), ([11, 12, 13], [11, 12, 13]))
-        self.assertEqual((slow.looks, slow.position, slow.outbox.written), (0, 13, 13))
+        self.assertEqual((slow.looks, slow.position, slow.send_queue.written), (0, 13, 13))
 
     def test_a_session_is_not_given_what_does_not_follow_its_position(self) -> None:
         listener = self.listener()
         self.channel.wake(self.log.commit(2))
-        listener.outbox.go_back(11)
+        listener.send_queue.rewind(11)
         self.channel.wake(self.log.commit())
         self.assertEqual((listener.ids, listener.position, listener.looks), ([11, 12], 11, 1))
 
@@ -249,7 +253,7 @@ class FanOutTests(ChannelCase):
         listeners = [self.listener() for _ in range(3)]
         self.channel.wake(self.log.commit(2))
         written = sum(len(data) for each in listeners for data in each.written)
-        self.assertEqual(self.channel.instruments.traffic.sent_bytes, written)
+        self.assertEqual(self.channel.counters.traffic.sent_bytes, written)
 
     def test_one_function_is_called_for_each_till_and_event(self) -> None:
         """Anything else would be called a thousand times where there are a thousand tills."""
@@ -273,12 +277,12 @@ class FanOutTests(ChannelCase):
         self.assertEqual(called["write"], 100)
 
     def test_a_session_that_loses_its_place_meanwhile_gets_nothing_more(self) -> None:
-        budget = Budget(400)
+        budget = SendBudget(400)
         rivals = [self.listener(budget=budget) for _ in range(3)]
         for rival in rivals:
-            rival.outbox.pauseProducing()
+            rival.send_queue.pauseProducing()
         # The last one holds most, of what is no event, and is to be given the event after the others.
-        rivals[2].outbox.offer(b"x" * 300)
+        rivals[2].send_queue.offer(b"x" * 300)
         self.channel.wake(self.log.commit(size=50))
         self.assertEqual([each.position for each in rivals], [11, 11, 10])
         self.assertEqual([each.looks for each in rivals], [0, 0, 1])
@@ -358,14 +362,14 @@ class PageTests(ChannelCase):
         self.listener()
         self.channel.wake(self.log.commit(5))
         del self.log.reads[:]
-        self.channel.forget()
+        self.channel.forget_recent()
         self.assertEqual(self.ids(12), [13, 14, 15])
         self.assertEqual(self.log.reads, [12])
         self.channel.wake(self.log.commit(1, size=channels._RECENT_BYTES - 1000))
         self.assertEqual(self.ids(15), [16])
         self.assertEqual(self.log.reads, [12, 15])
 
-    def asked(self, position: Seq) -> Deferred[Sequence[Encoded]]:
+    def asked(self, position: Seq) -> Deferred[Sequence[EncodedEvent]]:
         return Deferred.fromCoroutine(self.channel.page(position))
 
     def test_sessions_at_the_same_position_share_one_read(self) -> None:
@@ -441,7 +445,7 @@ class TroubleTests(ChannelCase):
 
     def test_a_node_that_was_cut_off_for_too_long_sends_every_session_to_reload(self) -> None:
         listener = self.listener()
-        self.log.trouble = Pruned("long ago")
+        self.log.trouble = EventsPruned("long ago")
         with capturedLogs() as logged:
             self.channel.wake(self.log.commit())
         self.assertEqual(listener.endings, [PRUNED])
@@ -456,7 +460,7 @@ class TroubleTests(ChannelCase):
 
     def test_a_stream_that_has_another_name_is_waited_for(self) -> None:
         listener = self.listener()
-        self.log.trouble = Renamed("it is another stream")
+        self.log.trouble = StreamRenamed("it is another stream")
         self.channel.wake(self.log.commit())
         self.assertEqual((listener.endings, listener.ids), ([], []))
 

@@ -9,13 +9,13 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 
 from posd.database import migrations
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery import feed as module
 from posd.delivery.feed import Feed
 from posd.errors import Unavailable
 from posd.store.stream import StreamPosition
 from posd.testing.postgres import test_server
-from posd.values import Head, Seq, TenantId
+from posd.values import Seq, StreamHead, TenantId
 from tests.database_case import REACTOR, DatabaseCase, until
 from tests.schema_case import Entry, two_shops
 
@@ -32,7 +32,7 @@ class Door:
     def ring(self) -> None:
         self.rung += 1
 
-    def polled(self) -> None:
+    def rows_found_by_poll(self) -> None:
         self.polled_at += 1
 
 
@@ -45,7 +45,7 @@ class Tills:
     """How far the kitchen's tills are."""
     stream_id: UUID = field(factory=uuid4)
     looks: int = 0
-    checked: list[list[Head]] = field(factory=list)
+    checked: list[list[StreamHead]] = field(factory=list)
     rechecked: list[set[int] | None] = field(factory=list)
     rechecking: Deferred[None] | None = None
     """What a look at keys waits for."""
@@ -60,7 +60,7 @@ class Tills:
         self.looks += 1
         return [(1, self.stream_id, self.tail)]
 
-    async def check(self, heads: list[Head]) -> None:
+    async def check(self, heads: list[StreamHead]) -> None:
         if self.trouble is not None:
             self.troubled += 1
             raise self.trouble
@@ -91,10 +91,10 @@ class Keys:
     looks: int = 0
     distrusted: int = 0
 
-    def distrust(self) -> None:
+    def invalidate(self) -> None:
         self.distrusted += 1
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         self.looks += 1
 
     def forget_key(self, key_id: int) -> None:
@@ -113,7 +113,7 @@ class FeedCase(DatabaseCase):
         migrations.bootstrap(self.dsn)
         self.door, self.tills, self.keys = Door(), Tills(), Keys()
 
-    def new(self, database: Database) -> Feed:
+    def new(self, database: Pool) -> Feed:
         return Feed(
             REACTOR,
             database,
@@ -122,13 +122,13 @@ class FeedCase(DatabaseCase):
             statement_timeout=5.0,
             bell=self.door,
             delivery=self.tills,
-            doorkeeper=self.tills,
+            revoker=self.tills,
             cache=self.keys,
         )
 
     async def started(self) -> Feed:
         """A feed that listens and has looked once."""
-        self.database = Database(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        self.database = Pool(REACTOR, self.dsn, size=2, statement_timeout=5.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
         await self.database.when_up()
@@ -136,7 +136,7 @@ class FeedCase(DatabaseCase):
         feed.startService()
         self.addCleanup(feed.stopService)
         await until(
-            lambda: feed.up and bool(self.tills.checked) and feed._told_until is not None,
+            lambda: feed.up and bool(self.tills.checked) and feed._changes_read_until is not None,
             "the feed is up",
         )
         return feed
@@ -211,13 +211,13 @@ class NotificationTests(FeedCase):
 
     async def test_a_flood_of_notifications_of_changes_is_a_few_looks(self) -> None:
         feed = await self.started()
-        look, heard = feed._look_at_changes, [0]
+        refresh, heard = feed._request_changes, [0]
 
         def counted() -> None:
             heard[0] += 1
-            look()
+            refresh()
 
-        self.patch(feed, "_look_at_changes", counted)
+        self.patch(feed, "_request_changes", counted)
         before, began = self.keys.looks, REACTOR.seconds()
         self.admin.run(
             "SELECT pg_notify('posd_control', 'key ' || n) FROM generate_series(1, 5000) AS n"
@@ -288,7 +288,7 @@ class PollTests(FeedCase):
     async def deafened(self) -> Feed:
         """A feed whom no NOTIFY reaches."""
         feed = await self.started()
-        await feed._link.execute("UNLISTEN *")
+        await feed._connection.execute("UNLISTEN *")
         return feed
 
     async def test_without_notify_the_poll_finds_what_is_in_the_outbox(self) -> None:
@@ -352,10 +352,10 @@ class FirstCanaryTests(FeedCase):
         self.patch(module, "_CANARY_SECONDS", 3600)
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
-        await feed._link.execute("UNLISTEN *")
+        await feed._connection.execute("UNLISTEN *")
         await feed._send_canary()
         await feed._send_canary()
-        self.assertEqual((feed.canaries_missed, feed.deaf, feed.up), (0, False, True))
+        self.assertEqual((feed.canaries_missed, feed.canary_is_missing, feed.up), (0, False, True))
 
 
 class CanaryTests(FeedCase):
@@ -371,13 +371,13 @@ class CanaryTests(FeedCase):
     async def test_a_canary_that_is_lost_makes_it_listen_anew(self) -> None:
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
-        await feed._link.execute("UNLISTEN *")
+        await feed._connection.execute("UNLISTEN *")
         await until(lambda: feed.canaries_missed == 1, "one was missed")
-        self.assertTrue(feed.deaf)
+        self.assertTrue(feed.canary_is_missing)
         await until(lambda: feed.up and feed.canary_seconds is not None, "it hears again")
         await self.passed()
         self.assertEqual(feed.canaries_missed, 1)
-        self.assertFalse(feed.deaf)
+        self.assertFalse(feed.canary_is_missing)
 
     async def test_a_connection_that_is_lost_is_not_a_canary_that_is(self) -> None:
         feed = await self.started()
@@ -405,7 +405,7 @@ class StoppingTests(FeedCase):
         self.assertTrue(self.database.up)
 
     async def test_without_a_database_it_stops_at_once(self) -> None:
-        database = Database(REACTOR, self.dsn, size=1, statement_timeout=5.0)
+        database = Pool(REACTOR, self.dsn, size=1, statement_timeout=5.0)
         feed = self.new(database)
         feed.startService()
         await feed.stopService()

@@ -11,44 +11,46 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from posd.delivery import long_poll as polls
-from posd.delivery.hub import Guest
-from posd.delivery.long_poll import Batch, Caller, Poll, Polls, Wish
-from posd.delivery.registry import Line as RosterLine
+from posd.delivery.hub import PollParticipant
+from posd.delivery.long_poll import LongPolling, Poll, PollingTerminal, PollPage, PollQuery
+from posd.delivery.registry import TillTransport as RosterLine
 from posd.errors import (
     BadRequest,
     Conflict,
-    Pruned,
+    EventsPruned,
     Refusal,
     TooManyRequests,
     Unauthorized,
     Unavailable,
     Unprocessable,
 )
-from posd.security.connection_limits import Connections
-from posd.values import KeyKind, Opening, Position, Principal, Resync, Seq
+from posd.security.connection_limits import ConnectionLimits
+from posd.values import KeyKind, Position, Principal, Resync, Seq, SessionStart
 from tests.database.test_checkout import stack_depth
 from tests.delivery_case import (
     KITCHEN,
     NOON,
     OTHER_STREAM,
     STREAM,
-    Line,
+    FakeTransport,
     event,
-    opening,
+    session_start,
     terminal,
 )
-from tests.exchange_case import ExchangeCase, wake
+from tests.hub_case import HubCase, wake
 
-PATIENT = Wish(seconds=20)
+PATIENT = PollQuery(seconds=20)
 
 
-class PollCase(ExchangeCase):
+class PollCase(HubCase):
     """A stream with ten events."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.connections = Connections(total=10, per_tenant=2, per_device=1)
-        self.polls = Polls(self.clock, self.exchange, self.connections, self.books.settle)
+        self.connections = ConnectionLimits(total=10, per_tenant=2, per_device=1)
+        self.polls = LongPolling(
+            self.clock, self.hub, self.connections, self.progress_store.write_pending
+        )
         self.holding: list[Callable[[], None]] = []
         """What tells each poll that waits that its caller has gone."""
         self.stands()
@@ -56,29 +58,29 @@ class PollCase(ExchangeCase):
     def stands(self, acked: Seq | None = None, *, legacy: bool = False, pruned: Seq = 0) -> None:
         """Where the caller is by the books."""
         head = evolve(self.log.head, pruned_seq=pruned)
-        self.store.opening = Opening(head, acked, legacy, NOON)
+        self.store.session_start = SessionStart(head, acked, legacy, NOON)
 
     def hold(self, leave: Callable[[], None]) -> Callable[[], None]:
         self.holding.append(leave)
         return lambda: self.holding.remove(leave)
 
-    def caller(self, device: str | None = None) -> Caller:
-        return Caller(KITCHEN, Principal(1, KeyKind.TENANT, KITCHEN), device)
+    def poller(self, device: str | None = None) -> PollingTerminal:
+        return PollingTerminal(KITCHEN, Principal(1, KeyKind.TENANT, KITCHEN), device)
 
     def ask(
         self,
         after: Seq | None,
-        wish: Wish = Wish(),  # noqa: B008  frozen
+        query: PollQuery = PollQuery(),  # noqa: B008  frozen
         *,
         stream_id: UUID | None = None,
         device: str | None = None,
-    ) -> Deferred[Batch]:
+    ) -> Deferred[PollPage]:
         position = None if after is None else Position(after, stream_id)
         return Deferred.fromCoroutine(
-            self.polls.answer(self.caller(device), position, wish, self.hold)
+            self.polls.answer(self.poller(device), position, query, self.hold)
         )
 
-    def get(self, *arguments: Any, **more: Any) -> Batch:
+    def get(self, *arguments: Any, **more: Any) -> PollPage:
         return self.successResultOf(self.ask(*arguments, **more))
 
     def refusal(self, asking: Deferred[Any], kind: type[Refusal]) -> str:
@@ -88,21 +90,21 @@ class PollCase(ExchangeCase):
 
     def commit(self, count: int = 1, size: int = 0) -> None:
         """Commit events, and say so."""
-        wake(self.exchange, KITCHEN.id, self.log.commit(count, size))
+        wake(self.hub, KITCHEN.id, self.log.commit(count, size))
 
     def nothing_is_left(self) -> None:
-        self.assertEqual((self.exchange.channels.tenants, self.exchange._guests), ([], set()))
+        self.assertEqual((self.hub.channels.tenants, self.hub._polls), ([], set()))
         self.assertEqual((self.holding, self.connections.open), ([], 0))
         self.assertEqual(self.clock.getDelayedCalls(), self.timers)
 
     @property
     def timers(self) -> list[Any]:
         """The exchange's own."""
-        call = self.exchange._roster._rounds.call
+        call = self.hub._registry._timer.call
         return [] if call is None else [call]
 
 
-def ids(batch: Batch) -> list[Seq]:
+def ids(batch: PollPage) -> list[Seq]:
     return [json.loads(each)["id"] for each in batch.messages]
 
 
@@ -114,11 +116,11 @@ class ReadingTests(PollCase):
         self.nothing_is_left()
 
     def test_each_event_is_the_message_of_a_websocket(self) -> None:
-        _, line = self.connect(at=10)
+        _, transport = self.connect(at=10)
         self.commit()
         self.stands()
         (message,) = self.get(10).messages
-        self.assertEqual(json.loads(message), line.messages[-1])
+        self.assertEqual(json.loads(message), transport.messages[-1])
 
     def test_at_the_end_there_is_nothing_and_nothing_is_read(self) -> None:
         batch = self.get(10)
@@ -126,13 +128,13 @@ class ReadingTests(PollCase):
         self.assertEqual(self.log.reads, [])
 
     def test_there_are_no_more_than_were_asked_for(self) -> None:
-        batch = self.get(0, Wish(limit=4))
+        batch = self.get(0, PollQuery(limit=4))
         self.assertEqual((ids(batch), batch.position, batch.last), ([1, 2, 3, 4], 4, 10))
 
     def test_several_pages_are_one_answer(self) -> None:
         self.log.commit(290)
         self.stands()
-        self.assertEqual(ids(self.get(0, Wish(limit=250))), list(range(1, 251)))
+        self.assertEqual(ids(self.get(0, PollQuery(limit=250))), list(range(1, 251)))
 
     def test_an_answer_has_a_bound_in_bytes(self) -> None:
         self.log.commit(20, size=100_000)
@@ -148,24 +150,24 @@ class ReadingTests(PollCase):
 
     def test_only_the_types_that_are_wanted_are_given(self) -> None:
         self.log.events[3] = evolve(event(4), type="new_order")
-        batch = self.get(0, Wish(types=frozenset({"new_order", "other"})))
+        batch = self.get(0, PollQuery(types=frozenset({"new_order", "other"})))
         self.assertEqual((ids(batch), batch.position), ([4], 10))
 
     def test_nobody_looks_for_a_rare_type_for_long(self) -> None:
-        self.patch(polls, "_MOST_LOOKED_AT", 6)
-        batch = self.get(0, Wish(types=frozenset({"rare"}), seconds=20))
+        self.patch(polls, "_MOST_EXAMINED", 6)
+        batch = self.get(0, PollQuery(types=frozenset({"rare"}), seconds=20))
         self.assertEqual((batch.messages, batch.position, batch.last), ([], 6, 10))
 
     def test_whether_the_wanted_ones_are_all_is_said_when_the_last_was_looked_at(self) -> None:
-        self.patch(polls, "_MOST_LOOKED_AT", 10)
-        batch = self.get(0, Wish(types=frozenset({"rare"})))
+        self.patch(polls, "_MOST_EXAMINED", 10)
+        batch = self.get(0, PollQuery(types=frozenset({"rare"})))
         self.assertEqual((batch.position, batch.last), (10, 10))
 
     def test_what_was_given_whole_was_sent_to_the_tenants_tills(self) -> None:
-        self.get(7, Wish(types=frozenset({"note"})))
-        self.assertEqual(self.books.furthest, {})
-        self.get(7, Wish(limit=2))
-        self.assertEqual(self.books.furthest, {(KITCHEN.id, STREAM): 9})
+        self.get(7, PollQuery(types=frozenset({"note"})))
+        self.assertEqual(self.progress_store.furthest, {})
+        self.get(7, PollQuery(limit=2))
+        self.assertEqual(self.progress_store.furthest, {(KITCHEN.id, STREAM): 9})
 
     def test_a_database_that_is_away_is_said(self) -> None:
         self.log.trouble = Unavailable("away")
@@ -188,26 +190,26 @@ class PositionTests(PollCase):
     def test_it_relies_on_its_cursor_from_then_on(self) -> None:
         self.stands(acked=6, legacy=True)
         self.get(None, device="BAR")
-        self.assertEqual(self.books.acks, [6])
+        self.assertEqual(self.progress_store.acks, [6])
 
     def test_naming_a_position_acknowledges_what_is_before_it(self) -> None:
         self.stands(acked=2)
         self.assertEqual(ids(self.get(6, device="BAR")), [7, 8, 9, 10])
-        self.assertEqual(self.books.acks, [6])
+        self.assertEqual(self.progress_store.acks, [6])
 
     def test_what_it_is_given_is_not_acknowledged(self) -> None:
         self.stands(acked=6)
         self.get(None, device="BAR")
-        self.assertNotIn(10, self.books.acks)
+        self.assertNotIn(10, self.progress_store.acks)
 
     def test_without_a_name_nothing_is_noted(self) -> None:
         self.get(6)
-        self.assertEqual(self.books.acks, [])
+        self.assertEqual(self.progress_store.acks, [])
 
     def test_its_last_word_is_written_before_its_cursor_is_asked_for(self) -> None:
         self.stands(acked=6)
         self.get(None, device="BAR")
-        self.assertEqual(self.books.settled, [(KITCHEN.id, "BAR")])
+        self.assertEqual(self.progress_store.settled, [(KITCHEN.id, "BAR")])
 
     def resync(self, *arguments: Any, **more: Any) -> Resync | None:
         batch = self.get(*arguments, **more)
@@ -232,7 +234,7 @@ class PositionTests(PollCase):
     def test_the_head_becomes_its_cursor_then(self) -> None:
         self.stands(acked=3, pruned=5)
         self.assertIs(self.resync(None, device="BAR"), Resync.RETENTION)
-        self.assertEqual(self.books.acks, [10])
+        self.assertEqual(self.progress_store.acks, [10])
 
     def test_what_is_pruned_while_it_is_read_is_told_too(self) -> None:
         self.stands()
@@ -240,7 +242,7 @@ class PositionTests(PollCase):
         asking = self.ask(3)
         self.stands(pruned=5)
         self.log.at_once = True
-        self.log.fail(Pruned("long ago"))
+        self.log.fail(EventsPruned("long ago"))
         self.assertIs(self.successResultOf(asking).resync, Resync.RETENTION)
 
     def test_a_log_that_has_a_hole_is_not_read_over_it(self) -> None:
@@ -274,7 +276,7 @@ class WaitingTests(PollCase):
         self.nothing_is_left()
 
     def test_it_waits_on_where_there_are_only_others(self) -> None:
-        asking = self.ask(10, Wish(seconds=20, types=frozenset({"new_order"})))
+        asking = self.ask(10, PollQuery(seconds=20, types=frozenset({"new_order"})))
         self.commit(2)
         self.assertNoResult(asking)
         self.clock.advance(20)
@@ -304,11 +306,11 @@ class WaitingTests(PollCase):
         self.connections.total = self.connections.per_tenant = 2000
         depths: set[int] = set()
 
-        def note(batch: Batch) -> Batch:
+        def note(batch: PollPage) -> PollPage:
             depths.add(stack_depth())
             return batch
 
-        waiting = [self.ask(10, Wish(seconds=20)).addCallback(note) for _ in range(2000)]
+        waiting = [self.ask(10, PollQuery(seconds=20)).addCallback(note) for _ in range(2000)]
         reads = len(self.log.reads)
         self.commit()
         for each in waiting:
@@ -318,7 +320,7 @@ class WaitingTests(PollCase):
 
     def test_a_wake_for_nothing_wakes_nobody(self) -> None:
         asking = self.ask(10, PATIENT)
-        wake(self.exchange, KITCHEN.id, 99)
+        wake(self.hub, KITCHEN.id, 99)
         self.assertNoResult(asking)
         self.commit()
         self.assertEqual(ids(self.successResultOf(asking)), [11])
@@ -334,7 +336,7 @@ class WaitingTests(PollCase):
 
     def test_whoever_waits_is_counted_like_a_till(self) -> None:
         asking = self.ask(10, PATIENT)
-        self.assertEqual(self.connections.of_tenant(KITCHEN.id), 1)
+        self.assertEqual(self.connections.tenant_count(KITCHEN.id), 1)
         self.ask(10, PATIENT)
         self.assertEqual(
             self.refusal(self.ask(10, PATIENT), TooManyRequests), "too_many_connections"
@@ -351,9 +353,9 @@ class WaitingTests(PollCase):
     def test_a_terminal_that_waited_was_there_at_the_end_too(self) -> None:
         self.stands(acked=10)
         self.ask(None, PATIENT, device="BAR")
-        self.assertEqual(self.books.acks, [10])
+        self.assertEqual(self.progress_store.acks, [10])
         self.clock.advance(20)
-        self.assertEqual(self.books.acks, [10, 10])
+        self.assertEqual(self.progress_store.acks, [10, 10])
 
     def test_it_ends_when_whoever_asked_goes_away(self) -> None:
         self.stands(acked=10)
@@ -361,7 +363,7 @@ class WaitingTests(PollCase):
         (leave,) = self.holding
         leave()
         self.assertEqual(self.successResultOf(asking).messages, [])
-        self.assertEqual(self.books.acks, [10])
+        self.assertEqual(self.progress_store.acks, [10])
         self.nothing_is_left()
 
     def test_one_who_was_gone_before_does_not_wait(self) -> None:
@@ -369,20 +371,20 @@ class WaitingTests(PollCase):
             leave()
             return lambda: None
 
-        polling = self.polls.answer(self.caller(), Position(10), PATIENT, gone)
+        polling = self.polls.answer(self.poller(), Position(10), PATIENT, gone)
         self.successResultOf(Deferred.fromCoroutine(polling))
         self.nothing_is_left()
 
     def test_all_are_answered_at_once_when_posd_drains(self) -> None:
         asking = self.ask(10, PATIENT)
-        Deferred.fromCoroutine(self.exchange.drain(5))
+        Deferred.fromCoroutine(self.hub.drain(5))
         self.assertEqual(self.successResultOf(asking).position, 10)
         self.nothing_is_left()
 
     def test_nobody_begins_to_wait_then(self) -> None:
         self.log.at_once = False
-        reading = self.ask(7, Wish(seconds=20, types=frozenset({"rare"})))
-        Deferred.fromCoroutine(self.exchange.drain(5))
+        reading = self.ask(7, PollQuery(seconds=20, types=frozenset({"rare"})))
+        Deferred.fromCoroutine(self.hub.drain(5))
         self.log.answer()
         self.assertEqual(self.successResultOf(reading).position, 10)
         self.assertEqual(self.refusal(self.ask(10, PATIENT), Unavailable), "unavailable")
@@ -390,7 +392,7 @@ class WaitingTests(PollCase):
     def test_a_key_that_is_revoked_gets_nothing_more(self) -> None:
         asking = self.ask(10, PATIENT)
         self.store.ended = {1}
-        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck([1])))
+        self.successResultOf(Deferred.fromCoroutine(self.hub.recheck([1])))
         self.assertEqual(self.refusal(asking, Unauthorized), "unauthorized")
         self.nothing_is_left()
 
@@ -417,8 +419,8 @@ class WaitingTests(PollCase):
     def test_how_far_a_device_was_answered_is_known(self) -> None:
         self.stands(acked=8)
         self.successResultOf(self.ask(8, device="BAR"))
-        self.exchange.recall()
-        self.assertEqual(self.books.sent_to, {(KITCHEN.id, "BAR", STREAM): 10})
+        self.hub.record_all_positions()
+        self.assertEqual(self.progress_store.sent_to, {(KITCHEN.id, "BAR", STREAM): 10})
 
     def test_a_bug_in_reading_is_no_answer(self) -> None:
         asking = self.ask(10, PATIENT)
@@ -428,7 +430,7 @@ class WaitingTests(PollCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_it_is_a_guest(self) -> None:
-        guest: Guest = Poll(terminal(), 10, self.clock)
+        guest: PollParticipant = Poll(terminal(), 10, self.clock)
         self.assertEqual(guest.terminal.tenant, KITCHEN)
 
 
@@ -436,24 +438,24 @@ class AcknowledgingTests(PollCase):
     def acknowledge(
         self, seq: Seq, stream_id: UUID | None = None, device: str | None = "BAR"
     ) -> Deferred[Seq]:
-        return Deferred.fromCoroutine(self.polls.acknowledge(self.caller(device), seq, stream_id))
+        return Deferred.fromCoroutine(self.polls.acknowledge(self.poller(device), seq, stream_id))
 
     def written(self, acked: Seq) -> None:
         """The books are written when they are asked to be settled for the second time."""
-        settle = self.books.settle
+        write_pending = self.progress_store.write_pending
 
         def write(tenant_id: int, device_id: str) -> Any:
-            if len(self.books.settled) == 1:
+            if len(self.progress_store.settled) == 1:
                 self.stands(acked=acked)
-            return settle(tenant_id, device_id)
+            return write_pending(tenant_id, device_id)
 
-        self.polls._settle = write
+        self.polls._write_pending = write
 
     def test_it_is_answered_with_the_cursor_when_that_is_written(self) -> None:
         self.stands(acked=3)
         self.written(acked=7)
         self.assertEqual(self.successResultOf(self.acknowledge(7)), 7)
-        self.assertEqual(self.books.acks, [7])
+        self.assertEqual(self.progress_store.acks, [7])
 
     def test_the_cursor_never_goes_back(self) -> None:
         self.stands(acked=9)
@@ -467,7 +469,7 @@ class AcknowledgingTests(PollCase):
     def test_nobody_acknowledges_what_is_not_there_yet(self) -> None:
         self.stands(acked=3)
         self.assertEqual(self.refusal(self.acknowledge(11), Unprocessable), "beyond_head")
-        self.assertEqual(self.books.acks, [])
+        self.assertEqual(self.progress_store.acks, [])
 
     def test_nobody_acknowledges_without_a_name(self) -> None:
         refused = self.acknowledge(7, device=None)
@@ -477,7 +479,7 @@ class AcknowledgingTests(PollCase):
         self.stands(acked=3)
         refused = self.acknowledge(7, OTHER_STREAM)
         self.assertEqual(self.refusal(refused, Conflict), "stream_changed")
-        self.assertEqual(self.books.acks, [])
+        self.assertEqual(self.progress_store.acks, [])
 
     def test_one_of_an_earlier_name_counts_as_far_as_nothing_is_lost(self) -> None:
         self.store.rename(lost=2)
@@ -511,7 +513,7 @@ class AcknowledgingTests(PollCase):
         self.stands(acked=3)
         self.written(acked=8)
         self.assertEqual(self.successResultOf(self.acknowledge(7)), 8)
-        self.assertEqual(self.books.acks[-1], 8)
+        self.assertEqual(self.progress_store.acks[-1], 8)
 
     def test_a_connection_in_another_history_does_not(self) -> None:
         session, _ = self.connect(terminal("BAR", stream_id=OTHER_STREAM), acked=3)
@@ -521,12 +523,12 @@ class AcknowledgingTests(PollCase):
         self.assertEqual(session.acked, 3)
 
     def test_what_a_legacy_connection_was_sent_is_not_vouched_for(self) -> None:
-        line: RosterLine = Line()
-        legacy = opening(10, 3, legacy=True)
-        session = self.exchange.open(terminal(key_device="BAR"), legacy, line)
+        transport: RosterLine = FakeTransport()
+        legacy = session_start(10, 3, legacy=True)
+        session = self.hub.open(terminal(key_device="BAR"), legacy, transport)
         self.assertEqual(session.acked, 10)
         self.stands(acked=10, legacy=True)
         self.written(acked=7)
         self.assertEqual(self.successResultOf(self.acknowledge(7)), 7)
-        self.assertEqual((session.acked, self.books.acks), (7, [7]))
-        self.assertFalse(session.plain)
+        self.assertEqual((session.acked, self.progress_store.acks), (7, [7]))
+        self.assertFalse(session.is_basic)

@@ -10,13 +10,13 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import LogLevel, capturedLogs
 
 from posd.database import migrations
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.delivery import bulk_writer
 from posd.delivery.pending_writes import subscription
 from posd.delivery.presence import Presence
 from posd.errors import Busy, Unavailable
 from posd.store import epochs, orders
-from posd.store import presence as books
+from posd.store import presence as presence_store
 from posd.testing.postgres import test_server
 from posd.values import KeyKind, Principal, PrintStatus, StreamName, Tenant, Terminal
 from tests.database_case import REACTOR, DatabaseCase, begin, until
@@ -38,8 +38,8 @@ class PresenceTests(DatabaseCase):
         migrations.bootstrap(self.dsn)
         self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 100")
 
-    async def database(self) -> Database:
-        database = Database(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+    async def database(self) -> Pool:
+        database = Pool(REACTOR, self.dsn, size=2, statement_timeout=5.0)
         database.startService()
         self.addCleanup(database.stopService)
         await database.when_up()
@@ -67,7 +67,7 @@ class PresenceTests(DatabaseCase):
 
     async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
         """A terminal that is registered, with its cursor at 100, and noted as connected."""
-        found = await books.openings(self.pool, [(KITCHEN.id, device)], 10)
+        found = await presence_store.load_session_starts(self.pool, [(KITCHEN.id, device)], 10)
         terminal = terminal_of(device, stream_id=found[KITCHEN.id, device].head.stream_id)
         presence.connected(terminal)
         return terminal
@@ -87,14 +87,14 @@ class PresenceTests(DatabaseCase):
     async def test_who_was_gone_before_anything_was_written_never_was_there(self) -> None:
         presence = await self.presence()
         presence.disconnected(await self.opened(presence))
-        self.assertFalse(presence._notes)
+        self.assertFalse(presence._pending_writes)
 
     async def test_who_leaves_while_it_is_written_down_is_no_ghost(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
 
         running = begin(presence.flush())
-        await until(lambda: not presence._notes.connected, "it is being written")
+        await until(lambda: not presence._pending_writes.connected, "it is being written")
         presence.disconnected(front)
         await running
         await presence.flush()
@@ -145,7 +145,7 @@ class PresenceTests(DatabaseCase):
         front = await self.opened(presence)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
         presence.acknowledged(front, 8)
-        presence.followed(front, 9)
+        presence.sent_to_legacy(front, 9)
         self.admin.run("UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid()")
         await presence.flush()
         self.assertEqual(self.cursor(), 5)
@@ -159,32 +159,32 @@ class PresenceTests(DatabaseCase):
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
         presence.acknowledged(front, 8)
         presence.acknowledged(back, 9)
-        await epochs.reset(self.pool, [KITCHEN.id], 8)
+        await epochs.reset_streams(self.pool, [KITCHEN.id], 8)
         await presence.flush()
         self.assertEqual((self.cursor(), self.cursor("back"), self.head()), (8, 5, (0, 8)))
 
     async def test_devices_that_were_sent_what_is_lost_are_noted(self) -> None:
         presence = await self.presence()
-        self.patch(bulk_writer, "_PIECE", 2)
+        self.patch(bulk_writer, "_PART_ROWS", 2)
         terminals = [await self.opened(presence, f"till-{n}") for n in range(5)]
-        await epochs.reset(self.pool, [KITCHEN.id], 98)
+        await epochs.reset_streams(self.pool, [KITCHEN.id], 98)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 90")
         for number, each in enumerate(terminals):
-            presence.sent(subscription(each), 96 + number, spoke=True)
-            presence.sent(subscription(each), 1, spoke=True)
+            presence.sent(subscription(each), 96 + number, uses_positions=True)
+            presence.sent(subscription(each), 1, uses_positions=True)
         await presence.flush()
         places = [(KITCHEN.id, each.device_id) for each in terminals]
-        found = await books.openings(self.pool, places, 10)
+        found = await presence_store.load_session_starts(self.pool, places, 10)
         self.assertEqual(
             [found[place].astray for place in places], [False, False, False, True, True]
         )
-        self.assertFalse(presence._notes.acknowledging)
+        self.assertFalse(presence._pending_writes.acknowledging)
 
     async def test_a_legacy_terminal_is_followed_without_counting_as_received(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
-        presence.followed(front, 9)
+        presence.sent_to_legacy(front, 9)
         presence.delivered(self.stream(), 9)
         await presence.flush()
         self.assertEqual((self.cursor(), self.head()), (9, (9, 0)))
@@ -231,11 +231,11 @@ class PresenceTests(DatabaseCase):
         said = presence._messages._pending.sizes[KITCHEN.id]
         for number in range(3):
             presence.refused(front, number, "x" * 60_000)
-        self.patch(books, "said", _away)
+        self.patch(presence_store, "said", _away)
         await presence.flush()
         self.assertEqual(presence._messages._pending.sizes[KITCHEN.id], said)
         self.assertEqual(presence._messages._pending.nacks, {})
-        self.assertEqual(len(presence._messages._pending.words[KITCHEN.id]), 1)
+        self.assertEqual(len(presence._messages._pending.messages[KITCHEN.id]), 1)
 
     async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
         presence = await self.presence()
@@ -297,7 +297,7 @@ class PresenceTests(DatabaseCase):
             other.run("LOCK TABLE dinedesk_main.pos_orders")
             with self.assertRaises(Busy):
                 await presence.mark()
-        self.patch(orders, "mark", _away)
+        self.patch(orders, "update_print_status", _away)
         with self.assertRaises(Unavailable):
             await presence.mark()
         self.assertEqual(presence._marks._unmarked, {1})
@@ -335,7 +335,7 @@ class PresenceTests(DatabaseCase):
             prints = [
                 begin(presence.printed(front, "a", PrintStatus.PRINTED, "")) for _ in range(3)
             ]
-            await until(lambda: self.pool.use.held_back == 1, "one waits for its own shop")
+            await until(lambda: self.pool.usage.held_back == 1, "one waits for its own shop")
         self.assertEqual(await gatherResults(prints), [True] * 3)
 
     def place(self, order_id: str, seq: int) -> None:
@@ -372,7 +372,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_main.pos_nodes"), 0)
 
     async def test_without_a_database_it_stops_in_peace(self) -> None:
-        database = Database(REACTOR, self.dsn, size=1, statement_timeout=5.0)
+        database = Pool(REACTOR, self.dsn, size=1, statement_timeout=5.0)
         presence = Presence(REACTOR, database, uuid4())
         presence.startService()
         presence.connected(terminal_of("front"))
@@ -382,7 +382,7 @@ class PresenceTests(DatabaseCase):
         presence = await self.presence()
         front = await self.opened(presence)
         await presence.flush()
-        presence.sightings = sighted(front.connection_id, 300.0, 77)
+        presence.heartbeats = sighted(front.connection_id, 300.0, 77)
         shift(self, timedelta(days=1))
         await presence._renew()
         await presence.flush()

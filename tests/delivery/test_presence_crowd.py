@@ -12,16 +12,16 @@ from posd.delivery.pending_writes import subscription
 from posd.errors import Busy, StatementFailed, Unavailable
 from posd.store import orders
 from posd.values import Seq, Tenant, TenantId, Terminal
-from tests.books_case import BooksCase
 from tests.database.test_checkout import stack_depth
 from tests.delivery_case import KITCHEN, STREAM, terminal
+from tests.presence_case import PresenceCase
 
 _CROWD = 2000
 _GRILL = Tenant(8, "grill", "Grill", "dinedesk_grill")
 _DENIED = StatementFailed("permission denied for table pos_cursors", "42501")
 
 
-class CrowdTests(BooksCase):
+class CrowdTests(PresenceCase):
     """Two thousand callers wait for one flush, and none of them runs inside another."""
 
     def setUp(self) -> None:
@@ -39,12 +39,12 @@ class CrowdTests(BooksCase):
 
         return Deferred.fromCoroutine(claim())
 
-    def settle(self, till: Terminal) -> Deferred[None]:
-        async def settle() -> None:
-            await self.presence.settle(till.tenant.id, till.device_id or "")
+    def write_pending(self, till: Terminal) -> Deferred[None]:
+        async def write_pending() -> None:
+            await self.presence.write_pending(till.tenant.id, till.device_id or "")
             self.depths.add(stack_depth())
 
-        return Deferred.fromCoroutine(settle())
+        return Deferred.fromCoroutine(write_pending())
 
     def assert_flat(self) -> None:
         self.assertLess(max(self.depths), sys.getrecursionlimit() // 4)
@@ -62,20 +62,20 @@ class CrowdTests(BooksCase):
         for till in self.tills:
             self.presence.acknowledged(till, 7)
         self.books.pending = []
-        waiting = [self.settle(till) for till in self.tills]
+        waiting = [self.write_pending(till) for till in self.tills]
         self.answer()
         for each in waiting:
             self.successResultOf(each)
         self.assertEqual(len(self.books.cursors), _CROWD)
-        self.assertEqual(self.books.statements.count("acknowledged"), 1)
+        self.assertEqual(self.books.statements.count("advance"), 1)
         self.assert_flat()
 
     def test_are_all_told_when_the_database_is_away_and_get_in_afterwards(self) -> None:
-        self.fails("lease")
+        self.fails("renew_lease")
         for each in [self.claim(till) for till in self.tills]:
             self.failureResultOf(each, Unavailable)
-        self.fails("claim")
-        self.books.trouble.pop("lease")
+        self.fails("claim_devices")
+        self.books.trouble.pop("renew_lease")
         for each in [self.claim(till) for till in self.tills]:
             self.failureResultOf(each, Unavailable)
         self.books.trouble.clear()
@@ -94,15 +94,15 @@ class CrowdTests(BooksCase):
         self.assertTrue(self.successResultOf(self.claim(self.tills[-1])))
 
 
-class WaitingTests(BooksCase):
+class WaitingTests(PresenceCase):
     def test_a_flush_under_way_is_waited_for(self) -> None:
         self.flush()
         front = terminal("front")
         self.presence.acknowledged(front, 7)
         self.books.pending = []
         flush = Deferred.fromCoroutine(self.presence.flush())
-        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
-        other = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "back"))
+        settled = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "front"))
+        other = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "back"))
         self.assertNoResult(settled)
         self.successResultOf(other)
         self.answer()
@@ -112,9 +112,9 @@ class WaitingTests(BooksCase):
 
     def test_how_far_it_was_sent_an_earlier_stream_is_waited_for_too(self) -> None:
         self.flush()
-        self.presence.sent(subscription(terminal("front")), 7, spoke=True)
+        self.presence.sent(subscription(terminal("front")), 7, uses_positions=True)
         self.books.pending = []
-        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        settled = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "front"))
         self.assertNoResult(settled)
         self.answer()
         self.successResultOf(settled)
@@ -129,20 +129,20 @@ class WaitingTests(BooksCase):
             self.books.pending = []
             if under_way:
                 self.presence.refused(front, 8, "no paper")
-                self.presence._messages.begin()
-            settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
-            other = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "till"))
+                self.presence._messages.start_write()
+            settled = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "front"))
+            other = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "till"))
             self.assertNoResult(settled)
             self.successResultOf(other)
             self.answer()
             self.successResultOf(settled)
             self.assertIn(("front", 8 if under_way else 7), self.books.nacked)
-        self.assertEqual(self.presence._messages._refusing, {})
+        self.assertEqual(self.presence._messages._unwritten_rejections, {})
 
     def test_who_has_nothing_noted_waits_for_nothing(self) -> None:
-        self.fails("lease")
+        self.fails("renew_lease")
         self.presence.acknowledged(terminal("back"), 7)
-        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        settled = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "front"))
         self.successResultOf(settled)
         self.assertEqual(self.books.statements, [])
 
@@ -165,14 +165,14 @@ class WaitingTests(BooksCase):
         self.presence.disconnected(front)
         self.flush()
         self.assertEqual([*self.books.entered], [back.connection_id])
-        self.assertNotIn("disconnected", self.books.statements)
+        self.assertNotIn("delete_connections", self.books.statements)
 
     def test_one_that_goes_while_it_cannot_be_entered_is_not_entered_later(self) -> None:
         self.flush()
         front = terminal("front")
         self.presence.connected(front)
         self.books.pending = []
-        self.fails("connected")
+        self.fails("insert_connections")
         flush = Deferred.fromCoroutine(self.presence.flush())
         self.presence.disconnected(front)
         self.answer()
@@ -181,7 +181,7 @@ class WaitingTests(BooksCase):
         self.books.trouble.clear()
         self.flush()
         self.assertEqual(self.books.entered, {})
-        self.assertEqual(self.books.statements.count("connected"), 1)
+        self.assertEqual(self.books.statements.count("insert_connections"), 1)
 
     def test_a_claim_of_one_that_is_gone_is_not_made(self) -> None:
         front = terminal("front")
@@ -196,7 +196,7 @@ class WaitingTests(BooksCase):
         self.assertEqual((self.books.entered, self.books.claimed), ({}, set()))
 
 
-class KeepingTests(BooksCase):
+class KeepingTests(PresenceCase):
     def away(self) -> None:
         flush = Deferred.fromCoroutine(self.presence.flush())
         self.failureResultOf(flush, Unavailable)
@@ -206,9 +206,9 @@ class KeepingTests(BooksCase):
         """A flush fails, and meanwhile something is noted."""
         self.books.pending = []
         flush = Deferred.fromCoroutine(self.presence.flush())
-        self.assertFalse(self.presence._notes)
+        self.assertFalse(self.presence._pending_writes)
         noted()
-        self.fails("acknowledged")
+        self.fails("advance")
         self.answer()
         self.failureResultOf(flush, Unavailable)
         self.books.pending = None
@@ -237,18 +237,18 @@ class KeepingTests(BooksCase):
 
     def test_a_head_that_could_not_be_moved_is_moved_later(self) -> None:
         self.presence.acknowledged(terminal("front"), 9)
-        self.fails("progress")
+        self.fails("update_progress")
         self.away()
         self.flush()
         self.assertEqual(self.books.received, {KITCHEN.id: 9})
-        self.assertEqual(self.books.statements.count("acknowledged"), 1)
+        self.assertEqual(self.books.statements.count("advance"), 1)
 
     def test_sightings_are_kept_too(self) -> None:
         front = terminal("front")
         self.presence.connected(front)
-        self.presence.sightings = lambda: [(front.connection_id, 0.5, 3)]
+        self.presence.heartbeats = lambda: [(front.connection_id, 0.5, 3)]
         Deferred.fromCoroutine(self.presence._renew())
-        self.fails("seen")
+        self.fails("update_connections")
         self.away()
         self.flush()
         self.assertEqual(self.books.seen, [front.connection_id])
@@ -281,7 +281,7 @@ class KeepingTests(BooksCase):
         self.presence.connected(front)
         self.presence.acknowledged(front, 7)
         self.presence.delivered((KITCHEN.id, STREAM), 7)
-        self.fails("acknowledged", _DENIED)
+        self.fails("advance", _DENIED)
         with capturedLogs() as logged:
             for _ in range(3):
                 self.flush()
@@ -306,14 +306,14 @@ class KeepingTests(BooksCase):
         self.assertEqual([each for each in logged if each["log_level"] is LogLevel.error], [])
 
 
-class MessageTests(BooksCase):
+class MessageTests(PresenceCase):
     def test_messages_of_many_tenants_are_written_by_one_statement_of_each_kind(self) -> None:
         for number in range(1, 501):
             till = terminal("front", tenant=Tenant(number, f"shop-{number}", "", ""))
             self.presence.said(till, "status", b"{}")
             self.presence.refused(till, 3, "no paper")
-        self.presence._messages.begin()
-        self.assertEqual(self.books.statements, ["nacks", "said"])
+        self.presence._messages.start_write()
+        self.assertEqual(self.books.statements, ["insert_nacks", "insert_messages"])
         self.assertEqual(self.books.logged, [(number, "front") for number in range(1, 501)])
         self.assertEqual(len(self.books.nacked), 500)
         self.assertEqual(self.presence._messages._pending.total, 0)
@@ -323,7 +323,7 @@ class MessageTests(BooksCase):
             self.presence.said(terminal(f"till-{number}"), "status", b"{}")
         self.presence.said(terminal("front", tenant=_GRILL), "status", b"{}")
         self.books.pending = []
-        self.presence._messages.begin()
+        self.presence._messages.start_write()
         self.books.pending.pop().callback(None)
         self.assertIn((_GRILL.id, "front"), self.books.logged)
         self.assertLess(len(self.books.logged), 1000)
@@ -336,22 +336,24 @@ class MessageTests(BooksCase):
         front, other = terminal("front"), terminal("front", tenant=_GRILL)
         self.books.pending = []
         self.presence.said(front, "status", b"{}")
-        self.presence._messages.begin()
+        self.presence._messages.start_write()
         self.presence.said(front, "status", b"{}")
         self.presence.refused(other, 3, "no paper")
-        quiet = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        quiet = Deferred.fromCoroutine(self.presence.write_pending(KITCHEN.id, "front"))
         self.successResultOf(quiet)
-        settled = Deferred.fromCoroutine(self.presence.settle(_GRILL.id, "front"))
+        settled = Deferred.fromCoroutine(self.presence.write_pending(_GRILL.id, "front"))
         self.books.pending.pop(0).callback(None)
         self.assertNoResult(settled)
         self.answer()
         self.successResultOf(settled)
-        self.assertEqual(self.books.statements, ["said", "nacks", "said"])
+        self.assertEqual(
+            self.books.statements, ["insert_messages", "insert_nacks", "insert_messages"]
+        )
 
     def test_what_cannot_be_written_now_is_kept_in_its_order_and_written_once(self) -> None:
         for name in ("one", "two"):
             self.presence.said(terminal(name), "status", b"{}")
-        self.fails("said")
+        self.fails("insert_messages")
         self.flush()
         self.presence.said(terminal("three"), "status", b"{}")
         self.books.trouble.clear()
@@ -405,7 +407,7 @@ class MessageTests(BooksCase):
     def test_messages_whose_table_is_missing_are_kept_which_is_told_once(self) -> None:
         self.presence.said(terminal("one"), "status", b"{}")
         self.presence.refused(terminal("one"), 3, "no paper")
-        self.fails("said", StatementFailed("relation does not exist", "42P01"))
+        self.fails("insert_messages", StatementFailed("relation does not exist", "42P01"))
         with capturedLogs() as logged:
             self.flush()
             self.flush()
@@ -417,7 +419,7 @@ class MessageTests(BooksCase):
         self.assertEqual(told, [LogLevel.error, LogLevel.info])
 
 
-class MarkTests(BooksCase):
+class MarkTests(PresenceCase):
     def test_what_cannot_be_marked_is_kept_and_the_other_tenants_are_marked(self) -> None:
         for error in (_DENIED, Busy("The database is busy.")):
             self.books.marked.clear()
@@ -443,7 +445,7 @@ class MarkTests(BooksCase):
             self.books.marked += asked[-1]
             return {}
 
-        self.patch(orders, "mark", mark)
+        self.patch(orders, "update_print_status", mark)
         for number in range(1, 61):
             self.presence.delivered((number, STREAM), 7)
         self.flush()
@@ -462,7 +464,7 @@ class MarkTests(BooksCase):
             self.flush()
             self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
         self.assertEqual(asked[-3:], [[8], [7], [7]])
-        self.presence._marks.moved({7, 8})
+        self.presence._marks.heads_moved({7, 8})
         self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
         self.assertEqual(asked[-1], [7, 8])
 
@@ -478,7 +480,7 @@ class MarkTests(BooksCase):
             self.books.nodes.add(self.presence._node_id)
 
 
-class ReadinessTests(BooksCase):
+class ReadinessTests(PresenceCase):
     def run_for(self, seconds: float) -> None:
         self.clock.pump([0.1] * int(seconds * 10))
 
@@ -491,18 +493,18 @@ class ReadinessTests(BooksCase):
         for number in range(100):
             self.presence.acknowledged(terminal("front"), number)
             self.run_for(1)
-            self.assertFalse(self.presence.overdue)
+            self.assertFalse(self.presence.is_overdue)
 
     def test_a_lease_that_cannot_be_renewed_for_half_a_minute_is_overdue(self) -> None:
         self.run_for(5)
-        self.fails("lease")
+        self.fails("renew_lease")
         self.run_for(29)
-        self.assertFalse(self.presence.overdue)
+        self.assertFalse(self.presence.is_overdue)
         self.run_for(7)
-        self.assertTrue(self.presence.overdue)
+        self.assertTrue(self.presence.is_overdue)
         self.books.trouble.clear()
         self.run_for(6)
-        self.assertFalse(self.presence.overdue)
+        self.assertFalse(self.presence.is_overdue)
 
     def test_a_flush_that_is_refused_or_hangs_for_half_a_minute_is_overdue(self) -> None:
         front = terminal("front")
@@ -513,23 +515,23 @@ class ReadinessTests(BooksCase):
                 self.books.pending = []
                 self.presence.acknowledged(front, 8)
             else:
-                self.fails("acknowledged", _DENIED)
+                self.fails("advance", _DENIED)
             with capturedLogs():
                 self.run_for(25)
-                self.assertFalse(self.presence.overdue)
+                self.assertFalse(self.presence.is_overdue)
                 self.run_for(10)
-                self.assertTrue(self.presence.overdue)
+                self.assertTrue(self.presence.is_overdue)
                 self.books.trouble.clear()
                 self.answer()
                 self.books.pending = None
                 self.run_for(6)
-            self.assertFalse(self.presence.overdue)
+            self.assertFalse(self.presence.is_overdue)
 
     def test_trouble_that_ends_with_what_was_noted_is_over(self) -> None:
         front = terminal("front")
-        self.fails("connected")
+        self.fails("insert_connections")
         self.presence.connected(front)
         self.run_for(10)
         self.presence.disconnected(front)
         self.run_for(40)
-        self.assertFalse(self.presence.overdue)
+        self.assertFalse(self.presence.is_overdue)

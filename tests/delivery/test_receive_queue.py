@@ -12,13 +12,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.delivery.receive_queue import Intake, Reading
+from posd.delivery.receive_queue import ReadingTransport, ReceiveQueue
 from tests import stack
 
 
 @define
 class Transport:
-    """Whether it is read from. Implements `Reading`."""
+    """Whether it is read from. Implements `ReadingTransport`."""
 
     read: bool = True
     pauses: int = 0
@@ -59,13 +59,15 @@ class IntakeCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.transport = Transport()
-        reading: Reading = self.transport
+        reading: ReadingTransport = self.transport
         self.ear = Ear()
         self.failures = 0
         self.owed: list[float] = []
         """For how many seconds each of the next frames says to read no more; then none."""
         self.charged: list[tuple[float, int]] = []
-        self.intake = Intake(self.clock, reading, self.ear, self.note_failure, self.charge)
+        self.receive_queue = ReceiveQueue(
+            self.clock, reading, self.ear, self.note_failure, self.charge
+        )
 
     def charge(self, requests: float, size: int) -> float:
         self.charged.append((requests, size))
@@ -77,12 +79,12 @@ class IntakeCase(SynchronousTestCase):
 
 class OrderTests(IntakeCase):
     def test_a_message_is_taken_at_once(self) -> None:
-        self.intake.take(b"a")
+        self.receive_queue.put(b"a")
         self.assertEqual(self.ear.done, [b"a"])
 
     def test_the_next_waits_for_one_that_takes_longer(self) -> None:
         for message in (b"slow 1", b"a", b"slow 2", b"b"):
-            self.intake.take(message)
+            self.receive_queue.put(message)
         self.assertEqual(self.ear.heard, [b"slow 1"])
         self.ear.slow.pop().callback(None)
         self.assertEqual(self.ear.done, [b"slow 1", b"a"])
@@ -90,16 +92,16 @@ class OrderTests(IntakeCase):
         self.assertEqual(self.ear.done, [b"slow 1", b"a", b"slow 2", b"b"])
 
     def test_a_bug_is_told_and_stops_no_other_message(self) -> None:
-        self.intake.take(b"slow")
+        self.receive_queue.put(b"slow")
         for message in (b"bug", b"a"):
-            self.intake.take(message)
+            self.receive_queue.put(message)
         self.ear.slow.pop().errback(ZeroDivisionError())
         self.assertEqual((self.failures, self.ear.done), (2, [b"a"]))
 
     def test_what_waits_when_nothing_more_comes_is_taken_all_the_same(self) -> None:
         for message in (b"slow", b"a"):
-            self.intake.take(message)
-        self.intake.stop()
+            self.receive_queue.put(message)
+        self.receive_queue.stop()
         self.ear.slow.pop().callback(None)
         self.assertEqual(self.ear.done, [b"slow", b"a"])
 
@@ -114,7 +116,7 @@ class OrderTests(IntakeCase):
             if done and self.ear.slow:
                 self.ear.slow.pop().callback(None)
             self.assertLessEqual(len(self.ear.slow), 1)
-            self.intake.take(message)
+            self.receive_queue.put(message)
         while self.ear.slow:
             self.ear.slow.pop().callback(None)
         self.assertEqual(self.ear.done, numbered)
@@ -123,30 +125,30 @@ class OrderTests(IntakeCase):
 
 class PauseTests(IntakeCase):
     def test_nothing_is_read_while_much_waits(self) -> None:
-        self.intake.take(b"slow")
+        self.receive_queue.put(b"slow")
         for _ in range(15):
-            self.intake.take(b"a")
+            self.receive_queue.put(b"a")
         self.assertTrue(self.transport.read)
-        self.intake.take(b"a")
+        self.receive_queue.put(b"a")
         self.assertFalse(self.transport.read)
-        self.assertTrue(self.intake.holding)
+        self.assertTrue(self.receive_queue.is_paused)
         self.ear.slow.pop().callback(None)
         self.assertTrue(self.transport.read)
-        self.assertFalse(self.intake.holding)
+        self.assertFalse(self.receive_queue.is_paused)
 
     def test_what_was_read_already_is_still_taken(self) -> None:
-        self.intake.take(b"slow")
+        self.receive_queue.put(b"slow")
         for _ in range(100):
-            self.intake.take(b"a")
+            self.receive_queue.put(b"a")
         self.ear.slow.pop().callback(None)
         self.assertEqual(len(self.ear.done), 101)
         self.assertEqual(self.transport.pauses, 1)
 
     def test_a_frame_is_charged_by_its_size_and_a_debt_is_waited_for(self) -> None:
         self.owed = [0.0, 0.5]
-        self.assertTrue(self.intake.frame(7))
+        self.assertTrue(self.receive_queue.charge_frame(7))
         self.assertTrue(self.transport.read)
-        self.assertTrue(self.intake.frame(100))
+        self.assertTrue(self.receive_queue.charge_frame(100))
         self.assertEqual((self.transport.read, self.charged), (False, [(0.25, 7), (0.25, 100)]))
         self.clock.advance(0.4)
         self.assertFalse(self.transport.read)
@@ -155,8 +157,8 @@ class PauseTests(IntakeCase):
 
     def test_a_message_that_is_written_down_by_itself_costs_a_whole_request(self) -> None:
         self.owed = [0.0, 0.5]
-        self.intake.frame(7)
-        self.intake.costly()
+        self.receive_queue.charge_frame(7)
+        self.receive_queue.charge_statement()
         self.assertEqual(sum(requests for requests, _ in self.charged), 1)
         self.assertFalse(self.transport.read)
         self.clock.advance(0.5)
@@ -165,7 +167,7 @@ class PauseTests(IntakeCase):
     def test_frames_that_came_before_the_pause_was_felt_make_it_longer(self) -> None:
         self.owed = [0.5, 0.75, 2.0]
         for _ in range(3):
-            self.intake.frame(1)
+            self.receive_queue.charge_frame(1)
         self.clock.advance(1.9)
         self.assertFalse(self.transport.read)
         self.clock.advance(0.1)
@@ -174,10 +176,10 @@ class PauseTests(IntakeCase):
 
     def test_a_pause_ends_no_sooner_than_what_is_worked_on(self) -> None:
         self.owed = [0.5]
-        self.intake.frame(1)
-        self.intake.take(b"slow")
+        self.receive_queue.charge_frame(1)
+        self.receive_queue.put(b"slow")
         for _ in range(16):
-            self.intake.take(b"a")
+            self.receive_queue.put(b"a")
         self.clock.advance(1)
         self.assertFalse(self.transport.read)
         self.ear.slow.pop().callback(None)
@@ -185,21 +187,21 @@ class PauseTests(IntakeCase):
 
     def test_so_many_frames_after_it_was_read_no_more_are_no_tills(self) -> None:
         self.owed = [1.0] * 3001
-        counted = [self.intake.frame(1) for _ in range(3001)]
+        counted = [self.receive_queue.charge_frame(1) for _ in range(3001)]
         self.assertEqual((counted.count(True), counted[-1]), (3000, False))
 
     def test_after_a_pause_it_is_counted_anew(self) -> None:
         for _ in range(3):
             self.owed = [1.0] * 2000
-            self.assertTrue(all(self.intake.frame(1) for _ in range(2000)))
+            self.assertTrue(all(self.receive_queue.charge_frame(1) for _ in range(2000)))
             self.clock.advance(1)
 
     def test_a_connection_that_is_gone_is_left_alone(self) -> None:
         self.owed = [1.0, 1.0]
-        self.intake.frame(1)
-        self.intake.stop()
+        self.receive_queue.charge_frame(1)
+        self.receive_queue.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.intake.frame(1)
+        self.receive_queue.charge_frame(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertFalse(self.transport.read)
 
@@ -207,16 +209,16 @@ class PauseTests(IntakeCase):
 class ManyTests(IntakeCase):
     def test_thousands_that_wait_are_worked_off_without_running_inside_each_other(self) -> None:
         """As when the database goes away: each fails at once, after the first has failed late."""
-        self.intake.take(b"slow")
+        self.receive_queue.put(b"slow")
         for _ in range(3000):
-            self.intake.take(b"fails")
+            self.receive_queue.put(b"fails")
         depths: list[int] = []
 
         async def fail() -> None:
-            depths.append(stack.depth())
+            depths.append(stack.stack_depth())
             raise ZeroDivisionError
 
-        self.patch(self.intake, "_hear", lambda message: fail())
+        self.patch(self.receive_queue, "_receive", lambda message: fail())
         self.ear.slow.pop().callback(None)
         self.assertEqual((len(depths), self.failures), (3000, 3000))
         self.assertEqual(len({*depths}), 1)

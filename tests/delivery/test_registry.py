@@ -10,11 +10,11 @@ from attrs import define, evolve
 from twisted.internet.defer import Deferred, fail, succeed
 
 from posd.delivery import registry as rosters
-from posd.delivery.registry import Roster
+from posd.delivery.registry import ConnectionRegistry
 from posd.delivery.session import Session
 from posd.errors import StatementFailed, Unavailable
-from posd.values import SUPERSEDED, TOO_SLOW, Closing, Terminal
-from tests.delivery_case import NOON, Line, SessionCase, opening, terminal
+from posd.values import SUPERSEDED, TOO_SLOW, CloseReason, Terminal
+from tests.delivery_case import NOON, FakeTransport, SessionCase, session_start, terminal
 
 
 @define(eq=False)
@@ -22,14 +22,14 @@ class Till:
     """A connection that is looked after."""
 
     session: Session
-    line: Line
+    transport: FakeTransport
 
     @property
-    def endings(self) -> list[Closing]:
-        return self.line.closings
+    def endings(self) -> list[CloseReason]:
+        return self.transport.closings
 
 
-class Broken(Line):
+class Broken(FakeTransport):
     """A connection with a bug."""
 
     def ping(self) -> None:
@@ -43,9 +43,9 @@ class RosterCase(SessionCase):
         super().setUp()
         self.claims: list[Terminal] = []
         self.answers: list[Deferred[bool]] = []
-        self.roster = Roster(self.clock, self.heartbeat, self.claim)
-        self.roster.startService()
-        self.addCleanup(self.roster.stopService)
+        self.registry = ConnectionRegistry(self.clock, self.heartbeat, self.claim)
+        self.registry.startService()
+        self.addCleanup(self.registry.stopService)
 
     def claim(self, terminal: Terminal) -> Awaitable[bool]:
         self.claims.append(terminal)
@@ -53,108 +53,110 @@ class RosterCase(SessionCase):
 
     def till(self, device: str | None = "BAR", *, later: float = 0) -> Till:
         """Connect one; `later` orders the connections of a device."""
-        line = Line(heard_at=self.clock.seconds())
+        transport = FakeTransport(heard_at=self.clock.seconds())
         connected = terminal(device, connected_at=NOON + timedelta(seconds=later))
-        session = self.begin(connected, opening(10, 10 if device else None), 10, line=line)
-        self.roster.enter(session, line)
-        return Till(session, line)
+        session = self.begin(
+            connected, session_start(10, 10 if device else None), 10, transport=transport
+        )
+        self.registry.enter(session, transport)
+        return Till(session, transport)
 
     def pass_seconds(self, seconds: int, *tills: Till) -> None:
         """Let time pass, in which these tills are heard of."""
         for _ in range(seconds):
             for till in tills:
-                till.line.heard_at = self.clock.seconds()
+                till.transport.heard_at = self.clock.seconds()
             self.clock.advance(1)
 
 
 class PresenceTests(RosterCase):
     def test_it_knows_who_is_there(self) -> None:
         first, second = self.till(), self.till(None)
-        self.assertEqual(len(self.roster), 2)
-        self.assertEqual({each.session for each in self.roster}, {first.session, second.session})
-        there = self.roster.get(first.session.terminal.connection_id)
+        self.assertEqual(len(self.registry), 2)
+        self.assertEqual({each.session for each in self.registry}, {first.session, second.session})
+        there = self.registry.get(first.session.terminal.connection_id)
         assert there is not None
         self.assertIs(there.session, first.session)
 
     def test_whoever_left_is_not_there(self) -> None:
         till = self.till()
-        self.assertTrue(self.roster.leave(till.session))
-        self.assertFalse(self.roster.leave(till.session))
-        self.assertIsNone(self.roster.get(till.session.terminal.connection_id))
-        self.assertEqual((len(self.roster), self.roster._of_device), (0, {}))
-        self.assertEqual(sum(map(len, self.roster._groups)), 0)
+        self.assertTrue(self.registry.leave(till.session))
+        self.assertFalse(self.registry.leave(till.session))
+        self.assertIsNone(self.registry.get(till.session.terminal.connection_id))
+        self.assertEqual((len(self.registry), self.registry._by_device), (0, {}))
+        self.assertEqual(sum(map(len, self.registry._groups)), 0)
 
     def test_somebody_may_leave_while_everybody_is_asked(self) -> None:
         tills = [self.till(None) for _ in range(3)]
-        for each in self.roster:
-            self.roster.leave(each.session)
-        self.assertEqual((len(tills), len(self.roster)), (3, 0))
+        for each in self.registry:
+            self.registry.leave(each.session)
+        self.assertEqual((len(tills), len(self.registry)), (3, 0))
 
 
 class LivenessTests(RosterCase):
     def test_a_till_that_is_not_heard_of_is_dropped_after_65_seconds(self) -> None:
         till = self.till()
         self.pass_seconds(65)
-        self.assertEqual(till.line.drops, [])
+        self.assertEqual(till.transport.drops, [])
         # One group of five is looked at each second.
         self.pass_seconds(6)
-        self.assertEqual(till.line.drops[:1], [True])
+        self.assertEqual(till.transport.drops[:1], [True])
 
     def test_a_till_that_was_told_of_a_slower_heartbeat_has_the_time_for_it(self) -> None:
         slow = self.till()
-        self.roster.heartbeat = 5
+        self.registry.heartbeat = 5
         quick = self.till(None)
         self.pass_seconds(21)
-        self.assertEqual((slow.line.drops, quick.line.drops[:1]), ([], [True]))
+        self.assertEqual((slow.transport.drops, quick.transport.drops[:1]), ([], [True]))
         self.pass_seconds(50)
-        self.assertEqual(slow.line.drops[:1], [True])
+        self.assertEqual(slow.transport.drops[:1], [True])
 
     def test_a_till_that_is_heard_of_stays(self) -> None:
         till = self.till()
         self.pass_seconds(600, till)
-        self.assertEqual((till.line.drops, till.endings), ([], []))
+        self.assertEqual((till.transport.drops, till.endings), ([], []))
 
     def test_a_till_is_pinged_every_heartbeat(self) -> None:
         till = self.till()
         self.pass_seconds(35, till)
-        self.assertEqual(till.line.pings, 1)
+        self.assertEqual(till.transport.pings, 1)
         self.pass_seconds(350, till)
-        self.assertIn(till.line.pings, (12, 13))
+        self.assertIn(till.transport.pings, (12, 13))
 
     def test_a_silent_till_was_asked_before_it_is_dropped(self) -> None:
         tills = [self.till(None) for _ in range(20)]
         self.pass_seconds(64)
-        self.assertTrue(all(till.line.pings for till in tills))
+        self.assertTrue(all(till.transport.pings for till in tills))
 
     def test_tills_that_came_together_are_pinged_one_after_the_other(self) -> None:
         tills = [self.till(None) for _ in range(200)]
         most = before = 0
         for _ in range(40):
             self.pass_seconds(1, *tills)
-            pinged = sum(till.line.pings for till in tills)
+            pinged = sum(till.transport.pings for till in tills)
             most, before = max(most, pinged - before), pinged
         self.assertGreaterEqual(before, 200)
         self.assertLess(most, 50)
 
     def test_a_till_that_takes_nothing_is_closed(self) -> None:
         till = self.till()
-        till.line.stall()
+        till.transport.stall()
         self.pass_seconds(66, till)
         self.assertEqual(till.endings, [TOO_SLOW])
 
     def test_one_that_cannot_be_looked_after_keeps_no_other_from_it(self) -> None:
         broken = Broken(heard_at=self.clock.seconds())
-        self.roster.enter(self.begin(terminal(), opening(10), 10, line=broken), broken)
+        self.registry.enter(self.begin(terminal(), session_start(10), 10, transport=broken), broken)
         tills = [self.till(None) for _ in range(20)]
         self.pass_seconds(60, *tills)
-        self.assertTrue(all(till.line.pings for till in tills))
+        self.assertTrue(all(till.transport.pings for till in tills))
         self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
 
     def test_nobody_is_looked_after_when_it_has_stopped(self) -> None:
         till = self.till()
-        self.roster.stopService()
+        self.registry.stopService()
         self.pass_seconds(100)
-        self.assertEqual((till.line.drops, self.clock.getDelayedCalls()), ([], []))
+        self.assertEqual((till.transport.drops, self.clock.getDelayedCalls()), ([], []))
 
 
 class DeviceTests(RosterCase):
@@ -162,7 +164,7 @@ class DeviceTests(RosterCase):
 
     def test_a_frame_takes_the_devices_place(self) -> None:
         old, new = self.till(), self.till(later=1)
-        self.roster.heard(new.session)
+        self.registry.heard(new.session)
         self.assertEqual((old.endings, new.endings), ([SUPERSEDED], []))
         self.assertEqual(self.claims, [new.session.terminal])
 
@@ -171,16 +173,16 @@ class DeviceTests(RosterCase):
         till = self.till()
         for number in range(1, times + 1):
             displaced, till = till, self.till(later=number)
-            self.roster.heard(till.session)
+            self.registry.heard(till.session)
             self.assertEqual(displaced.endings, [SUPERSEDED])
-            self.roster.leave(displaced.session)
+            self.registry.leave(displaced.session)
         return till
 
     def test_where_two_machines_contend_only_ten_seconds_count(self) -> None:
         """mqttjs/MQTT.js#684, emqx/emqx#935: two clients of one name sent each other away without end."""
         till = self.contend(5)
         rival = self.till(later=6)
-        self.roster.heard(rival.session)
+        self.registry.heard(rival.session)
         self.assertEqual((till.endings, rival.endings), ([], []))
         self.pass_seconds(16, till, rival)
         self.assertEqual((till.endings, rival.endings), ([SUPERSEDED], []))
@@ -189,13 +191,13 @@ class DeviceTests(RosterCase):
         till = self.contend(5)
         self.pass_seconds(61, till)
         new = self.till(later=62)
-        self.roster.heard(new.session)
+        self.registry.heard(new.session)
         self.assertEqual(till.endings, [SUPERSEDED])
 
     def test_less_is_a_poor_network_and_another_device_is_not_concerned(self) -> None:
         self.contend(4)
         other, new = self.till("KITCHEN"), self.till("KITCHEN", later=1)
-        self.roster.heard(new.session)
+        self.registry.heard(new.session)
         self.assertEqual(other.endings, [SUPERSEDED])
         self.contend(1)
 
@@ -213,47 +215,49 @@ class DeviceTests(RosterCase):
         self.pass_seconds(20, old)
         test = self.till(later=20)
         self.pass_seconds(2, old, test)
-        self.roster.leave(test.session)
+        self.registry.leave(test.session)
         self.pass_seconds(60, old)
         self.assertEqual(old.endings, [])
         self.assertEqual(self.claims, [old.session.terminal])
 
     def test_an_older_one_does_not_displace_a_newer_one(self) -> None:
         old, new = self.till(), self.till(later=1)
-        self.roster.heard(old.session)
+        self.registry.heard(old.session)
         self.assertEqual((old.endings, new.endings), ([], []))
 
     def test_of_two_that_came_at_the_same_moment_one_stays(self) -> None:
         tills = [self.till(), self.till()]
         for till in tills:
-            self.roster.heard(till.session)
+            self.registry.heard(till.session)
         self.assertEqual(sorted(len(till.endings) for till in tills), [0, 1])
 
     def test_other_devices_and_other_tenants_are_left_alone(self) -> None:
         others = [self.till("KITCHEN"), self.till(None)]
         elsewhere = terminal("BAR", tenant=evolve(others[0].session.terminal.tenant, id=8))
-        line = Line()
-        self.roster.enter(self.begin(elsewhere, opening(10, 10), 10, line=line), line)
-        self.roster.heard(self.till(later=1).session)
-        self.assertEqual([till.endings for till in others] + [line.closings], [[]] * 3)
+        transport = FakeTransport()
+        self.registry.enter(
+            self.begin(elsewhere, session_start(10, 10), 10, transport=transport), transport
+        )
+        self.registry.heard(self.till(later=1).session)
+        self.assertEqual([till.endings for till in others] + [transport.closings], [[]] * 3)
 
     def test_a_till_without_a_name_claims_nothing(self) -> None:
         till = self.till(None)
-        self.roster.heard(till.session)
+        self.registry.heard(till.session)
         self.pass_seconds(20, till)
         self.assertEqual(self.claims, [])
 
     def test_a_place_is_claimed_once(self) -> None:
         till = self.till()
         for _ in range(5):
-            self.roster.heard(till.session)
+            self.registry.heard(till.session)
         self.pass_seconds(30, till)
         self.assertEqual(len(self.claims), 1)
 
     def test_whoever_is_not_the_newest_of_all_nodes_goes(self) -> None:
         self.answers.append(succeed(False))
         till = self.till()
-        self.roster.heard(till.session)
+        self.registry.heard(till.session)
         self.assertEqual(till.endings, [SUPERSEDED])
 
     def test_a_claim_that_the_database_did_not_hear_is_made_again(self) -> None:
@@ -266,7 +270,7 @@ class DeviceTests(RosterCase):
         answer: Deferred[bool] = Deferred()
         self.answers.append(answer)
         till = self.till()
-        self.roster.heard(till.session)
+        self.registry.heard(till.session)
         answer.errback(StatementFailed("no such view", "42P01"))
         self.assertEqual(till.endings, [])
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
@@ -275,22 +279,22 @@ class DeviceTests(RosterCase):
         answer: Deferred[bool] = Deferred()
         self.answers.append(answer)
         till = self.till()
-        self.roster.heard(till.session)
-        self.roster.leave(till.session)
+        self.registry.heard(till.session)
+        self.registry.leave(till.session)
         till.session.closed()
         answer.callback(False)
         self.assertEqual(till.endings, [])
 
     def test_a_till_that_is_not_there_claims_nothing(self) -> None:
         till = self.till()
-        self.roster.leave(till.session)
-        self.roster.heard(till.session)
+        self.registry.leave(till.session)
+        self.registry.heard(till.session)
         self.assertEqual(self.claims, [])
 
 
 class SightingTests(RosterCase):
     def sighted(self) -> dict[UUID, tuple[float, int]]:
-        return {connection: (ago, seq) for connection, ago, seq in self.roster.sightings()}
+        return {connection: (ago, seq) for connection, ago, seq in self.registry.heartbeats()}
 
     def test_only_what_is_new_is_told(self) -> None:
         self.clock.advance(1)
@@ -298,7 +302,7 @@ class SightingTests(RosterCase):
         self.assertEqual(len(self.sighted()), 2)
         self.assertEqual(self.sighted(), {})
         self.clock.advance(5)
-        first.line.heard_at = self.clock.seconds()
+        first.transport.heard_at = self.clock.seconds()
         self.assertEqual({*self.sighted()}, {first.session.terminal.connection_id})
         self.channel.wake(self.log.commit())
         sighted = self.sighted()
@@ -313,7 +317,7 @@ class SightingTests(RosterCase):
         self.clock.advance(100)
         ((ago, _),) = self.sighted().values()
         self.assertEqual(ago, 100)
-        self.assertEqual(till.line.heard_at, 0)
+        self.assertEqual(till.transport.heard_at, 0)
 
     def test_the_turns_add_up(self) -> None:
-        self.assertEqual(rosters._TURNS * rosters._TURN_SECONDS, rosters._GRACE_SECONDS)
+        self.assertEqual(rosters._GROUPS * rosters._GROUP_SECONDS, rosters._GRACE_SECONDS)

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from posd.delivery.send_queue import Budget, Listener, Outbox, Sink
+from posd.delivery.send_queue import ByteSink, SendBudget, SendQueue, SendQueueOwner
 
 
 @define
@@ -16,7 +16,7 @@ class Wire:
     """A transport that has enough once it has taken so many bytes."""
 
     enough: float = float("inf")
-    producer: Outbox | None = None
+    producer: SendQueue | None = None
     taken: list[bytes] = field(factory=list)
 
     def write(self, data: bytes) -> None:
@@ -37,10 +37,10 @@ class Filler:
 
     told: list[str] = field(factory=list)
 
-    def room(self) -> None:
+    def on_room(self) -> None:
         self.told.append("room")
 
-    def given_up(self) -> None:
+    def on_shed(self) -> None:
         self.told.append("given up")
 
 
@@ -50,123 +50,123 @@ class OutboxCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.budget = Budget(self.total)
+        self.budget = SendBudget(self.total)
         self.wire = Wire()
         self.filler = Filler()
-        self.outbox = self.box(self.wire, self.filler)
+        self.send_queue = self.box(self.wire, self.filler)
 
-    def box(self, wire: Wire, filler: Filler, tenant_id: int = 1) -> Outbox:
-        sink: Sink = wire
-        listener: Listener = filler
-        outbox = Outbox(
+    def box(self, wire: Wire, filler: Filler, tenant_id: int = 1) -> SendQueue:
+        sink: ByteSink = wire
+        listener: SendQueueOwner = filler
+        send_queue = SendQueue(
             sink, self.limit, self.budget, tenant_id, clock=self.clock.seconds, position=100
         )
-        outbox.listener = listener
-        wire.producer = outbox
-        return outbox
+        send_queue.listener = listener
+        wire.producer = send_queue
+        return send_queue
 
 
 class OutboxTests(OutboxCase):
     def test_it_is_a_push_producer(self) -> None:
-        self.assertTrue(verifyObject(IPushProducer, self.outbox))
+        self.assertTrue(verifyObject(IPushProducer, self.send_queue))
 
     def test_a_transport_that_takes_bytes_gets_them_at_once(self) -> None:
-        self.assertTrue(self.outbox.offer(b"a", 101))
-        self.assertTrue(self.outbox.offer(b"pong"))
+        self.assertTrue(self.send_queue.offer(b"a", 101))
+        self.assertTrue(self.send_queue.offer(b"pong"))
         self.assertEqual(self.wire.taken, [b"a", b"pong"])
-        self.assertEqual((self.outbox.position, self.outbox.written), (101, 101))
-        self.assertEqual((self.outbox.held, self.budget.held), (0, 0))
+        self.assertEqual((self.send_queue.position, self.send_queue.written), (101, 101))
+        self.assertEqual((self.send_queue.held, self.budget.held), (0, 0))
 
     def test_what_a_transport_does_not_take_waits(self) -> None:
-        self.outbox.pauseProducing()
-        self.assertTrue(self.outbox.offer(b"a", 101))
+        self.send_queue.pauseProducing()
+        self.assertTrue(self.send_queue.offer(b"a", 101))
         self.assertEqual(self.wire.taken, [])
-        self.assertEqual((self.outbox.position, self.outbox.written), (101, 100))
-        self.assertEqual((self.outbox.held, self.budget.held), (1, 1))
+        self.assertEqual((self.send_queue.position, self.send_queue.written), (101, 100))
+        self.assertEqual((self.send_queue.held, self.budget.held), (1, 1))
 
     def test_it_goes_out_in_its_order_when_there_is_room_again(self) -> None:
-        self.outbox.pauseProducing()
+        self.send_queue.pauseProducing()
         for seq in (101, 102, 103):
-            self.outbox.offer(b"%d" % seq, seq)
-        self.outbox.resumeProducing()
+            self.send_queue.offer(b"%d" % seq, seq)
+        self.send_queue.resumeProducing()
         self.assertEqual(self.wire.taken, [b"101", b"102", b"103"])
-        self.assertEqual((self.outbox.position, self.outbox.written), (103, 103))
-        self.assertEqual((self.outbox.held, self.budget.held), (0, 0))
+        self.assertEqual((self.send_queue.position, self.send_queue.written), (103, 103))
+        self.assertEqual((self.send_queue.held, self.budget.held), (0, 0))
 
     def test_nothing_overtakes_what_waits(self) -> None:
         self.wire.enough = 0
-        self.outbox.offer(b"a", 101)
+        self.send_queue.offer(b"a", 101)
         for seq in (102, 103):
-            self.outbox.offer(b"x", seq)
+            self.send_queue.offer(b"x", seq)
         self.wire.enough = 1
-        self.outbox.resumeProducing()
-        self.outbox.offer(b"y", 104)
+        self.send_queue.resumeProducing()
+        self.send_queue.offer(b"y", 104)
         self.assertEqual(self.wire.taken, [b"a", b"x"])
         self.wire.drain()
         self.assertEqual(self.wire.taken, [b"a", b"x", b"x", b"y"])
 
     def test_what_is_beyond_the_limit_is_refused_and_moves_nothing(self) -> None:
-        self.outbox.pauseProducing()
-        self.assertTrue(self.outbox.offer(b"x" * 10, 101))
-        self.assertFalse(self.outbox.offer(b"y", 102))
-        self.assertEqual((self.outbox.position, self.outbox.held), (101, 10))
+        self.send_queue.pauseProducing()
+        self.assertTrue(self.send_queue.offer(b"x" * 10, 101))
+        self.assertFalse(self.send_queue.offer(b"y", 102))
+        self.assertEqual((self.send_queue.position, self.send_queue.held), (101, 10))
 
     def test_what_is_larger_than_the_limit_goes_out_when_nothing_waits(self) -> None:
-        self.assertTrue(self.outbox.offer(b"x" * 11, 101))
+        self.assertTrue(self.send_queue.offer(b"x" * 11, 101))
         self.assertEqual(len(self.wire.taken), 1)
 
     def test_it_asks_for_more_only_when_nothing_waits_any_more(self) -> None:
         self.wire.enough = 0
-        self.outbox.offer(b"a", 101)
-        self.outbox.offer(b"b", 102)
-        self.outbox.resumeProducing()
+        self.send_queue.offer(b"a", 101)
+        self.send_queue.offer(b"b", 102)
+        self.send_queue.resumeProducing()
         self.assertEqual(self.filler.told, [])
         self.wire.drain()
         self.assertEqual(self.filler.told, ["room"])
 
     def test_the_till_counts_as_stalled_from_the_first_time_the_transport_had_enough(self) -> None:
         self.clock.advance(5)
-        self.outbox.pauseProducing()
+        self.send_queue.pauseProducing()
         self.clock.advance(5)
-        self.outbox.pauseProducing()
-        self.assertEqual(self.outbox.stalled_since, 5)
-        self.outbox.resumeProducing()
-        self.assertIsNone(self.outbox.stalled_since)
+        self.send_queue.pauseProducing()
+        self.assertEqual(self.send_queue.stalled_since, 5)
+        self.send_queue.resumeProducing()
+        self.assertIsNone(self.send_queue.stalled_since)
 
     def test_progress_begins_the_stall_anew(self) -> None:
         self.wire.enough = 0
-        self.outbox.offer(b"a", 101)
-        self.outbox.offer(b"b", 102)
+        self.send_queue.offer(b"a", 101)
+        self.send_queue.offer(b"b", 102)
         self.clock.advance(50)
-        self.outbox.resumeProducing()
-        self.assertEqual(self.outbox.stalled_since, 50)
+        self.send_queue.resumeProducing()
+        self.assertEqual(self.send_queue.stalled_since, 50)
 
     def test_what_was_given_up_is_to_be_offered_again(self) -> None:
-        self.outbox.offer(b"a", 101)
-        self.outbox.pauseProducing()
-        self.outbox.offer(b"b", 102)
-        self.outbox.offer(b"pong")
-        self.outbox.shed()
-        self.assertEqual((self.outbox.position, self.outbox.held), (101, 0))
+        self.send_queue.offer(b"a", 101)
+        self.send_queue.pauseProducing()
+        self.send_queue.offer(b"b", 102)
+        self.send_queue.offer(b"pong")
+        self.send_queue.shed()
+        self.assertEqual((self.send_queue.position, self.send_queue.held), (101, 0))
         self.assertEqual(self.filler.told, ["given up"])
-        self.assertFalse(self.outbox.has_room)
-        self.outbox.resumeProducing()
+        self.assertFalse(self.send_queue.has_room)
+        self.send_queue.resumeProducing()
         self.assertEqual(self.wire.taken, [b"a"])
         self.assertEqual(self.filler.told, ["given up", "room"])
 
     def test_nothing_is_taken_or_told_after_it_was_closed(self) -> None:
-        self.outbox.pauseProducing()
-        self.outbox.offer(b"a", 101)
-        self.outbox.close()
-        self.assertFalse(self.outbox.offer(b"b", 102))
-        self.outbox.resumeProducing()
-        self.assertFalse(self.outbox.offer(b"c", 103))
+        self.send_queue.pauseProducing()
+        self.send_queue.offer(b"a", 101)
+        self.send_queue.close()
+        self.assertFalse(self.send_queue.offer(b"b", 102))
+        self.send_queue.resumeProducing()
+        self.assertFalse(self.send_queue.offer(b"c", 103))
         self.assertEqual((self.wire.taken, self.filler.told), ([], []))
-        self.assertEqual((self.outbox.position, self.budget.held), (100, 0))
+        self.assertEqual((self.send_queue.position, self.budget.held), (100, 0))
 
     def test_a_transport_that_is_gone_closes_it(self) -> None:
-        self.outbox.stopProducing()
-        self.assertFalse(self.outbox.offer(b"a", 101))
+        self.send_queue.stopProducing()
+        self.assertFalse(self.send_queue.offer(b"a", 101))
         self.assertEqual(self.wire.taken, [])
 
 
@@ -176,18 +176,18 @@ class BudgetTests(OutboxCase):
     limit = 100
     total = 200
 
-    def stalled(self, tenant_id: int, held: int) -> tuple[Outbox, Filler]:
+    def stalled(self, tenant_id: int, held: int) -> tuple[SendQueue, Filler]:
         filler = Filler()
-        outbox = self.box(Wire(), filler, tenant_id)
-        outbox.pauseProducing()
-        self.assertTrue(outbox.offer(b"x" * held, 101))
-        return outbox, filler
+        send_queue = self.box(Wire(), filler, tenant_id)
+        send_queue.pauseProducing()
+        self.assertTrue(send_queue.offer(b"x" * held, 101))
+        return send_queue, filler
 
     def test_the_tenant_that_holds_most_gives_way_not_the_fullest_till(self) -> None:
         many = [self.stalled(1, 40) for _ in range(4)]
         lone, _ = self.stalled(2, 41)
         self.assertEqual(lone.held, 41)
-        self.assertEqual(sorted(outbox.held for outbox, _ in many), [0, 40, 40, 40])
+        self.assertEqual(sorted(send_queue.held for send_queue, _ in many), [0, 40, 40, 40])
         self.assertEqual(self.budget.held, 161)
 
     def test_the_fullest_of_a_tenants_tills_gives_way_first(self) -> None:

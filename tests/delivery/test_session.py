@@ -7,10 +7,10 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail
 
-from posd.delivery.channel import Channel
+from posd.delivery.channel import TenantChannel
 from posd.delivery.encoded import chunks
-from posd.delivery.session import State
-from posd.errors import Pruned, StatementFailed, Unavailable
+from posd.delivery.session import SessionState
+from posd.errors import EventsPruned, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET
 from posd.values import (
     FAILED,
@@ -23,12 +23,20 @@ from posd.values import (
     PrintStatus,
     Resync,
 )
-from tests.delivery_case import KITCHEN, STREAM, Line, Log, SessionCase, opening, terminal
+from tests.delivery_case import (
+    KITCHEN,
+    STREAM,
+    FakeTransport,
+    Log,
+    SessionCase,
+    session_start,
+    terminal,
+)
 
 
 class GreetingTests(SessionCase):
     def greeting(self) -> dict[str, Any]:
-        return self.line.messages[0]
+        return self.transport.messages[0]
 
     def test_it_says_who_is_connected_where_and_how_far_the_stream_is(self) -> None:
         session = self.named()
@@ -51,7 +59,7 @@ class GreetingTests(SessionCase):
 
     def test_whoever_asked_for_nothing_is_told_of_no_position(self) -> None:
         for begin in (self.unnamed, self.legacy):
-            self.line = Line()
+            self.transport = FakeTransport()
             begin()
             self.assertIsNone(self.greeting()["resumedFrom"])
 
@@ -65,39 +73,39 @@ class GreetingTests(SessionCase):
 
     def test_whoever_cannot_go_on_is_told_why_and_nothing_is_replayed(self) -> None:
         for reason in Resync:
-            self.line = Line()
+            self.transport = FakeTransport()
             asked = terminal("BAR", position=Position(4))
-            self.begin(asked, opening(10, 4), 10, reason)
+            self.begin(asked, session_start(10, 4), 10, reason)
             greeting = self.greeting()
             self.assertEqual((greeting["resync"], greeting["resumedFrom"]), (reason.value, None))
-            self.assertEqual(self.line.ids, [])
+            self.assertEqual(self.transport.ids, [])
 
     def test_it_comes_before_everything_else(self) -> None:
         self.unnamed(after=0)
         self.assertEqual(
-            [each["type"] for each in self.line.messages], ["connected"] + ["note"] * 10
+            [each["type"] for each in self.transport.messages], ["connected"] + ["note"] * 10
         )
 
     def test_an_empty_stream_has_a_head_too(self) -> None:
         self.log = Log()
-        self.channel = Channel(KITCHEN, self.log.head, self.log.read)
-        self.begin(terminal(), opening(0), 0)
+        self.channel = TenantChannel(KITCHEN, self.log.head, self.log.read)
+        self.begin(terminal(), session_start(0), 0)
         self.assertEqual(self.greeting()["lastEventId"], 0)
 
 
 class DeliveryTests(SessionCase):
     def test_a_session_with_nothing_to_catch_up_with_is_live_at_once(self) -> None:
         session = self.unnamed()
-        self.assertIs(session.state, State.LIVE)
+        self.assertIs(session.state, SessionState.LIVE)
         self.channel.wake(self.log.commit(2))
-        self.assertEqual(self.line.ids, [11, 12])
-        self.assertNotIn("replay", self.line.messages[1])
+        self.assertEqual(self.transport.ids, [11, 12])
+        self.assertNotIn("replay", self.transport.messages[1])
 
     def test_what_was_missed_comes_first_and_is_marked(self) -> None:
         self.unnamed(after=7)
         self.channel.wake(self.log.commit())
-        self.assertEqual(self.line.ids, [8, 9, 10, 11])
-        marks = [each.get("replay") for each in self.line.messages[1:]]
+        self.assertEqual(self.transport.ids, [8, 9, 10, 11])
+        marks = [each.get("replay") for each in self.transport.messages[1:]]
         self.assertEqual(marks, [True, True, True, None])
 
     def test_events_committed_during_a_replay_come_once_and_in_order(self) -> None:
@@ -108,133 +116,133 @@ class DeliveryTests(SessionCase):
         self.log.answer(0)
         while self.log.waiting:
             self.log.answer()
-        self.assertEqual(self.line.ids, [8, 9, 10, 11, 12])
+        self.assertEqual(self.transport.ids, [8, 9, 10, 11, 12])
         self.log.at_once = True
         self.channel.wake(self.log.commit())
-        self.assertEqual(self.line.ids[-1], 13)
+        self.assertEqual(self.transport.ids[-1], 13)
 
     def test_a_session_that_read_ahead_of_the_wake_waits_for_the_channel(self) -> None:
         # Another session's page may already have what the channel has not been woken for.
         self.log.commit(2)
         session = self.unnamed(after=8)
-        self.assertEqual((self.line.ids, session.state), ([9, 10, 11, 12], State.LIVE))
+        self.assertEqual((self.transport.ids, session.state), ([9, 10, 11, 12], SessionState.LIVE))
         self.assertEqual(self.channel.tail, 12)
 
     def test_one_whose_head_is_ahead_of_the_channels_waits_too(self) -> None:
         self.log.commit()
         self.log.at_once = False
-        session = self.begin(terminal(), opening(11), 11)
-        self.assertIs(session.state, State.CATCHING_UP)
+        session = self.begin(terminal(), session_start(11), 11)
+        self.assertIs(session.state, SessionState.CATCHING_UP)
         self.log.answer()
-        self.assertEqual((session.state, self.line.ids), (State.LIVE, []))
+        self.assertEqual((session.state, self.transport.ids), (SessionState.LIVE, []))
 
     def test_a_long_replay_does_not_pass_the_outboxs_bound(self) -> None:
         self.channel.wake(self.log.commit(500, size=500))
-        self.line.enough = 2000
+        self.transport.enough = 2000
         session = self.unnamed(after=0)
         steps = 0
-        while session.state is not State.LIVE:
-            self.assertLessEqual(session.outbox.held, self.limit)
-            self.line.drain(enough=2000)
+        while session.state is not SessionState.LIVE:
+            self.assertLessEqual(session.send_queue.held, self.limit)
+            self.transport.drain(enough=2000)
             steps += 1
-        self.assertEqual(self.line.ids, list(range(1, 511)))
+        self.assertEqual(self.transport.ids, list(range(1, 511)))
         self.assertGreater(steps, 2)
 
     def test_a_till_that_is_too_slow_goes_back_to_catching_up_and_misses_nothing(self) -> None:
         session = self.unnamed()
-        self.line.stall()
+        self.transport.stall()
         for _ in range(20):
             self.channel.wake(self.log.commit(size=100))
-        self.assertIs(session.state, State.CATCHING_UP)
-        self.assertLessEqual(session.outbox.held, self.limit)
-        self.line.drain()
-        self.assertEqual(self.line.ids, list(range(11, 31)))
-        self.assertIs(session.state, State.LIVE)
+        self.assertIs(session.state, SessionState.CATCHING_UP)
+        self.assertLessEqual(session.send_queue.held, self.limit)
+        self.transport.drain()
+        self.assertEqual(self.transport.ids, list(range(11, 31)))
+        self.assertIs(session.state, SessionState.LIVE)
 
     def test_it_delays_nobody(self) -> None:
-        other = Line()
+        other = FakeTransport()
         self.unnamed()
-        self.begin(terminal(), opening(10), 10, line=other)
-        self.line.stall()
+        self.begin(terminal(), session_start(10), 10, transport=other)
+        self.transport.stall()
         for _ in range(20):
             self.channel.wake(self.log.commit(size=100))
         self.assertEqual(other.ids, list(range(11, 31)))
 
     def test_what_was_given_up_to_save_memory_is_read_again(self) -> None:
         session = self.unnamed()
-        self.line.stall()
+        self.transport.stall()
         self.channel.wake(self.log.commit(3))
         self.assertEqual(session.position, 13)
-        session.outbox.shed()
-        self.assertEqual((session.state, session.position), (State.CATCHING_UP, 10))
+        session.send_queue.shed()
+        self.assertEqual((session.state, session.position), (SessionState.CATCHING_UP, 10))
         self.channel.wake(self.log.commit())
-        self.line.drain()
-        self.assertEqual(self.line.ids, [11, 12, 13, 14])
+        self.transport.drain()
+        self.assertEqual(self.transport.ids, [11, 12, 13, 14])
 
     def test_one_that_gives_way_while_it_takes_the_event_has_no_gap(self) -> None:
         self.budget.limit = 150
         self.unnamed()
-        self.line.stall()
+        self.transport.stall()
         for _ in range(5):
             self.channel.wake(self.log.commit(size=100))
         self.assertEqual(self.budget.held, 0)
-        self.line.drain()
+        self.transport.drain()
         self.channel.wake(self.log.commit())
-        self.assertEqual(self.line.ids, [11, 12, 13, 14, 15, 16])
+        self.assertEqual(self.transport.ids, [11, 12, 13, 14, 15, 16])
 
     def test_one_that_gives_way_to_another_has_no_gap(self) -> None:
-        lines = [Line() for _ in range(4)]
-        for line in lines:
-            self.begin(terminal(), opening(10), 10, line=line)
-            line.stall()
+        lines = [FakeTransport() for _ in range(4)]
+        for transport in lines:
+            self.begin(terminal(), session_start(10), 10, transport=transport)
+            transport.stall()
         self.budget.limit = 500
         for _ in range(5):
             self.channel.wake(self.log.commit(size=100))
             self.assertLessEqual(self.budget.held, 500)
-        for line in lines:
-            line.drain()
-        self.assertEqual([line.ids for line in lines], [[11, 12, 13, 14, 15]] * 4)
+        for transport in lines:
+            transport.drain()
+        self.assertEqual([transport.ids for transport in lines], [[11, 12, 13, 14, 15]] * 4)
 
     def test_only_the_very_next_event_is_taken(self) -> None:
         session = self.unnamed()
         (encoded,) = self.successResultOf(self.channel.page(9))
         (chunk,) = chunks([(encoded.written(WEBSOCKET), encoded.seq)])
-        self.assertFalse(session.outbox.deliver(chunk))
-        self.assertFalse(session.outbox.deliver(evolve(chunk, first=12, last=12)))
-        self.assertEqual((self.line.ids, session.position), ([], 10))
+        self.assertFalse(session.send_queue.deliver(chunk))
+        self.assertFalse(session.send_queue.deliver(evolve(chunk, first=12, last=12)))
+        self.assertEqual((self.transport.ids, session.position), ([], 10))
 
     def test_a_database_that_is_away_delays_the_replay(self) -> None:
         self.log.trouble = Unavailable("away")
         session = self.unnamed(after=7)
         self.channel.check(self.log.head)
-        self.assertEqual((session.state, self.line.ids), (State.CATCHING_UP, []))
+        self.assertEqual((session.state, self.transport.ids), (SessionState.CATCHING_UP, []))
         self.log.trouble = None
         self.channel.check(self.log.head)
-        self.assertEqual((session.state, self.line.ids), (State.LIVE, [8, 9, 10]))
+        self.assertEqual((session.state, self.transport.ids), (SessionState.LIVE, [8, 9, 10]))
 
     def test_only_one_page_is_asked_for_at_a_time(self) -> None:
         self.log.at_once = False
         session = self.unnamed(after=7)
         for _ in range(3):
-            session.behind()
-            session.room()
+            session.catch_up()
+            session.on_room()
             self.channel.check(self.log.head)
         self.assertEqual(self.log.reads, [7])
 
     def test_events_that_are_gone_close_the_connection(self) -> None:
         del self.log.events[:9]
         self.unnamed(after=7)
-        self.assertEqual((self.line.closings, self.line.ids), ([STREAM_CHANGED], []))
+        self.assertEqual((self.transport.closings, self.transport.ids), ([STREAM_CHANGED], []))
 
     def test_events_that_were_pruned_meanwhile_close_it_so_that_the_till_comes_back(self) -> None:
-        self.log.trouble = Pruned("long ago")
+        self.log.trouble = EventsPruned("long ago")
         self.unnamed(after=7)
-        self.assertEqual((self.line.closings, self.line.ids), ([PRUNED], []))
+        self.assertEqual((self.transport.closings, self.transport.ids), ([PRUNED], []))
 
     def test_a_statement_that_is_refused_closes_the_connection_loudly(self) -> None:
         self.log.trouble = StatementFailed("no such column", "42703")
         self.unnamed(after=7)
-        self.assertEqual(self.line.closings, [FAILED])
+        self.assertEqual(self.transport.closings, [FAILED])
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
 
     def test_a_page_that_comes_after_the_end_is_thrown_away(self) -> None:
@@ -242,7 +250,7 @@ class DeliveryTests(SessionCase):
         session = self.unnamed(after=7)
         session.closed()
         self.log.answer()
-        self.assertEqual(self.line.ids, [])
+        self.assertEqual(self.transport.ids, [])
 
     def test_what_was_replayed_counts_as_delivered(self) -> None:
         self.unnamed(after=7)
@@ -250,10 +258,10 @@ class DeliveryTests(SessionCase):
 
     def test_it_counts_what_went_out_and_what_did_not(self) -> None:
         session = self.unnamed(after=7)
-        self.line.stall()
+        self.transport.stall()
         self.channel.wake(self.log.commit(2))
         self.assertEqual((session.sent, session.backlog), (3, 2))
-        self.line.drain()
+        self.transport.drain()
         self.assertEqual((session.sent, session.backlog), (5, 0))
 
 
@@ -262,8 +270,8 @@ class EndingTests(SessionCase):
         session = self.unnamed()
         session.end(GOING_AWAY)
         self.channel.wake(self.log.commit())
-        session.behind()
-        self.assertEqual((self.line.closings, self.line.ids), ([GOING_AWAY], []))
+        session.catch_up()
+        self.assertEqual((self.transport.closings, self.transport.ids), ([GOING_AWAY], []))
         self.assertEqual(self.channel.sessions, set())
 
     def test_it_ends_once(self) -> None:
@@ -271,163 +279,167 @@ class EndingTests(SessionCase):
         session.end(GOING_AWAY)
         session.end(FAILED)
         session.closed()
-        self.assertEqual(self.line.closings, [GOING_AWAY])
+        self.assertEqual(self.transport.closings, [GOING_AWAY])
 
     def test_a_till_that_is_gone_is_not_closed(self) -> None:
         session = self.unnamed()
         session.closed()
         session.end(GOING_AWAY)
-        self.assertEqual(self.line.closings, [])
+        self.assertEqual(self.transport.closings, [])
 
     def test_what_waited_is_forgotten(self) -> None:
         session = self.unnamed()
-        self.line.stall()
+        self.transport.stall()
         self.channel.wake(self.log.commit())
         session.closed()
         self.assertEqual(self.budget.held, 0)
 
     def test_no_progress_for_a_minute_is_the_end(self) -> None:
         session = self.unnamed()
-        self.line.stall()
+        self.transport.stall()
         self.clock.advance(60)
         session.check()
-        self.assertEqual(self.line.closings, [])
+        self.assertEqual(self.transport.closings, [])
         self.clock.advance(1)
         session.check()
-        self.assertEqual(self.line.closings, [TOO_SLOW])
+        self.assertEqual(self.transport.closings, [TOO_SLOW])
 
     def test_a_till_that_reads_slowly_stays(self) -> None:
         session = self.unnamed()
         for _ in range(10):
-            self.line.stall()
+            self.transport.stall()
             self.clock.advance(50)
             session.check()
-            self.line.drain()
-        self.assertEqual(self.line.closings, [])
+            self.transport.drain()
+        self.assertEqual(self.transport.closings, [])
 
 
 class AcknowledgementTests(SessionCase):
     def test_an_ack_moves_the_cursor(self) -> None:
         session = self.named(acked=4)
         self.hear(session, type="ack", id=7)
-        self.assertEqual((self.register.acks, session.acked), ([7], 7))
+        self.assertEqual((self.progress_sink.acks, session.acked), ([7], 7))
 
     def test_never_backwards(self) -> None:
         session = self.named(acked=4)
         self.hear(session, type="ack", id=7)
         self.hear(session, type="ack", id=5)
-        self.assertEqual((self.register.acks, session.acked), ([7, 7], 7))
+        self.assertEqual((self.progress_sink.acks, session.acked), ([7, 7], 7))
 
     def test_beyond_the_head_is_an_error(self) -> None:
         session = self.named()
         self.hear(session, type="ack", id=11)
         self.hear(session, type="nack", id=11)
-        self.assertEqual(self.line.errors, ["beyond_head"] * 2)
-        self.assertEqual((self.register.acks, self.register.nacks), ([], []))
+        self.assertEqual(self.transport.errors, ["beyond_head"] * 2)
+        self.assertEqual((self.progress_sink.acks, self.progress_sink.nacks), ([], []))
 
     def test_what_the_till_was_sent_is_not_beyond_the_head(self) -> None:
         session = self.named()
         self.channel.wake(self.log.commit())
         self.hear(session, type="ack", id=11)
-        self.assertEqual(self.register.acks, [11])
+        self.assertEqual(self.progress_sink.acks, [11])
 
     def test_nor_is_what_it_got_by_another_road(self) -> None:
         session = self.named()
-        self.line.stall()
+        self.transport.stall()
         self.log.trouble = Unavailable("away")
         self.channel.check(evolve(self.log.head, last_seq=self.log.commit(2)))
         self.hear(session, type="ack", id=12)
-        self.assertEqual((self.register.acks, self.line.errors), ([12], []))
+        self.assertEqual((self.progress_sink.acks, self.transport.errors), ([12], []))
 
     def test_a_till_without_a_name_has_no_cursor(self) -> None:
         session = self.unnamed()
         self.hear(session, type="ack", id=10)
         self.hear(session, type="nack", id=10)
-        self.assertEqual(self.line.errors, ["no_device"] * 2)
+        self.assertEqual(self.transport.errors, ["no_device"] * 2)
         self.assertIsNone(session.acked)
 
     def test_a_refused_event_is_noted_and_passed(self) -> None:
         session = self.named(acked=4)
         self.hear(session, type="nack", id=5, reason="no such printer")
-        self.assertEqual(self.register.nacks, [(5, "no such printer")])
-        self.assertEqual(self.register.acks, [5])
+        self.assertEqual(self.progress_sink.nacks, [(5, "no such printer")])
+        self.assertEqual(self.progress_sink.acks, [5])
 
     def test_a_position_is_an_acknowledgement(self) -> None:
         asked = terminal("BAR", position=Position(6))
-        session = self.begin(asked, opening(10, 3, legacy=True), 6)
-        self.assertEqual((self.register.acks, session.acked), ([6], 6))
-        self.assertFalse(session.plain)
+        session = self.begin(asked, session_start(10, 3, legacy=True), 6)
+        self.assertEqual((self.progress_sink.acks, session.acked), ([6], 6))
+        self.assertFalse(session.is_basic)
 
     def test_an_older_position_than_the_cursor_replays_and_moves_nothing(self) -> None:
         asked = terminal("BAR", position=Position(2))
-        session = self.begin(asked, opening(10, 6), 2)
-        self.assertEqual((session.acked, self.line.ids), (6, [*range(3, 11)]))
+        session = self.begin(asked, session_start(10, 6), 2)
+        self.assertEqual((session.acked, self.transport.ids), (6, [*range(3, 11)]))
 
     def test_after_a_resync_the_head_is_the_cursor(self) -> None:
-        session = self.begin(terminal("BAR"), opening(10, 2, pruned_seq=5), 10, Resync.RETENTION)
-        self.assertEqual((self.register.acks, session.acked), ([10], 10))
+        session = self.begin(
+            terminal("BAR"), session_start(10, 2, pruned_seq=5), 10, Resync.RETENTION
+        )
+        self.assertEqual((self.progress_sink.acks, session.acked), ([10], 10))
 
     def test_one_that_only_goes_on_from_its_cursor_acknowledges_nothing(self) -> None:
         self.named(acked=6)
-        self.assertEqual((self.register.acks, self.register.follows), ([], []))
+        self.assertEqual((self.progress_sink.acks, self.progress_sink.follows), ([], []))
 
     def test_the_cursor_of_a_legacy_till_follows_what_it_is_sent(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(2))
-        self.assertEqual((self.register.follows, session.acked), ([10], 12))
-        session.note_position()
-        self.assertEqual(self.register.follows, [10, 12])
-        self.assertEqual(self.register.acks, [])
+        self.assertEqual((self.progress_sink.follows, session.acked), ([10], 12))
+        session.note_legacy_position()
+        self.assertEqual(self.progress_sink.follows, [10, 12])
+        self.assertEqual(self.progress_sink.acks, [])
 
     def test_also_when_its_connection_ends(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(2))
         session.closed()
         session.closed()
-        self.assertEqual(self.register.follows, [10, 12])
+        self.assertEqual(self.progress_sink.follows, [10, 12])
 
     def test_what_it_was_not_sent_yet_does_not_count(self) -> None:
         session = self.legacy()
-        self.line.stall()
+        self.transport.stall()
         self.channel.wake(self.log.commit(2))
-        session.note_position()
-        self.assertEqual((self.register.follows, session.position), ([10, 10], 12))
+        session.note_legacy_position()
+        self.assertEqual((self.progress_sink.follows, session.position), ([10, 10], 12))
 
     def test_its_first_word_takes_that_back(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(3))
         self.hear(session, type="ack", id=11)
-        self.assertEqual((self.register.acks, session.acked), ([11], 11))
+        self.assertEqual((self.progress_sink.acks, session.acked), ([11], 11))
         self.channel.wake(self.log.commit())
-        session.note_position()
+        session.note_legacy_position()
         session.closed()
-        self.assertEqual((self.register.follows, session.acked), ([10], 11))
+        self.assertEqual((self.progress_sink.follows, session.acked), ([10], 11))
 
     def test_but_not_to_before_it_connected(self) -> None:
         session = self.legacy()
         self.hear(session, type="ack", id=5)
-        self.assertEqual(self.register.acks, [10])
+        self.assertEqual(self.progress_sink.acks, [10])
 
 
 class PlainTests(SessionCase):
     """Which tills are taken for deployed ones, to be dropped without a Close frame at a drain."""
 
     def test_one_that_uses_nothing_new(self) -> None:
-        self.assertTrue(self.unnamed().plain)
+        self.assertTrue(self.unnamed().is_basic)
 
     def test_one_whose_key_names_it(self) -> None:
-        self.assertTrue(self.legacy().plain)
+        self.assertTrue(self.legacy().is_basic)
 
     def test_not_one_that_names_itself(self) -> None:
-        self.assertFalse(self.begin(terminal("BAR"), opening(10, 3, legacy=True), 10).plain)
+        self.assertFalse(
+            self.begin(terminal("BAR"), session_start(10, 3, legacy=True), 10).is_basic
+        )
 
     def test_not_one_that_names_a_position(self) -> None:
-        self.assertFalse(self.unnamed(after=10).plain)
+        self.assertFalse(self.unnamed(after=10).is_basic)
 
     def test_not_one_that_acknowledges(self) -> None:
         session = self.legacy()
         self.hear(session, type="ack", id=10)
-        self.assertFalse(session.plain)
+        self.assertFalse(session.is_basic)
 
 
 class SayingTests(SessionCase):
@@ -436,7 +448,7 @@ class SayingTests(SessionCase):
         self.session = self.named()
 
     def answers(self) -> list[dict[str, Any]]:
-        return self.line.messages[1:]
+        return self.transport.messages[1:]
 
     def test_a_ping_is_answered_at_once(self) -> None:
         self.hear(self.session, type="ping", id=3)
@@ -449,89 +461,89 @@ class SayingTests(SessionCase):
 
     def test_a_print_is_noted(self) -> None:
         self.hear(self.session, type="print", orderId="A-1", status="failed", reason="paper")
-        self.assertEqual(self.register.prints, [("A-1", PrintStatus.FAILED, "paper")])
+        self.assertEqual(self.progress_sink.prints, [("A-1", PrintStatus.FAILED, "paper")])
         self.assertEqual(self.answers(), [])
 
     def test_a_print_of_no_order_is_an_error(self) -> None:
         answer: Deferred[bool] = Deferred()
-        self.register.printing.append(answer)
+        self.progress_sink.printing.append(answer)
         work = self.session.heard(b'{"type":"print","orderId":"A-1","status":"printed"}')
         assert work is not None
         done = Deferred.fromCoroutine(work)
         self.assertNoResult(done)
         answer.callback(False)
         self.successResultOf(done)
-        self.assertEqual(self.line.errors, ["unknown_order"])
+        self.assertEqual(self.transport.errors, ["unknown_order"])
 
     def test_a_print_that_cannot_be_noted_is_an_error(self) -> None:
-        self.register.printing.append(fail(Unavailable("The database is away.")))
+        self.progress_sink.printing.append(fail(Unavailable("The database is away.")))
         self.hear(self.session, type="print", orderId="A-1", status="printed")
-        self.assertEqual(self.line.errors, ["unavailable"])
+        self.assertEqual(self.transport.errors, ["unavailable"])
 
     def test_anything_else_is_logged(self) -> None:
         self.hear(self.session, type="menu", items=2)
-        self.assertEqual(self.register.words, [("menu", b'{"type":"menu","items":2}')])
+        self.assertEqual(self.progress_sink.words, [("menu", b'{"type":"menu","items":2}')])
 
     def test_what_is_no_message_is_an_error_and_the_connection_stays(self) -> None:
         for raw in (b"", b"{", b"[]", b"7", b"{}", b'{"type":7}', b"[" * 100):
             self.session.heard(raw)
-        self.assertEqual(self.line.errors, ["invalid_message"] * 7)
-        self.assertEqual(self.line.closings, [])
+        self.assertEqual(self.transport.errors, ["invalid_message"] * 7)
+        self.assertEqual(self.transport.closings, [])
 
     def test_the_tenth_within_a_minute_is_the_last(self) -> None:
         for _ in range(9):
             self.session.heard(b"{")
-        self.assertEqual(self.line.closings, [])
+        self.assertEqual(self.transport.closings, [])
         self.session.heard(b"{")
-        self.assertEqual(self.line.closings, [POLICY])
-        self.assertEqual(len(self.line.errors), 10)
+        self.assertEqual(self.transport.closings, [POLICY])
+        self.assertEqual(len(self.transport.errors), 10)
 
     def test_ten_in_more_than_a_minute_are_forgiven(self) -> None:
         for _ in range(30):
             self.session.heard(b"{")
             self.clock.advance(7)
-        self.assertEqual(self.line.closings, [])
+        self.assertEqual(self.transport.closings, [])
 
     def test_what_costs_a_statement_each_is_told_and_taken(self) -> None:
-        costly: list[None] = []
-        self.session.costly = lambda: costly.append(None)
+        charge_statement: list[None] = []
+        self.session.charge_statement = lambda: charge_statement.append(None)
         for message in (
             {"type": "menu"},
             {"type": "nack", "id": 10},
             {"type": "print", "orderId": "1", "status": "printed"},
         ):
             self.hear(self.session, **message)
-        self.assertEqual(len(costly), 3)
+        self.assertEqual(len(charge_statement), 3)
         for message in ({"type": "ping"}, {"type": "pong"}, {"type": "ack", "id": 10}):
             self.hear(self.session, **message)
-        self.assertEqual(len(costly), 3)
-        self.assertEqual((len(self.register.words), len(self.register.nacks)), (1, 1))
+        self.assertEqual(len(charge_statement), 3)
+        self.assertEqual((len(self.progress_sink.words), len(self.progress_sink.nacks)), (1, 1))
 
     def test_acknowledgements_are_not_rationed(self) -> None:
         self.channel.wake(self.log.commit(1000))
         for seq in range(11, 1011):
             self.hear(self.session, type="ack", id=seq)
-        self.assertEqual((self.session.acked, self.line.errors), (1010, []))
+        self.assertEqual((self.session.acked, self.transport.errors), (1010, []))
 
     def test_a_till_that_does_not_read_loses_answers_and_nothing_else(self) -> None:
-        self.line.stall()
+        self.transport.stall()
         for _ in range(100):
             self.hear(self.session, type="ping", id="x" * 100)
-            self.session.pinged(b"x" * 100)
-        self.assertLessEqual(self.session.outbox.held, self.limit)
+            self.session.answer_ping(b"x" * 100)
+        self.assertLessEqual(self.session.send_queue.held, self.limit)
         self.channel.wake(self.log.commit())
-        self.line.drain()
-        self.assertEqual(self.line.ids, [11])
+        self.transport.drain()
+        self.assertEqual(self.transport.ids, [11])
 
     def test_what_it_said_before_it_left_still_counts(self) -> None:
         self.channel.wake(self.log.commit())
         self.session.closed()
         self.hear(self.session, type="ack", id=11)
         self.hear(self.session, type="print", orderId="A-1", status="printed")
-        self.assertEqual(self.register.acks, [11])
-        self.assertEqual(len(self.register.prints), 1)
+        self.assertEqual(self.progress_sink.acks, [11])
+        self.assertEqual(len(self.progress_sink.prints), 1)
 
     def test_what_it_says_after_it_was_sent_away_does_not(self) -> None:
         self.session.end(POLICY)
         self.hear(self.session, type="ack", id=10)
-        self.assertEqual(self.register.acks, [])
+        self.assertEqual(self.progress_sink.acks, [])

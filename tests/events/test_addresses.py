@@ -8,7 +8,7 @@ from hypothesis import given
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.events.addresses import address
-from posd.events.coercion import Unreadable
+from posd.events.coercion import NotCoercible
 from tests.json_strategies import values
 
 
@@ -65,13 +65,13 @@ class AddressTests(SynchronousTestCase):
     def test_a_structure_with_nothing_postal_is_unreadable_and_not_lost(self) -> None:
         for value in ({"lat": Decimal("53.8")}, [1, 2], True, 7):
             with self.subTest(value=value):
-                self.assertRaises(Unreadable, address, value)
+                self.assertRaises(NotCoercible, address, value)
 
     @given(values.filter(lambda value: value is not None))
     def test_any_json_is_one_string_or_unknown_or_unreadable(self, value: object) -> None:
         try:
             self.assertIsInstance(address(value), str | None)
-        except Unreadable:
+        except NotCoercible:
             return
 
 
@@ -86,4 +86,4 @@ class LongAddressTests(SynchronousTestCase):
             *(["a"] * 200, {"street": [[{}] * 100] * 100}, [[["a"] * 150], ["b"] * 150]),
         )
         for value in several:
-            self.assertRaises(Unreadable, address, value)
+            self.assertRaises(NotCoercible, address, value)

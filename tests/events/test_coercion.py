@@ -14,15 +14,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.events.coercion import (
     INT32,
-    Unreadable,
+    NotCoercible,
     amount,
     appointment,
     deadline,
-    identity,
-    moment,
+    enum_word,
+    identifier,
+    integer,
+    point_in_time,
     text,
-    whole,
-    word,
 )
 from tests.json_strategies import dates, decimals
 
@@ -32,7 +32,7 @@ LONDON = ZoneInfo("Europe/London")
 class ReadingCase(SynchronousTestCase):
     def assertUnreadable(self, read: Callable[[object], object], *values: object) -> None:
         for value in values:
-            self.assertRaises(Unreadable, read, value)
+            self.assertRaises(NotCoercible, read, value)
 
 
 class TextTests(ReadingCase):
@@ -63,26 +63,26 @@ class WordTests(ReadingCase):
             ("", None),
             (" - ", None),
         ):
-            self.assertEqual(word(value), expected)
+            self.assertEqual(enum_word(value), expected)
 
     def test_only_a_string_can_be_one(self) -> None:
-        self.assertUnreadable(word, 1, True, {}, [])
+        self.assertUnreadable(enum_word, 1, True, {}, [])
 
 
 class IdentityTests(ReadingCase):
     def test_integers_and_strings_name_the_same_thing(self) -> None:
         for value in (17, "17", " 17 ", Decimal("17"), Decimal("17.0"), 17.0):
-            self.assertEqual(identity(value), "17")
+            self.assertEqual(identifier(value), "17")
 
     def test_leading_zeros_of_a_string_are_part_of_its_name(self) -> None:
-        self.assertEqual(identity("0017"), "0017")
+        self.assertEqual(identifier("0017"), "0017")
 
     def test_an_empty_one_is_none(self) -> None:
-        self.assertIsNone(identity("  "))
+        self.assertIsNone(identifier("  "))
 
     def test_anything_else_names_nothing(self) -> None:
         self.assertUnreadable(
-            identity, True, 1.5, Decimal("1.5"), {}, ["1"], "x" * 256, 10**255, 10**5000
+            identifier, True, 1.5, Decimal("1.5"), {}, ["1"], "x" * 256, 10**255, 10**5000
         )
 
 
@@ -155,7 +155,7 @@ class AmountTests(ReadingCase):
     ) -> None:
         try:
             read = amount(number)
-        except Unreadable:
+        except NotCoercible:
             self.assertGreaterEqual(abs(number), Decimal("99999999999"))
             return
         assert read is not None
@@ -167,20 +167,20 @@ class AmountTests(ReadingCase):
 class WholeTests(ReadingCase):
     def test_an_integer_comes_in_many_clothes(self) -> None:
         for value in (2, 2.0, Decimal("2.00"), "2", " 2.0 "):
-            read = whole(value)
+            read = integer(value)
             self.assertEqual(read, 2)
             self.assertIs(type(read), int)
 
     def test_a_fraction_is_no_integer(self) -> None:
         self.assertUnreadable(
-            whole, 1.5, Decimal("1.5"), "1.5", "2x", True, [], Decimal("1e300"), 2**63
+            integer, 1.5, Decimal("1.5"), "1.5", "2x", True, [], Decimal("1e300"), 2**63
         )
 
     def test_the_bounds_are_kept(self) -> None:
-        self.assertEqual(whole(2**31 - 1, INT32), 2**31 - 1)
-        self.assertEqual(whole(-(2**31), INT32), -(2**31))
-        self.assertRaises(Unreadable, whole, 2**31, INT32)
-        self.assertRaises(Unreadable, whole, -(2**31) - 1, INT32)
+        self.assertEqual(integer(2**31 - 1, INT32), 2**31 - 1)
+        self.assertEqual(integer(-(2**31), INT32), -(2**31))
+        self.assertRaises(NotCoercible, integer, 2**31, INT32)
+        self.assertRaises(NotCoercible, integer, -(2**31) - 1, INT32)
 
 
 class DateTests(ReadingCase):
@@ -194,14 +194,14 @@ class DateTests(ReadingCase):
             1795341600123,
             Decimal("1795341600.123"),
         ):
-            self.assertEqual(moment(value, UTC), "2026-11-22T10:00:00.123Z")
+            self.assertEqual(point_in_time(value, UTC), "2026-11-22T10:00:00.123Z")
 
     def test_without_an_offset_it_is_the_shops_time(self) -> None:
-        self.assertEqual(moment("2026-07-01 18:30", LONDON), "2026-07-01T17:30:00.000Z")
-        self.assertEqual(moment("2026-12-01T18:30:00", LONDON), "2026-12-01T18:30:00.000Z")
+        self.assertEqual(point_in_time("2026-07-01 18:30", LONDON), "2026-07-01T17:30:00.000Z")
+        self.assertEqual(point_in_time("2026-12-01T18:30:00", LONDON), "2026-12-01T18:30:00.000Z")
 
     def test_a_date_alone_is_its_midnight(self) -> None:
-        self.assertEqual(moment("2026-07-01", LONDON), "2026-06-30T23:00:00.000Z")
+        self.assertEqual(point_in_time("2026-07-01", LONDON), "2026-06-30T23:00:00.000Z")
 
     def test_a_date_alone_is_a_deadline_to_its_last_instant(self) -> None:
         self.assertEqual(deadline("2026-07-01", UTC), "2026-07-01T23:59:59.999Z")
@@ -209,12 +209,12 @@ class DateTests(ReadingCase):
         self.assertEqual(deadline(1795341600, UTC), "2026-11-22T10:00:00.000Z")
 
     def test_a_date_alone_is_no_appointment(self) -> None:
-        self.assertRaises(Unreadable, appointment, "2026-07-01", UTC)
+        self.assertRaises(NotCoercible, appointment, "2026-07-01", UTC)
         self.assertEqual(appointment("2026-07-01 12:00", UTC), "2026-07-01T12:00:00.000Z")
         self.assertEqual(appointment(1795341600, UTC), "2026-11-22T10:00:00.000Z")
 
     def test_an_empty_string_is_none(self) -> None:
-        for read in (moment, deadline, appointment):
+        for read in (point_in_time, deadline, appointment):
             self.assertIsNone(read(" ", UTC))
 
     def test_what_software_writes_for_no_time_is_none(self) -> None:
@@ -227,23 +227,23 @@ class DateTests(ReadingCase):
             *("n/a", "-", "0", "infinity", "-infinity", 0, Decimal("0.0"), False),
         )
         for value in nothing:
-            for read in (moment, deadline, appointment):
+            for read in (point_in_time, deadline, appointment):
                 with self.subTest(value=value, read=read.__name__):
                     self.assertIsNone(read(value, LONDON))
 
     def test_words_that_say_when_and_days_that_are_ordinary_are_not_none(self) -> None:
         for value in ("ASAP", "now", "1970-01-01 at noon", "0001-01-01T00:00:00 or later"):
-            self.assertUnreadable(partial(moment, zone=UTC), value)
-        self.assertEqual(moment("1971-01-01", UTC), "1971-01-01T00:00:00.000Z")
+            self.assertUnreadable(partial(point_in_time, zone=UTC), value)
+        self.assertEqual(point_in_time("1971-01-01", UTC), "1971-01-01T00:00:00.000Z")
 
     def test_a_year_of_another_calendar_is_unreadable_but_as_a_deadline(self) -> None:
         for value in ("2569-11-22T10:00:00Z", "1926-11-22T10:00:00Z", "2200-01-01T00:00:00Z"):
-            self.assertUnreadable(partial(moment, zone=UTC), value)
+            self.assertUnreadable(partial(point_in_time, zone=UTC), value)
             self.assertUnreadable(partial(appointment, zone=UTC), value)
         self.assertEqual(deadline("2999-12-31", UTC), "2999-12-31T23:59:59.999Z")
 
     def test_anything_else_is_unreadable(self) -> None:
-        for read in (moment, deadline, appointment):
+        for read in (point_in_time, deadline, appointment):
             self.assertUnreadable(
                 partial(read, zone=UTC),
                 "ASAP",
@@ -265,9 +265,9 @@ class DateTests(ReadingCase):
     @given(dates)
     def test_what_was_read_reads_as_itself(self, value: object) -> None:
         try:
-            read = moment(value, LONDON)
-        except Unreadable:
+            read = point_in_time(value, LONDON)
+        except NotCoercible:
             return
         if read is not None:
-            self.assertEqual(moment(read, LONDON), read)
+            self.assertEqual(point_in_time(read, LONDON), read)
             self.assertEqual(appointment(read, UTC), read)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.events.daily_reports import AMOUNTS, DailyReport, Figures, day_of, judged
+from posd.events.daily_reports import AMOUNTS, DailyReport, ReportFigures, assess, parse_day
 
 NOVEMBER_22 = date(2026, 11, 22)
 LONDON, PARIS, NEW_YORK = (
@@ -27,8 +27,8 @@ currencies = st.sampled_from(["GBP", "JPY", "KWD"])
 
 def report(currency: str = "GBP", /, **sent: str | Decimal) -> DailyReport:
     """A report with these amounts, and with orders."""
-    figures = Figures({name: Decimal(amount) for name, amount in sent.items()}, {}, 1)
-    return judged(NOVEMBER_22, figures, currency)
+    figures = ReportFigures({name: Decimal(amount) for name, amount in sent.items()}, {}, 1)
+    return assess(NOVEMBER_22, figures, currency)
 
 
 def shared(parts: tuple[Decimal, ...]) -> dict[str, str | Decimal]:
@@ -42,34 +42,34 @@ def oddities(judgement: DailyReport) -> list[tuple[str, str]]:
 
 class DayTests(SynchronousTestCase):
     def test_a_date_is_a_day(self) -> None:
-        self.assertEqual(day_of("2026-11-22", PARIS), NOVEMBER_22)
+        self.assertEqual(parse_day("2026-11-22", PARIS), NOVEMBER_22)
 
     def test_a_time_without_an_offset_is_of_the_day_that_is_written(self) -> None:
         for written in ("2026-11-22T23:59:59", "2026-11-22 00:30", "2026-11-22T10:00:00.0000000"):
-            self.assertEqual(day_of(written, NEW_YORK), NOVEMBER_22, written)
+            self.assertEqual(parse_day(written, NEW_YORK), NOVEMBER_22, written)
 
     def test_a_time_with_an_offset_is_looked_at_by_the_shops_clock(self) -> None:
-        self.assertEqual(day_of("2026-11-21T23:30:00Z", PARIS), NOVEMBER_22)
-        self.assertEqual(day_of("2026-11-23T01:30:00+01:00", LONDON), date(2026, 11, 23))
-        self.assertEqual(day_of("2026-11-23T02:30:00.123Z", NEW_YORK), NOVEMBER_22)
+        self.assertEqual(parse_day("2026-11-21T23:30:00Z", PARIS), NOVEMBER_22)
+        self.assertEqual(parse_day("2026-11-23T01:30:00+01:00", LONDON), date(2026, 11, 23))
+        self.assertEqual(parse_day("2026-11-23T02:30:00.123Z", NEW_YORK), NOVEMBER_22)
 
     def test_midnight_with_an_offset_stands_for_the_day_that_is_written(self) -> None:
         for written in ("2026-11-22T00:00:00Z", "2026-11-22T00:00:00+09:00"):
-            self.assertEqual(day_of(written, NEW_YORK), NOVEMBER_22, written)
+            self.assertEqual(parse_day(written, NEW_YORK), NOVEMBER_22, written)
 
     def test_what_is_no_day_is_refused_and_named(self) -> None:
         wrong = ("", "today", "2026-02-30", "22/11/2026", "20261122", "2026-W47-7", "2026-11-22T")
         for written in (*wrong, "2026-11-22T25:00", "٢٠٢٦-11-22", "0001-01-01T00:30:00+01:00"):
             with self.subTest(written=written):
                 with self.assertRaises(BadRequest) as caught:
-                    day_of(written, LONDON)
+                    parse_day(written, LONDON)
                 self.assertEqual(caught.exception.code, "invalid_field")
                 self.assertEqual(caught.exception.details, {"field": "reportDate"})
 
     @given(st.datetimes(datetime(1900, 1, 1), timezones=st.just(UTC)))
     def test_a_moment_is_of_the_day_that_the_shops_clock_shows(self, moment: datetime) -> None:
         self.assertEqual(
-            day_of(moment.isoformat(), NEW_YORK),
+            parse_day(moment.isoformat(), NEW_YORK),
             moment.date() if moment.time() == time() else moment.astimezone(NEW_YORK).date(),
         )
 
@@ -210,15 +210,15 @@ class StoredTests(SynchronousTestCase):
             date(2569, 11, 30),
         ):
             with self.subTest(day=day):
-                judgement = judged(day, Figures({"total_sales": Decimal(5)}, {}, 1), "GBP")
+                judgement = assess(day, ReportFigures({"total_sales": Decimal(5)}, {}, 1), "GBP")
                 self.assertEqual(oddities(judgement), [("unlikely_day", "reportDate")])
                 self.assertTrue(judgement.balanced)
         for day in (date(2000, 1, 1), date(2199, 12, 31)):
-            judgement = judged(day, Figures({"total_sales": Decimal(5)}, {}, 1), "GBP")
+            judgement = assess(day, ReportFigures({"total_sales": Decimal(5)}, {}, 1), "GBP")
             self.assertEqual(judgement.issues, ())
 
     def test_a_report_without_a_total_or_orders_is_stored_and_says_so(self) -> None:
-        judgement = judged(NOVEMBER_22, Figures({}, {"data": [1]}, None, "closed"), "GBP")
+        judgement = assess(NOVEMBER_22, ReportFigures({}, {"data": [1]}, None, "closed"), "GBP")
         self.assertEqual(
             oddities(judgement), [("missing", "totalSales"), ("missing", "totalOrders")]
         )

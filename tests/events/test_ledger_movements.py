@@ -8,10 +8,10 @@ from decimal import Decimal
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.events import ledger_movements as movements
+from posd.events import ledger_movements
 from posd.protocol import jsontext
 from posd.publishing import batch
-from posd.store.numbering import OutboxRow
+from posd.store.sequencing import OutboxRow
 from posd.values import Tenant
 
 AT = "2026-11-22T10:00:00.123456+00:00"
@@ -39,16 +39,16 @@ POINTS: Mapping[str, object] = {
 
 def told(kind: str, row: Mapping[str, object], currency: str = "GBP") -> list[str]:
     """Type, data and what stands beside, as they leave."""
-    draft = movements.draft(kind, row, currency)
-    parts = (jsontext.encode(part).decode() for part in (draft.data, draft.beside))
+    draft = ledger_movements.draft(kind, row, currency)
+    parts = (jsontext.encode(part).decode() for part in (draft.data, draft.extra_members))
     return [draft.type, *parts]
 
 
 class DraftTests(SynchronousTestCase):
     def test_a_sale_is_a_purchase(self) -> None:
         for moved in ("purchase", "activate"):
-            kind, data, beside = told("gift_card_movement", {**CARD, "type": moved})
-            self.assertEqual((kind, beside), ("gift_card_purchased", "{}"))
+            kind, data, extra_members = told("gift_card_movement", {**CARD, "type": moved})
+            self.assertEqual((kind, extra_members), ("gift_card_purchased", "{}"))
             self.assertEqual(
                 data,
                 '{"cardNumber":"GC-1","initialBalance":25.50,"currentBalance":25.50,'
@@ -65,9 +65,10 @@ class DraftTests(SynchronousTestCase):
     def test_every_other_movement_says_what_it_changed(self) -> None:
         for moved, amount in (("deduct", "-5.250"), ("top_up", "5.250"), ("reverse", "5.250")):
             row = {**CARD, "type": moved, "amount": Decimal(amount)}
-            kind, data, beside = told("gift_card_movement", row)
+            kind, data, extra_members = told("gift_card_movement", row)
             self.assertEqual(
-                (kind, beside), ("gift_card_updated", '{"card_number":"GC-1","balance":25.50}')
+                (kind, extra_members),
+                ("gift_card_updated", '{"card_number":"GC-1","balance":25.50}'),
             )
             self.assertEqual(
                 data,
@@ -93,9 +94,9 @@ class DraftTests(SynchronousTestCase):
             "expiry_date": None,
             "now": AT,
         }
-        kind, data, beside = told("gift_card", row)
+        kind, data, extra_members = told("gift_card", row)
         self.assertEqual(
-            (kind, beside), ("gift_card_updated", '{"card_number":"GC-1","balance":0.00}')
+            (kind, extra_members), ("gift_card_updated", '{"card_number":"GC-1","balance":0.00}')
         )
         self.assertEqual(
             data,
@@ -108,9 +109,9 @@ class DraftTests(SynchronousTestCase):
             *(("add", "add"), ("redeem", "redeem"), ("adjust", "adjust")),
             ("reverse", "adjust"),
         ):
-            kind, data, beside = told("loyalty_movement", {**POINTS, "type": moved})
+            kind, data, extra_members = told("loyalty_movement", {**POINTS, "type": moved})
             self.assertEqual(
-                (kind, beside),
+                (kind, extra_members),
                 ("loyalty_updated", '{"customer_phone":"+447700900123","points":120}'),
             )
             self.assertEqual(
@@ -126,20 +127,22 @@ class BatchTests(SynchronousTestCase):
 
     shops = {1: Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen", currency="JPY")}
 
-    def rows(self, *noted: tuple[str, str]) -> list[batch.Item | batch.Moved | batch.Rejected]:
+    def rows(
+        self, *noted: tuple[str, str]
+    ) -> list[batch.BatchItem | batch.LedgerChange | batch.RejectedRow]:
         return batch.read([OutboxRow(n, 1, *row, None) for n, row in enumerate(noted)], self.shops)
 
     def test_each_movement_is_an_item_and_a_changed_card_one(self) -> None:
         noted = [("gift_card_movement", "1"), ("loyalty_movement", "1"), ("gift_card", "GC-1")]
         self.assertEqual(
-            self.rows(*noted, ("gift_card", "GC-1")), [batch.Moved(1, *row) for row in noted]
+            self.rows(*noted, ("gift_card", "GC-1")), [batch.LedgerChange(1, *row) for row in noted]
         )
 
     def test_a_movement_is_told_in_its_turn_and_one_that_is_gone_not_at_all(self) -> None:
         items = self.rows(("gift_card_movement", "2"), ("gift_card_movement", "1"))
         moved = {(1, "gift_card_movement", "1"): jsontext.encode(CARD).decode()}
-        ledger = batch.Ledger({}, self.shops, 1000, datetime.now(UTC), moved)
-        (entry,) = ledger.outbox(items)
+        ledger = batch.OrderBatch({}, self.shops, 1000, datetime.now(UTC), moved)
+        (entry,) = ledger.outbox_entries(items)
         self.assertEqual((entry.type, entry.failure), ("gift_card_purchased", None))
         self.assertIn('"initialBalance":26,', entry.data)
 
@@ -147,8 +150,8 @@ class BatchTests(SynchronousTestCase):
         (item,) = self.rows(("loyalty_movement", "1"))
         long = jsontext.encode({**POINTS, "reason": "x" * 400}).decode()
         moved = {(1, "loyalty_movement", "1"): long}
-        ledger = batch.Ledger({}, self.shops, 300, datetime.now(UTC), moved)
-        (entry,) = ledger.outbox([item])
+        ledger = batch.OrderBatch({}, self.shops, 300, datetime.now(UTC), moved)
+        (entry,) = ledger.outbox_entries([item])
         self.assertRegex(entry.failure or "", "300 are allowed")
         self.assertRegex(entry.data, r'^{"bytes":\d+}$')
 
@@ -156,7 +159,7 @@ class BatchTests(SynchronousTestCase):
         (item,) = self.rows(("gift_card", ""))
         row = {"card_number": "", "balance": 0, "status": "active", "expiry_date": None, "now": AT}
         moved = {(1, "gift_card", ""): jsontext.encode(row).decode()}
-        ledger = batch.Ledger({}, self.shops, 1000, datetime.now(UTC), moved)
-        (entry,) = ledger.outbox([item])
+        ledger = batch.OrderBatch({}, self.shops, 1000, datetime.now(UTC), moved)
+        (entry,) = ledger.outbox_entries([item])
         self.assertEqual((entry.type, entry.data), ("gift_card", '{"key":""}'))
         self.assertRegex(entry.failure or "", "no usable cardNumber")

@@ -90,7 +90,7 @@ class PresentTests(SynchronousTestCase):
             ("-1.125", "GBP", "-1.13"),
         ):
             with self.subTest(stored=stored, currency=currency):
-                self.assertEqual(str(money.present(Decimal(stored), currency)), shown)
+                self.assertEqual(str(money.quantized(Decimal(stored), currency)), shown)
 
     def test_what_is_no_amount_does_not_leave(self) -> None:
         for number in (Decimal("NaN"), Decimal("Infinity")):
@@ -113,7 +113,7 @@ class RoundTripTests(SynchronousTestCase):
             self.assertEqual(read, written)
             cursor.execute("SELECT %s::numeric(14, 3)", (read,))
             ((stored,),) = cursor.fetchall()
-            shown = jsontext.encode(money.present(stored, currency))
+            shown = jsontext.encode(money.quantized(stored, currency))
             self.assertEqual(shown, jsontext.encode(read))
             self.assertEqual(money.parse(jsontext.decode(shown), currency, "amount"), written)
 

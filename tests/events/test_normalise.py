@@ -217,9 +217,9 @@ class OrderTests(SynchronousTestCase):
         except Unprocessable as refusal:
             self.assertEqual(refusal.code, "invalid_event")
             return
-        again = draft(kind, read.data, read.beside)
+        again = draft(kind, read.data, read.extra_members)
         self.assertEqual(readable(again.data), readable(read.data))
-        self.assertEqual(again.beside, read.beside)
+        self.assertEqual(again.extra_members, read.extra_members)
         self.assertEqual(readable(decode(encode(read.data))), readable(read.data))
 
     @given(order_data)
@@ -383,35 +383,39 @@ class ManyTests(SynchronousTestCase):
 
 
 class BesideTests(SynchronousTestCase):
-    def beside(self, kind: str, data: Mapping[str, object], **beside: object) -> object:
-        return draft(kind, data, beside).beside
+    def extra_members(
+        self, kind: str, data: Mapping[str, object], **extra_members: object
+    ) -> object:
+        return draft(kind, data, extra_members).extra_members
 
     def test_deployed_tills_find_what_they_read_beside_the_data(self) -> None:
         self.assertEqual(
-            self.beside("order_updated", {"orderId": 17, "status": "Ready"}),
+            self.extra_members("order_updated", {"orderId": 17, "status": "Ready"}),
             {"order_id": "17", "status": "ready"},
         )
         self.assertEqual(
-            self.beside("gift_card_updated", {"cardNumber": " G-1 ", "balance": "5.00"}),
+            self.extra_members("gift_card_updated", {"cardNumber": " G-1 ", "balance": "5.00"}),
             {"card_number": "G-1", "balance": Decimal("5.00")},
         )
         self.assertEqual(
-            self.beside("loyalty_updated", {"customerPhone": 447700900123, "newBalance": "50"}),
+            self.extra_members(
+                "loyalty_updated", {"customerPhone": 447700900123, "newBalance": "50"}
+            ),
             {"customer_phone": "447700900123", "points": 50},
         )
         for kind, data in (
             ("new_order", {"orderId": 1}),
             ("gift_card_purchased", {"cardNumber": 1}),
         ):
-            self.assertEqual(self.beside(kind, data), {})
+            self.assertEqual(self.extra_members(kind, data), {})
 
     def test_what_is_unknown_is_not_repeated(self) -> None:
-        self.assertEqual(self.beside("loyalty_updated", {"customerId": 1}), {})
+        self.assertEqual(self.extra_members("loyalty_updated", {"customerId": 1}), {})
 
     def test_what_the_data_lacks_is_taken_from_beside_it(self) -> None:
         read = draft("order_updated", {}, {"order_id": 17, "status": "ready"})
         self.assertEqual(read.data, {"orderId": "17", "status": "ready"})
-        self.assertEqual(read.beside, {"order_id": "17", "status": "ready"})
+        self.assertEqual(read.extra_members, {"order_id": "17", "status": "ready"})
         read = draft(
             "loyalty_updated", {"customer_phone": "1"}, {"customer_phone": "2", "points": 5}
         )
@@ -424,14 +428,15 @@ class BesideTests(SynchronousTestCase):
         }
         for kind in ("new_order", "table_called"):
             self.assertEqual(
-                draft(kind, {"orderId": 1}, given).beside, {"source": {"host": "web-1"}}
+                draft(kind, {"orderId": 1}, given).extra_members, {"source": {"host": "web-1"}}
             )
 
     def test_a_stale_value_beside_is_replaced(self) -> None:
         given = {"card_number": "old", "balance": "1"}
         data = {"cardNumber": "G-1", "balance": 2}
         self.assertEqual(
-            self.beside("gift_card_updated", data, **given), {"card_number": "G-1", "balance": 2}
+            self.extra_members("gift_card_updated", data, **given),
+            {"card_number": "G-1", "balance": 2},
         )
 
 
@@ -484,11 +489,11 @@ class CardAndPointsTests(SynchronousTestCase):
         st.dictionaries(st.sampled_from(["card_number", "balance", "points", "id", "y"]), values),
     )
     def test_the_strictest_till_reads_whatever_is_not_refused(
-        self, kind: str, data: dict[str, object], beside: dict[str, object]
+        self, kind: str, data: dict[str, object], extra_members: dict[str, object]
     ) -> None:
         try:
-            read = draft(kind, data, beside)
+            read = draft(kind, data, extra_members)
         except Unprocessable:
             return
         strict_till.receive(read)
-        self.assertEqual(draft(kind, read.data, read.beside), read)
+        self.assertEqual(draft(kind, read.data, read.extra_members), read)

@@ -14,7 +14,7 @@ from posd.errors import Unprocessable
 from posd.events.normalise import draft
 from posd.events.orders import FINAL_STATUSES, OrderChange, change, from_row, is_final
 from posd.protocol.jsontext import decode, encode
-from posd.values import Draft, StoredOrder
+from posd.values import EventDraft, StoredOrder
 from tests import strict_till
 from tests.json_strategies import named_orders
 
@@ -33,11 +33,11 @@ ORDER: dict[str, Any] = {
 }
 
 
-def new(**members: object) -> Draft:
+def new(**members: object) -> EventDraft:
     return draft("new_order", {**ORDER, **members})
 
 
-def updated(**members: object) -> Draft:
+def updated(**members: object) -> EventDraft:
     return draft("order_updated", {"orderId": "17", **members})
 
 
@@ -51,7 +51,7 @@ def stored(made: OrderChange | None) -> StoredOrder:
 
 class OrderCase(SynchronousTestCase):
     def published(
-        self, event: Draft, before: StoredOrder | None = None, *, hooked: bool = False
+        self, event: EventDraft, before: StoredOrder | None = None, *, hooked: bool = False
     ) -> OrderChange:
         made = change(event, before, NOW, hooked=hooked)
         assert made is not None
@@ -59,7 +59,7 @@ class OrderCase(SynchronousTestCase):
         return made
 
     def silent(
-        self, event: Draft, before: StoredOrder | None = None, *, hooked: bool = False
+        self, event: EventDraft, before: StoredOrder | None = None, *, hooked: bool = False
     ) -> None:
         self.assertIsNone(change(event, before, NOW, hooked=hooked))
 
@@ -73,7 +73,7 @@ class FirstSeenTests(OrderCase):
         self.assertEqual(made.draft.type, "new_order")
         self.assertEqual((made.status, made.version), ("confirmed", 1))
         self.assertEqual(made.draft.data, made.snapshot)
-        self.assertEqual(made.draft.beside, {})
+        self.assertEqual(made.draft.extra_members, {})
 
     def test_what_every_till_expects_is_there_in_the_contracts_order(self) -> None:
         made = self.published(draft("new_order", {"orderId": 17, "tip": 1}))
@@ -105,7 +105,7 @@ class FirstSeenTests(OrderCase):
         self.assertEqual(made.version, 1)
         self.assertEqual(made.draft.data["previousStatus"], "confirmed")
         self.assertIsNone(made.draft.data["createdAt"])
-        self.assertEqual(made.draft.beside, {"order_id": "17", "status": "ready"})
+        self.assertEqual(made.draft.extra_members, {"order_id": "17", "status": "ready"})
 
     def test_a_hook_that_sees_an_unknown_order_has_seen_a_new_one(self) -> None:
         for event in (new(), updated(status="confirmed")):
@@ -166,7 +166,7 @@ class KnownOrderTests(OrderCase):
             },
         )
         self.assertEqual(list(made.draft.data)[-3:], ["version", "previousStatus", "updatedAt"])
-        self.assertEqual(made.draft.beside, {"order_id": "17", "status": "ready"})
+        self.assertEqual(made.draft.extra_members, {"order_id": "17", "status": "ready"})
         self.assertEqual((made.status, made.version), ("ready", 2))
 
     def test_an_update_is_dated_now_unless_it_says_when(self) -> None:
@@ -181,12 +181,12 @@ class KnownOrderTests(OrderCase):
 
     def test_an_update_that_does_not_name_the_status_repeats_it_beside(self) -> None:
         made = self.published(updated(notes="knock"), self.known)
-        self.assertEqual(made.draft.beside, {"order_id": "17", "status": "confirmed"})
+        self.assertEqual(made.draft.extra_members, {"order_id": "17", "status": "confirmed"})
 
     def test_what_else_stood_beside_is_kept(self) -> None:
         event = draft("new_order", {**ORDER, "tax": 1}, {"source": "web-1"})
         self.assertEqual(
-            self.published(event, self.known).draft.beside,
+            self.published(event, self.known).draft.extra_members,
             {"order_id": "17", "status": "confirmed", "source": "web-1"},
         )
 

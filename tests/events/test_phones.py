@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unprocessable
-from posd.events.phones import is_region, mentioned, normalise
+from posd.events.phones import is_region, normalise, numbers_in
 
 
 class RegionTests(SynchronousTestCase):
@@ -44,7 +44,7 @@ class NormaliseTests(SynchronousTestCase):
         ):
             with self.subTest(text=ascii(text)):
                 self.assertEqual(normalise(text, "GB"), "+447700900123")
-                self.assertEqual(mentioned(f"ring {text}, please", "GB"), {"+447700900123"})
+                self.assertEqual(numbers_in(f"ring {text}, please", "GB"), {"+447700900123"})
 
     def test_only_invisible_characters_are_no_number(self) -> None:
         for text in ("\u200e" * 20, "\u200e" * 100_000 + "07700900123"):
@@ -79,4 +79,4 @@ class NormaliseTests(SynchronousTestCase):
             ("two of number 5, for 18:30", set()),
         ):
             with self.subTest(text=text):
-                self.assertEqual(mentioned(text, "GB"), numbers)
+                self.assertEqual(numbers_in(text, "GB"), numbers)

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.events.print_status import WORD, Report, Said, before, meaning, print_report
+from posd.events.print_status import (
+    WORD,
+    PrintReport,
+    ReportedStatus,
+    before,
+    meaning,
+    print_report,
+)
 from posd.values import PrintStatus
 
 RANKS: Final = {
@@ -20,11 +27,11 @@ RANKS: Final = {
 
 
 class ReportTests(SynchronousTestCase):
-    @given(st.lists(st.sampled_from(Said)))
-    def test_no_row_of_reports_ever_leads_back(self, said: list[Said]) -> None:
+    @given(st.lists(st.sampled_from(ReportedStatus)))
+    def test_no_row_of_reports_ever_leads_back(self, said: list[ReportedStatus]) -> None:
         status, told = PrintStatus.PENDING, []
         for each in said:
-            report = Report("7", each)
+            report = PrintReport("7", each)
             status_after = report.status if status in before(report.status) else status
             self.assertGreaterEqual(RANKS[status_after], RANKS[status])
             self.assertGreaterEqual(RANKS[status_after], RANKS[report.status])
@@ -38,18 +45,18 @@ class ReportTests(SynchronousTestCase):
         self.assertNotIn(PrintStatus.PRINTED, frozenset().union(*map(before, PrintStatus)))
 
     def test_the_words_of_deployed_tills_mean_what_they_say(self) -> None:
-        self.assertEqual(meaning("queued_for_print"), Said.RECEIVED)
-        self.assertEqual(meaning("paid"), Said.PAID)
-        self.assertEqual(meaning("drawer_opened"), Said.OTHER)
+        self.assertEqual(meaning("queued_for_print"), ReportedStatus.RECEIVED)
+        self.assertEqual(meaning("paid"), ReportedStatus.PAID)
+        self.assertEqual(meaning("drawer_opened"), ReportedStatus.OTHER)
         self.assertIsNone(WORD.fullmatch("Paid!"))
 
     def test_whatever_is_said_of_an_order_proves_that_it_is_in_the_till(self) -> None:
-        for said in Said:
-            self.assertIn(PrintStatus.PENDING, before(Report("7", said).status))
+        for said in ReportedStatus:
+            self.assertIn(PrintStatus.PENDING, before(PrintReport("7", said).status))
 
     def test_a_print_on_a_socket_is_a_report_like_others(self) -> None:
         report = print_report("7", PrintStatus.FAILED, "no paper")
         self.assertEqual(
             (report.said, report.status, report.reason),
-            (Said.FAILED, PrintStatus.FAILED, "no paper"),
+            (ReportedStatus.FAILED, PrintStatus.FAILED, "no paper"),
         )

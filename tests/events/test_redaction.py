@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.events import redaction as erasure
-from posd.events.redaction import Person, erased, order_ids
+from posd.events.redaction import ErasedPerson, order_ids, redact
 from posd.protocol import jsontext
 from tests import documents
 from tests.json_strategies import values
 
-INES = Person(
+INES = ErasedPerson(
     "GB", frozenset({"+447700900123"}), frozenset({"ines.moor@example.com"}), frozenset({"W-7"})
 )
 PHONED = evolve(INES, orders=frozenset())
@@ -43,7 +43,7 @@ ORDER = {
 class FindingTests(SynchronousTestCase):
     def assert_about(self, value: object, *, expected: bool = True) -> None:
         with self.subTest(value=value):
-            self.assertEqual(INES.concerns(value), expected)
+            self.assertEqual(INES.is_about(value), expected)
 
     def test_a_number_is_found_in_any_spelling(self) -> None:
         for number in (
@@ -71,7 +71,7 @@ class FindingTests(SynchronousTestCase):
         ):
             with self.subTest(raw=raw):
                 self.assertTrue(INES.may_be_in(raw))
-                self.assertTrue(INES.concerns(jsontext.decode(raw)) or raw == '{"a":7700900123}')
+                self.assertTrue(INES.is_about(jsontext.decode(raw)) or raw == '{"a":7700900123}')
         self.assertFalse(INES.may_be_in('{"a":"07700 900124","b":"x@example.com","orderId":"W-8"}'))
 
     def test_another_number_is_not(self) -> None:
@@ -91,8 +91,8 @@ class FindingTests(SynchronousTestCase):
             self.assert_about({"a": address}, expected=False)
 
     def test_composed_and_decomposed_letters_are_one_address(self) -> None:
-        jose = Person("GB", emails=frozenset({erasure.email("Jos\u00e9@example.es")}))
-        self.assertTrue(jose.concerns({"a": "jose\u0301@example.es"}))
+        jose = ErasedPerson("GB", emails=frozenset({erasure.email("Jos\u00e9@example.es")}))
+        self.assertTrue(jose.is_about({"a": "jose\u0301@example.es"}))
 
     def test_they_are_found_at_any_depth_and_under_any_name(self) -> None:
         for value in (
@@ -123,7 +123,7 @@ class FindingTests(SynchronousTestCase):
 class ErasingTests(SynchronousTestCase):
     def test_of_an_order_stays_what_it_was_and_not_whose(self) -> None:
         self.assertEqual(
-            erased(ORDER, INES),
+            redact(ORDER, INES),
             {
                 **ORDER,
                 **dict.fromkeys(
@@ -135,34 +135,34 @@ class ErasingTests(SynchronousTestCase):
         )
 
     def test_members_keep_their_order(self) -> None:
-        now = erased(ORDER, INES)
+        now = redact(ORDER, INES)
         assert isinstance(now, dict)
         self.assertEqual(list(now), list(ORDER))
 
     def test_a_text_that_names_them_goes_whatever_its_member_is_called(self) -> None:
         was = {"gate": "07700 900123 rings", "door": "green", "customerId": "+447700900123"}
-        self.assertEqual(erased(was, INES), {"gate": None, "door": "green", "customerId": None})
+        self.assertEqual(redact(was, INES), {"gate": None, "door": "green", "customerId": None})
 
     def test_an_address_of_parts_goes_whole(self) -> None:
         was = {"delivery_address": {"line1": "5 Vine Street", "postcode": "LS1", "floor": 3}}
         self.assertEqual(
-            erased(was, INES),
+            redact(was, INES),
             {"delivery_address": {"line1": None, "postcode": None, "floor": 3}},
         )
 
     def test_numbers_go_only_where_they_are_for_dialling(self) -> None:
         was = {"customer": {"phone": 7700900123, "points": 7700900123}}
-        self.assertEqual(erased(was, INES), {"customer": {"phone": None, "points": 7700900123}})
+        self.assertEqual(redact(was, INES), {"customer": {"phone": None, "points": 7700900123}})
 
     @given(st.lists(values | st.dictionaries(names, spelled), min_size=1, max_size=4))
     def test_nothing_names_them_afterwards_and_once_is_enough(self, value: object) -> None:
-        once = erased(value, PHONED)
-        self.assertFalse(PHONED.concerns(once))
-        self.assertEqual(erased(once, PHONED), once)
+        once = redact(value, PHONED)
+        self.assertFalse(PHONED.is_about(once))
+        self.assertEqual(redact(once, PHONED), once)
 
 
 class AgreementTests(SynchronousTestCase):
     def test_the_database_keeps_the_same_members(self) -> None:
         sql = (documents.ROOT / "sql/main/011_erasure.sql").read_text("utf-8")
         (listed,) = re.findall(r"'\{([a-z,]+)\}'::text\[\]", sql)
-        self.assertEqual(frozenset(listed.split(",")), erasure.KEPT)
+        self.assertEqual(frozenset(listed.split(",")), erasure.KEPT_MEMBERS)

@@ -44,8 +44,8 @@ class RereadTests(SynchronousTestCase):
         typed = "06 12 34 56 78"
         stored, right = phones.normalise(typed, "GB"), phones.normalise(typed, "FR")
         self.assertEqual((stored, right), ("+44612345678", "+33612345678"))
-        self.assertEqual(phones.reread(stored, "GB", "FR"), right)
+        self.assertEqual(phones.reinterpret(stored, "GB", "FR"), right)
 
     def test_a_number_with_a_country_code_stays_what_it_is(self) -> None:
         for number in ("+33612345678", "+4915112345678", "+447700900123"):
-            self.assertIsNone(phones.reread(number, "GB", "FR"), number)
+            self.assertIsNone(phones.reinterpret(number, "GB", "FR"), number)

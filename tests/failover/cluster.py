@@ -20,7 +20,7 @@ from attrs import define, field
 from psycopg2.extensions import make_dsn
 
 from posd.testing.account import SystemAccount, environment
-from posd.testing.kept import Kept
+from posd.testing.kept import KeptProcess
 from tests.failover.configuration import DIRECT, MACHINES, Place, shown, superuser
 from tests.failover.programs import Programs
 
@@ -32,13 +32,13 @@ class ClusterFailed(Exception):
     """The cluster is not what it should be by now; the text ends with the logs."""
 
 
-def _start(folder: Path, account: SystemAccount, *command: str, **environ: str) -> Kept:
+def _start(folder: Path, account: SystemAccount, *command: str, **environ: str) -> KeptProcess:
     """Start a program; `folder` is for its log."""
     # What libpq looks for at home need not be readable for the account.
-    return Kept.start(folder, account, "TERM", command, {"HOME": str(folder), **environ})
+    return KeptProcess.start(folder, account, "TERM", command, {"HOME": str(folder), **environ})
 
 
-def _end(program: Kept, how: signal.Signals = signal.SIGTERM) -> None:
+def _end(program: KeptProcess, how: signal.Signals = signal.SIGTERM) -> None:
     if not program.end(how):
         program.end(signal.SIGKILL)
 
@@ -51,8 +51,8 @@ class Machine:
     place: Place
     folder: Path
     _programs: Programs
-    _etcd: Kept | None = None
-    _patroni: Kept | None = None
+    _etcd: KeptProcess | None = None
+    _patroni: KeptProcess | None = None
 
     @property
     def name(self) -> str:
@@ -146,7 +146,7 @@ class Cluster:
     folder: Path
     machines: list[Machine]
     _programs: Programs
-    _proxies: dict[str, Kept] = field(init=False, factory=dict)
+    _proxies: dict[str, KeptProcess] = field(init=False, factory=dict)
 
     @classmethod
     def start(cls, programs: Programs, folder: Path) -> Self:

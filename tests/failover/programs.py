@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.testing.account import SystemAccount, open_to_all, within_reach
+from posd.testing.account import SystemAccount, accessible_binaries, make_accessible
 from posd.testing.binaries import NoServer, preferred_binaries
 from tests import debian
 from tests.debian import Missing
@@ -42,7 +42,7 @@ class Programs:
 
     @classmethod
     def gather(cls, folder: Path) -> Programs:
-        """Find all, and install in `folder` what has to be installed. Raises `Missing`."""
+        """Find all, and install in `folder` what has to be installed. Raises `NotFoundResource`."""
         account = SystemAccount.for_postgresql()
         etcd = debian.program("etcd", "etcd-server")
         try:
@@ -50,7 +50,7 @@ class Programs:
         except NoServer as error:
             raise Missing(str(error)) from error
         if not account.can_enter(binaries.path.resolve().parent):
-            binaries = within_reach(binaries, folder)
+            binaries = accessible_binaries(binaries, folder)
         for name in ("pg_ctl", "pg_basebackup", "pg_rewind", "pg_controldata"):
             if not (binaries.path / name).exists():
                 raise Missing(f"{binaries.path} has no {name}")
@@ -99,7 +99,9 @@ def _interpreters(account: SystemAccount) -> Iterator[str]:
     paths = (os.environ.get("PATH", ""), os.defpath)
     found = (shutil.which(name, path=path) for path in paths for name in names)
     for python in (sys.executable, *found):
-        if python is None or not (account.is_ours or open_to_all(Path(python).resolve().parent)):
+        if python is None or not (
+            account.is_ours or make_accessible(Path(python).resolve().parent)
+        ):
             continue
         if subprocess.run([python, "-c", _RECENT], capture_output=True).returncode == 0:
             yield python

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.integration.harness import TWISTD, Daemon, Shop
 from tests.integration.load import Load
 from tests.integration.wire import Ended, Refused, Till
@@ -27,7 +27,7 @@ class ChaosCase(SynchronousTestCase):
     """A shop `kitchen` on a durable server that is only this test's."""
 
     def setUp(self) -> None:
-        self.server = Server.start(durable=True)
+        self.server = PostgresServer.start(durable=True)
         self.addCleanup(self.server.stop)
         self.shop = Shop.open([SLUG], server=self.server)
         self.addCleanup(self.shop.close)

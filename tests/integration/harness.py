@@ -35,8 +35,8 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from posd.database import migrations
 from posd.database import provisioning as provision
 from posd.security import private_ca as certificates
-from posd.testing.ports import Reservation, reserve
-from posd.testing.postgres import Server, test_server
+from posd.testing.ports import PortReservation, reserve
+from posd.testing.postgres import PostgresServer, test_server
 from tests.integration import forked
 
 ROOT = forked.ROOT
@@ -61,14 +61,16 @@ class Shop:
     dsn: str
     folder: Path
     ca: Path
-    server: Server | None = None
+    server: PostgresServer | None = None
     _certificate: Path = field(kw_only=True)
     _private_key: Path = field(kw_only=True)
     _shared: bool = field(kw_only=True)
     _daemons: list[Daemon] = field(init=False, factory=list)
 
     @classmethod
-    def open(cls, tenants: Sequence[str] = ("kitchen",), *, server: Server | None = None) -> Self:
+    def open(
+        cls, tenants: Sequence[str] = ("kitchen",), *, server: PostgresServer | None = None
+    ) -> Self:
         """Make a database with these tenants: on the tests' server, or on one of the caller's."""
         if server is None:
             shared = test_server()
@@ -86,7 +88,7 @@ class Shop:
         dsn: str,
         tenants: Sequence[str],
         *,
-        server: Server | None = None,
+        server: PostgresServer | None = None,
         shared: bool = False,
     ) -> Self:
         """Make these tenants in a database that is posd's already. A `shared` one goes with the shop."""
@@ -335,4 +337,4 @@ def free_port() -> int:
     return _reserved[-1].number
 
 
-_reserved: list[Reservation] = []
+_reserved: list[PortReservation] = []

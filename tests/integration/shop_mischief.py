@@ -17,7 +17,7 @@ from attrs import define, field
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from posd.database import adopting, migrations
-from posd.database.adoption import Choices
+from posd.database.adoption_rules import AdoptionOptions
 from posd.errors import SchemaError
 from tests.integration.harness import Shop
 
@@ -111,7 +111,7 @@ class Mischief:
 
     def adopt(self) -> None:
         with closing(migrations.connect(self.scene.dsn)) as connection, suppress(SchemaError):
-            adopting.adopt(connection, self.slug, Choices(unique_ids=True))
+            adopting.adopt(connection, self.slug, AdoptionOptions(unique_ids=True))
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._work, daemon=True)

@@ -15,7 +15,7 @@ from attrs import evolve
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from posd.database import migrations
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.failover.verdict import Verdict
 from tests.integration.chaos_case import LIMITS, SLUG, ChaosCase
 from tests.integration.harness import Daemon, Reply, Shop, free_port
@@ -26,7 +26,9 @@ from tests.integration.wire import Till
 from tests.integration.wire_case import until
 
 
-def query(server: Server, sql: str, *parameters: object, dbname: str = "postgres") -> list[Any]:
+def query(
+    server: PostgresServer, sql: str, *parameters: object, dbname: str = "postgres"
+) -> list[Any]:
     """Run a statement as the superuser of this very server; its rows, if it has any."""
     with closing(psycopg2.connect(server.dsn(dbname))) as connection:
         connection.autocommit = True
@@ -35,7 +37,7 @@ def query(server: Server, sql: str, *parameters: object, dbname: str = "postgres
             return cursor.fetchall() if cursor.description else []
 
 
-def configure(server: Server, name: str, value: str) -> None:
+def configure(server: PostgresServer, name: str, value: str) -> None:
     query(server, f"ALTER SYSTEM SET {name} = '{value}'")
     query(server, "SELECT pg_reload_conf()")
 
@@ -50,7 +52,7 @@ class FailoverCase(ChaosCase):
         ports = (free_port(), free_port())
         # What is told to be committed is in the kernel at least; nobody cuts the power here.
         confirmed = {"synchronous_commit": "on", "listen_addresses": "127.0.0.1"}
-        self.server = Server.start(settings={**confirmed, "port": str(ports[0])})
+        self.server = PostgresServer.start(settings={**confirmed, "port": str(ports[0])})
         self.addCleanup(self.server.stop)
         self.shop = Shop.open([SLUG], server=self.server)
         self.addCleanup(self.shop.close)

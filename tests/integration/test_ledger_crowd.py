@@ -10,10 +10,10 @@ from attrs import define, field, frozen
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
-from posd.database.link import Link
+from posd.database.reconnecting import ReconnectingConnection
 from posd.errors import BadRequest, Unavailable
 from posd.store import giftcards, loyalty
-from posd.store.ledgers import Cause
+from posd.store.ledgers import MovementCause
 from tests.database_case import REACTOR, begin, until
 from tests.store_case import KITCHEN, StoreCase
 
@@ -34,26 +34,26 @@ class Moved(Protocol):
 class Call:
     """Something to spend, and the key under which it is spent once."""
 
-    cause: Cause
+    cause: MovementCause
     amount: int
 
 
-Spend = Callable[[Link, Call], Awaitable[Moved]]
+Spend = Callable[[ReconnectingConnection, Call], Awaitable[Moved]]
 
 
-async def spend_money(link: Link, call: Call) -> Moved:
-    return await giftcards.deduct(link, KITCHEN, CARD, call.amount, call.cause)
+async def spend_money(connection: ReconnectingConnection, call: Call) -> Moved:
+    return await giftcards.deduct(connection, KITCHEN, CARD, call.amount, call.cause)
 
 
-async def spend_points(link: Link, call: Call) -> Moved:
-    return await loyalty.redeem(link, KITCHEN, ANN, call.amount, call.cause)
+async def spend_points(connection: ReconnectingConnection, call: Call) -> Moved:
+    return await loyalty.redeem(connection, KITCHEN, ANN, call.amount, call.cause)
 
 
 @define(eq=False)
 class Till:
     """A till that asks again with the same key until it has an answer."""
 
-    link: Link
+    connection: ReconnectingConnection
     calls: list[Call]
     answers: dict[Call, int | None] = field(factory=dict)
     """The transaction of each call; None where there was not enough."""
@@ -69,14 +69,14 @@ class Till:
     async def _insist(self, spend: Spend, call: Call) -> None:
         while True:
             try:
-                number: int | None = (await spend(self.link, call)).transaction_id
+                number: int | None = (await spend(self.connection, call)).transaction_id
             except BadRequest:
                 number = None
             except Unavailable:
                 self.retries += 1
                 # The link is told of its end after those who were using it.
                 await deferLater(REACTOR, 0)
-                await until(lambda: self.link.up, "the till is connected")
+                await until(lambda: self.connection.up, "the till is connected")
                 continue
             first = self.answers.setdefault(call, number)
             assert first == number, (first, number)
@@ -89,15 +89,17 @@ class CrowdTests(StoreCase):
     async def crowd(self, dice: random.Random) -> list[Till]:
         tills = []
         for number in range(TILLS):
-            link = Link(REACTOR, self.dsn, name=NAME, statement_timeout=5.0, quiet=True)
-            link.startService()
-            self.addCleanup(link.stopService)
+            connection = ReconnectingConnection(
+                REACTOR, self.dsn, name=NAME, statement_timeout=5.0, quiet=True
+            )
+            connection.startService()
+            self.addCleanup(connection.stopService)
             calls = [
-                Call(Cause(f"device {number}", f"k{each}"), dice.randint(1, 9))
+                Call(MovementCause(f"device {number}", f"k{each}"), dice.randint(1, 9))
                 for each in range(CALLS)
             ]
-            tills.append(Till(link, calls))
-        await until(lambda: all(till.link.up for till in tills), "all tills are connected")
+            tills.append(Till(connection, calls))
+        await until(lambda: all(till.connection.up for till in tills), "all tills are connected")
         return tills
 
     async def trade(self, spend: Spend) -> list[Till]:
@@ -118,7 +120,7 @@ class CrowdTests(StoreCase):
                     ") AS victim",
                     NAME,
                 )
-                dice.choice(tills).link.drop()
+                dice.choice(tills).connection.drop()
 
         await gatherResults([begin(till.trade(spend, cut)) for till in tills])
         return tills
@@ -143,7 +145,9 @@ class CrowdTests(StoreCase):
         self.assertLess(left, min(wanted))
 
     async def test_of_a_card_exactly_what_was_on_it_is_spent(self) -> None:
-        await giftcards.purchase(await self.session(), KITCHEN, CARD, MONEY, Cause("platform"))
+        await giftcards.purchase(
+            await self.executor(), KITCHEN, CARD, MONEY, MovementCause("platform")
+        )
         tills = await self.trade(spend_money)
         spent = self.admin.rows(
             "SELECT principal, idempotency_key, id, amount::integer"
@@ -153,7 +157,7 @@ class CrowdTests(StoreCase):
 
     async def test_of_an_account_exactly_what_was_on_it_is_redeemed(self) -> None:
         await loyalty.add(
-            await self.session(), KITCHEN, ANN, MONEY, Cause("platform"), joining=True
+            await self.executor(), KITCHEN, ANN, MONEY, MovementCause("platform"), joining=True
         )
         tills = await self.trade(spend_points)
         spent = self.admin.rows(

@@ -20,7 +20,7 @@ from posd.security import private_ca
 from tests.integration import forked
 from tests.integration.harness import Daemon, Shop
 from tests.integration.wire_case import until
-from tests.odd_certificates import odd
+from tests.odd_certificates import issue_odd_certificate
 
 SECONDS = 60.0
 
@@ -47,7 +47,7 @@ def answering(answer: bytes) -> Iterator[int]:
 
 
 @contextmanager
-def believing(made: private_ca.Made) -> Iterator[int]:
+def believing(made: private_ca.IssuedCertificate) -> Iterator[int]:
     """A server that makes one TLS handshake with this certificate; its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made.certificate_path, made.key_path)
@@ -166,9 +166,11 @@ class OtherTests(ListenCase):
 
     def test_certificates_that_are_not_believed(self) -> None:
         name = x509.DNSName("localhost")
-        ended = odd(Path(self.mktemp()), "localhost", [name], datetime(2026, 1, 3, tzinfo=UTC))
+        ended = issue_odd_certificate(
+            Path(self.mktemp()), "localhost", [name], datetime(2026, 1, 3, tzinfo=UTC)
+        )
         other = private_ca.make(Path(self.mktemp()), ["pos.example.com"])
-        nameless = odd(Path(self.mktemp()), "localhost")
+        nameless = issue_odd_certificate(Path(self.mktemp()), "localhost")
         for made, words in (
             (ended, ("has expired", "needs a new certificate")),
             (other, ("another name", "--url")),

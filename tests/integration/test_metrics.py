@@ -9,7 +9,7 @@ from contextlib import closing
 from tests import documents
 from tests.integration.harness import free_port
 from tests.integration.wire_case import WireCase, until
-from tests.scrapes import Series, families, read
+from tests.scrapes import Series, families, read_samples
 from tests.test_docs_metrics import metric_rows
 
 LOCAL = free_port()
@@ -39,7 +39,7 @@ class MetricsTests(WireCase):
             return answer.read().decode()
 
     def scraped(self) -> dict[Series, float]:
-        return read(self.scrape())
+        return read_samples(self.scrape())
 
     def test_an_admin_reads_them_or_anybody_on_a_trusted_listener(self) -> None:
         answered = self.posd.request("GET", "/metrics", key=self.shop.key("admin", None))
@@ -126,7 +126,7 @@ class BalanceTests(WireCase):
         received = "SELECT received_seq FROM dinedesk_main.pos_heads WHERE {mine}"
         until(lambda: self.value(received) == 1, "it was acknowledged")
         key = self.shop.key("admin", None)
-        found = read(self.posd.request("GET", "/metrics", key=key).content.decode())
+        found = read_samples(self.posd.request("GET", "/metrics", key=key).content.decode())
         states = {
             state: found["posd_stream_events", state, self.slug]
             for state in ("acknowledged", "waiting", "expired")

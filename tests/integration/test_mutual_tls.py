@@ -20,7 +20,7 @@ from attrs import define
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.broadcaster import BlockingBroadcaster, Credentials, PublishFailed
-from posd.security.private_ca import Made, make_client
+from posd.security.private_ca import IssuedCertificate, make_client
 from tests.integration.harness import ROOT, Daemon, Shop
 from tests.integration.wire import WAIT, Till
 from tests.integration.wire_case import until
@@ -33,7 +33,7 @@ HOSTS = itertools.count(100)
 class Mutual(Daemon):
     """A posd whose clients show a certificate, unless they want not to."""
 
-    own: Made
+    own: IssuedCertificate
 
     def tls(self) -> ssl.SSLContext:
         context = Daemon.tls(self)
@@ -63,11 +63,11 @@ class MutualCase(SynchronousTestCase):
         self.shop, self.posd = running()
         self.key = self.shop.key()
 
-    def made(self, folder: str, name: str, **how: object) -> Made:
+    def made(self, folder: str, name: str, **how: object) -> IssuedCertificate:
         """A till's certificate, of the authority in a folder."""
         return make_client(self.shop.folder / folder, name, replace=True, **how)  # type: ignore[arg-type]
 
-    def refused(self, made: Made | None, version: ssl.TLSVersion) -> tuple[str, str]:
+    def refused(self, made: IssuedCertificate | None, version: ssl.TLSVersion) -> tuple[str, str]:
         """What a client with this certificate sees, and the line that posd has for it.
 
         Each comes from an address of its own: of one there are only a few lines.

@@ -8,7 +8,7 @@ from contextlib import closing
 import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.cli_runner import posctl
 from tests.integration.harness import Shop
 from tests.integration.wire import Till
@@ -20,7 +20,7 @@ NAME = "Zoë 🍕 O'Neill \\ \" \\' end"
 
 class OddSettingsTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.server = Server.start()
+        self.server = PostgresServer.start()
         self.addCleanup(self.server.stop)
         with closing(psycopg2.connect(self.server.dsn())) as connection:
             connection.autocommit = True

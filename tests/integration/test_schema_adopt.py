@@ -8,7 +8,7 @@ from typing import Any
 
 from posd.database import adopting, migrations
 from posd.database import provisioning as provision
-from posd.database.adoption import NOTHING_CHOSEN, Choices
+from posd.database.adoption_rules import NOTHING_CHOSEN, AdoptionOptions
 from posd.errors import SchemaError
 from tests.schema_case import KITCHEN_SHOP, Client, SchemaCase, add
 
@@ -44,10 +44,10 @@ class AdoptCase(SchemaCase):
         ):
             owner.run(statement)
 
-    def adopt(self, choices: Choices = NOTHING_CHOSEN) -> None:
+    def adopt(self, choices: AdoptionOptions = NOTHING_CHOSEN) -> None:
         adopting.adopt(self.connection, "bistro", choices)
 
-    def refusal(self, choices: Choices = NOTHING_CHOSEN) -> str:
+    def refusal(self, choices: AdoptionOptions = NOTHING_CHOSEN) -> str:
         """What an operator is told who tries to adopt the shop."""
         with self.assertRaises(SchemaError) as raised:
             self.adopt(choices)
@@ -308,7 +308,7 @@ class PartsCase(AdoptCase):
         for statement in statements:
             self.shop.run(statement)
         add(self.connection, "bistro")
-        chosen = Choices(unique_ids=True)
+        chosen = AdoptionOptions(unique_ids=True)
         for grant in re.findall("GRANT .*", self.refusal(chosen)):
             self.shop.run(grant)
         self.adopt(chosen)

@@ -1,6 +1,6 @@
 """A shop that means harm, with all that PostgreSQL lets the owner of some tables do.
 
-What it can do while its tables are read is tried in `tests.database.test_readers`.
+What it can do while its tables are read is tried in `tests.database.test_shop_readers`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.database import migrations
 from posd.database import provisioning as provision
 from posd.testing.binaries import find_binaries
-from posd.testing.server import Server
+from posd.testing.server import PostgresServer
 from tests.documents import ROOT
 from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, Client, Entry, SchemaCase, two_shops
 
@@ -295,7 +295,7 @@ class NotificationTests(SynchronousTestCase):
         fitting = [each for each in find_binaries(os.environ) if each.version >= 17]
         if not fitting:
             raise SkipTest("the size of the queue can be set from PostgreSQL 17 on")
-        with Server.start(fitting[0], settings={"max_notify_queue_pages": "64"}) as server:
+        with PostgresServer.start(fitting[0], settings={"max_notify_queue_pages": "64"}) as server:
             dsn = server.dsn("posd")
             two_shops(dsn)
             listener, kitchen, grill = (

@@ -9,8 +9,8 @@ from typing import Final
 
 import psycopg2
 
-from posd.cli.database import BlockingSession, complete
-from posd.database.adoption import Choices
+from posd.cli.database import BlockingExecutor, run_to_completion
+from posd.database.adoption_rules import AdoptionOptions
 from posd.maintenance import audit, shop_changes
 from posd.values import Tenant
 from tests.integration.test_schema_adopt import SHOP, PartsCase
@@ -49,8 +49,10 @@ class ChangedTests(StrangerCase):
 
     def told(self) -> list[str]:
         """What `posctl doctor` says has changed."""
-        session = BlockingSession(self.connection)
-        return [str(each) for each in complete(shop_changes.changes(session, BISTRO))]
+        executor = BlockingExecutor(self.connection)
+        return [
+            str(each) for each in run_to_completion(shop_changes.table_changes(executor, BISTRO))
+        ]
 
     def test_a_key_that_was_renamed_is_still_noted(self) -> None:
         self.after(("orders", "RENAME id TO reference"), ("order_items", "RENAME order_id TO sale"))
@@ -90,7 +92,7 @@ class ChangedTests(StrangerCase):
         self.shop.run("GRANT SELECT ON dinedesk_bistro.orders TO posd_hook_bistro")
         # What is noted are the lines.
         self.assertEqual(self.sold(7), ["7", "8"])
-        schema = complete(audit.read(BlockingSession(self.connection), BISTRO))
+        schema = run_to_completion(audit.load_schema(BlockingExecutor(self.connection), BISTRO))
         wrong = [each.wrong for each in schema.differences()]
         self.assertEqual(
             sorted(each.row for each in wrong),
@@ -122,13 +124,13 @@ class ChangedTests(StrangerCase):
 
     def test_a_condition_that_fits_no_order_any_more_fails_none(self) -> None:
         self.tables()
-        self.adopt(Choices("status <> 'cart'"))
+        self.adopt(AdoptionOptions("status <> 'cart'"))
         self.order(7)
         self.alter("ALTER status TYPE integer USING 1")
         with self.assertRaisesRegex(psycopg2.errors.InvalidTextRepresentation, "cart"):
             self.contents("7")
         self.assertIn('type integer: "cart"', self.refusal())
-        self.adopt(Choices(""))
+        self.adopt(AdoptionOptions(""))
         self.assertEqual(self.contents("7")["7"]["status"], 1)
 
 

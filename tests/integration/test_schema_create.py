@@ -176,7 +176,7 @@ class RefusalTests(CreateCase):
     def test_while_posctl_changes_schemas_nothing_is_made(self) -> None:
         with (
             closing(migrations.connect(self.dsn)) as connection,
-            migrations.administration(connection),
+            migrations.administer(connection),
         ):
             self.assertIsInstance(self.refused("bistro"), psycopg2.errors.LockNotAvailable)
 

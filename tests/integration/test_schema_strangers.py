@@ -10,7 +10,7 @@ import psycopg2
 
 from posd.database import adopting
 from posd.database import provisioning as provision
-from posd.database.adoption import Choices, Looked
+from posd.database.adoption_rules import AdoptionOptions, StatusSample
 from posd.database.shop_tables import REQUIRED_COLUMNS, USED_COLUMNS
 from tests.documents import ROOT
 from tests.integration.test_schema_adopt import AdoptCase
@@ -187,7 +187,7 @@ class TimeTests(StrangerCase):
         """What is read of a time without a zone."""
         self.tables()
         self.alter("ALTER created_at TYPE timestamp")
-        self.adopt(Choices(timestamps=timestamps))
+        self.adopt(AdoptionOptions(timestamps=timestamps))
         self.order(1)
         self.write("UPDATE orders SET created_at = '2026-07-01 12:00:00'")
         return self.contents("1")["1"]["created_at"]
@@ -223,7 +223,7 @@ class TimeTests(StrangerCase):
 class ConditionTests(StrangerCase):
     def test_an_order_for_which_it_is_not_true_is_marked(self) -> None:
         self.tables()
-        self.adopt(Choices("status <> 'cart' AND waiter LIKE 'T%' -- no carts"))
+        self.adopt(AdoptionOptions("status <> 'cart' AND waiter LIKE 'T%' -- no carts"))
         for key, status, waiter in ((1, "new", "Tom"), (2, "cart", "Tom"), (3, "new", None)):
             self.order(key)
             self.write(
@@ -234,12 +234,12 @@ class ConditionTests(StrangerCase):
             {key: content["passed_over"] for key, content in found.items()},
             {"1": False, "2": True, "3": True},
         )
-        self.adopt(Choices(""))
+        self.adopt(AdoptionOptions(""))
         self.assertNotIn("passed_over", self.contents("2")["2"])
 
     def test_one_that_fails_for_an_order_fails_that_order(self) -> None:
         self.tables()
-        self.adopt(Choices("1 / total_amount > 0"))
+        self.adopt(AdoptionOptions("1 / total_amount > 0"))
         self.order(1)
         self.order(2)
         self.write("UPDATE orders SET total_amount = 0 WHERE id = 1")
@@ -251,20 +251,20 @@ class ConditionTests(StrangerCase):
         self.tables()
         for condition in ("state = 'x'", "status", "status =", "status = 5", "total_amount > 'x'"):
             with self.subTest(condition=condition):
-                self.assertIn("cannot be evaluated", self.refusal(Choices(condition)))
+                self.assertIn("cannot be evaluated", self.refusal(AdoptionOptions(condition)))
         self.order(1)
         self.assertEqual(self.admin.touched(), [])
-        found = adopting.survey(self.connection, "bistro", Choices("state = 'x'"))
-        assert found.looked is not None
-        self.assertEqual((found.looked.orders, found.looked.met), (1, None))
+        found = adopting.survey(self.connection, "bistro", AdoptionOptions("state = 'x'"))
+        assert found.sample is not None
+        self.assertEqual((found.sample.orders, found.sample.met), (1, None))
 
     def test_a_right_on_its_columns_is_asked_for(self) -> None:
         self.tables()
         self.shop.run("REVOKE SELECT ON dinedesk_bistro.orders FROM posd_hook_bistro")
         columns = ", ".join(REQUIRED_COLUMNS["orders"])
         self.shop.run(f"GRANT SELECT ({columns}) ON dinedesk_bistro.orders TO posd_hook_bistro")
-        self.assertIn("permission denied", self.refusal(Choices("waiter IS NULL")))
-        self.adopt(Choices("status IS NOT NULL"))
+        self.assertIn("permission denied", self.refusal(AdoptionOptions("waiter IS NULL")))
+        self.adopt(AdoptionOptions("status IS NOT NULL"))
 
     def test_it_is_looked_at_though_counting_the_orders_takes_too_long(self) -> None:
         self.tables()
@@ -275,12 +275,12 @@ class ConditionTests(StrangerCase):
         )
         self.order(1)
         slow = "dinedesk_bistro.slow(total_amount)"
-        self.assertIn("cannot be evaluated", self.refusal(Choices(f"{slow} AND nothing")))
-        self.adopt(Choices(slow))
+        self.assertIn("cannot be evaluated", self.refusal(AdoptionOptions(f"{slow} AND nothing")))
+        self.adopt(AdoptionOptions(slow))
 
     def test_the_hook_does_not_evaluate_it(self) -> None:
         self.tables()
-        self.adopt(Choices("1 / total_amount > 0"))
+        self.adopt(AdoptionOptions("1 / total_amount > 0"))
         self.shop.run("INSERT INTO dinedesk_bistro.orders VALUES (1, 'cart', 0)")
         self.assertEqual(self.admin.touched(), ["1"])
 
@@ -317,7 +317,7 @@ class RefusalTests(StrangerCase):
 
     def test_an_operator_may_vouch_for_the_ids(self) -> None:
         self.composite()
-        self.adopt(Choices(unique_ids=True))
+        self.adopt(AdoptionOptions(unique_ids=True))
         self.adopt()
 
     def test_row_security_that_may_hide_orders(self) -> None:
@@ -350,7 +350,7 @@ class RefusalTests(StrangerCase):
 class SurveyTests(StrangerCase):
     """What an operator is shown before the tables are hooked."""
 
-    def survey(self, choices: Choices = Choices()) -> adopting.Survey:  # noqa: B008
+    def survey(self, choices: AdoptionOptions = AdoptionOptions()) -> adopting.ShopTablesSurvey:  # noqa: B008
         return adopting.survey(self.connection, "bistro", choices)
 
     def test_statuses_and_the_newest_order_are_read_before_the_hooks_are_there(self) -> None:
@@ -358,10 +358,10 @@ class SurveyTests(StrangerCase):
         for key, status in ((1, "new"), (2, "cart"), (3, "new"), (4, None)):
             self.order(key)
             self.write("UPDATE orders SET status = %s WHERE id = %s", status, key)
-        looked = self.survey().looked
-        assert looked is not None
-        self.assertEqual(looked.statuses, {"new": 2, "cart": 1, None: 1})
-        self.assertIsNotNone(looked.newest)
+        sample = self.survey().sample
+        assert sample is not None
+        self.assertEqual(sample.statuses, {"new": 2, "cart": 1, None: 1})
+        self.assertIsNotNone(sample.newest)
         self.order(5)
         self.assertEqual(self.admin.touched(), [], "nothing was hooked")
 
@@ -369,7 +369,7 @@ class SurveyTests(StrangerCase):
         self.tables()
         self.shop.run("REVOKE ALL ON dinedesk_bistro.orders FROM posd_owner, posd_hook_bistro")
         found = self.survey()
-        self.assertIsNone(found.looked)
+        self.assertIsNone(found.sample)
         self.assertEqual(found.tables["orders"].key, ("id",))
         self.assertTrue(found.refusals)
 
@@ -389,7 +389,7 @@ class SurveyTests(StrangerCase):
         self.write("UPDATE orders SET status = 'Cart'")
         doubts = "\n".join(map(str, self.survey().doubts))
         self.assertIn("""posctl adopt bistro --where "status NOT IN ('Cart')\"""", doubts)
-        chosen = Choices("status NOT IN ('Cart')")
+        chosen = AdoptionOptions("status NOT IN ('Cart')")
         self.assertNotIn("--where", "\n".join(map(str, self.survey(chosen).doubts)))
 
     def test_partitions_and_row_security_are_seen(self) -> None:
@@ -408,7 +408,7 @@ class SurveyTests(StrangerCase):
         self.assertTrue(orders.has_row_security and orders.hides_rows)
         self.assertIn("--unique-ids", "\n".join(map(str, self.survey().refusals)))
 
-    def look(self, body: str) -> Looked | None:
+    def look(self, body: str) -> StatusSample | None:
         """Look at orders whose status is computed by the shop's code."""
         self.tables()
         for statement in (
@@ -427,18 +427,18 @@ class SurveyTests(StrangerCase):
             "INSERT INTO dinedesk_bistro.sales VALUES (1, 'new', 1)",
         ):
             self.shop.run(statement)
-        looked, self.unread = adopting._look(
-            self.connection, provision.tenant_of(self.connection, "bistro"), {}, None
+        sample, self.unread = adopting._sample_orders(
+            self.connection, provision.find_tenant(self.connection, "bistro"), {}, None
         )
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT current_setting('search_path'), current_user = session_user")
             self.assertEqual(cursor.fetchone(), ("pg_catalog, pg_temp", True))
         self.assertEqual(self.shop.value("SELECT count(*) FROM dinedesk_bistro.marks"), 0)
-        return looked
+        return sample
 
     def test_settings_of_the_shops_code_do_not_outlive_the_look(self) -> None:
-        looked = self.look("PERFORM set_config('search_path', 'dinedesk_bistro', false)")
-        self.assertEqual(looked and looked.statuses, {"x": 1})
+        sample = self.look("PERFORM set_config('search_path', 'dinedesk_bistro', false)")
+        self.assertEqual(sample and sample.statuses, {"x": 1})
 
     def test_the_shops_code_writes_nothing(self) -> None:
         self.assertIsNone(self.look("INSERT INTO dinedesk_bistro.marks VALUES (1)"))

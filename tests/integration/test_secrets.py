@@ -14,7 +14,7 @@ import psycopg2
 from psycopg2.extensions import make_dsn
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.cli_runner import posctl
 from tests.integration.canaries import Canaries
 from tests.integration.harness import Shop
@@ -47,7 +47,7 @@ class Scene:
 
     def __init__(self) -> None:
         # One's own, since its log is looked at; the daemon comes as the role that it has in a shop.
-        self.server = Server.start()
+        self.server = PostgresServer.start()
         atexit.register(self.server.stop)
         self.shop = Shop.open(["kitchen", "grill"], server=self.server)
         atexit.register(self.shop.close)

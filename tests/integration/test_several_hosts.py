@@ -6,7 +6,7 @@ import socket
 import time
 from typing import Any
 
-from posd.testing.postgres import Server
+from posd.testing.postgres import PostgresServer
 from tests.integration.chaos_case import SLUG, ChaosCase, report
 from tests.integration.harness import Shop, free_port
 from tests.integration.wire_case import until
@@ -27,8 +27,8 @@ class SeveralHostsTests(ChaosCase):
         self.addCleanup(self.shop.close)
         self.key = self.shop.key()
 
-    def new_server(self, port: int, **settings: str) -> Server:
-        server = Server.start(
+    def new_server(self, port: int, **settings: str) -> PostgresServer:
+        server = PostgresServer.start(
             durable=True,
             settings={"listen_addresses": "127.0.0.1", "port": str(port), **settings},
         )

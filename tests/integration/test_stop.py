@@ -14,7 +14,7 @@ from tests.integration.harness import Daemon
 from tests.integration.postgres_proxy import Proxy
 from tests.integration.wire_case import until
 
-LONGEST = service._LAST_RESORT_SECONDS + 20
+LONGEST = service._FORCED_EXIT_SECONDS + 20
 """Seconds. A stop that nothing holds up takes less than one."""
 
 

@@ -6,9 +6,9 @@ from contextlib import closing
 
 import psycopg2
 
-from posd.cli.database import Snapshot, complete
+from posd.cli.database import SnapshotQuerier, run_to_completion
 from posd.maintenance import account_numbers
-from posd.store.audit import Found
+from posd.store.audit import CheckOutcome
 from tests.maintenance.doctor.test_database import DatabaseCase
 from tests.store_case import KITCHEN
 
@@ -16,15 +16,17 @@ INSERT = "INSERT INTO dinedesk_kitchen.loyalty_accounts (phone) VALUES ('{}')"
 
 
 class AccountNumberTests(DatabaseCase):
-    def unfound(self, *statements: str, most: int = 10) -> Found:
+    def unfound(self, *statements: str, most: int = 10) -> CheckOutcome:
         with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
-            return complete(account_numbers.unfound(Snapshot(connection), KITCHEN, most))
+            return run_to_completion(
+                account_numbers.unreachable_accounts(SnapshotQuerier(connection), KITCHEN, most)
+            )
 
     def test_numbers_as_posd_writes_them_are_found(self) -> None:
         numbers = ("+447700900123", "+33612345678")
-        self.assertEqual(self.unfound(*map(INSERT.format, numbers)), Found(0, []))
+        self.assertEqual(self.unfound(*map(INSERT.format, numbers)), CheckOutcome(0, []))
 
     def test_a_number_that_is_written_otherwise_is_named_by_its_account_alone(self) -> None:
         found = self.unfound(INSERT.format("+447700900123"), INSERT.format("+4407700900123"))

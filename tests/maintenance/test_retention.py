@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from twisted.logger import capturedLogs
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.errors import Unavailable
 from posd.maintenance import retention as module
 from posd.maintenance.retention import Retention
@@ -27,7 +27,7 @@ class RetentionTests(StoreCase):
     async def retention(self, seconds: float = MONTH, *, runs: bool = True) -> Retention:
         """One that looks when it is told to, and rests hardly at all between two batches."""
         self.patch(module, "_PAUSE_SECONDS", 0.001)
-        self.database = Database(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        self.database = Pool(REACTOR, self.dsn, size=2, statement_timeout=5.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
         await self.database.when_up()
@@ -86,13 +86,13 @@ class RetentionTests(StoreCase):
     async def test_while_another_node_prunes_this_one_does_not(self) -> None:
         self.overdue()
         retention, other = await self.retention(), uuid4()
-        await store.lease(self.database, other, 60)
+        await store.renew_lease(self.database, other, 60)
         await retention.look()
         self.assertEqual(self.admin.rows(LOGS), [(5, 5)])
-        await store.leave(self.database, other)
+        await store.release_lease(self.database, other)
         await retention.look()
         self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
-        self.assertTrue(await store.lease(self.database, other, 60), "it lets others")
+        self.assertTrue(await store.renew_lease(self.database, other, 60), "it lets others")
 
     async def test_a_tenant_that_cannot_be_pruned_is_told_of_once_and_stops_no_other(self) -> None:
         self.overdue()
@@ -197,6 +197,8 @@ class RetentionTests(StoreCase):
         retention = await self.retention(runs=False)
         await retention.look()
         self.assertEqual(sum(self.admin.rows(LOGS)[0]), 9, "the batch that was begun, and no other")
-        self.assertTrue(await store.lease(self.database, uuid4(), 60), "another node may go on")
+        self.assertTrue(
+            await store.renew_lease(self.database, uuid4(), 60), "another node may go on"
+        )
         retention.startService()
         await retention.stopService()

@@ -19,7 +19,9 @@ class ListTests(SynchronousTestCase):
         self.addCleanup(test_server().drop_database, dsn)
         written = structure.FILE.read_text("utf-8")
         self.assertEqual(
-            structure.text(structure.made(dsn)), written, "run python -m tests.structure"
+            structure.structure_text(structure.describe_database(dsn)),
+            written,
+            "run python -m tests.structure",
         )
 
 
@@ -174,7 +176,7 @@ class DamageTests(SchemaCase):
         )
 
     def test_a_schema_that_is_too_old_is_all_that_is_said_of_a_tenant(self) -> None:
-        newest = migrations.expected()["tenant"][-1]
+        newest = migrations.expected_files()["tenant"][-1]
         (found,) = self.audited(
             f"DELETE FROM schema_versions WHERE file = '{newest}' AND schema_name = 'dinedesk_kitchen'",
             "DELETE FROM pos_events",

@@ -10,9 +10,9 @@ from typing import Any, cast
 import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.cli.database import Snapshot, complete
+from posd.cli.database import SnapshotQuerier, run_to_completion
 from posd.maintenance import shop_changes
-from posd.maintenance.doctor import State
+from posd.maintenance.doctor import CheckState
 from tests.cli_runner import execute, posctl
 from tests.maintenance.doctor.test_database import DatabaseCase
 from tests.store_case import KITCHEN
@@ -24,7 +24,7 @@ class ClockTests(SynchronousTestCase):
     def judged(self, minutes: float, timezone: str, timestamps: str, count: int = 3) -> str | None:
         """The verdict on orders that were published so long after they were made."""
         orders = [(NOON - timedelta(minutes=minutes), NOON)] * count
-        return shop_changes.judged(orders, timezone, timestamps)
+        return shop_changes.judge_timestamps(orders, timezone, timestamps)
 
     def test_orders_that_are_off_by_the_time_zone_are_read_by_the_wrong_clock(self) -> None:
         self.assertEqual(self.judged(120, "Europe/Paris", "local"), "utc")
@@ -50,7 +50,9 @@ class ChangeCase(DatabaseCase):
         with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
-            found = complete(shop_changes.changes(Snapshot(connection), KITCHEN))
+            found = run_to_completion(
+                shop_changes.table_changes(SnapshotQuerier(connection), KITCHEN)
+            )
         return [str(each) for each in found]
 
 
@@ -91,7 +93,7 @@ class ChangeTests(ChangeCase):
                     self.assertIn(said, found)
 
     def test_the_doctor_names_it_with_what_to_do(self) -> None:
-        line = self.only("tables", State.FAULT, f"{self.ORDERS} ALTER tax TYPE text")
+        line = self.only("tables", CheckState.FAULT, f"{self.ORDERS} ALTER tax TYPE text")
         self.assertEqual(line.what, "dinedesk_kitchen: orders.tax was numeric and is text")
         self.assertIn("posctl adopt kitchen", str(line.remedy))
 
@@ -111,7 +113,7 @@ class ChangeTests(ChangeCase):
     def test_the_doctor_compares_the_times_of_orders_with_the_clock(self) -> None:
         line = self.only(
             "tables",
-            State.WARNING,
+            CheckState.WARNING,
             "UPDATE dinedesk_main.tenants SET timezone = 'Asia/Tokyo', default_region = 'JP' WHERE id = 1",
             f"{self.ORDERS} ALTER created_at TYPE timestamp",
             "UPDATE dinedesk_main.pos_adoptions SET timestamps = 'local',"

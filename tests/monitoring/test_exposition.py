@@ -11,12 +11,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import __version__
-from posd.config.model import Config, Database
-from posd.daemon.wiring import Parts
-from posd.monitoring.counters import Instruments
-from posd.monitoring.exposition import READINGS, Metrics
+from posd.config.model import Config, DatabaseConfig
+from posd.daemon.wiring import Application
+from posd.monitoring.counters import Counters
+from posd.monitoring.exposition import READING_HELP, MetricsExposition
 from posd.monitoring.tenant_survey import MOST_TENANTS
-from tests.scrapes import Series, read
+from tests.scrapes import Series, read_samples
 
 
 async def nothing() -> Sequence[Metric]:
@@ -26,15 +26,15 @@ async def nothing() -> Sequence[Metric]:
 class MetricsTests(SynchronousTestCase):
     def scraped(self, **more: Any) -> dict[Series, float]:
         """Values by name and labels."""
-        self.instruments = Instruments()
+        self.counters = Counters()
         default: dict[str, Any] = {
             "readings": {"database_up": lambda: True, "ready": lambda: False},
-            "counted": self.instruments.registry,
+            "counted": self.counters.registry,
             "connections": lambda: {"kitchen": 2},
             "survey": nothing,
         }
-        metrics = Metrics(**(default | more))
-        return read(self.successResultOf(Deferred.fromCoroutine(metrics.text())).decode())
+        metrics = MetricsExposition(**(default | more))
+        return read_samples(self.successResultOf(Deferred.fromCoroutine(metrics.text())).decode())
 
     def test_it_has_the_node_and_its_tills(self) -> None:
         found = self.scraped()
@@ -71,5 +71,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(sum(name == "posd_connections" for name, *_ in found), MOST_TENANTS)
 
     def test_a_posd_is_asked_everything_that_has_a_meaning(self) -> None:
-        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
-        self.assertEqual(parts.metrics().readings.keys(), READINGS.keys())
+        parts = Application(
+            MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+        )
+        self.assertEqual(parts.metrics().readings.keys(), READING_HELP.keys())

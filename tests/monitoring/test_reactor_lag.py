@@ -5,14 +5,14 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.monitoring.reactor_lag import Lag
+from posd.monitoring.reactor_lag import ReactorLag
 
 
 class LagTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.late: list[float] = []
-        self.lag = Lag(self.clock, self.late.append)
+        self.lag = ReactorLag(self.clock, self.late.append)
         self.lag.startService()
 
     def test_a_reactor_that_is_in_time_is_not_late(self) -> None:
@@ -33,7 +33,7 @@ class LagTests(SynchronousTestCase):
             if len(late) == 1:
                 raise RuntimeError("no room for a number")
 
-        lag = Lag(self.clock, fails_once)
+        lag = ReactorLag(self.clock, fails_once)
         lag.startService()
         self.clock.pump([0.5, 0.5])
         self.assertEqual(late, [0.0, 0.0])

@@ -14,11 +14,11 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unavailable
-from posd.monitoring.tenant_survey import MOST_TENANTS, Survey
-from posd.store.survey import Shop, TenantSurvey
-from tests.scrapes import Series, counted
+from posd.monitoring.tenant_survey import MOST_TENANTS, TenantSurvey
+from posd.store.survey import ShopSurvey, TenantSurveyRow
+from tests.scrapes import Series, nonzero_samples
 
-KITCHEN = TenantSurvey(
+KITCHEN = TenantSurveyRow(
     "kitchen",
     published=307,
     acknowledged=290,
@@ -26,7 +26,9 @@ KITCHEN = TenantSurvey(
     undelivered=7,
     outbox_rows=3,
     oldest_outbox=0.5,
-    shop=Shop(waiting=7, oldest_unacked=12.0, unprinted=2, oldest_unprinted=600.0, prints=True),
+    shop=ShopSurvey(
+        waiting=7, oldest_unacked=12.0, unprinted=2, oldest_unprinted=600.0, prints=True
+    ),
 )
 
 
@@ -45,9 +47,9 @@ class SurveyTests(SynchronousTestCase):
         self.asked: list[int] = []
         self.seconds = 0.0
         self.away = False
-        self.survey = Survey(self.read, self.clock, lambda: 1000.0)
+        self.survey = TenantSurvey(self.read, self.clock, lambda: 1000.0)
 
-    async def read(self, most: int) -> Sequence[TenantSurvey]:
+    async def read(self, most: int) -> Sequence[TenantSurveyRow]:
         if self.away:
             raise Unavailable("The database is away.")
         self.asked.append(most)
@@ -59,7 +61,7 @@ class SurveyTests(SynchronousTestCase):
         families = self.successResultOf(Deferred.fromCoroutine(self.survey.families()))
         registry = CollectorRegistry()
         registry.register(Read(families))
-        return counted(registry)
+        return nonzero_samples(registry)
 
     def test_it_has_how_each_tenant_stands(self) -> None:
         self.assertEqual(
@@ -113,13 +115,13 @@ class SurveyTests(SynchronousTestCase):
         self.assertEqual(len(self.asked), 2)
 
     def test_two_scrapes_at_once_ask_once(self) -> None:
-        waiting: Deferred[Sequence[TenantSurvey]] = Deferred()
+        waiting: Deferred[Sequence[TenantSurveyRow]] = Deferred()
 
-        async def slowly(most: int) -> Sequence[TenantSurvey]:
+        async def slowly(most: int) -> Sequence[TenantSurveyRow]:
             self.asked.append(most)
             return await waiting
 
-        self.survey = Survey(slowly, self.clock)
+        self.survey = TenantSurvey(slowly, self.clock)
         both = [Deferred.fromCoroutine(self.survey.families()) for _ in range(2)]
         waiting.callback([KITCHEN])
         for each in both:

@@ -10,21 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.protocol.cursor import Cursor, resume
-from posd.values import Head, Opening, Position, Resync, Seq
+from posd.protocol.cursor import SubscriptionCursor, resume
+from posd.values import Position, Resync, Seq, SessionStart, StreamHead
 
 THIS = UUID("5a1c2e00-0000-4000-8000-000000000001")
 OTHER = UUID("5a1c2e00-0000-4000-8000-000000000002")
 
-HEAD = Head(7, THIS, last_seq=100, pruned_seq=20)
-STRANGER = Opening(HEAD, acked=None, legacy=False, at=datetime(2026, 11, 22, tzinfo=UTC))
+HEAD = StreamHead(7, THIS, last_seq=100, pruned_seq=20)
+STRANGER = SessionStart(HEAD, acked=None, legacy=False, at=datetime(2026, 11, 22, tzinfo=UTC))
 NAMED = evolve(STRANGER, acked=60)
 LEGACY = evolve(NAMED, legacy=True)
 
 
 class CursorTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.cursor = Cursor(10, legacy=False)
+        self.cursor = SubscriptionCursor(10, legacy=False)
 
     def test_an_acknowledgement_covers_everything_before_it(self) -> None:
         self.assertEqual(self.cursor.acknowledge(15), 15)
@@ -41,7 +41,7 @@ class CursorTests(SynchronousTestCase):
         self.assertEqual(self.cursor.acknowledge(11), 13)
 
     def test_what_was_refused_on_an_earlier_connection_is_passed_like_what_is_now(self) -> None:
-        cursor = Cursor(10, False, frozenset({12, 14}))
+        cursor = SubscriptionCursor(10, False, frozenset({12, 14}))
         self.assertEqual([cursor.acknowledge(11), cursor.refuse(13)], [12, 14])
 
     def test_refusing_what_is_stored_changes_nothing(self) -> None:
@@ -51,28 +51,33 @@ class CursorTests(SynchronousTestCase):
     def test_a_word_on_another_road_counts_like_one_on_this(self) -> None:
         self.cursor.refuse(16)
         self.assertEqual(
-            [self.cursor.hear(12), self.cursor.hear(15), self.cursor.hear(9)], [12, 16, 16]
+            [
+                self.cursor.acknowledge_elsewhere(12),
+                self.cursor.acknowledge_elsewhere(15),
+                self.cursor.acknowledge_elsewhere(9),
+            ],
+            [12, 16, 16],
         )
 
     def test_there_a_legacy_terminal_vouches_for_what_it_says_alone(self) -> None:
-        cursor = Cursor(10, legacy=True)
-        self.assertEqual(cursor.hear(7), 7)
+        cursor = SubscriptionCursor(10, legacy=True)
+        self.assertEqual(cursor.acknowledge_elsewhere(7), 7)
         self.assertFalse(cursor.legacy)
         self.assertEqual(cursor.acknowledge(9), 9)
 
     def test_the_first_word_makes_it_one_that_is_relied_on(self) -> None:
-        cursor = Cursor(10, legacy=True)
+        cursor = SubscriptionCursor(10, legacy=True)
         self.assertEqual(cursor.acknowledge(12), 12)
         self.assertFalse(cursor.legacy)
 
     def test_the_first_word_does_not_go_back_behind_the_beginning(self) -> None:
-        for speak in (Cursor.acknowledge, Cursor.refuse):
-            cursor = Cursor(10, legacy=True)
+        for speak in (SubscriptionCursor.acknowledge, SubscriptionCursor.refuse):
+            cursor = SubscriptionCursor(10, legacy=True)
             self.assertEqual(speak(cursor, 5), 10)
 
     @given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=60))
     def test_everything_up_to_it_was_stored_or_refused(self, words: list[tuple[bool, Seq]]) -> None:
-        cursor, done, before = Cursor(0, legacy=False), {0}, 0
+        cursor, done, before = SubscriptionCursor(0, legacy=False), {0}, 0
         for refused, seq in words:
             now = cursor.refuse(seq) if refused else cursor.acknowledge(seq)
             done |= {seq} if refused else set(range(seq + 1))
@@ -93,9 +98,9 @@ class ResumeTests(SynchronousTestCase):
         self.assertEqual(resume(NAMED, None), (60, None))
 
     def test_whoever_asks_goes_on_from_there(self) -> None:
-        for opening in (STRANGER, LEGACY, NAMED):
-            self.assertEqual(resume(opening, Position(50)), (50, None))
-            self.assertEqual(resume(opening, Position(80, THIS)), (80, None))
+        for session_start in (STRANGER, LEGACY, NAMED):
+            self.assertEqual(resume(session_start, Position(50)), (50, None))
+            self.assertEqual(resume(session_start, Position(80, THIS)), (80, None))
 
     def test_the_head_itself_is_a_position(self) -> None:
         self.assertEqual(resume(STRANGER, Position(100)), (100, None))

@@ -41,4 +41,6 @@ class DialectTests(SynchronousTestCase):
         )
 
     def test_only_where_proxies_forget_is_silence_limited(self) -> None:
-        self.assertEqual((WEBSOCKET.silence, SERVER_SENT.silence), (float("inf"), 15.0))
+        self.assertEqual(
+            (WEBSOCKET.keepalive_seconds, SERVER_SENT.keepalive_seconds), (float("inf"), 15.0)
+        )

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import InvalidMessage, NumberOutOfRange
+from posd.protocol.json_literals import plain_number, timestamp
 from posd.protocol.jsontext import (
     DEPTH,
     decode,
-    decode_in_pieces,
+    decode_in_steps,
     decode_stored,
     encode,
     needs_repair,
-    not_numbers,
+    unrepresentable_numbers,
 )
-from posd.protocol.literals import plain_number, timestamp
-from posd.protocol.surrogates import repair_in_pieces
+from posd.protocol.surrogates import repair_in_steps
 
 decimals = st.builds(
     lambda sign, digits, exponent: Decimal((sign, digits, exponent)),
@@ -117,8 +117,8 @@ class DecodeTests(SynchronousTestCase):
     def test_a_byte_order_mark_before_it_is_ignored(self) -> None:
         self.assertEqual(decode(b'\xef\xbb\xbf{"a":"\xef\xbb\xbf"}'), {"a": "\ufeff"})
         self.assertEqual(decode('\ufeff{"a":1}'), {"a": 1})
-        self.assertEqual(not_numbers(b'\xef\xbb\xbf{"a":NaN}'), {"a"})
-        pieces = decode_in_pieces(b"\xef\xbb\xbf[1]")
+        self.assertEqual(unrepresentable_numbers(b'\xef\xbb\xbf{"a":NaN}'), {"a"})
+        pieces = decode_in_steps(b"\xef\xbb\xbf[1]")
         with self.assertRaises(StopIteration) as ended:
             while True:
                 next(pieces)
@@ -200,7 +200,7 @@ class DecodeTests(SynchronousTestCase):
         for number in ("NaN", "Infinity", "-Infinity", "1e40", "-1e999999999", "9" * 3000):
             text = f'{{"a":{number},"b":1e39,"c":[1],"d":"{number}","e":0.5}}'.encode()
             self.assertRaises(InvalidMessage, decode, text)
-            self.assertEqual(not_numbers(text), {"a"}, number)
+            self.assertEqual(unrepresentable_numbers(text), {"a"}, number)
 
     def test_but_not_in_what_is_no_object_or_no_json_or_too_long(self) -> None:
         for text in (
@@ -208,7 +208,7 @@ class DecodeTests(SynchronousTestCase):
             *(b'{"a":1}', b'{"a":NaN,"a":1}', b'{"b":NaN,"a":' + b"[" * 100_000),
             *(b'{"a":[1e999]}', b'{"b":"' + b"x" * 9_000 + b'","a":NaN}'),
         ):
-            self.assertEqual(not_numbers(text), set(), text[:20])
+            self.assertEqual(unrepresentable_numbers(text), set(), text[:20])
 
     def test_a_nul_becomes_the_replacement_character_in_names_and_values(self) -> None:
         self.assertEqual(
@@ -225,8 +225,11 @@ class DecodeTests(SynchronousTestCase):
     def test_nesting_is_allowed_up_to_the_limit_and_no_further(self) -> None:
         for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
             self.assertTrue(decode(opening * DEPTH + b"1" + closing * DEPTH))
-            deeper = DEPTH + 1
-            self.assertIn("32 levels", self.refused(opening * deeper + b"1" + closing * deeper))
+            is_deeper_than = DEPTH + 1
+            self.assertIn(
+                "32 levels",
+                self.refused(opening * is_deeper_than + b"1" + closing * is_deeper_than),
+            )
 
     def test_brackets_side_by_side_or_in_strings_are_no_depth(self) -> None:
         wide = b"[" + b",".join([b"[]"] * 200) + b"]"
@@ -345,7 +348,7 @@ class PiecesTests(SynchronousTestCase):
     def read(self, raw: bytes) -> tuple[object, int]:
         """The value, and in how many pieces it was read."""
         pieces = 1
-        reading = decode_in_pieces(raw)
+        reading = decode_in_steps(raw)
         while True:
             try:
                 next(reading)
@@ -410,7 +413,7 @@ class RepairInPiecesTests(SynchronousTestCase):
 
     def repaired(self, text: bytes) -> tuple[bytes, int]:
         """The text, and in how many steps it was repaired."""
-        repairing, steps = repair_in_pieces(text), 0
+        repairing, steps = repair_in_steps(text), 0
         while True:
             try:
                 next(repairing)
@@ -508,17 +511,17 @@ class CostTests(SynchronousTestCase):
         return texts
 
     def work(self, text: bytes) -> None:
-        for read in (decode, decode_stored, self.in_pieces):
+        for read in (decode, decode_stored, self.run_in_steps):
             with contextlib.suppress(InvalidMessage):
                 encode(read(text))
-        not_numbers(text)
+        unrepresentable_numbers(text)
 
-    def in_pieces(self, text: bytes) -> object:
+    def run_in_steps(self, text: bytes) -> object:
         value = None
 
         def whole() -> Iterator[None]:
             nonlocal value
-            value = yield from decode_in_pieces(text)
+            value = yield from decode_in_steps(text)
 
         for _ in whole():
             pass
@@ -540,7 +543,7 @@ class CostTests(SynchronousTestCase):
 
     def test_no_piece_has_more_than_its_share(self) -> None:
         text = b"[%b]" % b",".join([b"1e9".ljust(11)] * (self.MEBIBYTE // 12))
-        reading = decode_in_pieces(text)
+        reading = decode_in_steps(text)
         longest = 0
         with contextlib.suppress(StopIteration):
             while True:

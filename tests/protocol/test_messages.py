@@ -13,12 +13,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import InvalidMessage
 from posd.protocol.messages import (
-    Ack,
-    Nack,
-    Other,
-    Ping,
-    Pong,
-    Print,
+    AckMessage,
+    NackMessage,
+    OtherMessage,
+    PingMessage,
+    PongMessage,
+    PrintMessage,
     connected_text,
     decode,
     encode,
@@ -37,9 +37,9 @@ class ParseTests(SynchronousTestCase):
         return str(self.assertRaises(InvalidMessage, parse, text))
 
     def test_a_ping_may_carry_an_id_and_a_timestamp(self) -> None:
-        self.assertEqual(parse(b'{"type":"ping"}'), Ping())
+        self.assertEqual(parse(b'{"type":"ping"}'), PingMessage())
         self.assertEqual(
-            parse(b'{"type":"ping","id":"a","timestamp":1.5}'), Ping("a", Decimal("1.5"))
+            parse(b'{"type":"ping","id":"a","timestamp":1.5}'), PingMessage("a", Decimal("1.5"))
         )
 
     def test_a_ping_with_anything_but_a_scalar_is_refused(self) -> None:
@@ -47,13 +47,13 @@ class ParseTests(SynchronousTestCase):
             self.assertIn("ping", self.refused(b'{"type":"ping","id":%b}' % value))
 
     def test_a_pong_is_a_pong_whatever_it_carries(self) -> None:
-        self.assertEqual(parse(b'{"type":"pong","id":[]}'), Pong())
+        self.assertEqual(parse(b'{"type":"pong","id":[]}'), PongMessage())
 
     def test_an_ack_names_a_position(self) -> None:
-        self.assertEqual(parse(b'{"type":"ack","id":1042}'), Ack(1042))
-        self.assertEqual(parse(b'{"type":"ack","id":0}'), Ack(0))
-        self.assertEqual(parse(b'{"type":"ack","id":1042.0}'), Ack(1042))
-        self.assertEqual(parse(b'{"type":"ack","id":9223372036854775807}'), Ack(2**63 - 1))
+        self.assertEqual(parse(b'{"type":"ack","id":1042}'), AckMessage(1042))
+        self.assertEqual(parse(b'{"type":"ack","id":0}'), AckMessage(0))
+        self.assertEqual(parse(b'{"type":"ack","id":1042.0}'), AckMessage(1042))
+        self.assertEqual(parse(b'{"type":"ack","id":9223372036854775807}'), AckMessage(2**63 - 1))
 
     def test_an_ack_of_anything_else_is_refused(self) -> None:
         for value in (
@@ -72,27 +72,30 @@ class ParseTests(SynchronousTestCase):
         self.assertIn("id must be", self.refused(b'{"type":"ack"}'))
 
     def test_a_nack_has_a_reason_or_none(self) -> None:
-        self.assertEqual(parse(b'{"type":"nack","id":7,"reason":"no paper"}'), Nack(7, "no paper"))
-        self.assertEqual(parse(b'{"type":"nack","id":7,"reason":null}'), Nack(7))
-        self.assertEqual(parse(b'{"type":"nack","id":7}'), Nack(7))
+        self.assertEqual(
+            parse(b'{"type":"nack","id":7,"reason":"no paper"}'), NackMessage(7, "no paper")
+        )
+        self.assertEqual(parse(b'{"type":"nack","id":7,"reason":null}'), NackMessage(7))
+        self.assertEqual(parse(b'{"type":"nack","id":7}'), NackMessage(7))
         self.refused(b'{"type":"nack","id":7,"reason":1}')
         self.refused(b'{"type":"nack","reason":"no paper"}')
 
     def test_a_long_reason_is_cut(self) -> None:
         nack = parse(encode({"type": "nack", "id": 7, "reason": "x" * 60_000}))
-        self.assertEqual(nack, Nack(7, "x" * 500))
+        self.assertEqual(nack, NackMessage(7, "x" * 500))
 
     def test_a_print_names_an_order_and_how_it_ended(self) -> None:
         self.assertEqual(
-            parse(b'{"type":"print","orderId":"A-1","status":"printed"}'), Print("A-1", "printed")
+            parse(b'{"type":"print","orderId":"A-1","status":"printed"}'),
+            PrintMessage("A-1", "printed"),
         )
         self.assertEqual(
             parse(b'{"type":"print","order_id":17,"status":"failed","reason":"jam"}'),
-            Print("17", "failed", "jam"),
+            PrintMessage("17", "failed", "jam"),
         )
         self.assertEqual(
             parse(b'{"type":"print","orderId":"17","order_id":17,"status":"printed"}'),
-            Print("17", "printed"),
+            PrintMessage("17", "printed"),
         )
 
     def test_a_print_of_no_order_or_of_two_is_refused(self) -> None:
@@ -116,7 +119,9 @@ class ParseTests(SynchronousTestCase):
         other = parse(b' { "type" : "till_opened", "float": 120.50, "by": "A\\u0000" } ')
         self.assertEqual(
             other,
-            Other("till_opened", '{"type":"till_opened","float":120.50,"by":"A\ufffd"}'.encode()),
+            OtherMessage(
+                "till_opened", '{"type":"till_opened","float":120.50,"by":"A\ufffd"}'.encode()
+            ),
         )
 
     def test_a_type_nobody_could_file_is_refused(self) -> None:
@@ -138,7 +143,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_a_message_nested_too_deeply_is_refused(self) -> None:
         text = b'{"type":"note","a":' + b"[" * 31 + b"]" * 31 + b"}"
-        self.assertIsInstance(parse(text), Other)
+        self.assertIsInstance(parse(text), OtherMessage)
         self.assertIn("levels", self.refused(text.replace(b"[]", b"[[]]")))
 
     @given(
@@ -249,10 +254,10 @@ class AnswerTests(SynchronousTestCase):
     def test_a_pong_echoes_what_the_ping_carried(self) -> None:
         bare = b'{"type":"pong","timestamp":"2026-11-22T10:00:00.123Z"'
         for ping, echo in (
-            (Ping(), b"}"),
-            (Ping(id=7), b',"echo":7}'),
-            (Ping(timestamp="noon"), b',"echo":"noon"}'),
-            (Ping(0, 0), b',"echo":{"id":0,"timestamp":0}}'),
+            (PingMessage(), b"}"),
+            (PingMessage(id=7), b',"echo":7}'),
+            (PingMessage(timestamp="noon"), b',"echo":"noon"}'),
+            (PingMessage(0, 0), b',"echo":{"id":0,"timestamp":0}}'),
         ):
             self.assertEqual(pong_text(ping, NOW), bare + echo)
 

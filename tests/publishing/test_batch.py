@@ -11,10 +11,10 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Conflict, TooLarge
-from posd.events import normalise as drafts
+from posd.events import normalise
 from posd.events.orders import OrderChange
 from posd.publishing import batch
-from posd.store.numbering import Entry, OrderState, OutboxRow, StoredText
+from posd.store.sequencing import LogEntry, OrderState, OutboxRow, StoredText
 from posd.values import StoredOrder, Tenant
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -33,19 +33,21 @@ def touched(number: int, order_id: str, tenant_id: int = 1) -> OutboxRow:
     return OutboxRow(number, tenant_id, "order", order_id, None)
 
 
-def order(order_id: str = "7", **more: object) -> batch.Item:
-    return batch.Item(1, drafts.draft("new_order", {"orderId": order_id, "totalAmount": 5, **more}))
+def order(order_id: str = "7", **more: object) -> batch.BatchItem:
+    return batch.BatchItem(
+        1, normalise.draft("new_order", {"orderId": order_id, "totalAmount": 5, **more})
+    )
 
 
-def notice(text: str = "") -> batch.Item:
-    return batch.Item(1, drafts.draft("notice", {"text": text}))
+def notice(text: str = "") -> batch.BatchItem:
+    return batch.BatchItem(1, normalise.draft("notice", {"text": text}))
 
 
-def ledger(states: Mapping[batch.OrderKey, OrderState] = {}) -> batch.Ledger:
-    return batch.Ledger(states, SHOPS, LARGEST, NOW)
+def order_batch(states: Mapping[batch.OrderKey, OrderState] = {}) -> batch.OrderBatch:
+    return batch.OrderBatch(states, SHOPS, LARGEST, NOW)
 
 
-def data_of(entry: Entry | None) -> dict[str, Any]:
+def data_of(entry: LogEntry | None) -> dict[str, Any]:
     assert entry is not None
     data = json.loads(entry.data)
     assert isinstance(data, dict)
@@ -55,12 +57,12 @@ def data_of(entry: Entry | None) -> dict[str, Any]:
 class ReadingTests(SynchronousTestCase):
     def test_rows_become_items_in_their_order(self) -> None:
         items = batch.read([row(1, "notice", {"n": 1}), touched(2, "7")], SHOPS)
-        kinds = [isinstance(item, batch.Item) and item.touched for item in items]
+        kinds = [isinstance(item, batch.BatchItem) and item.touched for item in items]
         self.assertEqual(kinds, [None, "7"])
 
     def test_an_order_that_was_touched_several_times_is_there_once_a_tenant(self) -> None:
         rows = [touched(1, "7"), touched(2, "7"), touched(3, "8"), touched(4, "7", tenant_id=2)]
-        places = [item.place for item in batch.read(rows, SHOPS)]
+        places = [item.partition_key for item in batch.read(rows, SHOPS)]
         self.assertEqual(places, [(1, "7"), (1, "8"), (2, "7")])
 
     def test_what_cannot_be_an_event_is_rejected_with_a_reason(self) -> None:
@@ -74,7 +76,7 @@ class ReadingTests(SynchronousTestCase):
             ],
             SHOPS,
         )
-        reasons = [item.reason for item in items if isinstance(item, batch.Rejected)]
+        reasons = [item.reason for item in items if isinstance(item, batch.RejectedRow)]
         self.assertEqual(len(reasons), 4)
         self.assertIn("'card'", reasons[2])
         self.assertIn("more than 255 characters", reasons[3])
@@ -84,8 +86,8 @@ class ReadingTests(SynchronousTestCase):
         paris, unknown = batch.read(
             [row(1, "new_order", data), row(2, "new_order", data, tenant_id=2)], SHOPS
         )
-        assert isinstance(paris, batch.Item)
-        assert isinstance(unknown, batch.Item)
+        assert isinstance(paris, batch.BatchItem)
+        assert isinstance(unknown, batch.BatchItem)
         assert paris.draft is not None
         assert unknown.draft is not None
         self.assertEqual(paris.draft.data["createdAt"], "2026-07-01T10:00:00.000Z")
@@ -95,8 +97,8 @@ class ReadingTests(SynchronousTestCase):
         text = r'{"orderId": "7", "customerName": "Anna \ud83d", "meta": {"a": "\u0000"}}'
         (item,) = batch.read([OutboxRow(1, 1, "new_order", None, text)], SHOPS)
         state = OrderState(None, text.replace("orderId", "id").replace("customerN", "customer_n"))
-        (hooked,) = ledger({(1, "7"): state}).outbox([batch.Item(1, touched="7")])
-        assert isinstance(item, batch.Item)
+        (hooked,) = order_batch({(1, "7"): state}).outbox_entries([batch.BatchItem(1, touched="7")])
+        assert isinstance(item, batch.BatchItem)
         assert item.draft is not None
         for told in (item.draft.warnings[:1], hooked.warnings):
             self.assertEqual(
@@ -107,18 +109,18 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(item.draft.data["customerName"], "Anna \N{REPLACEMENT CHARACTER}")
 
     def test_what_is_rejected_is_logged_as_it_was_or_by_its_size(self) -> None:
-        small = batch.Rejected(row(1, "Not A Type", {"a": 1}), "bad").entry(LARGEST)
+        small = batch.RejectedRow(row(1, "Not A Type", {"a": 1}), "bad").entry(LARGEST)
         self.assertEqual((data_of(small), small.failure), ({"a": 1}, "bad"))
-        large = batch.Rejected(row(1, "x" * 80, {"a": "b" * LARGEST}), "bad").entry(LARGEST)
+        large = batch.RejectedRow(row(1, "x" * 80, {"a": "b" * LARGEST}), "bad").entry(LARGEST)
         self.assertEqual(list(data_of(large)), ["bytes"])
         self.assertEqual(len(large.type), 50)
-        nameless = batch.Rejected(OutboxRow(1, 1, "", "9", None), "bad").entry(LARGEST)
+        nameless = batch.RejectedRow(OutboxRow(1, 1, "", "9", None), "bad").entry(LARGEST)
         self.assertEqual((nameless.type, data_of(nameless)), ("?", {"key": "9"}))
 
 
 class LedgerTests(SynchronousTestCase):
     def test_an_order_is_followed_through_the_batch(self) -> None:
-        book = ledger()
+        book = order_batch()
         first, same, changed = book.request([order(), order(), order(status="ready")])
         self.assertIsNone(same)
         assert first is not None
@@ -130,22 +132,22 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual((snapshot["version"], "previousStatus" in snapshot), (2, False))
 
     def test_an_order_goes_on_from_what_is_stored(self) -> None:
-        (entry,) = ledger().request([order(status="pending")])
+        (entry,) = order_batch().request([order(status="pending")])
         assert entry is not None
         assert entry.snapshot is not None
         stored = OrderState(StoredText(entry.snapshot, "pending", 4), None)
-        (changed,) = ledger({(1, "7"): stored}).request([order(status="ready")])
+        (changed,) = order_batch({(1, "7"): stored}).request([order(status="ready")])
         assert changed is not None
         self.assertEqual(
             (changed.type, changed.version, changed.status), ("order_updated", 5, "ready")
         )
 
     def test_a_new_order_without_a_currency_has_the_shops(self) -> None:
-        named, unnamed = ledger().request([order("1", currency="USD"), order("2")])
+        named, unnamed = order_batch().request([order("1", currency="USD"), order("2")])
         self.assertEqual((data_of(named)["currency"], data_of(unnamed)["currency"]), ("USD", "EUR"))
 
     def test_a_request_that_is_refused_leaves_no_trace(self) -> None:
-        book = ledger()
+        book = order_batch()
         with self.assertRaises(TooLarge):
             book.request([order("1"), notice("x" * LARGEST)])
         (entry,) = book.request([order("1")])
@@ -153,7 +155,7 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual((entry.type, entry.version), ("new_order", 1))
 
     def test_a_condition_is_asked_of_the_order_as_the_batch_leaves_it(self) -> None:
-        book = ledger()
+        book = order_batch()
         asked: list[tuple[int | None, str | None]] = []
 
         def note(stored: StoredOrder | None, change: OrderChange | None) -> None:
@@ -168,7 +170,7 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual((after.version, after.status), (2, "ready"))
 
     def test_what_a_condition_refuses_has_not_happened(self) -> None:
-        book = ledger()
+        book = order_batch()
         book.request([order("7")])
 
         def never(stored: StoredOrder | None, change: OrderChange | None) -> None:
@@ -181,10 +183,10 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual((kept.version, book.order((1, "8"))), (1, None))
 
     def test_the_limit_counts_bytes_of_utf8(self) -> None:
-        (entry,) = ledger().request([notice("é" * 900)])
+        (entry,) = order_batch().request([notice("é" * 900)])
         assert entry is not None
         with self.assertRaises(TooLarge) as caught:
-            ledger().request([notice("é" * 1000)])
+            order_batch().request([notice("é" * 1000)])
         self.assertEqual(caught.exception.code, "event_too_large")
         self.assertIn(str(LARGEST), str(caught.exception))
 
@@ -192,31 +194,33 @@ class LedgerTests(SynchronousTestCase):
         for text, more, fits in ((900, 900, True), (1200, 1200, False), (10, LARGEST, False)):
             item = notice("x" * text)
             assert item.draft is not None
-            item = batch.Item(1, evolve(item.draft, beside={"more": "x" * more}))
+            item = batch.BatchItem(1, evolve(item.draft, extra_members={"more": "x" * more}))
             with self.subTest(text=text, more=more):
-                (entry,) = ledger().outbox([item])
+                (entry,) = order_batch().outbox_entries([item])
                 self.assertEqual(entry.failure is None, fits)
 
     def test_what_the_outbox_brings_too_large_is_noted_and_the_order_kept(self) -> None:
-        (entry,) = ledger().outbox([order(customerName="A" * LARGEST)])
+        (entry,) = order_batch().outbox_entries([order(customerName="A" * LARGEST)])
         self.assertIsNotNone(entry.failure)
         self.assertEqual(list(data_of(entry)), ["bytes"])
         self.assertEqual(json.loads(entry.snapshot or "")["customerName"], "A" * LARGEST)
 
     def test_a_touched_order_is_published_as_it_is_now(self) -> None:
         now = OrderState(None, '{"id": 7, "total_amount": 5, "items": [], "secret": 1}')
-        (entry,) = ledger({(1, "7"): now}).outbox([batch.Item(1, touched="7")])
+        (entry,) = order_batch({(1, "7"): now}).outbox_entries([batch.BatchItem(1, touched="7")])
         self.assertEqual((entry.type, data_of(entry)["orderId"]), ("new_order", "7"))
         self.assertNotIn("secret", data_of(entry))
 
     def test_a_touched_order_that_is_gone_publishes_nothing(self) -> None:
-        self.assertEqual(ledger().outbox([batch.Item(1, touched="7")]), [])
+        self.assertEqual(order_batch().outbox_entries([batch.BatchItem(1, touched="7")]), [])
         gone = {(1, "7"): OrderState(None, None)}
-        self.assertEqual(ledger(gone).outbox([batch.Item(1, touched="7")]), [])
+        self.assertEqual(order_batch(gone).outbox_entries([batch.BatchItem(1, touched="7")]), [])
 
     def test_a_touched_order_that_cannot_be_read_is_noted_and_stops_nothing(self) -> None:
         odd = {(1, "7"): OrderState(None, '{"total_amount": 5}')}
-        failed, good = ledger(odd).outbox([batch.Item(1, touched="7"), notice("hello")])
+        failed, good = order_batch(odd).outbox_entries(
+            [batch.BatchItem(1, touched="7"), notice("hello")]
+        )
         self.assertIn("orderId", failed.failure or "")
         self.assertEqual(data_of(failed), {"orderId": "7"})
         self.assertIsNone(good.failure)

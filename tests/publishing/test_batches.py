@@ -11,87 +11,92 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unavailable
-from posd.publishing.batches import Batches
-from posd.publishing.outbox import Portion
-from posd.publishing.publication import Published, Request
-from posd.publishing.quarantine import Aside
+from posd.publishing.batches import BatchPublishing
+from posd.publishing.outbox import OutboxPortion
+from posd.publishing.publication import PublicationRequest, PublicationResult
+from posd.publishing.quarantine import TenantQuarantine
 from posd.publishing.request_queue import RequestQueue
-from posd.publishing.transaction import Outcome, TenantsFailed
-from posd.waiting import Pulse
+from posd.publishing.transaction import TenantsFailed, TransactionOutcome
+from posd.waiting import AttemptPulse
 from tests.sequencer_case import notice, publication
 
 TenantIds = list[int]
 
 
 class Transactions:
-    """A link and its `Numbering`. `fails` says which tenants fail, by the tenants of rows and of requests."""
+    """A link and its `BatchTransaction`. `fails` says which tenants fail, by the tenants of rows and of
+    requests.
+    """
 
     def __init__(self, fails: Callable[[TenantIds, TenantIds], TenantIds]) -> None:
         self._fails = fails
         self.tried: list[tuple[TenantIds, TenantIds]] = []
 
-    async def transaction(self, work: Callable[[object], Outcome]) -> Outcome:
+    async def transaction(self, work: Callable[[object], TransactionOutcome]) -> TransactionOutcome:
         return work(self)
 
-    def is_plain(self, requests: Sequence[Request]) -> bool:
+    def is_plain(self, requests: Sequence[PublicationRequest]) -> bool:
         return False
 
     def number(
-        self, session: object, requests: Sequence[Request], portions: Sequence[Portion]
-    ) -> Outcome:
+        self,
+        session: object,
+        requests: Sequence[PublicationRequest],
+        portions: Sequence[OutboxPortion],
+    ) -> TransactionOutcome:
         rows, asking = [each.tenant_id for each in portions], [each.tenant_id for each in requests]
         self.tried.append((rows, asking))
         if failed := self._fails(rows, asking):
             raise TenantsFailed(dict.fromkeys(failed, "its tables cannot be read"))
         for each in requests:
-            each.result = Published((1,), 0)
-        return Outcome()
+            each.result = PublicationResult((1,), 0)
+        return TransactionOutcome()
 
 
 class LeftOutTests(SynchronousTestCase):
-    def settle(self, transactions: Transactions) -> list[Request]:
+    def publish_all(self, transactions: Transactions) -> list[PublicationRequest]:
         """Have rows of the tenants 1 and 2, and a request of each, settled; the requests."""
         clock = Clock()
-        self.aside: Aside[int] = Aside(clock)
-        self.shut: Aside[int] = Aside(clock)
+        self.outbox_quarantine: TenantQuarantine[int] = TenantQuarantine(clock)
+        self.request_quarantine: TenantQuarantine[int] = TenantQuarantine(clock)
         self.looks = 0
-        link: Any = transactions
-        batches = Batches(
+        connection: Any = transactions
+        batches = BatchPublishing(
             clock=clock,
-            link=link,
-            numbering=link,
-            journal=Mock(),
+            connection=connection,
+            batch_transaction=connection,
+            publishing_log=Mock(),
             outbox=Mock(),
             queue=RequestQueue(),
-            following=Mock(),
-            aside=self.aside,
-            shut=self.shut,
-            pulse=Pulse(),
-            instruments=Mock(),
+            request_order=Mock(),
+            outbox_quarantine=self.outbox_quarantine,
+            request_quarantine=self.request_quarantine,
+            pulse=AttemptPulse(),
+            counters=Mock(),
             appended=Mock(),
-            look_again=self.look_again,
+            request_look=self.request_look,
             fence_lost=Mock(),
         )
-        requests = [Request(publication(notice(), tenant_id=each)) for each in (1, 2)]
-        work = batches.settle(requests, [Portion(each, [each]) for each in (1, 2)])
+        requests = [PublicationRequest(publication(notice(), tenant_id=each)) for each in (1, 2)]
+        work = batches.publish(requests, [OutboxPortion(each, [each]) for each in (1, 2)])
         self.successResultOf(Deferred.fromCoroutine(work))
         return requests
 
-    def look_again(self) -> None:
+    def request_look(self) -> None:
         self.looks += 1
 
     def test_rows_at_fault_cost_their_tenant_its_place_in_the_outbox_only(self) -> None:
         transactions = Transactions(lambda rows, asking: [1] if 1 in rows else [])
-        for each in self.settle(transactions):
+        for each in self.publish_all(transactions):
             self.assertEqual(self.successResultOf(each.answer).ids, (1,))
-        self.assertEqual((self.aside.now(), self.shut.now()), ([1], []))
+        self.assertEqual((self.outbox_quarantine.now(), self.request_quarantine.now()), ([1], []))
         # The rows of the others are seen by the next look.
         self.assertEqual(transactions.tried, [([1, 2], [1, 2]), ([], [2]), ([], [1])])
         self.assertEqual(self.looks, 1)
 
     def test_a_tenant_whose_requests_fail_too_is_refused(self) -> None:
         transactions = Transactions(lambda rows, asking: [1] if 1 in rows or 1 in asking else [])
-        first, second = self.settle(transactions)
+        first, second = self.publish_all(transactions)
         self.failureResultOf(first.answer, Unavailable)
         self.assertEqual(self.successResultOf(second.answer).ids, (1,))
-        self.assertEqual((self.aside.now(), self.shut.now()), ([1], [1]))
+        self.assertEqual((self.outbox_quarantine.now(), self.request_quarantine.now()), ([1], [1]))

@@ -11,12 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database.connection import Parameters, Row
 from posd.errors import Unavailable
-from posd.monitoring.counters import ASLEEP, AWAKE, DOZING, Instruments
+from posd.monitoring.counters import ASLEEP, AWAKE, DOZING, Counters
 from posd.publishing.bell import Bell
 from posd.publishing.sequencer import Sequencer
 from tests.database_case import REACTOR, until
 from tests.schema_case import Client
-from tests.scrapes import counted
+from tests.scrapes import nonzero_samples
 from tests.sequencer_case import SequencerCase
 
 
@@ -46,7 +46,7 @@ class Locks:
 
 class StateTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.clock, self.locks, self.instruments = Clock(), Locks(), Instruments()
+        self.clock, self.locks, self.counters = Clock(), Locks(), Counters()
         self.rows = 0
         """How many rows are in the outbox that can be taken."""
         self.asked: list[float] = []
@@ -56,7 +56,7 @@ class StateTests(SynchronousTestCase):
             self.locks,
             look=self.ask,
             wake=self.look,
-            instruments=self.instruments,
+            counters=self.counters,
         )
 
     async def ask(self) -> int:
@@ -72,7 +72,7 @@ class StateTests(SynchronousTestCase):
     def seen(self) -> int:
         """The sequencer looks and takes what there is."""
         rows, self.rows = self.rows, 0
-        self.bell.saw(rows)
+        self.bell.rows_seen(rows)
         return rows
 
     def pass_(self, seconds: float) -> None:
@@ -95,7 +95,7 @@ class StateTests(SynchronousTestCase):
         self.looks.clear()
 
     def count(self, name: str) -> float:
-        return counted(self.instruments.registry).get((f"posd_bell_{name}_total",), 0)
+        return nonzero_samples(self.counters.registry).get((f"posd_bell_{name}_total",), 0)
 
     def test_awake_it_looks_every_millisecond_and_then_every_four(self) -> None:
         self.bell.start()
@@ -186,17 +186,17 @@ class StateTests(SynchronousTestCase):
             with self.subTest(state=begin.__name__):
                 self.setUp()
                 begin()
-                self.bell.polled()
+                self.bell.rows_found_by_poll()
                 self.assertEqual((self.count("found_by_poll"), len(self.looks)), (0, 1))
                 self.rows = 3
-                self.bell.polled()
+                self.bell.rows_found_by_poll()
                 self.assertEqual((self.rows, self.bell.state), (0, AWAKE))
                 self.assertEqual(self.count("found_by_poll"), 3)
 
     def test_awake_nothing_counts_as_found_by_the_poll(self) -> None:
         self.bell.start()
         self.rows = 1
-        self.bell.polled()
+        self.bell.rows_found_by_poll()
         self.assertEqual((self.rows, self.count("found_by_poll")), (0, 0))
 
     def test_if_somebody_has_both_locks_it_stays_awake_and_does_not_hurry(self) -> None:
@@ -232,7 +232,7 @@ class StateTests(SynchronousTestCase):
             self.clock.rightNow += took
             return 0
 
-        self.bell._ask = slow
+        self.bell._look_at_outbox = slow
         self.bell.start()
         self.pass_(0.1)
         self.assertLess(len(self.asked), 12)
@@ -244,7 +244,7 @@ class StateTests(SynchronousTestCase):
             self.bell.stop()
             self.assertEqual((self.bell.state, self.locks.held), (None, []))
             self.bell.ring()
-            self.bell.polled()
+            self.bell.rows_found_by_poll()
             self.pass_(1)
             self.assertEqual((self.asked, self.looks), ([], []))
             self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -259,11 +259,11 @@ class StateTests(SynchronousTestCase):
         self.assertEqual(self.bell.state, ASLEEP)
 
     def test_a_mistake_is_logged_and_it_goes_on(self) -> None:
-        self.bell._ask = self.broken
+        self.bell._look_at_outbox = self.broken
         self.bell.start()
         self.pass_(0.01)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.bell._ask = self.ask
+        self.bell._look_at_outbox = self.ask
         self.pass_(1.5)
         self.assertEqual(self.bell.state, ASLEEP)
 
@@ -276,8 +276,8 @@ class BellCase(SequencerCase):
 
     async def doorman(self) -> Sequencer:
         sequencer = await self.started()
-        self.bell = Bell(REACTOR, sequencer._link, look=sequencer.look, wake=sequencer.wake)
-        sequencer._saw = self.bell.saw
+        self.bell = Bell(REACTOR, sequencer._connection, look=sequencer.look, wake=sequencer.wake)
+        sequencer._rows_seen = self.bell.rows_seen
         self.addCleanup(self.bell.stop)
         self.listener = self.client()
         self.listener.run("LISTEN posd_outbox")
@@ -325,7 +325,7 @@ class RingingTests(BellCase):
             await self.taken()
             await self.state(ASLEEP)
         # A transaction that has rung nobody, and is open, keeps it from sleeping; then it dozes.
-        self.bell.saw(1)
+        self.bell.rows_seen(1)
         await self.state(AWAKE)
         await until(lambda: not self._locks(), "it has let go of its locks")
         waiter = self.shop(self.PLACE)
@@ -338,7 +338,7 @@ class RingingTests(BellCase):
         waiter.run("ROLLBACK")
         waiter.run("BEGIN; SAVEPOINT s")
         await self.state(ASLEEP)
-        self.bell.saw(1)
+        self.bell.rows_seen(1)
         await until(lambda: not self._locks(), "it has let go of its locks")
         waiter.run(self.PLACE)
         self.assertEqual(self._locks(), [10])
@@ -389,7 +389,7 @@ class RingingTests(BellCase):
         await self.state(ASLEEP)
         shop.run(self.PLACE)
         self.assertFalse(self.rung())
-        self.bell.polled()
+        self.bell.rows_found_by_poll()
         await self.taken()
 
     async def test_a_shop_that_dies_in_its_transaction_leaves_nothing_behind(self) -> None:
@@ -412,7 +412,7 @@ class RingingTests(BellCase):
                 self.bell.stop()
                 self.admin.run(self.PLACE)
                 self.assertFalse(self.rung())
-                await until(lambda: sequencer._link.up, "it is there again")
+                await until(lambda: sequencer._connection.up, "it is there again")
                 self.bell.start()
                 await self.taken()
                 if opened is not None:
@@ -422,14 +422,14 @@ class RingingTests(BellCase):
         await self.state(ASLEEP)
 
     async def dozed(self) -> Client:
-        self.bell.saw(1)
+        self.bell.rows_seen(1)
         await until(lambda: not self._locks(), "it has let go of its locks")
         opened = self.shop(self.PLACE)
         await self.state(DOZING)
         return opened
 
     async def is_awake(self) -> None:
-        self.bell.saw(1)
+        self.bell.rows_seen(1)
         await self.state(AWAKE)
 
     async def quiet(self) -> None:

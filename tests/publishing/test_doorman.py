@@ -32,11 +32,11 @@ class LeaseTests(LeaseCase):
         self.assertEqual(await leases.claim(one, nodes[0], "a"), 1)
         self.assertIsNone(await leases.claim(other, nodes[1], "b"))
         self.assertEqual(await leases.claim(one, nodes[0], "a"), 1)
-        held = await leases.present(one)
+        held = await leases.current_lease(one)
         assert held is not None
         self.assertEqual((held.node_id, held.host), (nodes[0], "a"))
         self.lapse()
-        self.assertIsNone(await leases.present(one))
+        self.assertIsNone(await leases.current_lease(one))
         self.assertEqual(await leases.claim(other, nodes[1], "b"), 2)
         self.assertIsNone(await leases.claim(one, nodes[0], "a"))
 
@@ -47,10 +47,10 @@ class LeaseTests(LeaseCase):
         self.assertLessEqual(self.admin.value(left), 5.0)
 
     async def test_a_lapsed_lease_that_no_other_node_took_is_renewed(self) -> None:
-        link, node = await self.linked(), uuid4()
-        await leases.claim(link, node, "a")
+        connection, node = await self.linked(), uuid4()
+        await leases.claim(connection, node, "a")
         self.lapse()
-        self.assertEqual(await leases.claim(link, node, "a"), 1)
+        self.assertEqual(await leases.claim(connection, node, "a"), 1)
 
     async def test_when_the_connection_of_a_node_has_ended_the_next_one_need_not_wait(self) -> None:
         one, other = await self.linked(), await self.linked()
@@ -63,9 +63,9 @@ class LeaseTests(LeaseCase):
         one, other = await self.linked(), await self.linked()
         nodes = uuid4(), uuid4()
         await leases.claim(one, nodes[0], "a")
-        await leases.leave(other, nodes[1])
+        await leases.release(other, nodes[1])
         self.assertIsNone(await leases.claim(other, nodes[1], "b"))
-        await leases.leave(one, nodes[0])
+        await leases.release(one, nodes[0])
         self.assertEqual(await leases.claim(other, nodes[1], "b"), 2)
 
     async def test_of_two_that_claim_it_at_once_one_gets_it(self) -> None:
@@ -73,7 +73,8 @@ class LeaseTests(LeaseCase):
         with self.admin.transaction():
             self.admin.run("SELECT FROM dinedesk_main.pos_doorman FOR UPDATE")
             claims = [
-                Deferred.fromCoroutine(leases.claim(link, uuid4(), "a")) for link in (one, other)
+                Deferred.fromCoroutine(leases.claim(connection, uuid4(), "a"))
+                for connection in (one, other)
             ]
             blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             await until(lambda: self.admin.value(blocked) == 2, "both wait for the row")
@@ -98,9 +99,9 @@ class RenewingTests(LeaseCase):
         doorman, fences = await self.doorman()
         self.lapse()
         await self.ask(doorman, 0.9)
-        self.assertIsNone(await leases.present(doorman._link))
+        self.assertIsNone(await leases.current_lease(doorman._connection))
         await self.ask(doorman, 0.1)
-        self.assertIsNotNone(await leases.present(doorman._link))
+        self.assertIsNotNone(await leases.current_lease(doorman._connection))
         self.assertEqual((fences, doorman.fence), ([1], 1))
 
     async def test_a_clean_stop_gives_it_up_at_once(self) -> None:
@@ -114,7 +115,7 @@ class RenewingTests(LeaseCase):
 
     async def test_a_connection_that_is_lost_ends_it_until_there_is_another(self) -> None:
         doorman, fences = await self.doorman()
-        doorman._link._changed = doorman.link_changed
+        doorman._connection._changed = doorman.connection_changed
         (pid,) = self.backends("posd sequencer")
         self.admin.run("SELECT pg_terminate_backend(%s)", pid)
         await until(
@@ -131,7 +132,7 @@ class RenewingTests(LeaseCase):
         self.admin.run("GRANT UPDATE ON dinedesk_main.pos_doorman TO posd")
         self.lapse()
         await self.ask(doorman)
-        self.assertIsNotNone(await leases.present(doorman._link))
+        self.assertIsNotNone(await leases.current_lease(doorman._connection))
         self.assertEqual(fences, [1])
 
 
@@ -150,7 +151,7 @@ class OneDoormanTests(LeaseCase):
     async def stalled(self) -> tuple[Sequencer, Sequencer, Deferred[None]]:
         """A doorman that has looked and reads when the Deferred fires, and the next doorman."""
         gate: Deferred[None] = Deferred()
-        read = shop_rows.read
+        read = shop_rows.read_orders
         calls: list[object] = []
 
         async def late(*arguments: Any) -> shop_rows.ShopRows:
@@ -159,7 +160,7 @@ class OneDoormanTests(LeaseCase):
                 await until(lambda: gate.called, "it may go on")
             return await read(*arguments)
 
-        self.patch(shop_rows, "read", late)
+        self.patch(shop_rows, "read_orders", late)
         one, other = await self.started(), await self.started()
         self.order_id = self.place_order()
         one.wake()
@@ -207,15 +208,15 @@ class OneDoormanTests(LeaseCase):
 
     def held_numbering(self, sequencer: Sequencer) -> _Held:
         """Let a node wait before it numbers."""
-        held, link = _Held(), sequencer._link
-        transaction = link.transaction
+        held, connection = _Held(), sequencer._connection
+        transaction = connection.transaction
 
         async def later(*arguments: Any, **more: Any) -> Any:
             held.waits = True
             await held.go_on
             return await transaction(*arguments, **more)
 
-        self.patch(link, "transaction", later)
+        self.patch(connection, "transaction", later)
         return held
 
 

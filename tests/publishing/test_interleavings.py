@@ -18,9 +18,10 @@ from twisted.internet.task import deferLater
 
 from posd.errors import Unavailable
 from posd.publishing import outbox
-from posd.publishing.publication import Published
+from posd.publishing.publication import PublicationResult
 from posd.publishing.sequencer import Sequencer
-from posd.store import numbering, shop_rows
+from posd.store import sequencing as numbering
+from posd.store import shop_rows
 from tests.database_case import REACTOR, begin, until
 from tests.publishing.test_outbox import OutboxCase
 from tests.sequencer_case import KITCHEN, CountingLink, publication
@@ -55,7 +56,7 @@ class History(OutboxCase):
         self.orders: list[str] = []
         self.last: dict[str, int] = {}
         self.sent: dict[str, bool] = {}
-        self.asked: dict[str, Deferred[Published]] = {}
+        self.asked: dict[str, Deferred[PublicationResult]] = {}
         self.name = f"history-{seed}-"
 
     async def play(self, seed: int) -> None:
@@ -68,16 +69,16 @@ class History(OutboxCase):
         nodes, links = self.nodes, self.links
         for number in range(STEPS):
             await self.step(number, nodes, links)
-        await until(lambda: all(link.up for link in links), "the links are up")
+        await until(lambda: all(connection.up for connection in links), "the links are up")
         for each in nodes:
             await self.emptied(each)
             await self.rested(each)
         await self.all_answered()
-        self.judge()
+        self.accept_requests()
 
     def dawdle(self) -> None:
         """Reads begin late, and their rows arrive late, so that the shop goes on meanwhile."""
-        read = shop_rows.read
+        read = shop_rows.read_orders
 
         async def late(*arguments: Any) -> shop_rows.ShopRows:
             before, after = self.dice.choice(((0.0, 0.0), (0.0, 0.05), (0.05, 0.0)))
@@ -86,7 +87,7 @@ class History(OutboxCase):
             await deferLater(REACTOR, self.dice.random() * after, lambda: None)
             return rows
 
-        self.patch(shop_rows, "read", late)
+        self.patch(shop_rows, "read_orders", late)
 
     async def step(
         self, number: int, nodes: Sequence[Sequencer], links: Sequence[CountingLink]
@@ -139,7 +140,7 @@ class History(OutboxCase):
         """What came of the requests. One that was lost may be there or not."""
         for mark, running in self.asked.items():
 
-            def done(running: Deferred[Published] = running) -> bool:
+            def done(running: Deferred[PublicationResult] = running) -> bool:
                 self.clock.advance(0.01)
                 return running.called
 
@@ -150,7 +151,7 @@ class History(OutboxCase):
                 continue
             self.sent[mark] = True
 
-    def judge(self) -> None:
+    def accept_requests(self) -> None:
         log = self.log_of(KITCHEN)
         seqs = [each.seq for each in log if each.seq is not None]
         self.expect(seqs == list(range(1, len(seqs) + 1)), "the positions have gaps")
@@ -192,20 +193,20 @@ class InterleavingTests(History):
                 await self.play(seed)
 
     async def test_to_delete_what_was_not_seen_is_found_out(self) -> None:
-        take = numbering.take
+        take = numbering.take_rows
 
-        async def careless(session: Any, seen: Any, *more: Any, **other: Any) -> Any:
+        async def careless(executor: Any, seen: Any, *more: Any, **other: Any) -> Any:
             if not more:
                 # A row that fails alone is taken by itself.
-                return await take(session, seen, **other)
+                return await take(executor, seen, **other)
             tenants = {tenant_id for tenant_id, _ in seen}
-            rows = await session.query(
+            rows = await executor.query(
                 "SELECT tenant_id, id FROM dinedesk_main.pos_outbox WHERE tenant_id = ANY (%s)",
                 ([*tenants],),
             )
-            return await take(session, rows if seen else seen, *more, **other)
+            return await take(executor, rows if seen else seen, *more, **other)
 
-        self.patch(numbering, "take", careless)
+        self.patch(numbering, "take_rows", careless)
         await self.found_out()
 
     async def found_out(self) -> None:
@@ -223,7 +224,7 @@ class PortionTests(History):
         dice = random.Random(1)
         for _ in range(300):
             rows = [
-                numbering.Seen(
+                numbering.SeenRow(
                     1, number, dice.choice(("order", "placed", "gift_card")), dice.choice("abc")
                 )
                 for number in range(dice.randrange(1, 9))
@@ -231,7 +232,7 @@ class PortionTests(History):
             rows = [evolve(row, ahead=row.key == "c") for row in rows]
             orders = {row.key for row in rows if row.type != "gift_card" and row.key}
             unread = {key for key in orders if dice.random() < 0.3}
-            taken = outbox._in_order(rows, unread)
-            about = {outbox._about(row) for row in taken}
-            self.assertEqual(taken, [row for row in rows if outbox._about(row) in about])
+            taken = outbox._readable_rows(rows, unread)
+            about = {outbox._subject(row) for row in taken}
+            self.assertEqual(taken, [row for row in rows if outbox._subject(row) in about])
             self.assertFalse({("order", key) for key in unread} & about)

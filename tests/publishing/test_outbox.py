@@ -36,7 +36,7 @@ class OutboxCase(SequencerCase):
     def held(self) -> Deferred[None]:
         """Orders that were read arrive only when this has fired."""
         gate: Deferred[None] = Deferred()
-        read = shop_rows.read
+        read = shop_rows.read_orders
 
         async def late(*arguments: Any) -> shop_rows.ShopRows:
             rows = await read(*arguments)
@@ -45,7 +45,7 @@ class OutboxCase(SequencerCase):
                 await until(lambda: gate.called, "it may go on")
             return rows
 
-        self.patch(shop_rows, "read", late)
+        self.patch(shop_rows, "read_orders", late)
         return gate
 
     def run_when_read(self, slug: str, body: str) -> None:
@@ -116,7 +116,7 @@ class SeenTests(OutboxCase):
         )
         reads: list[object] = []
         gate: Deferred[None] = Deferred()
-        read = shop_rows.read
+        read = shop_rows.read_orders
 
         async def slowly(*arguments: Any) -> shop_rows.ShopRows:
             reads.append(arguments)
@@ -124,7 +124,7 @@ class SeenTests(OutboxCase):
                 await until(lambda: gate.called, "it may go on")
             return await read(*arguments)
 
-        self.patch(shop_rows, "read", slowly)
+        self.patch(shop_rows, "read_orders", slowly)
         for _ in range(2):
             self.place_order()
         sequencer.wake()
@@ -142,7 +142,7 @@ class SeenTests(OutboxCase):
 
     async def one_history(self, chance: random.Random) -> None:
         """The lease goes from node to node, with delays in between, while the shop changes orders."""
-        read = shop_rows.read
+        read = shop_rows.read_orders
 
         async def dawdling(*arguments: Any) -> shop_rows.ShopRows:
             rows = await read(*arguments)
@@ -150,7 +150,7 @@ class SeenTests(OutboxCase):
                 await until(lambda: True, "a turn of the reactor has passed")
             return rows
 
-        self.patch(shop_rows, "read", dawdling)
+        self.patch(shop_rows, "read_orders", dawdling)
         nodes = [await self.started(), await self.started()]
         await self.hand_over(nodes[0])
         orders = [self.place_order() for _ in range(3)]
@@ -182,7 +182,7 @@ class SeenTests(OutboxCase):
 class OrderTests(OutboxCase):
     """What a tenant publishes by several roads, each after the commit before."""
 
-    def place(self, count: int) -> None:
+    def partition_key(self, count: int) -> None:
         self.admin.run(
             "INSERT INTO dinedesk_kitchen.orders (total_amount) SELECT 5 FROM generate_series(1, %s)",
             count,
@@ -211,9 +211,9 @@ class OrderTests(OutboxCase):
         for doorman, knows in ((called, True), (called, False), (other, True)):
             with self.subTest(is_doorman=doorman is called, knows=knows):
                 await self.hand_over(doorman)
-                await self.follows(called, doorman, knows)
+                await self.after_row_id(called, doorman, knows)
 
-    async def follows(self, called: Sequencer, doorman: Sequencer, knows: bool) -> None:
+    async def after_row_id(self, called: Sequencer, doorman: Sequencer, knows: bool) -> None:
         before = len(self.told())
         gate = self.held()
         self.place_order(name="Ann")
@@ -242,7 +242,7 @@ class OrderTests(OutboxCase):
 
     async def test_a_new_order_does_not_wait_for_a_whole_bulk_of_changes(self) -> None:
         sequencer = await self.started()
-        self.place(1500)
+        self.partition_key(1500)
         await self.emptied(sequencer)
         self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
         with self.admin.transaction():
@@ -266,7 +266,7 @@ class OrderTests(OutboxCase):
 
     async def test_what_is_no_bulk_of_changes_comes_before_a_new_order(self) -> None:
         sequencer = await self.started()
-        self.place(300)
+        self.partition_key(300)
         await self.emptied(sequencer)
         change = "UPDATE dinedesk_kitchen.orders SET total_amount = 6 WHERE id {} 150"
         self.admin.run(change.format("<="))
@@ -335,7 +335,7 @@ class OrderTests(OutboxCase):
         return rows[0][0]
 
     async def test_orders_that_do_not_fit_into_a_portion_keep_their_order(self) -> None:
-        self.patch(outbox, "_LATE_SECONDS", 1000.0)
+        self.patch(outbox, "_SLOW_SECONDS", 1000.0)
         sequencer = await self.started()
         sequencer.event_bytes = 10**6
         # The ids do not grow with time.

@@ -8,9 +8,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.publishing import batch
-from posd.publishing.outbox import MOST_ROWS, Outbox
+from posd.publishing.outbox import MOST_ROWS, OutboxReader
 from tests.publishing.answers import Answers
 
 SMALL, LARGE = MOST_ROWS // 2, MOST_ROWS // 2 + 1
@@ -27,8 +27,8 @@ class PortionTests(SynchronousTestCase):
         async def shops(*arguments: object) -> batch.Shops:
             return {}
 
-        session = cast(Session, Answers(pos_look=rows))
-        outbox = Outbox(Clock(), session, nobody, shops=shops, changed=nobody, failed=nobody)
+        session = cast(Executor, Answers(pos_look=rows))
+        outbox = OutboxReader(Clock(), session, nobody, shops=shops, changed=nobody, failed=nobody)
         outbox.fence = 1
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(outbox.look(()))), len(rows))
         found = []

@@ -9,16 +9,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unavailable
-from posd.publishing.publication import Publication, Published, Request, answer
+from posd.publishing.publication import Publication, PublicationRequest, PublicationResult, answer
 from posd.publishing.request_queue import RequestQueue
-from posd.values import Draft
+from posd.values import EventDraft
 
 
-def request(tenant_id: int, events: int = 1, size: int = 0) -> Request:
-    return Request(Publication(tenant_id, [Draft("notice", {})] * events, size=size))
+def request(tenant_id: int, events: int = 1, size: int = 0) -> PublicationRequest:
+    return PublicationRequest(
+        Publication(tenant_id, [EventDraft("notice", {})] * events, size=size)
+    )
 
 
-def queue(*requests: Request) -> RequestQueue:
+def queue(*requests: PublicationRequest) -> RequestQueue:
     waiting = RequestQueue()
     for each in requests:
         waiting.append(each)
@@ -109,7 +111,7 @@ class AnswerTests(SynchronousTestCase):
         """To write the answers of a whole batch at once would let nobody else have a turn for 10 ms."""
         clock, requests = Clock(), [request(1) for _ in range(45)]
         for each in requests:
-            each.result = Published((1,), 0)
+            each.result = PublicationResult((1,), 0)
         told: list[int] = []
 
         def turn() -> None:

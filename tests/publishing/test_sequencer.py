@@ -20,11 +20,12 @@ from posd.errors import (
 )
 from posd.events import normalise as drafts
 from posd.publishing import outbox
-from posd.publishing.journal import Journal
-from posd.publishing.publication import Published
+from posd.publishing.publication import PublicationResult
+from posd.publishing.publishing_log import PublishingLog
 from posd.publishing.sequencer import Sequencer
-from posd.store import numbering, stream
-from posd.values import Appended, Tenant, TenantId
+from posd.store import sequencing as numbering
+from posd.store import stream
+from posd.values import AppendedEvents, Tenant, TenantId
 from tests.database_case import begin, until
 from tests.sequencer_case import (
     EVENT_BYTES,
@@ -44,7 +45,7 @@ class PublishingTests(SequencerCase):
     async def test_a_publication_returns_its_position_after_the_commit(self) -> None:
         sequencer = await self.started()
         published = await sequencer.publish(publication(notice(1)))
-        self.assertEqual(published, Published((1,), 0))
+        self.assertEqual(published, PublicationResult((1,), 0))
         ((logged),) = self.log_of()
         self.assertEqual((logged.seq, logged.type, logged.data), (1, "notice", {"number": 1}))
 
@@ -59,12 +60,12 @@ class PublishingTests(SequencerCase):
         self.assertEqual(first(await sequencer.publish(publication(notice(), tenant_id=GRILL))), 1)
 
     async def test_those_who_publish_while_a_transaction_is_in_flight_share_the_next(self) -> None:
-        link = await self.linked()
-        sequencer = await self.started(link)
+        connection = await self.linked()
+        sequencer = await self.started(connection)
         running = [begin(sequencer.publish(publication(notice(n)))) for n in range(20)]
         published = await gatherResults(running)
         self.assertEqual([first(each) for each in published], list(range(1, 21)))
-        self.assertEqual(link.transactions, 2)
+        self.assertEqual(connection.transactions, 2)
 
     async def test_a_batch_has_as_few_statements_as_can_be(self) -> None:
         sequencer = await self.started()
@@ -113,21 +114,21 @@ class PublishingTests(SequencerCase):
         def fails(tenant_id: TenantId) -> int:
             raise ZeroDivisionError
 
-        sequencer._numbering.connections_here = fails
+        sequencer._batch_transaction.connections_here = fails
         with self.assertRaises(OutcomeUnknown):
             await sequencer.publish(publication(notice(1)))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        sequencer._numbering.connections_here = lambda tenant_id: 0
+        sequencer._batch_transaction.connections_here = lambda tenant_id: 0
         self.assertEqual(first(await sequencer.publish(publication(notice(2)))), 2)
         self.assertEqual(self.seqs(), [1, 2])
 
     async def test_a_mistake_at_counting_publishes_nothing_twice(self) -> None:
         sequencer = await self.started()
 
-        def fails(journal: Journal, outcome: object, seconds: float) -> None:
+        def fails(publishing_log: PublishingLog, outcome: object, seconds: float) -> None:
             raise ZeroDivisionError
 
-        self.patch(Journal, "committed", fails)
+        self.patch(PublishingLog, "committed", fails)
         self.assertEqual(first(await sequencer.publish(publication(notice(1)))), 1)
         self.publish("note", {"number": 2})
         sequencer.wake()
@@ -136,20 +137,20 @@ class PublishingTests(SequencerCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     async def test_what_was_committed_is_handed_on_as_it_is_read(self) -> None:
-        handed: list[Appended] = []
+        handed: list[AppendedEvents] = []
         sequencer = await self.started(appended=handed.append)
-        beside = ("gift_card_updated", {"cardNumber": "G", "balance": 5})
-        await sequencer.publish(publication(notice(1), beside, order("7")))
+        extra_members = ("gift_card_updated", {"cardNumber": "G", "balance": 5})
+        await sequencer.publish(publication(notice(1), extra_members, order("7")))
         await sequencer.publish(publication(notice(2), tenant_id=GRILL))
-        link = await self.linked()
+        connection = await self.linked()
         for each, tenant_id, slug in zip(handed, (KITCHEN, GRILL), SLUGS.values(), strict=True):
             self.assertEqual(each.tenant_id, tenant_id)
             tenant = Tenant(tenant_id, slug, slug, SCHEMAS[tenant_id])
-            log = await stream.after(link, tenant, each.stream_id, 0, 10)
+            log = await stream.events_after(connection, tenant, each.stream_id, 0, 10)
             self.assertEqual(list(each.events), log)
 
     async def test_what_goes_wrong_where_it_is_handed_on_publishes_nothing_twice(self) -> None:
-        def refuse(appended: Appended) -> None:
+        def refuse(appended: AppendedEvents) -> None:
             raise ZeroDivisionError
 
         sequencer = await self.started(appended=refuse)
@@ -160,9 +161,9 @@ class PublishingTests(SequencerCase):
     async def test_a_bulk_of_large_orders_is_read_in_several_batches(self) -> None:
         """What does not fit into a batch waits for the next one, and is not taken for gone."""
         # On a busy machine they take long to read, and then fewer are read at once.
-        self.patch(outbox, "_LATE_SECONDS", 1000.0)
-        link = await self.linked()
-        sequencer = await self.started(link)
+        self.patch(outbox, "_SLOW_SECONDS", 1000.0)
+        connection = await self.linked()
+        sequencer = await self.started(connection)
         sequencer.event_bytes = 10**6
         self.admin.run(
             "INSERT INTO dinedesk_kitchen.orders (id, total_amount, customer_name)"
@@ -172,7 +173,7 @@ class PublishingTests(SequencerCase):
         await until(lambda: len(self.seqs()) == 10, "all are published")
         told = sorted(int(each.data["orderId"]) for each in self.log_of())
         self.assertEqual(told, list(range(1, 11)))
-        self.assertEqual(link.transactions, 3)
+        self.assertEqual(connection.transactions, 3)
 
     async def test_the_same_order_again_says_nothing_new(self) -> None:
         sequencer = await self.started()
@@ -311,8 +312,8 @@ class OutboxTests(SequencerCase):
         self.assertEqual(notice.seq, 1)
 
     async def test_a_row_that_the_database_refuses_fails_alone(self) -> None:
-        link = await self.linked()
-        sequencer = await self.started(link)
+        connection = await self.linked()
+        sequencer = await self.started(connection)
         refuse_poison(self)
         for number in range(60):
             self.publish("notice", {"number": number, "poison": number == 31})
@@ -321,7 +322,7 @@ class OutboxTests(SequencerCase):
             self.seqs(), [*range(1, 32), None, *range(32, 60)], "each but one, in their order"
         )
         self.assertIn("no_poison", self.log_of()[31].failure or "")
-        self.assertLess(link.transactions, 60)
+        self.assertLess(connection.transactions, 60)
 
     async def test_a_row_that_posd_itself_fails_at_fails_alone(self) -> None:
         sequencer = await self.started()
@@ -372,7 +373,7 @@ class FailingAloneTests(SequencerCase):
 
     async def published(
         self, sequencer: Sequencer, *calls: object
-    ) -> list[Published | BaseException]:
+    ) -> list[PublicationResult | BaseException]:
         """Publish all of these in one transaction."""
         ahead = begin(sequencer.publish(publication(notice(0))))
         running = [begin(sequencer.publish(call)) for call in calls]  # type: ignore[arg-type]
@@ -388,7 +389,7 @@ class FailingAloneTests(SequencerCase):
             publication(notice(4)),
         )
         self.assertIsInstance(bad, TooLarge)
-        self.assertEqual((good, other), (Published((2,), 0), Published((3,), 0)))
+        self.assertEqual((good, other), (PublicationResult((2,), 0), PublicationResult((3,), 0)))
         self.assertEqual([each.data["number"] for each in self.log_of()], [0, 1, 4])
 
     async def test_a_request_that_the_database_refuses_fails_alone_and_as_a_whole(self) -> None:
@@ -403,8 +404,8 @@ class FailingAloneTests(SequencerCase):
             publication(notice(4)),
         )
         self.assertIsInstance(bad, Unprocessable)
-        self.assertIsInstance(good, Published)
-        self.assertIsInstance(other, Published)
+        self.assertIsInstance(good, PublicationResult)
+        self.assertIsInstance(other, PublicationResult)
         self.assertEqual([each.data["number"] for each in self.log_of()], [5, 0, 1, 4])
 
     async def test_an_event_without_a_fault_is_not_called_invalid(self) -> None:
@@ -475,8 +476,8 @@ class IdempotencyTests(SequencerCase):
     async def test_a_retry_gets_the_first_answer_and_publishes_nothing(self) -> None:
         sequencer = await self.started()
         call = publication(notice(1), notice(2), key="k")
-        self.assertEqual(await sequencer.publish(call), Published((1, 2), 0))
-        self.assertEqual(await sequencer.publish(call), Published((1, 2), 0, replayed=True))
+        self.assertEqual(await sequencer.publish(call), PublicationResult((1, 2), 0))
+        self.assertEqual(await sequencer.publish(call), PublicationResult((1, 2), 0, replayed=True))
         self.assertEqual(self.seqs(), [1, 2])
 
     async def test_another_movement_under_the_same_key_is_refused(self) -> None:
@@ -512,17 +513,17 @@ class IdempotencyTests(SequencerCase):
 
 class OutageTests(SequencerCase):
     async def test_without_a_database_it_is_unavailable_and_later_not(self) -> None:
-        link = await self.linked()
-        sequencer = await self.started(link)
-        link.drop()
+        connection = await self.linked()
+        sequencer = await self.started(connection)
+        connection.drop()
         with self.assertRaises(Unavailable):
             await sequencer.publish(publication(notice()))
-        await until(lambda: link.up, "the link is up")
+        await until(lambda: connection.up, "the link is up")
         self.assertEqual(first(await sequencer.publish(publication(notice()))), 1)
 
     async def test_a_connection_lost_in_a_batch_loses_nothing_and_does_nothing_twice(self) -> None:
-        link = await self.linked()
-        sequencer = await self.started(link)
+        connection = await self.linked()
+        sequencer = await self.started(connection)
         self.publish("notice", {"number": 1})
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_heads")
         call = publication(notice(2), key="k")
@@ -535,29 +536,29 @@ class OutageTests(SequencerCase):
             self.assertIsInstance(await outcome(each), Unavailable)
         self.admin.run("COMMIT")
         self.assertEqual((self.log_of(), self.waiting), ([], 1))
-        await until(lambda: link.up, "the link is up")
+        await until(lambda: connection.up, "the link is up")
         self.assertFalse((await sequencer.publish(call)).replayed)
         await self.emptied(sequencer)
         self.assertEqual(sorted(each.data["number"] for each in self.log_of()), [1, 2])
 
     async def test_a_commit_without_an_answer_is_found_by_the_retry(self) -> None:
-        link = await self.linked()
-        sequencer = await self.started(link)
+        connection = await self.linked()
+        sequencer = await self.started(connection)
         call = publication(notice(1), key="k")
         # The connection goes after the COMMIT has been obeyed and before its answer is read.
-        execute = link.transaction
+        execute = connection.transaction
 
         async def cut_off(work: object) -> object:
             await execute(work)  # type: ignore[arg-type]
-            link.drop()
+            connection.drop()
             raise OutcomeUnknown("lost")
 
-        self.patch(link, "transaction", cut_off)
+        self.patch(connection, "transaction", cut_off)
         with self.assertRaises(OutcomeUnknown):
             await sequencer.publish(call)
-        self.patch(link, "transaction", execute)
-        await until(lambda: link.up, "the link is up")
-        self.assertEqual(await sequencer.publish(call), Published((1,), 0, replayed=True))
+        self.patch(connection, "transaction", execute)
+        await until(lambda: connection.up, "the link is up")
+        self.assertEqual(await sequencer.publish(call), PublicationResult((1,), 0, replayed=True))
 
 
 class TwoNodesTests(SequencerCase):
@@ -676,7 +677,7 @@ def refuse_poison(case: SequencerCase) -> None:
     )
 
 
-async def outcome(running: Deferred[Published]) -> Published | BaseException:
+async def outcome(running: Deferred[PublicationResult]) -> PublicationResult | BaseException:
     try:
         return await running
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import LogLevel
 
-from tests.publishing.test_journal import JournalCase
+from tests.publishing.test_publishing_log import JournalCase
 
 MOODY = (
     "CREATE TYPE dinedesk_kitchen.mood AS ENUM ('good', 'bad')",

@@ -11,9 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database.link import Session
-from posd.publishing.transaction import Numbering, OutboxChanged
-from posd.store.numbering import OutboxRow
+from posd.database.reconnecting import Executor
+from posd.publishing.transaction import BatchTransaction, OutboxChanged
+from posd.store.sequencing import OutboxRow
 from posd.values import Tenant
 from tests.publishing.answers import Answers
 
@@ -25,11 +25,11 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 class TransactionTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.numbering = Numbering(self.clock, UUID(int=1), 1000, lambda tenant_id: 0)
+        self.numbering = BatchTransaction(self.clock, UUID(int=1), 1000, lambda tenant_id: 0)
 
     def shops(self, session: Answers) -> str:
         """The name of the kitchen, as the transaction knows it."""
-        work = self.numbering.shops(cast(Session, session), [1])
+        work = self.numbering.shops(cast(Executor, session), [1])
         return self.successResultOf(Deferred.fromCoroutine(work))[1].name
 
     def reject(self, *rows: OutboxRow) -> Deferred[None]:
@@ -37,7 +37,7 @@ class TransactionTests(SynchronousTestCase):
         answer = [(r.tenant_id, r.id, r.type, r.key, r.data, *[None] * 4, NOW) for r in rows]
         end = (0, *[None] * 8, NOW)
         self.session = Answers(pos_take=[*answer, end], pos_record=[(None,)])
-        work = self.numbering.reject(cast(Session, self.session), ROW, "It cannot be read.", 1)
+        work = self.numbering.reject(cast(Executor, self.session), ROW, "It cannot be read.", 1)
         return Deferred.fromCoroutine(work)
 
     def test_a_tenant_is_read_again_after_a_minute(self) -> None:

@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.publishing import workload
-from posd.publishing.workload import TooMuch, Workload
-from posd.store import numbering
+from posd.publishing.workload import BatchTooLarge, StepWorkload
+from posd.store import sequencing as numbering
 from tests.sequencer_case import GRILL, KITCHEN, SequencerCase, notice, publication
 
 
@@ -18,41 +18,41 @@ class WorkloadTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
 
-    def work(self, work: Workload, *rows: tuple[int, float, int]) -> TooMuch | None:
+    def work(self, work: StepWorkload, *rows: tuple[int, float, int]) -> BatchTooLarge | None:
         """Work on rows: the tenant, how many tenths of what is too long it takes, and its bytes."""
         for tenant_id, tenths, size in rows:
             self.clock.advance(tenths * workload._MOST_SECONDS / 10)
             try:
                 work.done(tenant_id, size)
-            except TooMuch as trouble:
+            except BatchTooLarge as trouble:
                 return trouble
         return None
 
     def test_rows_that_take_long_are_too_much(self) -> None:
-        trouble = self.work(Workload(self.clock, [1] * 20), *[(1, 2.0, 0)] * 20)
+        trouble = self.work(StepWorkload(self.clock, [1] * 20), *[(1, 2.0, 0)] * 20)
         assert trouble is not None
         self.assertEqual((trouble.tenant_id, trouble.rows), (1, 3))
 
     def test_rows_of_which_much_is_stored_are_too_much(self) -> None:
         size = workload._MOST_BYTES // 4
-        trouble = self.work(Workload(self.clock, [1] * 20), *[(1, 0.0, size)] * 20)
+        trouble = self.work(StepWorkload(self.clock, [1] * 20), *[(1, 0.0, size)] * 20)
         assert trouble is not None
         self.assertEqual((trouble.tenant_id, trouble.rows), (1, 2))
 
     def test_the_tenant_with_most_of_the_work_has_fewer(self) -> None:
         rows = [(1, 0.1, 10), (2, 3.0, 10)] * 10
-        trouble = self.work(Workload(self.clock, [1, 2] * 10), *rows)
+        trouble = self.work(StepWorkload(self.clock, [1, 2] * 10), *rows)
         assert trouble is not None
         self.assertEqual(trouble.tenant_id, 2)
 
     def test_a_tenant_with_one_row_cannot_have_fewer(self) -> None:
-        self.assertIsNone(self.work(Workload(self.clock, [1, 2]), (1, 99.0, 0), (2, 99.0, 0)))
-        trouble = self.work(Workload(self.clock, [1, 2, 2]), (1, 99.0, 0), (2, 1.0, 0))
+        self.assertIsNone(self.work(StepWorkload(self.clock, [1, 2]), (1, 99.0, 0), (2, 99.0, 0)))
+        trouble = self.work(StepWorkload(self.clock, [1, 2, 2]), (1, 99.0, 0), (2, 1.0, 0))
         assert trouble is not None
         self.assertEqual((trouble.tenant_id, trouble.rows), (2, 1))
 
     def test_what_is_done_is_not_thrown_away_for_the_last_row(self) -> None:
-        self.assertIsNone(self.work(Workload(self.clock, [1, 1]), (1, 1.0, 0), (1, 99.0, 0)))
+        self.assertIsNone(self.work(StepWorkload(self.clock, [1, 1]), (1, 1.0, 0), (1, 99.0, 0)))
 
 
 class BatchTests(SequencerCase):
@@ -62,9 +62,9 @@ class BatchTests(SequencerCase):
         recorded: list[list[tuple[int, int]]] = []
         record = numbering.record_and_commit
 
-        async def counted(session: Any, node: Any, entries: Sequence[numbering.Entry]) -> Any:
+        async def counted(executor: Any, node: Any, entries: Sequence[numbering.LogEntry]) -> Any:
             recorded.append([(each.tenant_id, each.size) for each in entries])
-            return await record(session, node, entries)
+            return await record(executor, node, entries)
 
         self.patch(numbering, "record_and_commit", counted)
         sequencer = await self.started()

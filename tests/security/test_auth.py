@@ -18,8 +18,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from posd.database import migrations
-from posd.database.link import Parameters, Row
-from posd.database.pool import Database
+from posd.database.pool import Pool
+from posd.database.reconnecting import Parameters, Row
 from posd.errors import (
     Busy,
     Forbidden,
@@ -29,7 +29,7 @@ from posd.errors import (
     Unauthorized,
     Unavailable,
 )
-from posd.security.auth import Authenticator, of_kind
+from posd.security.auth import Authenticator, require_kind
 from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.store.credentials import Credential
@@ -42,7 +42,7 @@ from tests.schema_case import two_shops
 HERE = "192.0.2.1"
 
 
-class CountingDatabase(Database):
+class CountingDatabase(Pool):
     """A pool that counts its statements."""
 
     statements = 0
@@ -51,7 +51,7 @@ class CountingDatabase(Database):
         self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
     ) -> list[Row]:
         self.statements += 1
-        return await Database.query(self, sql, parameters, tenant=tenant)
+        return await Pool.query(self, sql, parameters, tenant=tenant)
 
 
 class AuthCase(DatabaseCase):
@@ -73,7 +73,7 @@ class AuthCase(DatabaseCase):
         self.index = KeyIndex(self.clock, self.database)
         authenticator = Authenticator(self.clock, self.database, self.index, attempts)
         if read:
-            await self.index.look()
+            await self.index.refresh()
             self.database.statements = 0
         return authenticator
 
@@ -126,40 +126,42 @@ class OneAnswerTests(AuthCase):
             ("kitchen", "kéy"),
         ):
             before = self.database.statements
-            answers.append(await self.refusal(authenticator.at_tenant(slug, key, None, HERE)))
+            answers.append(await self.refusal(authenticator.find_credential(slug, key, None, HERE)))
             self.assertEqual(self.database.statements - before, 1)
         self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = 'grill'")
-        answers.append(await self.refusal(authenticator.at_tenant("grill", closed, None, HERE)))
+        answers.append(
+            await self.refusal(authenticator.find_credential("grill", closed, None, HERE))
+        )
         self.assertEqual({type(each) for each in answers}, {Unauthorized})
         self.assertEqual(len({str(each) for each in answers}), 1)
 
     async def test_what_cannot_be_a_key_is_not_even_looked_up(self) -> None:
         authenticator = await self.authenticator()
         for key in (None, "", "x" * 256):
-            refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+            refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
             self.assertIsInstance(refusal, Unauthorized)
         self.assertEqual(self.database.statements, 0)
 
     async def test_a_key_opens_its_own_tenant_and_one_of_all_tenants_each(self) -> None:
         authenticator = await self.authenticator()
-        credential = await authenticator.at_tenant("kitchen", self.key(), None, HERE)
+        credential = await authenticator.find_credential("kitchen", self.key(), None, HERE)
         self.assertEqual(credential.tenant.slug, "kitchen")
         self.assertEqual(credential.principal.tenant, credential.tenant)
         everywhere = self.key("platform", None)
         for slug in ("kitchen", "grill"):
-            credential = await authenticator.at_tenant(slug, everywhere, None, HERE)
+            credential = await authenticator.find_credential(slug, everywhere, None, HERE)
             self.assertEqual(credential.tenant.slug, slug)
             self.assertIsNone(credential.principal.tenant)
 
     async def test_where_no_tenant_is_named_a_key_says_of_which_one_it_is(self) -> None:
         authenticator = await self.authenticator()
-        principal = await authenticator.anywhere(self.key("admin", None), HERE)
+        principal = await authenticator.find_principal(self.key("admin", None), HERE)
         self.assertEqual((principal.kind, principal.tenant), (KeyKind.ADMIN, None))
-        principal = await authenticator.anywhere(self.key("admin", "kitchen"), HERE)
+        principal = await authenticator.find_principal(self.key("admin", "kitchen"), HERE)
         assert principal.tenant is not None
         self.assertEqual(principal.tenant.slug, "kitchen")
         for key in (None, "pos_wrong"):
-            refusal = await self.refusal(authenticator.anywhere(key, HERE))
+            refusal = await self.refusal(authenticator.find_principal(key, HERE))
             self.assertIsInstance(refusal, Unauthorized)
 
     async def test_without_a_database_it_is_unavailable_and_no_failed_attempt(self) -> None:
@@ -167,7 +169,7 @@ class OneAnswerTests(AuthCase):
         key = self.key()
         await self.database.stopService()
         for _ in range(3):
-            refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+            refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
             self.assertIsInstance(refusal, Unavailable)
 
     async def test_a_tenant_whose_schema_does_not_fit_is_not_served(self) -> None:
@@ -179,18 +181,22 @@ class OneAnswerTests(AuthCase):
         key = self.key()
         with capturedLogs() as logged:
             for _ in range(20):
-                refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+                refusal = await self.refusal(
+                    authenticator.find_credential("kitchen", key, None, HERE)
+                )
                 self.assertIsInstance(refusal, Unavailable)
         lines = [formatEvent(event) for event in logged if event.get("log_level") == LogLevel.error]
         self.assertEqual(len(lines), 5)
         self.assertIn("tenant=kitchen reason='the schema is older than this posd", lines[0])
         key = self.key(slug="grill")
-        self.assertIsInstance(await authenticator.at_tenant("grill", key, None, HERE), Credential)
+        self.assertIsInstance(
+            await authenticator.find_credential("grill", key, None, HERE), Credential
+        )
 
     async def test_on_a_trusted_listener_the_tenant_has_to_be_there(self) -> None:
         authenticator = await self.authenticator()
-        self.assertEqual((await authenticator.unasked("kitchen")).slug, "kitchen")
-        self.assertIsInstance(await self.refusal(authenticator.unasked("nowhere")), NotFound)
+        self.assertEqual((await authenticator.trusted_tenant("kitchen")).slug, "kitchen")
+        self.assertIsInstance(await self.refusal(authenticator.trusted_tenant("nowhere")), NotFound)
 
 
 class RememberingTests(AuthCase):
@@ -198,21 +204,23 @@ class RememberingTests(AuthCase):
         authenticator = await self.authenticator()
         key = self.key()
         for _ in range(3):
-            await authenticator.at_tenant("kitchen", key, None, HERE)
+            await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 1)
         self.clock.advance(10.5)
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 2)
 
     async def test_a_stampede_asks_once_and_a_failure_reaches_everybody(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
-        calls = [begin(authenticator.at_tenant("kitchen", key, None, HERE)) for _ in range(50)]
+        calls = [
+            begin(authenticator.find_credential("kitchen", key, None, HERE)) for _ in range(50)
+        ]
         self.assertEqual({each.tenant.slug for each in await gatherResults(calls)}, {"kitchen"})
         self.assertEqual(self.database.statements, 1)
         # Not in the turn in which these callers are told.
         await deferLater(REACTOR, 0)
-        calls = [begin(authenticator.at_tenant("grill", key, None, HERE)) for _ in range(5)]
+        calls = [begin(authenticator.find_credential("grill", key, None, HERE)) for _ in range(5)]
         await self.database.stopService()
         for call in calls:
             self.assertIsInstance(await self.refusal(call), Unavailable)
@@ -220,11 +228,11 @@ class RememberingTests(AuthCase):
     async def test_a_key_that_changes_is_looked_up_anew(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
-        credential = await authenticator.at_tenant("kitchen", key, None, HERE)
+        credential = await authenticator.find_credential("kitchen", key, None, HERE)
         self.change(key, "revoked_at = now()")
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
         authenticator.forget_key(credential.principal.key_id)
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
     async def test_of_keys_that_change_only_these_are_looked_up_anew_and_the_others_not_searched(
@@ -237,48 +245,50 @@ class RememberingTests(AuthCase):
             items = keys = values = __iter__
 
         authenticator = await self.authenticator()
-        authenticator._lookup._valid = Unsearchable()
+        authenticator._lookup._cache = Unsearchable()
         keys = [self.key() for _ in range(3)]
-        first, *_ = [await authenticator.at_tenant("kitchen", key, None, HERE) for key in keys]
+        first, *_ = [
+            await authenticator.find_credential("kitchen", key, None, HERE) for key in keys
+        ]
         authenticator.forget_key(first.principal.key_id)
         for _ in range(2):
             for key in keys:
-                await authenticator.at_tenant("kitchen", key, None, HERE)
+                await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 4)
         authenticator.forget_tenant(first.tenant.id)
         for key in keys:
-            await authenticator.at_tenant("kitchen", key, None, HERE)
+            await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 7)
         # What is noted of changes is bounded too.
         for number in range(20_000):
             authenticator.forget_key(number)
-        self.assertLess(len(authenticator._lookup._changed), 10_001)
+        self.assertLess(len(authenticator._lookup._invalidated_at), 10_001)
 
     async def test_all_keys_are_looked_up_anew_when_everything_is_read_again(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
         self.change(key, "revoked_at = now()")
         authenticator.forget_all()
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
     async def test_a_tenant_that_changes_is_looked_up_anew(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
-        credential = await authenticator.at_tenant("kitchen", key, None, HERE)
+        credential = await authenticator.find_credential("kitchen", key, None, HERE)
         self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = 'kitchen'")
         authenticator.forget_tenant(credential.tenant.id)
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
     async def test_what_changes_while_it_is_looked_up_is_not_remembered(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
-        asking = begin(authenticator.at_tenant("kitchen", key, None, HERE))
+        asking = begin(authenticator.find_credential("kitchen", key, None, HERE))
         authenticator.forget_key(1)
         await asking
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 2)
 
     async def test_who_has_waited_too_long_is_told_and_what_is_found_is_for_the_next_call(
@@ -288,33 +298,33 @@ class RememberingTests(AuthCase):
         key = self.key()
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
         waiting = [
-            begin(self.refusal(authenticator.at_tenant("kitchen", key, None, HERE)))
+            begin(self.refusal(authenticator.find_credential("kitchen", key, None, HERE)))
             for _ in range(2)
         ]
         self.clock.advance(3.5)
         for each in waiting:
             self.assertIsInstance(await each, Busy)
         self.admin.run("COMMIT")
-        await until(lambda: bool(authenticator._lookup._valid), "the key is found")
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await until(lambda: bool(authenticator._lookup._cache), "the key is found")
+        await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 1)
 
     async def test_a_key_that_expires_while_it_is_remembered_is_not_valid(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
         self.change(key, "expires_at = clock_timestamp() + interval '300 milliseconds'")
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
         self.clock.advance(0.3)
         expired = "SELECT expires_at < clock_timestamp() FROM dinedesk_main.pos_api_keys"
         await until(lambda: bool(self.admin.value(expired)), "the key has expired")
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
     async def test_which_keys_were_used_is_written_down_from_time_to_time(self) -> None:
         authenticator = await self.authenticator()
         used, unused = self.key(), self.key()
-        await authenticator.at_tenant("kitchen", used, None, HERE)
-        await authenticator.note_used()
+        await authenticator.find_credential("kitchen", used, None, HERE)
+        await authenticator.record_used_keys()
         found = "SELECT key_sha256 FROM dinedesk_main.pos_api_keys WHERE last_used_at IS NOT NULL"
         self.assertEqual(bytes(self.admin.value(found)), hashlib.sha256(used.encode()).digest())
         self.assertNotEqual(used, unused)
@@ -338,16 +348,22 @@ class UnknownKeyTests(AuthCase):
         authenticator = await self.authenticator(per_minute=100, read=True)
         unknown = "pos_" + "0" * 64
         answers = await self.refused(
-            *(authenticator.at_tenant("kitchen", each, None, HERE) for each in (unknown, revoked)),
-            *(authenticator.at_tenant("nowhere", each, None, HERE) for each in (unknown, wide)),
             *(
-                authenticator.at_tenant("kitchen", each, "bar", HERE)
+                authenticator.find_credential("kitchen", each, None, HERE)
+                for each in (unknown, revoked)
+            ),
+            *(
+                authenticator.find_credential("nowhere", each, None, HERE)
+                for each in (unknown, wide)
+            ),
+            *(
+                authenticator.find_credential("kitchen", each, "bar", HERE)
                 for each in (expired, of_grill)
             ),
-            authenticator.at_tenant("grill", of_grill, None, HERE),
-            authenticator.at_tenant("nowhere", ended, None, HERE),
-            authenticator.anywhere(unknown, HERE),
-            authenticator.somewhere(unknown, HERE),
+            authenticator.find_credential("grill", of_grill, None, HERE),
+            authenticator.find_credential("nowhere", ended, None, HERE),
+            authenticator.find_principal(unknown, HERE),
+            authenticator.require_known_key(unknown, HERE),
         )
         self.assertEqual({type(each) for each in answers}, {Unauthorized})
         self.assertEqual(len({str(each) for each in answers}), 1)
@@ -359,12 +375,15 @@ class UnknownKeyTests(AuthCase):
         key = self.key()
         authenticator = await self.authenticator(per_minute=3, read=True)
         answers = await self.refused(
-            *(authenticator.at_tenant("kitchen", f"wrong{n}", None, HERE) for n in range(2000))
+            *(
+                authenticator.find_credential("kitchen", f"wrong{n}", None, HERE)
+                for n in range(2000)
+            )
         )
         told = Counter(type(each) for each in answers)
         self.assertEqual(told, {Unauthorized: 3, TooManyRequests: 1997})
         self.assertEqual(self.database.statements, 0)
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 1)
 
     async def test_every_visible_character_can_be_in_a_key(self) -> None:
@@ -373,8 +392,8 @@ class UnknownKeyTests(AuthCase):
             "UPDATE dinedesk_main.tenants SET pos_api_key = %s WHERE slug = 'kitchen'", secret
         )
         authenticator = await self.authenticator(read=True)
-        await authenticator.at_tenant("kitchen", secret, None, HERE)
-        await authenticator.somewhere(secret, HERE)
+        await authenticator.find_credential("kitchen", secret, None, HERE)
+        await authenticator.require_known_key(secret, HERE)
 
     async def test_a_key_that_ends_without_a_word_is_looked_up_and_refused(self) -> None:
         key = self.key()
@@ -382,7 +401,7 @@ class UnknownKeyTests(AuthCase):
         authenticator = await self.authenticator(read=True)
         expired = "SELECT expires_at < clock_timestamp() FROM dinedesk_main.pos_api_keys"
         await until(lambda: bool(self.admin.value(expired)), "the key has expired")
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
 
@@ -390,17 +409,17 @@ class CrowdTests(AuthCase):
     async def test_two_thousand_that_come_at_once_cost_some_statements(self) -> None:
         authenticator = await self.authenticator(read=True)
         key = self.key()
-        await self.index.look()
+        await self.index.refresh()
         self.database.statements = 0
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
         arrivals = [
-            begin(authenticator.at_tenant("kitchen", key, f"till-{number}", HERE))
+            begin(authenticator.find_credential("kitchen", key, f"till-{number}", HERE))
             for number in range(2000)
         ]
         self.admin.run("COMMIT")
         depths: set[int] = set()
         for each in arrivals:
-            each.addCallback(lambda _: depths.add(stack.depth()))
+            each.addCallback(lambda _: depths.add(stack.stack_depth()))
         while not all(each.called for each in arrivals):
             self.clock.advance(0)
             await deferLater(REACTOR, 0.005)
@@ -413,7 +432,9 @@ class CrowdTests(AuthCase):
     async def test_so_do_two_thousand_with_one_key_and_no_name(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
-        arrivals = [begin(authenticator.at_tenant("kitchen", key, None, HERE)) for _ in range(2000)]
+        arrivals = [
+            begin(authenticator.find_credential("kitchen", key, None, HERE)) for _ in range(2000)
+        ]
         await until(lambda: bool(authenticator._lookup._released), "the key is found")
         # They have work to do then, and others are served in between.
         self.assertEqual(len([each for each in arrivals if each.called]), 0)
@@ -434,7 +455,7 @@ class CrowdTests(AuthCase):
         authenticator = await self.authenticator()
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
         arrivals = [
-            begin(self.refusal(authenticator.at_tenant("kitchen", f"key-{n}", None, HERE)))
+            begin(self.refusal(authenticator.find_credential("kitchen", f"key-{n}", None, HERE)))
             for n in range(5001)
         ]
         self.assertEqual([each for each in arrivals if each.called], arrivals[5000:])
@@ -448,7 +469,7 @@ class CrowdTests(AuthCase):
         key = self.key()
         self.admin.run("ALTER TABLE dinedesk_main.pos_devices RENAME TO away")
         calls = [
-            begin(self.refusal(authenticator.at_tenant("kitchen", key, None, HERE)))
+            begin(self.refusal(authenticator.find_credential("kitchen", key, None, HERE)))
             for _ in range(50)
         ]
         for each in calls:
@@ -457,7 +478,7 @@ class CrowdTests(AuthCase):
         # It has the frames of one of those who raised it, and not of all.
         self.assertLess(len([*walk_tb(error.__traceback__)]), 30)
         self.admin.run("ALTER TABLE dinedesk_main.away RENAME TO pos_devices")
-        await authenticator.at_tenant("kitchen", key, None, HERE)
+        await authenticator.find_credential("kitchen", key, None, HERE)
 
 
 class FilesTests(AuthCase):
@@ -473,7 +494,7 @@ class FilesTests(AuthCase):
         self.patch(Path, "open", fail)
         self.patch(builtins, "open", fail)
         for _ in range(2):
-            await authenticator.at_tenant("kitchen", key, "bar", HERE)
+            await authenticator.find_credential("kitchen", key, "bar", HERE)
             authenticator.forget_all()
 
 
@@ -482,7 +503,7 @@ class AttemptsTests(AuthCase):
         authenticator = await self.authenticator(per_minute=3)
         key = self.key()
         refusals = [
-            await self.refusal(authenticator.at_tenant("kitchen", "wrong", None, HERE))
+            await self.refusal(authenticator.find_credential("kitchen", "wrong", None, HERE))
             for _ in range(5)
         ]
         self.assertEqual(
@@ -492,14 +513,14 @@ class AttemptsTests(AuthCase):
         self.assertEqual(refusals[-1].retry_after, 60)
         self.assertEqual(refusals[-1].code, "too_many_attempts")
         self.assertEqual(
-            (await authenticator.at_tenant("kitchen", key, None, HERE)).tenant.slug, "kitchen"
+            (await authenticator.find_credential("kitchen", key, None, HERE)).tenant.slug, "kitchen"
         )
         elsewhere = await self.refusal(
-            authenticator.at_tenant("kitchen", "wrong", None, "192.0.2.2")
+            authenticator.find_credential("kitchen", "wrong", None, "192.0.2.2")
         )
         self.assertIsInstance(elsewhere, Unauthorized)
         self.clock.advance(61)
-        again = await self.refusal(authenticator.at_tenant("kitchen", "wrong", None, HERE))
+        again = await self.refusal(authenticator.find_credential("kitchen", "wrong", None, HERE))
         self.assertIsInstance(again, Unauthorized)
 
 
@@ -508,9 +529,9 @@ class DeviceTests(AuthCase):
         authenticator = await self.authenticator()
         key = self.key("device", device="front")
         for named in (None, "front"):
-            credential = await authenticator.at_tenant("kitchen", key, named, HERE)
+            credential = await authenticator.find_credential("kitchen", key, named, HERE)
             self.assertEqual(credential.principal.device_id, "front")
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, "back", HERE))
+        refusal = await self.refusal(authenticator.find_credential("kitchen", key, "back", HERE))
         self.assertIsInstance(refusal, Forbidden)
         self.assertEqual(getattr(refusal, "code", None), "device_mismatch")
 
@@ -518,9 +539,11 @@ class DeviceTests(AuthCase):
         authenticator = await self.authenticator()
         self.change(self.key("device", device="front"), "revoked_at = now()")
         tenant_key = self.key()
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", tenant_key, "front", HERE))
+        refusal = await self.refusal(
+            authenticator.find_credential("kitchen", tenant_key, "front", HERE)
+        )
         self.assertEqual(getattr(refusal, "code", None), "device_key_required")
-        credential = await authenticator.at_tenant("kitchen", tenant_key, "back", HERE)
+        credential = await authenticator.find_credential("kitchen", tenant_key, "back", HERE)
         self.assertIsNone(credential.principal.device_id)
 
     async def test_a_device_that_is_disabled_is_refused_by_either_key(self) -> None:
@@ -531,12 +554,12 @@ class DeviceTests(AuthCase):
         )
         self.admin.run("UPDATE dinedesk_main.pos_devices SET is_active = false")
         for key, named in ((own, None), (tenant_key, "b")):
-            refusal = await self.refusal(authenticator.at_tenant("kitchen", key, named, HERE))
+            refusal = await self.refusal(authenticator.find_credential("kitchen", key, named, HERE))
             self.assertEqual(getattr(refusal, "code", None), "device_disabled")
 
     async def test_a_kind_that_may_not_is_forbidden(self) -> None:
         principal = Principal(1, KeyKind.DEVICE, None)
-        of_kind(principal, KeyKind.TENANT, KeyKind.DEVICE)
+        require_kind(principal, KeyKind.TENANT, KeyKind.DEVICE)
         with self.assertRaises(Forbidden) as raised:
-            of_kind(principal, KeyKind.PLATFORM)
+            require_kind(principal, KeyKind.PLATFORM)
         self.assertEqual(raised.exception.message, "A key of kind device may not do this.")

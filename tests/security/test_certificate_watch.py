@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import TLS
-from posd.security.certificate_watch import Renewal
-from posd.security.private_ca import Made, make
+from posd.config.model import TLSConfig
+from posd.security.certificate_watch import CertificateWatch
+from posd.security.private_ca import IssuedCertificate, make
 from posd.security.server_tls import ServerTLS
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -30,11 +30,11 @@ class RenewalCase(SynchronousTestCase):
         self.clock = Clock()
         self.folder = Path(self.mktemp()).absolute()
         self.made = make(self.folder, ["localhost"], days=self.days, now=NOON)
-        self.watch(TLS(str(self.made.certificate_path), str(self.made.key_path)))
+        self.watch(TLSConfig(str(self.made.certificate_path), str(self.made.key_path)))
 
-    def watch(self, settings: TLS) -> None:
+    def watch(self, settings: TLSConfig) -> None:
         self.tls = ServerTLS(settings, seconds=self.clock.seconds)
-        self.renewal = Renewal(self.clock, self.tls, now=self.now)
+        self.renewal = CertificateWatch(self.clock, self.tls, now=self.now)
 
     def now(self) -> datetime:
         return NOON + timedelta(seconds=self.clock.seconds())
@@ -58,7 +58,7 @@ class RenewalCase(SynchronousTestCase):
     def told(self, logs: Sequence[LogEvent]) -> list[str]:
         return [f"{event['log_level'].name} {formatEvent(event)}" for event in logs]
 
-    def renewed(self, folder: Path | None = None) -> Made:
+    def renewed(self, folder: Path | None = None) -> IssuedCertificate:
         """A new certificate of the same authority, in other files, or in these."""
         if folder is None:
             folder = Path(self.mktemp()).absolute()
@@ -104,7 +104,7 @@ class TakingTests(RenewalCase):
         links = live / "fullchain.pem", live / "privkey.pem"
         for link in links:
             link.symlink_to(self.folder / link.name)
-        self.watch(TLS(str(links[0]), str(links[1])))
+        self.watch(TLSConfig(str(links[0]), str(links[1])))
         self.start()
         before, other = self.tls.serial_number, self.renewed()
         for link, file in zip(links, (other.certificate_path, other.key_path), strict=True):
@@ -140,7 +140,7 @@ class TakingTests(RenewalCase):
         self.made.certificate_path.touch()
         self.made.key_path.chmod(0o640)
         self.assertEqual(self.after(100), [])
-        self.assertFalse(self.tls.stale)
+        self.assertFalse(self.tls.is_stale)
 
     def test_nothing_is_looked_at_after_the_end(self) -> None:
         self.start()
@@ -193,11 +193,11 @@ class HalfWrittenTests(RenewalCase):
         self.assertTrue(line.startswith("error renewed files cannot be used"), line)
         self.assertIn(f"{self.made.key_path} does not belong to", line)
         self.assertIn(f"{self.made.key_path} does not belong to", self.renewal.trouble)
-        self.assertTrue(self.renewal.refused)
+        self.assertTrue(self.renewal.has_unusable_files)
         self.assertEqual(self.after(2 * DAY), [])
         self.write_certificate()
         self.after(LOOK)
-        self.assertEqual((self.renewal.trouble, self.renewal.refused), ("", False))
+        self.assertEqual((self.renewal.trouble, self.renewal.has_unusable_files), ("", False))
 
     def test_what_is_unfit_in_another_way_is_told_anew(self) -> None:
         self.write_key()
@@ -252,7 +252,7 @@ class EndTests(RenewalCase):
 
     def test_a_clock_that_is_behind_is_suspected(self) -> None:
         early = make(Path(self.mktemp()), ["localhost"], now=NOON + timedelta(days=2))
-        self.watch(TLS(str(early.certificate_path), str(early.key_path)))
+        self.watch(TLSConfig(str(early.certificate_path), str(early.key_path)))
         _, line = self.start()
         self.assertTrue(line.startswith("warn "), line)
         self.assertIn("check this machine's clock", line)

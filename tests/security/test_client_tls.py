@@ -20,14 +20,14 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from posd.config.model import TLS
+from posd.config.model import TLSConfig
 from posd.errors import StartError
 from posd.security.client_tls import client_context
-from posd.security.dialing import Credentials, Untrusted, distrust
+from posd.security.dialing import Credentials, UntrustedCertificate, tls_failure
 from posd.security.private_ca import make, make_client
 from posd.security.server_tls import ServerTLS
-from tests.caller import Caller
-from tests.odd_certificates import odd
+from tests.caller import SpeakFirstClient
+from tests.odd_certificates import issue_odd_certificate
 
 SECRET = b"the key"
 
@@ -50,7 +50,7 @@ class Listeners(Factory):
         self.told: list[bytes] = []
 
 
-class Teller(Caller):
+class Teller(SpeakFirstClient):
     words = SECRET
 
 
@@ -63,7 +63,7 @@ class TrustCase(TestCase):
 
     async def listen(self, certificate: Path, key: Path, client_ca: Path | None = None) -> int:
         asked = None if client_ca is None else str(client_ca)
-        settings = TLS(str(certificate), str(key), client_ca=asked)
+        settings = TLSConfig(str(certificate), str(key), client_ca=asked)
         endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
         port = await wrapServerTLS(ServerTLS(settings), endpoint).listen(self.listeners)
         self.addCleanup(port.stopListening)
@@ -97,7 +97,7 @@ class TrustCase(TestCase):
 
 class ServerTests(TrustCase):
     def refused(self, error: BaseException | None, words: str) -> None:
-        self.assertIn(words, distrust(error) or "")
+        self.assertIn(words, tls_failure(error) or "")
         self.assertEqual(self.listeners.told, [], "it was told nothing")
 
     async def test_a_server_is_known_by_each_name_and_address_of_its_certificate(self) -> None:
@@ -142,7 +142,7 @@ class ServerTests(TrustCase):
         port = await self.server("pos.lan")
         stranger = make(Path(self.mktemp()), ["pos.lan"])
         error = await self.call(port, "pos.lan", stranger.ca_path)
-        self.assertIsInstance(error, Untrusted)
+        self.assertIsInstance(error, UntrustedCertificate)
         self.refused(error, "authority of the server's certificate")
 
     async def test_a_certificate_that_has_ended_is_refused(self) -> None:
@@ -165,7 +165,7 @@ class ServerTests(TrustCase):
         self, name: str, names: Sequence[x509.GeneralName], ends: datetime | None = None
     ) -> int:
         """A server with a certificate as posd's own are, but for its names and its end."""
-        made = odd(self.folder, name, names, ends)
+        made = issue_odd_certificate(self.folder, name, names, ends)
         return await self.listen(made.certificate_path, made.key_path)
 
 
@@ -177,7 +177,7 @@ class ClientTests(TrustCase):
         tills = make_client(self.folder / "tills", "unused").ca_path
         port = await self.server("pos.lan", client_ca=tills)
         error = await self.call(port, "pos.lan", credentials=credentials)
-        return distrust(error) if error is not None else None
+        return tls_failure(error) if error is not None else None
 
     def credentials(self, folder: str, name: str = "POS_1", **how: object) -> Credentials:
         made = make_client(self.folder / folder, name, **how)  # type: ignore[arg-type]

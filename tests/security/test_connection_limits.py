@@ -18,14 +18,14 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import TooManyRequests, Unavailable
-from posd.security.connection_limits import Connections, Lease
+from posd.security.connection_limits import ConnectionLease, ConnectionLimits
 
-Held = tuple[Lease, int, str | None]
+Held = tuple[ConnectionLease, int, str | None]
 
 
 class ConnectionsTests(SynchronousTestCase):
     def test_a_device_may_have_a_few_at_once(self) -> None:
-        connections = Connections(100, 50)
+        connections = ConnectionLimits(100, 50)
         leases = [connections.admit(1, "POS_1") for _ in range(4)]
         error = self.assertRaises(TooManyRequests, connections.admit, 1, "POS_1")
         self.assertEqual((error.code, error.retry_after), ("too_many_connections", 60))
@@ -37,7 +37,7 @@ class ConnectionsTests(SynchronousTestCase):
         connections.admit(1, "POS_1")
 
     def test_a_tenant_that_is_full_is_told_so_and_others_come_in(self) -> None:
-        connections = Connections(100, 2)
+        connections = ConnectionLimits(100, 2)
         connections.admit(1, None)
         connections.admit(1, "POS_1")
         error = self.assertRaises(TooManyRequests, connections.admit, 1, None)
@@ -46,7 +46,7 @@ class ConnectionsTests(SynchronousTestCase):
         connections.admit(2, None)
 
     def test_a_full_server_is_overloaded_for_everybody(self) -> None:
-        connections = Connections(2, 2)
+        connections = ConnectionLimits(2, 2)
         lease = connections.admit(1, None)
         connections.admit(2, None)
         error = self.assertRaises(Unavailable, connections.admit, 3, "POS_1")
@@ -55,15 +55,19 @@ class ConnectionsTests(SynchronousTestCase):
         connections.admit(3, "POS_1")
 
     def test_a_lease_is_given_back_once(self) -> None:
-        connections = Connections(100, 50)
+        connections = ConnectionLimits(100, 50)
         first, _ = connections.admit(1, "POS_1"), connections.admit(1, "POS_1")
         first.release()
         first.release()
-        counts = (connections.open, connections.of_tenant(1), connections.of_device(1, "POS_1"))
+        counts = (
+            connections.open,
+            connections.tenant_count(1),
+            connections.device_count(1, "POS_1"),
+        )
         self.assertEqual(counts, (1, 1, 1))
 
     def test_a_lower_limit_closes_nothing_and_lets_nobody_in(self) -> None:
-        connections = Connections(100, 50)
+        connections = ConnectionLimits(100, 50)
         leases = [connections.admit(1, None) for _ in range(3)]
         connections.per_tenant = 2
         leases[0].release()
@@ -79,7 +83,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.connections = Connections(6, 4, 2)
+        self.connections = ConnectionLimits(6, 4, 2)
         self.present: list[tuple[int, str | None]] = []
 
     @rule(
@@ -88,17 +92,17 @@ class ConnectionsMachine(RuleBasedStateMachine):
         device=st.none() | st.sampled_from(["POS_1", "POS_2"]),
     )
     def admit(self, tenant: int, device: str | None) -> Held | MultipleResults[Held]:
-        of_tenant = sum(who == tenant for who, _ in self.present)
+        tenant_count = sum(who == tenant for who, _ in self.present)
         try:
             lease = self.connections.admit(tenant, device)
         except TooManyRequests:
-            assert of_tenant == 4 or self.present.count((tenant, device)) == 2
+            assert tenant_count == 4 or self.present.count((tenant, device)) == 2
             return multiple()
         except Unavailable:
             assert len(self.present) == 6
             return multiple()
         assert len(self.present) < 6
-        assert of_tenant < 4
+        assert tenant_count < 4
         assert device is None or self.present.count((tenant, device)) < 2
         self.present.append((tenant, device))
         return lease, tenant, device
@@ -115,9 +119,9 @@ class ConnectionsMachine(RuleBasedStateMachine):
         assert self.connections.open == len(self.present)
         tenants = Counter(tenant for tenant, _ in self.present)
         devices = Counter(each for each in self.present if each[1] is not None)
-        assert self.connections._of_tenant == tenants
-        assert dict(self.connections._of_tenant) == dict(tenants)  # no zeros stay behind
-        assert dict(self.connections._of_device) == dict(devices)
+        assert self.connections._tenant_counts == tenants
+        assert dict(self.connections._tenant_counts) == dict(tenants)  # no zeros stay behind
+        assert dict(self.connections._device_counts) == dict(devices)
 
 
 class ConnectionsLifeTests(SynchronousTestCase):

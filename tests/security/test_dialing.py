@@ -13,32 +13,32 @@ NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
 class Servers(SynchronousTestCase):
-    def at(self, url: str) -> BaseUrl:
-        return BaseUrl.at(url, "https", "http")
+    def parse(self, url: str) -> BaseUrl:
+        return BaseUrl.parse(url, "https", "http")
 
     def test_a_url_gives_host_port_and_prefix(self) -> None:
         self.assertEqual(
-            self.at("https://pos.example.com:9010/shop/"),
+            self.parse("https://pos.example.com:9010/shop/"),
             BaseUrl("https", "pos.example.com", 9010, "/shop"),
         )
 
     def test_the_schemes_have_their_usual_ports(self) -> None:
-        self.assertEqual(self.at("https://pos.example.com").port, 443)
-        self.assertEqual(self.at("http://localhost").port, 80)
+        self.assertEqual(self.parse("https://pos.example.com").port, 443)
+        self.assertEqual(self.parse("http://localhost").port, 80)
 
     def test_a_path_is_made_of_single_segments(self) -> None:
-        server = self.at("https://pos.example.com/shop")
+        server = self.parse("https://pos.example.com/shop")
         self.assertEqual(server.path("api", "a/b c?", "events"), "/shop/api/a%2Fb%20c%3F/events")
 
     def test_an_ipv6_address_is_written_in_brackets(self) -> None:
-        self.assertEqual(self.at("https://[2001:db8::1]:9010").authority, "[2001:db8::1]:9010")
+        self.assertEqual(self.parse("https://[2001:db8::1]:9010").authority, "[2001:db8::1]:9010")
 
     def test_clear_text_stays_on_this_machine(self) -> None:
         for host in ("localhost", "127.0.0.1", "127.9.9.9", "[::1]"):
-            self.assertFalse(self.at(f"http://{host}:9010").secure)
+            self.assertFalse(self.parse(f"http://{host}:9010").secure)
         for host in ("pos.example.com", "10.0.0.7", "[2001:db8::1]", "localhost.example.com"):
             with self.assertRaisesRegex(ValueError, "only over TLS: https://"):
-                self.at(f"http://{host}:9010")
+                self.parse(f"http://{host}:9010")
 
     def test_whatever_else_is_in_a_url_is_refused(self) -> None:
         for url, reason in {
@@ -51,7 +51,7 @@ class Servers(SynchronousTestCase):
             "https://pos.example.com:port": "invalid literal|Port",
         }.items():
             with self.assertRaisesRegex(ValueError, reason):
-                self.at(url)
+                self.parse(url)
 
 
 class Pauses(SynchronousTestCase):

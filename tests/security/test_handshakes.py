@@ -33,5 +33,5 @@ class HandshakeRatesTests(SynchronousTestCase):
     def test_that_of_a_client_with_a_valid_key_is_not_counted(self) -> None:
         self.begun("192.0.2.1")
         for _ in range(6):
-            self.rates.known("192.0.2.1")
+            self.rates.refund_handshake("192.0.2.1")
         self.assertEqual(self.begun("192.0.2.1"), 6)

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.security.private_ca import (
     LONGEST_DAYS,
     CertificateError,
-    Made,
+    IssuedCertificate,
     NotCertifiable,
     make,
     make_client,
@@ -28,12 +28,12 @@ NAMES = ("till-server.lan", "192.0.2.7", "2001:db8::7")
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
 
-def leaf(made: Made) -> x509.Certificate:
+def leaf(made: IssuedCertificate) -> x509.Certificate:
     (certificate,) = x509.load_pem_x509_certificates(made.certificate_path.read_bytes())
     return certificate
 
 
-def verify(made: Made, name: str, at: datetime = NOW) -> None:
+def verify(made: IssuedCertificate, name: str, at: datetime = NOW) -> None:
     """Do what a client does: build a path to the authority and compare the name."""
     store = Store(x509.load_pem_x509_certificates(made.ca_path.read_bytes()))
     subject: x509.GeneralName

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import TooManyRequests
-from posd.security.request_rates import Purpose, RateAccount, RequestRates, account
+from posd.security.request_rates import RateAccount, RatePurpose, RequestRates, account
 
 MIB = 1024 * 1024
 
@@ -36,7 +36,7 @@ class RatesCase(SynchronousTestCase):
         return tries
 
     def requests(self, who: RateAccount, size: int = 0) -> int:
-        return self.granted(lambda: self.rates.request(who, size))
+        return self.granted(lambda: self.rates.charge_request(who, size))
 
 
 class CredentialTests(RatesCase):
@@ -51,9 +51,9 @@ class CredentialTests(RatesCase):
         who = account(1, None, shared=False)
         self.requests(who, 300)
         with self.assertRaises(TooManyRequests) as raised:
-            self.rates.request(who, 3000)
+            self.rates.charge_request(who, 3000)
         self.clock.advance(raised.exception.retry_after or 0)
-        self.rates.request(who, 3000)
+        self.rates.charge_request(who, 3000)
 
     def test_bytes_count_beside_requests_and_what_is_refused_costs_nothing(self) -> None:
         who = account(1, None, shared=False)
@@ -63,13 +63,13 @@ class CredentialTests(RatesCase):
 
     def test_a_body_of_unknown_length_is_charged_as_it_comes(self) -> None:
         who = account(1, None, shared=False)
-        self.rates.request(who, 0)
-        self.assertEqual(self.granted(lambda: self.rates.body(who, 1000)), 10)
+        self.rates.charge_request(who, 0)
+        self.assertEqual(self.granted(lambda: self.rates.charge_body(who, 1000)), 10)
         self.assertEqual(self.requests(who), 49)
 
     def test_a_body_longer_than_the_burst_is_taken_by_who_has_asked_nothing(self) -> None:
         who = account(1, None, shared=False)
-        self.rates.request(who, MIB)
+        self.rates.charge_request(who, MIB)
         self.assertEqual(self.requests(who, 1), 0)
 
     def test_one_key_is_not_charged_for_another(self) -> None:
@@ -78,7 +78,7 @@ class CredentialTests(RatesCase):
 
     def test_a_key_of_all_tenants_has_twenty_times_the_rate(self) -> None:
         platform = account(7, None, shared=False, all_tenants=True)
-        granted = self.granted(lambda: self.rates.request(platform, 0), tries=2000)
+        granted = self.granted(lambda: self.rates.charge_request(platform, 0), tries=2000)
         self.assertEqual(granted, 20 * 50)
 
     def test_a_devices_key_has_one_rate_whatever_device_is_named(self) -> None:
@@ -95,7 +95,7 @@ class CredentialTests(RatesCase):
         self.assertEqual(self.requests(account(1, "pass", shared=True)), 0)
 
     def test_frames_of_terminals_without_a_name_have_the_rate_of_all_together(self) -> None:
-        frames = account(1, None, shared=True, purpose=Purpose.FRAMES)
+        frames = account(1, None, shared=True, purpose=RatePurpose.FRAMES)
         for _ in range(800):
             self.assertEqual(self.rates.heard(frames, 0.25, 1), 0)
         self.assertGreater(self.rates.heard(frames, 0.25, 1), 0)
@@ -105,26 +105,26 @@ class CredentialTests(RatesCase):
     def test_two_thousand_terminals_that_come_at_once_are_let_in(self) -> None:
         rates = RequestRates(50, MIB, 200, self.clock.seconds)
         for number in range(2000):
-            who = account(1, f"till-{number}", shared=True, purpose=Purpose.HANDSHAKE)
-            rates.request(who, 0)
+            who = account(1, f"till-{number}", shared=True, purpose=RatePurpose.HANDSHAKE)
+            rates.charge_request(who, 0)
         # And what they ask then is not charged for it.
         for number in range(1000):
-            rates.request(account(1, f"till-{number}", shared=True), 0)
+            rates.charge_request(account(1, f"till-{number}", shared=True), 0)
 
     def test_so_are_two_thousand_without_a_name(self) -> None:
         rates = RequestRates(50, MIB, 200, self.clock.seconds)
-        who = account(1, None, shared=True, purpose=Purpose.HANDSHAKE)
+        who = account(1, None, shared=True, purpose=RatePurpose.HANDSHAKE)
         for _ in range(2000):
-            rates.request(who, 0)
+            rates.charge_request(who, 0)
 
     def test_who_makes_up_names_has_no_more_than_all_together(self) -> None:
         count = self.granted(
-            lambda: self.rates.request(account(1, f"{self.clock.seconds()}", shared=True), 0)
+            lambda: self.rates.charge_request(account(1, f"{self.clock.seconds()}", shared=True), 0)
         )
         self.assertEqual(count, 50)
         names = iter(range(1000))
         count = self.granted(
-            lambda: self.rates.request(account(1, f"till-{next(names)}", shared=True), 0)
+            lambda: self.rates.charge_request(account(1, f"till-{next(names)}", shared=True), 0)
         )
         self.assertEqual(count, 150)
 
@@ -138,7 +138,7 @@ class CredentialTests(RatesCase):
 
 class StrangerTests(RatesCase):
     def asked(self, address: str, purpose: str = "all") -> int:
-        return self.granted(lambda: self.rates.stranger(address, purpose))
+        return self.granted(lambda: self.rates.charge_address(address, purpose))
 
     def test_an_address_has_a_rate(self) -> None:
         self.assertEqual(self.asked("192.0.2.1"), 200)
@@ -158,7 +158,9 @@ class StrangerTests(RatesCase):
 
     def test_memory_is_bounded(self) -> None:
         for number in range(30_000):
-            self.rates.stranger(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "all")
+            self.rates.charge_address(
+                f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "all"
+            )
         self.assertEqual(len(self.rates._addresses), 20_000)
 
 
@@ -166,14 +168,14 @@ class AnsweredTests(RatesCase):
     def test_an_answer_is_charged_and_what_is_over_is_owed(self) -> None:
         who = account(1, None, shared=False)
         free = int(self.rates.bytes_per_credential * 10)
-        self.rates.answered(who, free)
-        self.rates.request(who, 100)
-        self.rates.answered(who, 100)
-        self.assertRaises(TooManyRequests, self.rates.request, who, 0)
-        connecting = account(1, None, shared=False, purpose=Purpose.HANDSHAKE)
-        self.rates.request(connecting, 0)
+        self.rates.charge_answer(who, free)
+        self.rates.charge_request(who, 100)
+        self.rates.charge_answer(who, 100)
+        self.assertRaises(TooManyRequests, self.rates.charge_request, who, 0)
+        connecting = account(1, None, shared=False, purpose=RatePurpose.HANDSHAKE)
+        self.rates.charge_request(connecting, 0)
         self.clock.advance(100 / self.rates.bytes_per_credential)
-        self.rates.request(who, 0)
+        self.rates.charge_request(who, 0)
 
 
 class HeardTests(RatesCase):

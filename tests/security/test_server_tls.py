@@ -45,24 +45,24 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface.verify import verifyObject
 
-from posd.config.model import TLS
+from posd.config.model import TLSConfig
 from posd.errors import StartError
 from posd.security.client_tls import client_context
-from posd.security.dialing import Untrusted
-from posd.security.private_ca import Made, make, make_client
+from posd.security.dialing import UntrustedCertificate
+from posd.security.private_ca import IssuedCertificate, make, make_client
 from posd.security.server_tls import ServerTLS, problems
-from tests.caller import Caller
+from tests.caller import SpeakFirstClient
 
 PEER = IPv4Address("TCP", "192.0.2.7", 40000)
 OLD_SUITES = ("ECDHE-ECDSA-AES256-SHA384", "ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES128-SHA")
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
-def settings_of(made: Made) -> TLS:
-    return TLS(certificate=str(made.certificate_path), private_key=str(made.key_path))
+def settings_of(made: IssuedCertificate) -> TLSConfig:
+    return TLSConfig(certificate=str(made.certificate_path), private_key=str(made.key_path))
 
 
-def till_context(made: Made, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+def till_context(made: IssuedCertificate, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     """A till that trusts the authority, and speaks one version only if one is given."""
     context = ssl.create_default_context(cafile=str(made.ca_path))
     if version is not None:
@@ -350,16 +350,16 @@ class Reloading(Server):
         self.assertEqual(old.say(b"still here"), b"still here")
 
     def test_whether_files_are_others_is_seen_without_reading_them(self) -> None:
-        self.assertFalse(self.tls.stale)
+        self.assertFalse(self.tls.is_stale)
         make(self.directory, ["localhost"], replace=True)
-        self.assertTrue(self.tls.stale)
+        self.assertTrue(self.tls.is_stale)
         self.tls.reload()
-        self.assertFalse(self.tls.stale)
+        self.assertFalse(self.tls.is_stale)
 
     def test_it_is_told_whether_there_was_anything_new(self) -> None:
         self.assertFalse(self.tls.reload())
         self.made.key_path.touch()
-        self.assertTrue(self.tls.stale)
+        self.assertTrue(self.tls.is_stale)
         self.assertFalse(self.tls.reload())
         self.assertTrue(self.tls.reload(evolve(self.tls.settings, minimum_version="1.3")))
         make(self.directory, ["localhost"], replace=True)
@@ -381,7 +381,7 @@ class Reloading(Server):
 
     def test_other_places_are_used_once_they_have_been_found_good(self) -> None:
         elsewhere = make(Path(self.mktemp()), ["localhost"])
-        self.assertRaises(StartError, self.tls.reload, TLS())
+        self.assertRaises(StartError, self.tls.reload, TLSConfig())
         self.tls.reload()
         self.tls.reload(settings_of(elsewhere))
         self.tls.reload()
@@ -401,7 +401,7 @@ class ClientCertificates(Server):
             till.load_cert_chain(*client_certificate(self.directory))
             self.assertEqual(Call(self.tls, till).say(b"in"), b"in")
 
-    def refused(self, made: Made | None = None) -> set[str]:
+    def refused(self, made: IssuedCertificate | None = None) -> set[str]:
         """What is said of a till with such a certificate, in whichever version, in a line for each."""
         said = set()
         for version in VERSIONS:
@@ -501,7 +501,7 @@ class WhatCannotBeUsed(Server):
         return self.file(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
     def test_a_listener_without_a_certificate_is_told_how_to_get_one(self) -> None:
-        error = self.assertRaises(StartError, ServerTLS, TLS())
+        error = self.assertRaises(StartError, ServerTLS, TLSConfig())
         self.assertIn("tls.certificate and tls.private_key must be set", str(error))
         self.assertIn("posctl make-cert", str(error))
 
@@ -515,14 +515,14 @@ class WhatCannotBeUsed(Server):
 
     def test_every_file_is_looked_at_and_blamed_on_its_key(self) -> None:
         keys = ("certificate", "private_key", "client_ca")
-        missing = TLS(**dict.fromkeys(keys, "/nonexistent/tls.pem"))  # type: ignore[arg-type]
+        missing = TLSConfig(**dict.fromkeys(keys, "/nonexistent/tls.pem"))  # type: ignore[arg-type]
         self.assertEqual(tuple(problems(missing)), keys)
         error = self.assertRaises(StartError, ServerTLS, missing)
         self.assertEqual(len(str(error).splitlines()), 3)
 
     def test_of_a_key_that_is_not_set_nothing_is_said(self) -> None:
-        self.assertEqual(problems(TLS()), {})
-        alone = TLS(private_key="/nonexistent/tls.pem")
+        self.assertEqual(problems(TLSConfig()), {})
+        alone = TLSConfig(private_key="/nonexistent/tls.pem")
         self.assertEqual(tuple(problems(alone)), ("private_key",))
 
     def test_files_that_can_be_used_have_no_problem(self) -> None:
@@ -581,7 +581,7 @@ class WhatCannotBeUsed(Server):
         weak = self.file(certificate.public_bytes(Encoding.PEM))
         files = {"certificate": weak, "private_key": self.key_file(key)}
         self.assertIn(f"{weak} is refused by OpenSSL (", self.refusal(**files))
-        self.assertEqual(tuple(problems(TLS(**files))), ("certificate",))  # type: ignore[arg-type]
+        self.assertEqual(tuple(problems(TLSConfig(**files))), ("certificate",))  # type: ignore[arg-type]
 
 
 class Dates(SynchronousTestCase):
@@ -613,7 +613,7 @@ def client_certificate(directory: Path) -> tuple[Path, Path]:
     return made.certificate_path, made.key_path
 
 
-class Browser(Caller):
+class Browser(SpeakFirstClient):
     words = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -688,7 +688,7 @@ class Loopback(TestCase):
         stranger = make(Path(self.mktemp()), ["localhost"])
         for ca in (stranger.ca_path, None):
             caller = await self.call("localhost", ca)
-            with self.assertRaises(Untrusted) as caught:
+            with self.assertRaises(UntrustedCertificate) as caught:
                 await caller.heard
             self.assertIn("authority of the server's certificate", str(caught.exception))
 

@@ -18,25 +18,25 @@ def ending_in(left: timedelta, lifetime: timedelta) -> Validity:
 
 
 class StandingTests(SynchronousTestCase):
-    def standing(self, left: timedelta, lifetime: timedelta) -> CertificateState:
-        return ending_in(left, lifetime).standing(NOW)
+    def state(self, left: timedelta, lifetime: timedelta) -> CertificateState:
+        return ending_in(left, lifetime).state(NOW)
 
     def test_one_of_a_year_or_a_quarter_ends_soon_for_the_last_fourteen_days(self) -> None:
         for lifetime in (timedelta(days=365), timedelta(days=90)):
-            self.assertIs(self.standing(timedelta(days=14), lifetime), CertificateState.GOOD)
+            self.assertIs(self.state(timedelta(days=14), lifetime), CertificateState.GOOD)
             last = timedelta(days=14) - timedelta(seconds=1)
-            self.assertIs(self.standing(last, lifetime), CertificateState.ENDING)
+            self.assertIs(self.state(last, lifetime), CertificateState.ENDING)
 
     def test_one_of_six_days_ends_soon_in_the_last_two(self) -> None:
         six = timedelta(days=6)
-        self.assertIs(self.standing(timedelta(days=2), six), CertificateState.GOOD)
-        self.assertIs(self.standing(timedelta(hours=47), six), CertificateState.ENDING)
+        self.assertIs(self.state(timedelta(days=2), six), CertificateState.GOOD)
+        self.assertIs(self.state(timedelta(hours=47), six), CertificateState.ENDING)
 
     def test_it_has_ended_at_its_last_moment_and_begun_at_its_first(self) -> None:
         day = timedelta(days=1)
-        self.assertIs(self.standing(timedelta(0), day), CertificateState.ENDED)
-        self.assertIs(self.standing(day, day), CertificateState.GOOD)
-        self.assertIs(self.standing(day + timedelta(seconds=1), day), CertificateState.FUTURE)
+        self.assertIs(self.state(timedelta(0), day), CertificateState.ENDED)
+        self.assertIs(self.state(day, day), CertificateState.GOOD)
+        self.assertIs(self.state(day + timedelta(seconds=1), day), CertificateState.FUTURE)
 
     @given(some.timedeltas(timedelta(seconds=1), timedelta(days=4000)), some.data())
     def test_every_certificate_is_good_at_first_and_is_warned_of_before_it_ends(
@@ -46,11 +46,11 @@ class StandingTests(SynchronousTestCase):
         early, late = sorted((data.draw(moments), data.draw(moments)))
         order = [CertificateState.GOOD, CertificateState.ENDING, CertificateState.ENDED]
         validity = Validity(NOW, NOW + lifetime)
-        first, second = (order.index(validity.standing(NOW + each)) for each in (early, late))
+        first, second = (order.index(validity.state(NOW + each)) for each in (early, late))
         self.assertLessEqual(first, second)
-        self.assertIs(validity.standing(NOW), CertificateState.GOOD)
+        self.assertIs(validity.state(NOW), CertificateState.GOOD)
         shortly = validity.ends - min(lifetime / 10, timedelta(days=1))
-        self.assertIs(validity.standing(shortly), CertificateState.ENDING)
+        self.assertIs(validity.state(shortly), CertificateState.ENDING)
 
 
 class LeftTests(SynchronousTestCase):
@@ -64,4 +64,4 @@ class LeftTests(SynchronousTestCase):
             (timedelta(days=-3), "0 hours"),
         ):
             with self.subTest(left=left):
-                self.assertEqual(ending_in(left, timedelta(days=90)).left(NOW), told)
+                self.assertEqual(ending_in(left, timedelta(days=90)).time_left(NOW), told)

@@ -19,14 +19,15 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.cli.database import BlockingSession, complete
+from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.database import migrations
-from posd.errors import Renamed
+from posd.errors import StreamRenamed
 from posd.protocol.cursor import resume
 from posd.protocol.jsontext import decode
-from posd.store import cursors, epochs, numbering, presence, stream
-from posd.store.epochs import End
-from posd.values import Head, Opening, Position, Resync, Seq
+from posd.store import cursors, epochs, presence, stream
+from posd.store import sequencing as numbering
+from posd.store.epochs import StreamEnd
+from posd.values import Position, Resync, Seq, SessionStart, StreamHead
 from tests.cli_runner import as_role, migrated_database
 from tests.store_case import KITCHEN
 
@@ -38,7 +39,7 @@ class Shop:
     """The kitchen's stream, as a daemon with its rights sees it, and as a superuser may damage it."""
 
     dsn: str
-    session: BlockingSession = field(init=False)
+    executor: BlockingExecutor = field(init=False)
     _admin: Any = field(init=False)
     _daemon: Any = field(init=False)
 
@@ -47,9 +48,9 @@ class Shop:
         self._admin = migrations.connect(self.dsn)
         for connection in (self._daemon, self._admin):
             connection.autocommit = True
-        self.session = BlockingSession(self._daemon)
+        self.executor = BlockingExecutor(self._daemon)
         # A database of these tests is the copy of a template.
-        complete(epochs.recognise(self.session))
+        run_to_completion(epochs.is_same_history(self.executor))
 
     def close(self) -> None:
         self._daemon.close()
@@ -61,12 +62,12 @@ class Shop:
             return list(cursor.fetchall()) if cursor.description else []
 
     @property
-    def head(self) -> Head:
-        return complete(stream.heads(self.session, [1]))[1]
+    def head(self) -> StreamHead:
+        return run_to_completion(stream.load_heads(self.executor, [1]))[1]
 
     def publish(self, *numbers: int) -> None:
-        entries = [numbering.Entry(1, "note", f'{{"n":{number}}}') for number in numbers]
-        complete(numbering.record(self.session, NODE, entries))
+        entries = [numbering.LogEntry(1, "note", f'{{"n":{number}}}') for number in numbers]
+        run_to_completion(numbering.record_entries(self.executor, NODE, entries))
 
     def lose(self, last: Seq) -> None:
         """Take away the events after a position."""
@@ -84,25 +85,36 @@ class Shop:
         self.run_as_daemon("RESET posd.recognised")
 
     def run_as_daemon(self, sql: str) -> None:
-        complete(self.session.execute(sql))
+        run_to_completion(self.executor.execute(sql))
 
     def events(self, after: Seq) -> list[int]:
-        found = complete(stream.after(self.session, KITCHEN, self.head.stream_id, after, 1000))
+        found = run_to_completion(
+            stream.events_after(self.executor, KITCHEN, self.head.stream_id, after, 1000)
+        )
         return [int(decode(each.data)["n"]) for each in found]  # type: ignore[index]
 
-    def ends(self) -> dict[UUID, End]:
+    def ends(self) -> dict[UUID, StreamEnd]:
         names = self.admin("SELECT stream_id::text FROM dinedesk_main.pos_stream_epochs")
         wanted = [(1, UUID(name)) for (name,) in names]
-        return {name: end for (_, name), end in complete(epochs.ends(self.session, wanted)).items()}
+        return {
+            name: end
+            for (_, name), end in run_to_completion(
+                epochs.stream_ends(self.executor, wanted)
+            ).items()
+        }
 
-    def opening(self, device: str | None, asked: Position | None) -> Opening:
-        opening = complete(presence.openings(self.session, [(1, device)], 10))[1, device]
-        if asked is not None and asked.stream_id not in (None, opening.head.stream_id):
+    def session_start(self, device: str | None, asked: Position | None) -> SessionStart:
+        session_start = run_to_completion(
+            presence.load_session_starts(self.executor, [(1, device)], 10)
+        )[1, device]
+        if asked is not None and asked.stream_id not in (None, session_start.head.stream_id):
             assert asked.stream_id is not None
             name = 1, asked.stream_id
-            found = complete(epochs.ends(self.session, [name]))
-            opening = evolve(opening, shared=found[name].shared if name in found else None)
-        return opening
+            found = run_to_completion(epochs.stream_ends(self.executor, [name]))
+            session_start = evolve(
+                session_start, shared=found[name].shared if name in found else None
+            )
+        return session_start
 
     def cursor(self, device: str = "front") -> tuple[Seq, str | None]:
         ((acked, name),) = self.admin(
@@ -116,13 +128,13 @@ class ShopCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.shop = Shop(migrated_database())
         self.addCleanup(self.shop.close)
-        self.session = self.shop.session
+        self.executor = self.shop.executor
 
     def rename(self) -> UUID:
         """A standby takes over. Returns the name that has ended."""
         before = self.shop.head.stream_id
         self.shop.promote()
-        self.assertFalse(complete(epochs.recognise(self.session)))
+        self.assertFalse(run_to_completion(epochs.is_same_history(self.executor)))
         return before
 
 
@@ -139,9 +151,9 @@ class NamesTests(ShopCase):
         before = self.rename()
         now = self.shop.head.stream_id
         self.assertNotEqual(now, before)
-        self.assertTrue(complete(epochs.recognise(self.session)))
+        self.assertTrue(run_to_completion(epochs.is_same_history(self.executor)))
         self.assertEqual(self.shop.head.stream_id, now)
-        self.assertEqual(self.shop.ends()[before], End(3, 3))
+        self.assertEqual(self.shop.ends()[before], StreamEnd(3, 3))
 
     def test_it_is_recognised_before_anything_is_numbered(self) -> None:
         """A pooler may have moved the connection to the new primary."""
@@ -149,7 +161,7 @@ class NamesTests(ShopCase):
         before = self.shop.head.stream_id
         self.shop.promote()
         self.shop.publish(3)
-        self.assertEqual(self.shop.ends()[before], End(2, 2))
+        self.assertEqual(self.shop.ends()[before], StreamEnd(2, 2))
         self.assertEqual(self.shop.head.last_seq, 3)
 
     def test_what_is_rolled_back_is_recognised_again(self) -> None:
@@ -161,15 +173,15 @@ class NamesTests(ShopCase):
         self.shop.run_as_daemon("ROLLBACK")
         self.assertEqual(self.shop.head.stream_id, before)
         self.shop.publish(3)
-        self.assertEqual(self.shop.ends()[before], End(1, 1))
+        self.assertEqual(self.shop.ends()[before], StreamEnd(1, 1))
 
     def test_two_nodes_that_find_it_give_one_name(self) -> None:
         self.shop.promote()
         with closing(psycopg2.connect(as_role(self.shop.dsn, "posd"))) as other:
-            first = BlockingSession(other)
-            self.assertFalse(complete(epochs.recognise(first)))
+            first = BlockingExecutor(other)
+            self.assertFalse(run_to_completion(epochs.is_same_history(first)))
             other.commit()
-        self.assertTrue(complete(epochs.recognise(self.session)))
+        self.assertTrue(run_to_completion(epochs.is_same_history(self.executor)))
 
     def test_heads_that_were_found_behind_end_there(self) -> None:
         self.shop.publish(1, 2, 3, 4)
@@ -177,16 +189,16 @@ class NamesTests(ShopCase):
         found = self.shop.head
         # Another node has numbered before this one looked.
         self.shop.publish(5)
-        complete(epochs.set_back(self.session, [found]))
-        self.assertEqual(self.shop.ends()[found.stream_id], End(2, 2))
+        run_to_completion(epochs.begin_new_history(self.executor, [found]))
+        self.assertEqual(self.shop.ends()[found.stream_id], StreamEnd(2, 2))
         self.assertEqual(self.shop.head.last_seq, 3)
 
     def test_another_node_may_have_been_faster(self) -> None:
         self.shop.publish(1, 2)
         found = self.shop.head
         for _ in range(2):
-            complete(epochs.set_back(self.session, [found]))
-        self.assertEqual(self.shop.ends()[found.stream_id], End(2, 2))
+            run_to_completion(epochs.begin_new_history(self.executor, [found]))
+        self.assertEqual(self.shop.ends()[found.stream_id], StreamEnd(2, 2))
         self.assertEqual(
             self.shop.admin(
                 "SELECT count(*) FROM dinedesk_main.pos_stream_epochs WHERE began_seq = 2"
@@ -197,16 +209,16 @@ class NamesTests(ShopCase):
     def test_by_hand_nothing_is_common_unless_somebody_vouches_for_it(self) -> None:
         self.shop.publish(1, 2, 3)
         first = self.shop.head.stream_id
-        complete(epochs.reset(self.session, [1], 2))
-        self.assertEqual(self.shop.ends()[first], End(2, 3))
-        complete(epochs.reset(self.session, [1]))
-        self.assertEqual(self.shop.ends()[first], End(0, 3))
+        run_to_completion(epochs.reset_streams(self.executor, [1], 2))
+        self.assertEqual(self.shop.ends()[first], StreamEnd(2, 3))
+        run_to_completion(epochs.reset_streams(self.executor, [1]))
+        self.assertEqual(self.shop.ends()[first], StreamEnd(0, 3))
 
     def test_what_is_common_never_goes_beyond_the_head(self) -> None:
         self.shop.publish(1)
         before = self.shop.head.stream_id
-        complete(epochs.reset(self.session, [1], 10))
-        self.assertEqual(self.shop.ends()[before], End(1, 1))
+        run_to_completion(epochs.reset_streams(self.executor, [1], 10))
+        self.assertEqual(self.shop.ends()[before], StreamEnd(1, 1))
 
     def test_a_later_loss_counts_for_earlier_names_too(self) -> None:
         self.shop.publish(1, 2, 3)
@@ -214,12 +226,12 @@ class NamesTests(ShopCase):
         self.shop.publish(4)
         self.shop.lose(1)
         second = self.rename()
-        self.assertEqual(self.shop.ends()[first], End(1, 1))
-        self.assertEqual(self.shop.ends()[second], End(1, 1))
+        self.assertEqual(self.shop.ends()[first], StreamEnd(1, 1))
+        self.assertEqual(self.shop.ends()[second], StreamEnd(1, 1))
         self.shop.publish(5, 6)
         third = self.rename()
-        self.assertEqual(self.shop.ends()[first], End(1, 1))
-        self.assertEqual(self.shop.ends()[third], End(3, 3))
+        self.assertEqual(self.shop.ends()[first], StreamEnd(1, 1))
+        self.assertEqual(self.shop.ends()[third], StreamEnd(3, 3))
 
     def test_a_name_of_which_everything_is_pruned_is_forgotten(self) -> None:
         self.shop.publish(1, 2, 3)
@@ -233,8 +245,8 @@ class NamesTests(ShopCase):
     def test_the_log_is_read_under_its_present_name_alone(self) -> None:
         self.shop.publish(1, 2)
         before = self.rename()
-        with self.assertRaises(Renamed):
-            complete(stream.after(self.session, KITCHEN, before, 0, 10))
+        with self.assertRaises(StreamRenamed):
+            run_to_completion(stream.events_after(self.executor, KITCHEN, before, 0, 10))
         self.assertEqual(self.shop.events(0), [1, 2])
 
 
@@ -242,7 +254,7 @@ class ProgressTests(ShopCase):
     """How far the best till is, noted by a node and written after a failover."""
 
     def progress(self, name: UUID, sent: Seq, received: Seq) -> tuple[Any, ...]:
-        complete(presence.progress(self.session, [(1, name, sent, received)]))
+        run_to_completion(presence.update_progress(self.executor, [(1, name, sent, received)]))
         (head,) = self.shop.admin(
             "SELECT sent_seq, received_seq, acknowledged FROM dinedesk_main.pos_heads"
             " WHERE tenant_id = 1"
@@ -268,7 +280,7 @@ class ProgressTests(ShopCase):
         before = self.rename()
         self.shop.publish(4)
         said = [(1, before, 3, 3), (1, self.shop.head.stream_id, 4, 2)]
-        complete(presence.progress(self.session, said))
+        run_to_completion(presence.update_progress(self.executor, said))
         self.assertEqual(self.progress(before, 1, 1), (4, 3, 3))
 
 
@@ -277,7 +289,7 @@ class CursorsTests(ShopCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.shop.opening("front", None)
+        self.shop.session_start("front", None)
         self.shop.publish(1, 2, 3, 4, 5)
         self.name = self.shop.head.stream_id
 
@@ -287,15 +299,15 @@ class CursorsTests(ShopCase):
 
     def acks(self, *said: tuple[UUID, Seq]) -> list[Seq]:
         moves = [(1, "front", name, seq) for name, seq in said]
-        accepted = complete(cursors.acknowledged(self.session, moves))
+        accepted = run_to_completion(cursors.advance(self.executor, moves))
         self.assertLessEqual({name for name, _ in accepted}, {(1, self.shop.head.stream_id)})
         return [seq for _, seq in accepted]
 
     def sent(self, seq: Seq, name: UUID, *, spoke: bool = True) -> None:
-        complete(cursors.sent_astray(self.session, [(1, "front", name, seq, spoke)]))
+        run_to_completion(cursors.mark_astray(self.executor, [(1, "front", name, seq, spoke)]))
 
     def told(self) -> tuple[Seq, Resync | None]:
-        return resume(self.shop.opening("front", None), None)
+        return resume(self.shop.session_start("front", None), None)
 
     def test_it_is_carried_over(self) -> None:
         """The issue's till: at position 3 of 5 when a standby takes over that has all of them."""
@@ -306,7 +318,7 @@ class CursorsTests(ShopCase):
 
     def test_while_it_is_carried_over_it_is_known_since_when_the_stream_has_its_name(self) -> None:
         def ago() -> float | None:
-            return self.shop.opening("front", None).renamed_ago
+            return self.shop.session_start("front", None).renamed_ago
 
         self.ack(3)
         self.assertIsNone(ago())
@@ -355,7 +367,7 @@ class CursorsTests(ShopCase):
         self.assertEqual(self.told(), (6, Resync.RESET))
         with self.subTest("also if it names a position, and not its stream"):
             self.assertEqual(
-                resume(self.shop.opening("front", None), Position(4)), (6, Resync.RESET)
+                resume(self.shop.session_start("front", None), Position(4)), (6, Resync.RESET)
             )
         with self.subTest("until it has said something of the present stream"):
             self.ack(6)
@@ -410,17 +422,17 @@ class CursorsTests(ShopCase):
 
     def test_by_hand_a_cursor_beyond_what_is_common_is_of_no_use(self) -> None:
         self.ack(4)
-        complete(epochs.reset(self.session, [1], 3))
+        run_to_completion(epochs.reset_streams(self.executor, [1], 3))
         self.assertEqual(self.told(), (5, Resync.RESET))
 
     def test_and_one_that_is_not_beyond_it_is(self) -> None:
         self.ack(3)
-        complete(epochs.reset(self.session, [1], 3))
+        run_to_completion(epochs.reset_streams(self.executor, [1], 3))
         self.assertEqual(self.told(), (3, None))
 
     def test_a_device_that_reloads_from_the_beginning_begins_there(self) -> None:
         self.ack(5)
-        complete(epochs.reset(self.session, [1]))
+        run_to_completion(epochs.reset_streams(self.executor, [1]))
         self.ack(0)
         self.assertEqual(self.shop.cursor(), (0, str(self.shop.head.stream_id)))
 
@@ -429,20 +441,22 @@ class CursorsTests(ShopCase):
         self.shop.lose(4)
         self.rename()
         refused = [(KITCHEN.id, seq, "front", "no paper", self.name) for seq in (3, 5)]
-        complete(presence.nacks(self.session, refused))
+        run_to_completion(presence.insert_nacks(self.executor, refused))
         self.shop.publish(6, 7)
-        found = complete(presence.refused(self.session, KITCHEN, [("front", 2)]))
+        found = run_to_completion(
+            presence.load_refused_events(self.executor, KITCHEN, [("front", 2)])
+        )
         self.assertEqual(found, {"front": {3}})
 
     def test_the_cursor_of_a_legacy_device_follows_under_the_new_name(self) -> None:
-        complete(cursors.followed(self.session, [(1, "front", self.name, 5)]))
+        run_to_completion(cursors.advance_legacy(self.executor, [(1, "front", self.name, 5)]))
         self.shop.lose(3)
         self.shop.admin("UPDATE dinedesk_main.pos_cursors SET acked_seq = 3")
         self.rename()
         now = self.shop.head.stream_id
-        complete(cursors.followed(self.session, [(1, "front", self.name, 3)]))
+        run_to_completion(cursors.advance_legacy(self.executor, [(1, "front", self.name, 3)]))
         self.assertEqual(self.shop.cursor(), (3, str(self.name)))
-        complete(cursors.followed(self.session, [(1, "front", now, 3)]))
+        run_to_completion(cursors.advance_legacy(self.executor, [(1, "front", now, 3)]))
         self.assertEqual(self.shop.cursor(), (3, str(now)))
 
 
@@ -500,7 +514,7 @@ class Epochs(RuleBasedStateMachine):
         self.tills = [Till(None, True, name, []), Till("names", True, name, [])]
         self.tills.append(Till("relies", False, name, []))
         for till in self.tills[1:]:
-            self.shop.opening(till.device, None)
+            self.shop.session_start(till.device, None)
             self.acknowledge(till, 0)
 
     @rule(count=st.integers(1, 4))
@@ -515,10 +529,10 @@ class Epochs(RuleBasedStateMachine):
         """It is sent up to so many events, and stores and acknowledges them or does not get to it."""
         till, log = self.tills[index], self.state.log
         asked = till.position() if till.names else None
-        opening = self.shop.opening(till.device, asked)
-        start, resync = resume(opening, asked)
+        session_start = self.shop.session_start(till.device, asked)
+        start, resync = resume(session_start, asked)
         lost = till.seen != log[: len(till.seen)]
-        if till.name == opening.head.stream_id:
+        if till.name == session_start.head.stream_id:
             assert not lost
             expected = None
         elif till.name not in self.state.shared:
@@ -529,7 +543,7 @@ class Epochs(RuleBasedStateMachine):
             assert beyond == lost or till.name in self.state.doubted
             expected = Resync.RESET if beyond else None
         assert resync is expected, (resync, expected, till, self.state)
-        till.name = opening.head.stream_id
+        till.name = session_start.head.stream_id
         if resync is not None:
             assert start == len(log)
             till.seen = [*log]
@@ -548,7 +562,7 @@ class Epochs(RuleBasedStateMachine):
 
     def acknowledge(self, till: Till, seq: Seq) -> None:
         assert till.device is not None
-        complete(cursors.acknowledged(self.shop.session, [(1, till.device, till.name, seq)]))
+        run_to_completion(cursors.advance(self.shop.executor, [(1, till.device, till.name, seq)]))
 
     @rule(index=st.integers(1, 2))
     def what_a_till_said_is_written_late(self, index: int) -> None:
@@ -599,7 +613,7 @@ class Epochs(RuleBasedStateMachine):
         moves = [(1, device, name, seq, True) for (device, name), seq in self.memory.items()]
         known = [move for move in moves if move[2] in self.state.shared]
         if known:
-            complete(cursors.sent_astray(self.shop.session, known))
+            run_to_completion(cursors.mark_astray(self.shop.executor, known))
 
     @precondition(lambda self: self.standby is not None)
     @rule()
@@ -611,7 +625,7 @@ class Epochs(RuleBasedStateMachine):
         if name != self.shop.head.stream_id or max(sent, default=0) <= len(state.log):
             return
         self.put_back()
-        complete(epochs.set_back(self.shop.session, [self.shop.head]))
+        run_to_completion(epochs.begin_new_history(self.shop.executor, [self.shop.head]))
         self.state.end(name, len(self.state.log))
         self.tell()
 
@@ -619,7 +633,7 @@ class Epochs(RuleBasedStateMachine):
     def somebody_resets_it_by_hand(self, vouched: int | None) -> None:
         name, last = self.shop.head.stream_id, len(self.state.log)
         common = min(vouched or 0, last)
-        complete(epochs.reset(self.shop.session, [1], common))
+        run_to_completion(epochs.reset_streams(self.shop.executor, [1], common))
         self.state.end(name, common)
         if common < last:
             self.state.doubted |= {*self.state.shared}
@@ -648,7 +662,7 @@ class Epochs(RuleBasedStateMachine):
     def follow(self, name: UUID, first: str) -> None:
         """The database is another one. `name` ends before anything is numbered."""
         if first == "a node looks":
-            assert not complete(epochs.recognise(self.shop.session))
+            assert not run_to_completion(epochs.is_same_history(self.shop.executor))
             self.state.end(name, len(self.state.log))
         else:
             self.state.end(name, len(self.state.log))
@@ -663,7 +677,7 @@ class Epochs(RuleBasedStateMachine):
             for till in self.tills
             if till.device is not None
         ]
-        complete(cursors.sent_astray(self.shop.session, moves))
+        run_to_completion(cursors.mark_astray(self.shop.executor, moves))
         for _, device, name, seq, _ in moves:
             self.memory[device, name] = max(seq, self.memory.get((device, name), 0))
 

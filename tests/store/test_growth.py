@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID, uuid4
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.events.orders import FINAL_STATUSES
 from posd.store import (
     audit,
@@ -22,15 +22,17 @@ from posd.store import (
     epochs,
     erasure,
     export,
-    numbering,
     orders,
     presence,
     replay,
     retention,
     stream,
 )
-from posd.store.audit import Check
-from posd.store.orders import Wanted
+from posd.store import (
+    sequencing as numbering,
+)
+from posd.store.audit import AuditCheck
+from posd.store.orders import PendingQuery
 from tests.store_case import KITCHEN, StoreCase
 
 _TENANTS = 2000
@@ -79,70 +81,76 @@ _ROWS_READ = """
 _OF_ALL = ("head",)
 
 
-async def _export(table: str, session: Session) -> None:
-    await export.rows(session, KITCHEN, table)
+async def _export(table: str, executor: Executor) -> None:
+    await export.next_rows(executor, KITCHEN, table)
 
 
-async def _forget(place: erasure.DocumentPlace, session: Session) -> None:
-    await erasure.documents(session, KITCHEN, place)
+async def _forget(place: erasure.DocumentPlace, executor: Executor) -> None:
+    await erasure.next_documents(executor, KITCHEN, place)
 
 
-async def _audit(check: Check, session: Session) -> None:
-    await audit.look(session, check, KITCHEN, 10)
+async def _audit(check: AuditCheck, executor: Executor) -> None:
+    await audit.run_check(executor, check, KITCHEN, 10)
 
 
 class GrowthTests(StoreCase):
-    async def read_whole(self, work: Callable[[Session], Awaitable[object]]) -> list[str]:
+    async def read_whole(self, work: Callable[[Executor], Awaitable[object]]) -> list[str]:
         """The tables that a piece of work reads from their beginning to their end."""
 
-        async def transaction(session: Session) -> list[str]:
-            before: dict[str, int] = dict(await session.query(_READ_WHOLE))
-            await work(session)
-            after = await session.query(_READ_WHOLE)
+        async def transaction(executor: Executor) -> list[str]:
+            before: dict[str, int] = dict(await executor.query(_READ_WHOLE))
+            await work(executor)
+            after = await executor.query(_READ_WHOLE)
             return [name for name, rows in after if rows >= before.get(name, 0) + _TENANTS]
 
-        return await self.link.transaction(transaction)
+        return await self.connection.transaction(transaction)
 
     async def test_no_statement_of_an_event_or_about_a_tenant_reads_a_table_whole(self) -> None:
         self.admin.run(_FILL)
-        self.link = await self.session()
+        self.connection = await self.executor()
         # The test's database is a copy, so that all streams get new names first.
-        await epochs.recognise(self.link)
-        heads = await stream.heads(self.link, _SOME)
+        await epochs.is_same_history(self.connection)
+        heads = await stream.load_heads(self.connection, _SOME)
         positions = [(each, heads[each].stream_id, 5) for each in _SOME]
         moves = [(each, "front", heads[each].stream_id, 8) for each in _SOME]
         lost = [(each, "front", uuid4(), 8) for each in _SOME]
         entries = [
-            numbering.Entry(
+            numbering.LogEntry(
                 each, "new_order", "{}", order_id="8", snapshot="{}", status="new", version=1
             )
             for each in _SOME
         ]
-        work: dict[str, Callable[[Session], Awaitable[object]]] = {
-            "take": lambda s: numbering.take(s, [], [(each, None) for each in _SOME]),
-            "states": lambda s: numbering.published(s, [(each, "8") for each in _SOME]),
-            "record": lambda s: numbering.record(s, UUID(int=1), entries),
-            "heads": lambda s: stream.heads(s, _SOME),
-            "pages": lambda s: stream.pages(s, positions, 100),
-            "moved": lambda s: stream.moved(s, positions),
-            "ends": lambda s: epochs.ends(s, [(each, heads[each].stream_id) for each in _SOME]),
-            "openings": lambda s: presence.openings(s, [(each, "front") for each in _SOME], 9),
-            "new devices": lambda s: presence.openings(s, [(each, "bar") for each in _SOME], 9),
-            "refused": lambda s: presence.refused(s, KITCHEN, [("front", 5)]),
-            "acknowledged": lambda s: cursors.acknowledged(s, moves),
-            "acknowledged in a lost name": lambda s: cursors.acknowledged(s, lost),
-            "followed": lambda s: cursors.followed(s, moves),
-            "sent astray": lambda s: cursors.sent_astray(s, [(*each, True) for each in lost]),
-            "progress": lambda s: presence.progress(
+        work: dict[str, Callable[[Executor], Awaitable[object]]] = {
+            "take": lambda s: numbering.take_rows(s, [], [(each, None) for each in _SOME]),
+            "states": lambda s: numbering.stored_orders(s, [(each, "8") for each in _SOME]),
+            "record": lambda s: numbering.record_entries(s, UUID(int=1), entries),
+            "heads": lambda s: stream.load_heads(s, _SOME),
+            "pages": lambda s: stream.load_pages(s, positions, 100),
+            "moved": lambda s: stream.moved_heads(s, positions),
+            "ends": lambda s: epochs.stream_ends(
+                s, [(each, heads[each].stream_id) for each in _SOME]
+            ),
+            "openings": lambda s: presence.load_session_starts(
+                s, [(each, "front") for each in _SOME], 9
+            ),
+            "new devices": lambda s: presence.load_session_starts(
+                s, [(each, "bar") for each in _SOME], 9
+            ),
+            "refused": lambda s: presence.load_refused_events(s, KITCHEN, [("front", 5)]),
+            "acknowledged": lambda s: cursors.advance(s, moves),
+            "acknowledged in a lost name": lambda s: cursors.advance(s, lost),
+            "followed": lambda s: cursors.advance_legacy(s, moves),
+            "sent astray": lambda s: cursors.mark_astray(s, [(*each, True) for each in lost]),
+            "progress": lambda s: presence.update_progress(
                 s, [(each, heads[each].stream_id, 9, 9) for each in _SOME]
             ),
-            "confirmed": lambda s: orders.confirmed(s, _SOME, FINAL_STATUSES),
-            "mark": lambda s: orders.mark(s, _SOME),
-            "nacks": lambda s: presence.nacks(
+            "confirmed": lambda s: orders.confirmed_positions(s, _SOME, FINAL_STATUSES),
+            "mark": lambda s: orders.update_print_status(s, _SOME),
+            "nacks": lambda s: presence.insert_nacks(
                 s, [(each, 9, "bar", "", heads[each].stream_id) for each in _SOME]
             ),
-            "wished": lambda s: replay.wished(s, _SOME),
-            "pending": lambda s: orders.still_open(s, KITCHEN, Wanted(20, 10**6)),
+            "wished": lambda s: replay.requested_replays(s, _SOME),
+            "pending": lambda s: orders.pending_orders(s, KITCHEN, PendingQuery(20, 10**6)),
             "prune": lambda s: retention.prune(
                 s, 3, datetime(2020, 1, 1, tzinfo=UTC), FINAL_STATUSES
             ),
@@ -152,8 +160,8 @@ class GrowthTests(StoreCase):
             *("event", "message", "order", "answer", "outbox", "refusal"),
         )
         work |= {
-            "would go": lambda s: retention.would_go(s, KITCHEN, before, FINAL_STATUSES),
-            "between": lambda s: replay.between(s, KITCHEN, 2, 8),
+            "would go": lambda s: retention.count_prunable(s, KITCHEN, before, FINAL_STATUSES),
+            "between": lambda s: replay.count_between(s, KITCHEN, 2, 8),
             **{f"export {each}": partial(_export, each) for each in export.TABLES},
             **{f"forget {each}": partial(_forget, each) for each in places},
             **{
@@ -165,32 +173,32 @@ class GrowthTests(StoreCase):
         found = {name: await self.read_whole(each) for name, each in work.items()}
         self.assertEqual({name: tables for name, tables in found.items() if tables}, {})
 
-    async def rows_read(self, work: Callable[[Session], Awaitable[object]]) -> int:
+    async def rows_read(self, work: Callable[[Executor], Awaitable[object]]) -> int:
         """How many rows of the log and of the stored answers a piece of work reads."""
 
-        async def transaction(session: Session) -> int:
-            ((before,),) = await session.query(_ROWS_READ)
-            await work(session)
-            ((after,),) = await session.query(_ROWS_READ)
+        async def transaction(executor: Executor) -> int:
+            ((before,),) = await executor.query(_ROWS_READ)
+            await work(executor)
+            ((after,),) = await executor.query(_ROWS_READ)
             return int(after - before)
 
-        return await self.link.transaction(transaction)
+        return await self.connection.transaction(transaction)
 
     async def test_of_a_long_log_only_what_is_asked_for_is_read(self) -> None:
         self.admin.run(_LONG)
-        self.link = await self.session()
+        self.connection = await self.executor()
 
-        async def since(session: Session) -> None:
+        async def since(executor: Executor) -> None:
             late = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(minutes=19_900)
-            self.assertEqual(await replay.first_since(session, KITCHEN, late), 19_900)
+            self.assertEqual(await replay.first_event_since(executor, KITCHEN, late), 19_900)
 
         self.assertLess(await self.rows_read(since), 1000)
         found: list[str] = []
 
-        async def answers(session: Session) -> None:
+        async def answers(executor: Executor) -> None:
             after: object = None
             while True:
-                some, after = await erasure.documents(session, KITCHEN, "answer", after)
+                some, after = await erasure.next_documents(executor, KITCHEN, "answer", after)
                 found.extend(each.key for each in some)
                 if not some:
                     return

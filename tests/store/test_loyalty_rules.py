@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from posd.database.link import Link
+from posd.database.reconnecting import ReconnectingConnection
 from posd.errors import NotFound, Unprocessable
 from posd.store import loyalty_accounts, loyalty_rules
-from posd.store.ledgers import Cause
-from posd.store.loyalty import Movement, Rules
+from posd.store.ledgers import MovementCause
+from posd.store.loyalty import LoyaltyRules, PointsMovement
 from posd.store.loyalty_rules import Moving
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 ANN = "+447700900123"
-TILL = Cause("device POS_1", device_id="POS_1")
+TILL = MovementCause("device POS_1", device_id="POS_1")
 
 
 class RulesCase(StoreCase):
-    async def move(self, link: Link, move: Moving, points: object, cause: Cause = TILL) -> Movement:
+    async def move(
+        self,
+        connection: ReconnectingConnection,
+        move: Moving,
+        points: object,
+        cause: MovementCause = TILL,
+    ) -> PointsMovement:
         """Move points in a transaction, as those who are asked by HTTP do."""
-        return await link.transaction(lambda session: move(session, KITCHEN, ANN, points, cause))
+        return await connection.transaction(
+            lambda executor: move(executor, KITCHEN, ANN, points, cause)
+        )
 
     def set(self, assignment: str) -> None:
         self.admin.run(f"UPDATE dinedesk_main.tenants SET {assignment} WHERE slug = 'kitchen'")
@@ -33,14 +41,14 @@ class RulesCase(StoreCase):
 
 class ReadingTests(RulesCase):
     async def test_a_shop_that_has_said_nothing_gives_a_penny_for_each_point(self) -> None:
-        rules = await loyalty_rules.read(await self.session(), KITCHEN)
-        self.assertEqual(rules, Rules(True, True, Decimal(1), Decimal("0.01"), 1, 1))
+        rules = await loyalty_rules.load_rules(await self.executor(), KITCHEN)
+        self.assertEqual(rules, LoyaltyRules(True, True, Decimal(1), Decimal("0.01"), 1, 1))
 
     async def test_rules_are_a_tenants_own_and_count_at_once(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.set("loyalty_minimum_redeem = 100, loyalty_opens_accounts = false")
-        self.assertEqual((await loyalty_rules.read(session, KITCHEN)).minimum_redeem, 100)
-        self.assertEqual((await loyalty_rules.read(session, GRILL)).minimum_redeem, 1)
+        self.assertEqual((await loyalty_rules.load_rules(executor, KITCHEN)).minimum_redeem, 100)
+        self.assertEqual((await loyalty_rules.load_rules(executor, GRILL)).minimum_redeem, 1)
 
     async def test_what_can_be_no_rule_cannot_be_written(self) -> None:
         for assignment in (
@@ -56,52 +64,58 @@ class ReadingTests(RulesCase):
 
 class JudgementTests(RulesCase):
     async def test_what_may_not_be_is_not_there(self) -> None:
-        link = await self.session()
-        await self.move(link, loyalty_rules.add, 500)
+        connection = await self.executor()
+        await self.move(connection, loyalty_rules.add_points, 500)
         self.set("loyalty_minimum_redeem = 100, loyalty_increment = 50")
         for points in (99, 120):
             await self.refused(
-                "invalid_amount", self.move(link, loyalty_rules.redeem, points), Unprocessable
+                "invalid_amount",
+                self.move(connection, loyalty_rules.redeem_points, points),
+                Unprocessable,
             )
         self.set("loyalty_enabled = false")
-        for move in (loyalty_rules.add, loyalty_rules.redeem):
-            await self.refused("loyalty_disabled", self.move(link, move, 100), Unprocessable)
+        for move in (loyalty_rules.add_points, loyalty_rules.redeem_points):
+            await self.refused("loyalty_disabled", self.move(connection, move, 100), Unprocessable)
         self.assertEqual(len(self.rows()), 1)
 
     async def test_nobody_is_made_a_customer_by_points_that_are_refused(self) -> None:
-        link = await self.session()
+        connection = await self.executor()
         self.set("loyalty_opens_accounts = false")
-        await self.refused("unknown_customer", self.move(link, loyalty_rules.add, 5), NotFound)
+        await self.refused(
+            "unknown_customer", self.move(connection, loyalty_rules.add_points, 5), NotFound
+        )
         self.set("loyalty_opens_accounts = true, loyalty_enabled = false")
-        await self.refused("unknown_customer", self.move(link, loyalty_rules.add, 5), NotFound)
-        self.assertIsNone(await loyalty_accounts.account(link, KITCHEN, ANN))
+        await self.refused(
+            "unknown_customer", self.move(connection, loyalty_rules.add_points, 5), NotFound
+        )
+        self.assertIsNone(await loyalty_accounts.find_account(connection, KITCHEN, ANN))
 
     async def test_a_call_that_is_made_again_is_answered_as_before(self) -> None:
-        link = await self.session()
-        cause = Cause("device POS_1", "k", "POS_1")
-        await self.move(link, loyalty_rules.add, 500)
-        first = await self.move(link, loyalty_rules.redeem, 30, cause)
+        connection = await self.executor()
+        cause = MovementCause("device POS_1", "k", "POS_1")
+        await self.move(connection, loyalty_rules.add_points, 500)
+        first = await self.move(connection, loyalty_rules.redeem_points, 30, cause)
         self.set(
             "loyalty_enabled = false, loyalty_minimum_redeem = 100, loyalty_redemption_rate = 2"
         )
-        again = await self.move(link, loyalty_rules.redeem, 30, cause)
+        again = await self.move(connection, loyalty_rules.redeem_points, 30, cause)
         self.assertTrue(again.replayed)
         self.assertEqual((first.discount, again.discount), (Decimal("0.30"), Decimal("0.30")))
 
 
 class DiscountTests(RulesCase):
     async def test_it_is_written_down_in_the_decimals_of_the_rate_and_rounded_once(self) -> None:
-        link = await self.session()
-        await self.move(link, loyalty_rules.add, 500)
+        connection = await self.executor()
+        await self.move(connection, loyalty_rules.add_points, 500)
         self.set("loyalty_redemption_rate = 0.0045")
-        movement = await self.move(link, loyalty_rules.redeem, 1)
+        movement = await self.move(connection, loyalty_rules.redeem_points, 1)
         # Rounded to three decimals first it would be a penny.
         self.assertEqual(movement.discount, Decimal("0.00"))
         self.assertEqual(self.rows(), [("add", 500, None), ("redeem", -1, Decimal("0.0045"))])
 
     async def test_a_shop_that_writes_sql_has_it_too_and_cannot_choose_it(self) -> None:
-        link = await self.session()
-        added = await self.move(link, loyalty_rules.add, 500)
+        connection = await self.executor()
+        added = await self.move(connection, loyalty_rules.add_points, 500)
         for kind, seq, points, before in (("redeem", 2, -100, 500), ("adjust", 3, 5, 400)):
             self.admin.run(
                 "INSERT INTO dinedesk_kitchen.pos_loyalty_transactions"

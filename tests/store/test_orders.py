@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.events.orders import FINAL_STATUSES
-from posd.events.print_status import Report, Said
+from posd.events.print_status import PrintReport, ReportedStatus
 from posd.store import orders
-from posd.store.orders import Page, Wanted
+from posd.store.orders import PendingPage, PendingQuery
 from posd.values import PrintStatus
 from tests.schema_case import Entry
 from tests.store_case import GRILL, KITCHEN, StoreCase
@@ -57,10 +57,10 @@ class PlaceTests(OrdersCase):
 
 class MarkTests(OrdersCase):
     async def test_what_was_sent_and_what_was_acknowledged_is_marked(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record("a", "b", "c")
         self.head(sent=2, received=1)
-        await orders.mark(session, [1, 2])
+        await orders.update_print_status(executor, [1, 2])
         self.assertEqual(
             self.admin.rows(MARKS),
             [
@@ -71,50 +71,56 @@ class MarkTests(OrdersCase):
         )
 
     async def test_what_was_acknowledged_without_a_socket_was_sent_all_the_same(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record("a")
         self.head(received=1)
-        await orders.mark(session, [1])
+        await orders.update_print_status(executor, [1])
         self.assertEqual(self.admin.rows(MARKS), [("a", "sent_to_pos", True, True)])
 
     async def test_a_mark_leads_nowhere_back(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record("a", "b")
-        await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
-        await orders.note(session, KITCHEN, Report("b", Said.FAILED), "front")
+        await orders.record_report(
+            executor, KITCHEN, PrintReport("a", ReportedStatus.PRINTED), "front"
+        )
+        await orders.record_report(
+            executor, KITCHEN, PrintReport("b", ReportedStatus.FAILED), "front"
+        )
         times = "SELECT received_at, pushed_at FROM dinedesk_kitchen.pos_orders ORDER BY order_id"
         before = self.admin.rows(times)
         self.head(sent=2, received=2)
-        await orders.mark(session, [1])
+        await orders.update_print_status(executor, [1])
         self.assertEqual(self.admin.rows(times), before)
         self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["printed", "failed"])
 
     async def test_it_waits_for_no_row_and_finds_it_the_next_time(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record("a", "b")
         self.head(sent=2)
         other = self.client()
         with other.transaction():
             other.run("UPDATE dinedesk_kitchen.pos_orders SET version = 2 WHERE order_id = 'a'")
-            await orders.mark(session, [1])
+            await orders.update_print_status(executor, [1])
         self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["pending", "sent_to_pos"])
-        await orders.mark(session, [1])
+        await orders.update_print_status(executor, [1])
         self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["sent_to_pos"] * 2)
 
 
 class ConfirmedTests(OrdersCase):
     async def begin(self) -> None:
-        self.books = await self.session()
+        self.books = await self.executor()
         self.record("a", "b", "c")
         self.admin.record(Entry(1, "notice"))
         self.record("d")
 
     async def received(self, *order_ids: str) -> None:
         for order_id in order_ids:
-            await orders.note(self.books, KITCHEN, Report(order_id, Said.RECEIVED), None)
+            await orders.record_report(
+                self.books, KITCHEN, PrintReport(order_id, ReportedStatus.RECEIVED), None
+            )
 
     async def confirmed(self) -> dict[int, int]:
-        found = await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        found = await orders.confirmed_positions(self.books, [1, 2], FINAL_STATUSES)
         return {tenant_id: seq for (tenant_id, _), seq in found.items()}
 
     async def test_a_report_confirms_what_came_before_it(self) -> None:
@@ -167,8 +173,8 @@ class OpenTests(OrdersCase):
             self.assertEqual({*words.split(",")}, FINAL_STATUSES)
 
     async def test_open_orders_are_found_by_the_index(self) -> None:
-        session = await self.session()
-        page = await orders.still_open(session, GRILL, Wanted(50, 2**20))
+        executor = await self.executor()
+        page = await orders.pending_orders(executor, GRILL, PendingQuery(50, 2**20))
         self.assertEqual((page.orders, page.next, page.last_seq), ([], None, 0))
         body = str(self.admin.value("SELECT prosrc FROM pg_proc WHERE proname = 'pos_open_orders'"))
         statement = body.rpartition("RETURN QUERY")[2].partition(";")[0]
@@ -184,94 +190,107 @@ class OpenTests(OrdersCase):
         self.assertIn("pos_orders_open", plan)
         self.assertIn("created_at >=", plan)
 
-    def ids(self, page: Page) -> list[str]:
+    def ids(self, page: PendingPage) -> list[str]:
         return [each.order_id for each in page.orders]
 
-    async def pages(self, session: Session, limit: int, most_bytes: int = 2**20) -> list[list[str]]:
+    async def pages(
+        self, executor: Executor, limit: int, most_bytes: int = 2**20
+    ) -> list[list[str]]:
         """The ids of page after page, as a client asks for them."""
         found: list[list[str]] = []
         after = None
         while True:
-            wanted = Wanted(limit, most_bytes, after=after)
-            page = await orders.still_open(session, KITCHEN, wanted)
+            wanted = PendingQuery(limit, most_bytes, after=after)
+            page = await orders.pending_orders(executor, KITCHEN, wanted)
             found.append(self.ids(page))
             if page.next is None:
                 return found
             after = page.next
 
     async def test_pages_have_each_order_once_the_oldest_first(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         names = [f"{number:02}" for number in range(25)]
         self.record(*names)  # in one transaction, so all at the same time
         for limit in (1, 7, 24, 25, 26):
-            pages = await self.pages(session, limit)
+            pages = await self.pages(executor, limit)
             self.assertEqual([name for page in pages for name in page], names)
             self.assertEqual({len(page) for page in pages[:-1]} - {limit}, set())
             self.assertEqual(len(pages), -(-25 // limit))
 
     async def test_a_page_has_so_many_bytes_and_one_order_at_least(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         big = '{"a":"%s"}' % ("x" * 5000)
         self.admin.record(
             *(entry(name, snapshot=big if name in "bd" else "{}") for name in "abcde")
         )
-        self.assertEqual(await self.pages(session, 50, 5000), [["a"], ["b"], ["c"], ["d"], ["e"]])
-        self.assertEqual(await self.pages(session, 50, 5600), [["a", "b", "c"], ["d", "e"]])
+        self.assertEqual(await self.pages(executor, 50, 5000), [["a"], ["b"], ["c"], ["d"], ["e"]])
+        self.assertEqual(await self.pages(executor, 50, 5600), [["a", "b", "c"], ["d", "e"]])
 
     async def test_what_changes_between_two_pages_hides_nothing_else(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record(*"abcdef")
-        first = await orders.still_open(session, KITCHEN, Wanted(3, 2**20))
+        first = await orders.pending_orders(executor, KITCHEN, PendingQuery(3, 2**20))
         self.admin.run(
             "UPDATE dinedesk_kitchen.pos_orders SET print_status = 'printed' WHERE order_id IN ('c', 'd')"
         )
         self.record("new")
-        rest = Wanted(50, 2**20, after=first.next)
-        page = await orders.still_open(session, KITCHEN, rest)
+        rest = PendingQuery(50, 2**20, after=first.next)
+        page = await orders.pending_orders(executor, KITCHEN, rest)
         self.assertEqual(self.ids(page), ["e", "f", "new"])
         self.assertEqual((first.last_seq, page.last_seq), (6, 7))
 
     async def test_a_place_far_back_in_time_is_exact(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record(*"abc")
         self.admin.run(
             "UPDATE dinedesk_kitchen.pos_orders SET created_at ="
             " '0001-01-01 00:00:00.000001Z'::timestamptz"
             " + CASE order_id WHEN 'a' THEN interval '0' ELSE interval '1 microsecond' END"
         )
-        self.assertEqual(await self.pages(session, 1), [["a"], ["b"], ["c"]])
+        self.assertEqual(await self.pages(executor, 1), [["a"], ["b"], ["c"]])
 
 
 class NoteTests(OrdersCase):
     async def test_every_terminal_has_its_own_first_times(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record("a")
         for device, said in (
-            ("front", Said.RECEIVED),
-            ("bar", Said.FAILED),
-            ("front", Said.PRINTED),
-            ("bar", Said.PRINTED),
+            ("front", ReportedStatus.RECEIVED),
+            ("bar", ReportedStatus.FAILED),
+            ("front", ReportedStatus.PRINTED),
+            ("bar", ReportedStatus.PRINTED),
         ):
-            await orders.note(session, KITCHEN, Report("a", said, reason="why"), device)
-        kept = await orders.one(session, KITCHEN, "a")
+            await orders.record_report(
+                executor, KITCHEN, PrintReport("a", said, reason="why"), device
+            )
+        kept = await orders.find_order(executor, KITCHEN, "a")
         assert kept is not None
         self.assertEqual(kept.print_status, PrintStatus.PRINTED)
         self.assertEqual([each.device_id for each in kept.terminals], ["front", "bar"])
         self.assertEqual([each.failed_at is None for each in kept.terminals], [True, False])
         self.assertNotIn(None, [each.printed_at for each in kept.terminals])
-        self.assertIsNone(await orders.one(session, GRILL, "a"))
+        self.assertIsNone(await orders.find_order(executor, GRILL, "a"))
 
     async def test_a_repetition_writes_nothing(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.record("a")
         row = (
             "SELECT o.xmin, t.xmin FROM dinedesk_main.pos_orders AS o"
             " JOIN dinedesk_main.pos_order_terminals AS t USING (tenant_id, order_id)"
         )
-        await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
+        await orders.record_report(
+            executor, KITCHEN, PrintReport("a", ReportedStatus.PRINTED), "front"
+        )
         before = self.admin.rows(row)
-        for said in (Said.PRINTED, Said.RECEIVED, Said.FAILED, Said.OTHER):
-            now = await orders.note(session, KITCHEN, Report("a", said), None)
+        for said in (
+            ReportedStatus.PRINTED,
+            ReportedStatus.RECEIVED,
+            ReportedStatus.FAILED,
+            ReportedStatus.OTHER,
+        ):
+            now = await orders.record_report(executor, KITCHEN, PrintReport("a", said), None)
             self.assertEqual(now, PrintStatus.PRINTED)
-        await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
+        await orders.record_report(
+            executor, KITCHEN, PrintReport("a", ReportedStatus.PRINTED), "front"
+        )
         self.assertEqual(self.admin.rows(row), before)

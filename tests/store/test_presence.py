@@ -7,49 +7,49 @@ from uuid import UUID, uuid4
 
 from attrs import evolve
 
-from posd.database.link import Session
+from posd.database.reconnecting import Executor
 from posd.store import cursors, presence
-from posd.values import Opening, Tenant
+from posd.values import SessionStart, Tenant
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
 async def opening_of(
-    session: Session, tenant: Tenant, device: str | None, most: int
-) -> Opening | None:
+    executor: Executor, tenant: Tenant, device: str | None, most: int
+) -> SessionStart | None:
     place = (tenant.id, device)
-    return (await presence.openings(session, [place], most)).get(place)
+    return (await presence.load_session_starts(executor, [place], most)).get(place)
 
 
 class LeaseTests(StoreCase):
     async def test_the_first_lease_finds_books_that_do_not_know_the_node(self) -> None:
-        session, node = await self.session(), uuid4()
-        self.assertTrue(await presence.lease(session, node, 15))
-        self.assertFalse(await presence.lease(session, node, 15))
-        await presence.leave(session, node)
-        self.assertTrue(await presence.lease(session, node, 15))
+        executor, node = await self.executor(), uuid4()
+        self.assertTrue(await presence.renew_lease(executor, node, 15))
+        self.assertFalse(await presence.renew_lease(executor, node, 15))
+        await presence.remove_node(executor, node)
+        self.assertTrue(await presence.renew_lease(executor, node, 15))
 
     async def test_connections_of_a_node_whose_lease_is_over_do_not_count(self) -> None:
-        session, node = await self.session(), uuid4()
-        await presence.lease(session, node, 15)
-        await presence.connected(
-            session, node, [(uuid4(), 1, "front", NOW), (uuid4(), 1, None, NOW)]
+        executor, node = await self.executor(), uuid4()
+        await presence.renew_lease(executor, node, 15)
+        await presence.insert_connections(
+            executor, node, [(uuid4(), 1, "front", NOW), (uuid4(), 1, None, NOW)]
         )
-        self.assertEqual(await presence.counts(session), [("kitchen", 2)])
-        self.assertEqual(await presence.elsewhere(session, uuid4(), [1, 2]), {1: 2})
-        self.assertEqual(await presence.elsewhere(session, node, [1, 2]), {})
+        self.assertEqual(await presence.count_by_tenant(executor), [("kitchen", 2)])
+        self.assertEqual(await presence.count_on_other_nodes(executor, uuid4(), [1, 2]), {1: 2})
+        self.assertEqual(await presence.count_on_other_nodes(executor, node, [1, 2]), {})
         self.admin.run("UPDATE dinedesk_main.pos_nodes SET lease_until = now()")
-        self.assertEqual(await presence.counts(session), [])
+        self.assertEqual(await presence.count_by_tenant(executor), [])
 
     async def test_a_node_that_is_long_dead_is_buried_by_the_next_one(self) -> None:
-        session, dead = await self.session(), uuid4()
-        await presence.lease(session, dead, 15)
-        await presence.connected(session, dead, [(uuid4(), 1, "front", NOW)])
+        executor, dead = await self.executor(), uuid4()
+        await presence.renew_lease(executor, dead, 15)
+        await presence.insert_connections(executor, dead, [(uuid4(), 1, "front", NOW)])
         self.admin.run(
             "UPDATE dinedesk_main.pos_nodes SET lease_until = now() - interval '2 minutes'"
         )
-        await presence.lease(session, uuid4(), 15)
+        await presence.renew_lease(executor, uuid4(), 15)
         count = "SELECT count(*) FROM dinedesk_main.pos_connections"
         self.assertEqual(self.admin.value(count), 0)
 
@@ -60,28 +60,28 @@ class OpeningTests(StoreCase):
         self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 100")
 
     async def test_a_device_that_was_never_seen_begins_at_the_head(self) -> None:
-        session = await self.session()
-        opening = await opening_of(session, KITCHEN, "front", 10)
-        assert opening is not None
-        self.assertEqual((opening.head.last_seq, opening.acked), (100, 100))
-        self.assertTrue(opening.legacy)
+        executor = await self.executor()
+        session_start = await opening_of(executor, KITCHEN, "front", 10)
+        assert session_start is not None
+        self.assertEqual((session_start.head.last_seq, session_start.acked), (100, 100))
+        self.assertTrue(session_start.legacy)
 
     async def test_a_device_that_acknowledges_goes_on_from_its_cursor(self) -> None:
-        session = await self.session()
-        first = await opening_of(session, KITCHEN, "front", 10)
+        executor = await self.executor()
+        first = await opening_of(executor, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 30")
-        await cursors.acknowledged(session, [(1, "front", first.head.stream_id, 40)])
-        opening = await opening_of(session, KITCHEN, "front", 10)
-        assert opening is not None
-        self.assertEqual((opening.acked, opening.legacy), (40, False))
+        await cursors.advance(executor, [(1, "front", first.head.stream_id, 40)])
+        session_start = await opening_of(executor, KITCHEN, "front", 10)
+        assert session_start is not None
+        self.assertEqual((session_start.acked, session_start.legacy), (40, False))
 
     async def refusing(self, *seqs: int) -> frozenset[int]:
         """A device that is at 40, and refuses these events of the stream; what of that is told then."""
-        session = await self.session()
-        first = await opening_of(session, KITCHEN, "front", 10)
+        executor = await self.executor()
+        first = await opening_of(executor, KITCHEN, "front", 10)
         assert first is not None
-        await opening_of(session, KITCHEN, "bar", 10)
+        await opening_of(executor, KITCHEN, "bar", 10)
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
         self.admin.run(
@@ -89,12 +89,12 @@ class OpeningTests(StoreCase):
             " SELECT 1, seq, 'notice', '{}', clock_timestamp() FROM generate_series(30, 50) AS seq"
         )
         nacks = [(1, seq, "front", "no paper", first.head.stream_id) for seq in seqs]
-        await presence.nacks(session, [*nacks, (1, 45, "bar", "", first.head.stream_id)])
+        await presence.insert_nacks(executor, [*nacks, (1, 45, "bar", "", first.head.stream_id)])
         return await self.told()
 
     async def told(self) -> frozenset[int]:
         cursors = [("front", 40), ("bar", 45), ("nobody", 1)]
-        found = await presence.refused(await self.session(), KITCHEN, cursors)
+        found = await presence.load_refused_events(await self.executor(), KITCHEN, cursors)
         self.assertEqual((found["bar"], found["nobody"]), (set(), set()))
         return found["front"]
 
@@ -112,30 +112,30 @@ class OpeningTests(StoreCase):
         self.assertEqual(await self.told(), set())
 
     async def test_what_is_refused_in_another_history_is_not_noted(self) -> None:
-        session = await self.session()
-        await presence.nacks(session, [(1, 7, "front", "no paper", uuid4())])
+        executor = await self.executor()
+        await presence.insert_nacks(executor, [(1, 7, "front", "no paper", uuid4())])
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_kitchen.pos_nacks"), 0)
 
     async def test_a_terminal_without_a_name_has_no_cursor(self) -> None:
-        opening = await opening_of(await self.session(), KITCHEN, None, 10)
-        assert opening is not None
-        self.assertEqual((opening.acked, opening.legacy), (None, False))
+        session_start = await opening_of(await self.executor(), KITCHEN, None, 10)
+        assert session_start is not None
+        self.assertEqual((session_start.acked, session_start.legacy), (None, False))
 
     async def test_a_tenant_has_no_more_devices_than_it_may(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         for name in ("one", "two"):
-            self.assertIsNotNone(await opening_of(session, KITCHEN, name, 2))
-        self.assertIsNone(await opening_of(session, KITCHEN, "three", 2))
-        self.assertIsNotNone(await opening_of(session, KITCHEN, "one", 2))
-        self.assertIsNotNone(await opening_of(session, GRILL, "three", 2))
+            self.assertIsNotNone(await opening_of(executor, KITCHEN, name, 2))
+        self.assertIsNone(await opening_of(executor, KITCHEN, "three", 2))
+        self.assertIsNotNone(await opening_of(executor, KITCHEN, "one", 2))
+        self.assertIsNotNone(await opening_of(executor, GRILL, "three", 2))
 
     async def test_many_that_come_together_are_told_and_registered_together(self) -> None:
-        session = await self.session()
-        self.assertIsNotNone(await opening_of(session, KITCHEN, "two", 4))
+        executor = await self.executor()
+        self.assertIsNotNone(await opening_of(executor, KITCHEN, "two", 4))
         self.admin.run("DELETE FROM dinedesk_main.pos_cursors")
         names = ("four", "one", None, "three", "two", "five")
         wanted = [(tenant, name) for tenant in (1, 2, 99) for name in names]
-        found = await presence.openings(session, wanted, 4)
+        found = await presence.load_session_starts(executor, wanted, 4)
         # Of those that are new the first by their names have the places that are left.
         self.assertEqual(
             {name for tenant, name in found if tenant == 1}, {"five", "four", "one", "two", None}
@@ -151,55 +151,57 @@ class OpeningTests(StoreCase):
 
     async def test_a_tenant_that_is_gone_has_nothing(self) -> None:
         gone = evolve(KITCHEN, id=99)
-        self.assertIsNone(await opening_of(await self.session(), gone, "front", 10))
+        self.assertIsNone(await opening_of(await self.executor(), gone, "front", 10))
 
     async def test_a_cursor_never_moves_back_nor_beyond_the_head(self) -> None:
-        session = await self.session()
-        first = await opening_of(session, KITCHEN, "front", 10)
+        executor = await self.executor()
+        first = await opening_of(executor, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
         cursor = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
         for asked, held in ((50, 50), (45, 50), (101, 50), (100, 100)):
-            await cursors.acknowledged(session, [(1, "front", first.head.stream_id, asked)])
+            await cursors.advance(executor, [(1, "front", first.head.stream_id, asked)])
             self.assertEqual(self.admin.value(cursor), held)
 
     async def test_progress_never_moves_back_nor_beyond_the_head(self) -> None:
-        session, name = await self.session(), self.stream()
+        executor, name = await self.executor(), self.stream()
         head = "SELECT sent_seq, received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
         for sent, received, held in (
             (50, 40, (50, 40)),
             (45, 60, (50, 60)),
             (300, 0, (100, 60)),
         ):
-            await presence.progress(session, [(*name, sent, received), (2, name[1], 1, 1)])
+            await presence.update_progress(executor, [(*name, sent, received), (2, name[1], 1, 1)])
             self.assertEqual(self.admin.rows(head), [held])
 
     async def test_an_acknowledged_event_counts_once_unless_it_was_pruned_before(self) -> None:
-        session, name = await self.session(), self.stream()
+        executor, name = await self.executor(), self.stream()
         counted = "SELECT acknowledged FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
         for received, count in ((40, 40), (30, 40), (41, 41), (0, 41)):
-            await presence.progress(session, [(*name, 100, received)])
+            await presence.update_progress(executor, [(*name, 100, received)])
             self.assertEqual(self.admin.value(counted), count)
         self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 50")
         for received, count in ((45, 41), (52, 43), (300, 91)):
-            await presence.progress(session, [(*name, 100, received)])
+            await presence.update_progress(executor, [(*name, 100, received)])
             self.assertEqual(self.admin.value(counted), count)
 
 
 class ClaimTests(StoreCase):
     async def enter(self, since: datetime, device: str = "front") -> UUID:
         connection_id = uuid4()
-        await presence.connected(self.books, self.node, [(connection_id, 1, device, since)])
+        await presence.insert_connections(
+            self.books, self.node, [(connection_id, 1, device, since)]
+        )
         return connection_id
 
     async def begin(self) -> None:
-        self.books, self.node = await self.session(), uuid4()
-        await presence.lease(self.books, self.node, 15)
+        self.books, self.node = await self.executor(), uuid4()
+        await presence.renew_lease(self.books, self.node, 15)
         self.admin.told()
 
     async def claim(self, each: UUID, since: datetime = NOW, device: str = "front") -> bool:
-        return each not in await presence.claim(self.books, [(each, 1, device, since)])
+        return each not in await presence.claim_devices(self.books, [(each, 1, device, since)])
 
     def superseded(self) -> list[str]:
         told = [what.split() for what in self.admin.told()]
@@ -235,10 +237,10 @@ class ClaimTests(StoreCase):
         front = [await self.enter(when) for when in times]
         back = await self.enter(NOW, device="back")
         claims = [(each, 1, "front", when) for each, when in zip(front, times, strict=True)]
-        lost = await presence.claim(self.books, [*claims[:2], (back, 1, "back", NOW)])
+        lost = await presence.claim_devices(self.books, [*claims[:2], (back, 1, "back", NOW)])
         self.assertEqual(lost, {front[0]})
         self.assertEqual(self.superseded(), [str(front[0])])
         claimed = "SELECT count(*) FROM dinedesk_main.pos_connections WHERE claimed_at IS NOT NULL"
         self.assertEqual(self.admin.value(claimed), 3)
-        self.assertEqual(await presence.claim(self.books, claims[2:]), set())
+        self.assertEqual(await presence.claim_devices(self.books, claims[2:]), set())
         self.assertEqual({*self.superseded()}, {str(each) for each in front[:2]})

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg2
 from twisted.internet.defer import Deferred, gatherResults
 
-from posd.events.daily_reports import DailyReport, Figures, judged
+from posd.events.daily_reports import DailyReport, ReportFigures, assess
 from posd.store import reports
 from tests.database_case import begin
 from tests.store_case import GRILL, KITCHEN, StoreCase
@@ -18,7 +18,7 @@ DAY = date(2026, 11, 22)
 
 
 def report(total: str = "100.00", day: date = DAY, **details: object) -> DailyReport:
-    return judged(day, Figures({"total_sales": Decimal(total)}, details, 7, "a note"), "GBP")
+    return assess(day, ReportFigures({"total_sales": Decimal(total)}, details, 7, "a note"), "GBP")
 
 
 class ReportTests(StoreCase):
@@ -29,13 +29,13 @@ class ReportTests(StoreCase):
         )
 
     async def test_the_first_report_of_a_day_is_stored_whole(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         details: dict[str, Any] = {
             "top_items": [{"name": "Naan", "price": Decimal("3.50")}],
             "busy_hours": {"18": 12},
         }
         self.assertEqual(
-            await reports.keep(session, KITCHEN, report("100.125", **details), "BAR"), 1
+            await reports.store_report(executor, KITCHEN, report("100.125", **details), "BAR"), 1
         )
         self.assertEqual(
             self.admin.rows(
@@ -52,35 +52,37 @@ class ReportTests(StoreCase):
         )
 
     async def test_another_one_replaces_it_and_the_old_one_is_kept(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         for revision, total in enumerate(("100", "110", "90"), 1):
-            kept = await reports.keep(session, KITCHEN, report(total), "BAR")
+            kept = await reports.store_report(executor, KITCHEN, report(total), "BAR")
             self.assertEqual(kept, revision)
         self.assertEqual(self.kept(), [(90, 3)])
         self.assertEqual(self.kept("pos_daily_report_amendments"), [(100, 1), (110, 2)])
 
     async def test_the_same_again_changes_nothing_whoever_sends_it(self) -> None:
-        session = await self.session()
-        await reports.keep(session, KITCHEN, report(data={"a": 1, "b": Decimal("2.0")}), "BAR")
+        executor = await self.executor()
+        await reports.store_report(
+            executor, KITCHEN, report(data={"a": 1, "b": Decimal("2.0")}), "BAR"
+        )
         again = report("100.0", data={"b": Decimal("2.00"), "a": 1})
-        self.assertIsNone(await reports.keep(session, KITCHEN, again, "DOOR"))
+        self.assertIsNone(await reports.store_report(executor, KITCHEN, again, "DOOR"))
         self.assertEqual((self.kept(), self.kept("pos_daily_report_amendments")), ([(100, 1)], []))
 
     async def test_what_is_no_longer_sent_is_news_too(self) -> None:
-        session = await self.session()
-        await reports.keep(session, KITCHEN, report(labour={"hours": 8}), None)
-        self.assertEqual(await reports.keep(session, KITCHEN, report(), None), 2)
+        executor = await self.executor()
+        await reports.store_report(executor, KITCHEN, report(labour={"hours": 8}), None)
+        self.assertEqual(await reports.store_report(executor, KITCHEN, report(), None), 2)
 
     async def test_each_day_and_each_shop_has_its_own(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         for tenant, day in ((KITCHEN, DAY), (KITCHEN, date(2026, 11, 23)), (GRILL, DAY)):
-            self.assertEqual(await reports.keep(session, tenant, report(day=day), None), 1)
+            self.assertEqual(await reports.store_report(executor, tenant, report(day=day), None), 1)
 
     async def test_of_many_at_once_each_is_kept(self) -> None:
-        links = [await self.session() for _ in range(4)]
+        links = [await self.executor() for _ in range(4)]
         work: list[Deferred[int | None]] = [
-            begin(reports.keep(link, KITCHEN, report(str(number)), None))
-            for number, link in enumerate(links)
+            begin(reports.store_report(connection, KITCHEN, report(str(number)), None))
+            for number, connection in enumerate(links)
         ]
         revisions = await gatherResults(work)
         self.assertEqual({*revisions}, {1, 2, 3, 4})

@@ -7,12 +7,13 @@ from uuid import UUID, uuid4
 
 from attrs import evolve
 
-from posd.database.link import Link
-from posd.errors import Busy, Pruned, Renamed, StatementFailed
+from posd.database.reconnecting import ReconnectingConnection
+from posd.errors import Busy, EventsPruned, StatementFailed, StreamRenamed
 from posd.events.orders import FINAL_STATUSES
-from posd.protocol import jsontext, literals
+from posd.protocol import json_literals as literals
+from posd.protocol import jsontext
 from posd.store import presence, retention, stream
-from posd.store.retention import Gone
+from posd.store.retention import PrunedCounts
 from tests.schema_case import Entry
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
@@ -47,13 +48,13 @@ class RetentionCase(StoreCase):
         self.age("dinedesk_kitchen.pos_events", 40)
         self.age("dinedesk_kitchen.pos_orders", 40)
 
-    async def all(self, session: Link, days: float = 30) -> Gone:
+    async def all(self, executor: ReconnectingConnection, days: float = 30) -> PrunedCounts:
         """Prune until nothing is left to prune."""
-        before = await retention.cutoff(session, days * 86400)
-        expected = await retention.would_go(session, KITCHEN, before, FINAL_STATUSES)
-        total, done = Gone(), False
+        before = await retention.cutoff_time(executor, days * 86400)
+        expected = await retention.count_prunable(executor, KITCHEN, before, FINAL_STATUSES)
+        total, done = PrunedCounts(), False
         while not done:
-            gone, done = await retention.prune(session, 1, before, FINAL_STATUSES)
+            gone, done = await retention.prune(executor, 1, before, FINAL_STATUSES)
             total += gone
         self.assertEqual(total, expected, "what a dry run has said")
         return total
@@ -61,121 +62,123 @@ class RetentionCase(StoreCase):
 
 class EventTests(RetentionCase):
     async def test_events_go_in_batches_from_the_oldest_on_and_the_floor_with_them(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.patch(retention, "BATCH", 4)
         self.events(10)
         self.age("dinedesk_kitchen.pos_events", 31, "seq <= 7")
-        before = await retention.cutoff(session, 30 * 86400)
+        before = await retention.cutoff_time(executor, 30 * 86400)
         for seqs, floor in (([5, 6, 7, 8, 9, 10], 4), ([8, 9, 10], 7), ([8, 9, 10], 7)):
-            await retention.prune(session, 1, before, FINAL_STATUSES)
+            await retention.prune(executor, 1, before, FINAL_STATUSES)
             self.assertEqual(self.admin.value(SEQS), seqs)
             self.assertEqual(self.admin.rows(HEAD)[0][0], floor)
 
     async def test_one_that_is_young_keeps_all_that_come_after_it(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.events(6)
         self.age("dinedesk_kitchen.pos_events", 31, "seq <> 3")
-        self.assertEqual(await self.all(session), Gone(events=2, expired=2))
+        self.assertEqual(await self.all(executor), PrunedCounts(events=2, expired=2))
         self.assertEqual(self.admin.value(SEQS), [3, 4, 5, 6])
 
     async def test_every_event_is_acknowledged_expired_or_there(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.events(10)
         for received, old in ((3, 0), (3, 2), (3, 5), (4, 6), (8, 7), (9, 9), (10, 10)):
-            await presence.progress(session, [(*self.stream(), 10, received)])
+            await presence.update_progress(executor, [(*self.stream(), 10, received)])
             self.age("dinedesk_kitchen.pos_events", 31, f"seq <= {old}")
-            await self.all(session)
+            await self.all(executor)
             ((_, acknowledged, expired),) = self.admin.rows(HEAD)
             waiting = self.admin.value(WAITING)
             self.assertEqual((acknowledged + expired + waiting, received), (10, received))
         self.assertEqual(self.admin.rows(HEAD), [(10, 7, 3)])
 
     async def test_who_reads_on_below_the_floor_is_told_so_and_nobody_else(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.events(6)
-        history = (await stream.heads(session, [1]))[1].stream_id
+        history = (await stream.load_heads(executor, [1]))[1].stream_id
         self.age("dinedesk_kitchen.pos_events", 31, "seq <= 4")
-        await self.all(session)
-        with self.assertRaises(Pruned):
-            await stream.after(session, KITCHEN, history, 3, 10)
+        await self.all(executor)
+        with self.assertRaises(EventsPruned):
+            await stream.events_after(executor, KITCHEN, history, 3, 10)
         self.assertEqual(
-            [each.seq for each in await stream.after(session, KITCHEN, history, 4, 10)], [5, 6]
+            [each.seq for each in await stream.events_after(executor, KITCHEN, history, 4, 10)],
+            [5, 6],
         )
-        self.assertEqual(await stream.after(session, KITCHEN, history, 6, 10), [])
-        with self.assertRaises(Renamed):
-            await stream.after(session, KITCHEN, uuid4(), 3, 10)
+        self.assertEqual(await stream.events_after(executor, KITCHEN, history, 6, 10), [])
+        with self.assertRaises(StreamRenamed):
+            await stream.events_after(executor, KITCHEN, uuid4(), 3, 10)
         self.age("dinedesk_kitchen.pos_events", 31)
-        await self.all(session)
-        with self.assertRaises(Pruned):
-            await stream.after(session, KITCHEN, history, 4, 10)
+        await self.all(executor)
+        with self.assertRaises(EventsPruned):
+            await stream.events_after(executor, KITCHEN, history, 4, 10)
 
     async def test_nothing_waits_for_a_head_that_is_locked(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.events(2)
         self.age("dinedesk_kitchen.pos_events", 31)
-        before = await retention.cutoff(session, 30 * 86400)
+        before = await retention.cutoff_time(executor, 30 * 86400)
         other = self.client()
         with other.transaction():
             other.run("SELECT FROM dinedesk_main.pos_heads WHERE tenant_id = 1 FOR UPDATE")
             with self.assertRaises(Busy):
-                await retention.prune(session, 1, before, FINAL_STATUSES)
+                await retention.prune(executor, 1, before, FINAL_STATUSES)
         self.assertEqual(self.admin.value(SEQS), [1, 2], "rows and floor go together")
 
     async def test_nothing_of_the_last_hour_can_be_pruned_by_anybody(self) -> None:
-        session = await self.session()
-        before = await retention.cutoff(session, 3500)
+        executor = await self.executor()
+        before = await retention.cutoff_time(executor, 3500)
         with self.assertRaises(StatementFailed):
-            await retention.prune(session, 1, before, FINAL_STATUSES)
+            await retention.prune(executor, 1, before, FINAL_STATUSES)
 
     async def test_a_tenant_that_is_gone_has_nothing_left_to_do(self) -> None:
-        session = await self.session()
-        before = await retention.cutoff(session, 7200)
-        self.assertEqual(await retention.prune(session, 99, before, ()), (Gone(), True))
+        executor = await self.executor()
+        before = await retention.cutoff_time(executor, 7200)
+        self.assertEqual(await retention.prune(executor, 99, before, ()), (PrunedCounts(), True))
         gone = evolve(KITCHEN, id=99)
-        self.assertEqual(await retention.would_go(session, gone, before, ()), Gone())
+        self.assertEqual(await retention.count_prunable(executor, gone, before, ()), PrunedCounts())
 
 
 class BesideTests(RetentionCase):
     """What ages with the events."""
 
     async def test_what_tills_said_and_what_failed_goes(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.admin.record(Entry(1, failure="bad"), Entry(1, failure="young"), Entry(1))
-        stream_id = (await stream.heads(session, [1]))[1].stream_id
-        await presence.said(session, [(1, "pos_hello", "{}", "front")])
-        await presence.nacks(session, [(1, 1, "front", "no paper", stream_id)])
+        stream_id = (await stream.load_heads(executor, [1]))[1].stream_id
+        await presence.insert_messages(executor, [(1, "pos_hello", "{}", "front")])
+        await presence.insert_nacks(executor, [(1, 1, "front", "no paper", stream_id)])
         for table in ("pos_events", "pos_unsequenced", "pos_nacks"):
             young = " AND failure IS DISTINCT FROM 'young'" if table == "pos_unsequenced" else ""
             self.age(f"dinedesk_main.{table}", 31, f"tenant_id = 1{young}")
         self.assertEqual(
-            await self.all(session), Gone(events=1, expired=1, messages=2, nacks=1, orders=0)
+            await self.all(executor),
+            PrunedCounts(events=1, expired=1, messages=2, nacks=1, orders=0),
         )
         self.assertEqual(
             self.admin.rows("SELECT failure FROM dinedesk_kitchen.pos_sync_logs"), [("young",)]
         )
 
     async def test_an_order_that_is_over_goes_with_its_last_event(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.order("a", "completed")
         self.order("b", "completed")
         self.age("dinedesk_kitchen.pos_events", 1, "seq = 2")
-        self.assertEqual((await self.all(session)).orders, 1)
+        self.assertEqual((await self.all(executor)).orders, 1)
         self.assertEqual(self.admin.value(ORDERS), ["b"])
         said = "SELECT array_agg(order_id) FROM dinedesk_kitchen.pos_order_terminals"
         self.assertEqual(self.admin.value(said), ["b"])
 
     async def test_one_that_may_still_be_made_is_kept(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         next_week = datetime.now().astimezone() + timedelta(days=7)
         self.order("soon", "accepted", scheduledFor=literals.timestamp(next_week))
         self.order("never", "accepted", scheduledFor=None)
         self.order("lately", "accepted")
         self.age("dinedesk_kitchen.pos_orders", 20, "order_id = 'lately'")
-        self.assertEqual((await self.all(session, 10)).orders, 1)
+        self.assertEqual((await self.all(executor, 10)).orders, 1)
         self.assertEqual(self.admin.value(ORDERS), ["lately", "soon"])
 
     async def test_answers_are_kept_for_a_day_at_least(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.patch(retention, "BATCH", 2)
         for key, days in (("a", 40), ("b", 35), ("c", 31), ("d", 1.5), ("e", 0.5)):
             self.admin.run(
@@ -183,11 +186,13 @@ class BesideTests(RetentionCase):
                 " sha256(''), 200, '{}', now() - %s * interval '1 day')",
                 *(key, days),
             )
-        before = await retention.cutoff(session, 30 * 86400)
-        self.assertEqual(await retention.answers_that_would_go(session, before), 3)
-        self.assertEqual([await retention.prune_answers(session, before) for _ in "xxx"], [2, 1, 0])
-        lately = await retention.cutoff(session, 3600)
-        self.assertEqual(await retention.prune_answers(session, lately), 1)
+        before = await retention.cutoff_time(executor, 30 * 86400)
+        self.assertEqual(await retention.count_prunable_answers(executor, before), 3)
+        self.assertEqual(
+            [await retention.prune_answers(executor, before) for _ in "xxx"], [2, 1, 0]
+        )
+        lately = await retention.cutoff_time(executor, 3600)
+        self.assertEqual(await retention.prune_answers(executor, lately), 1)
         left = "SELECT array_agg(key) FROM dinedesk_main.idempotency_keys"
         self.assertEqual(self.admin.value(left), ["e"])
 
@@ -196,8 +201,10 @@ class DueTests(RetentionCase):
     """Whose turn it is, with 30 days that are kept: from a day on by night, a bit later by day."""
 
     async def due(self, night: tuple[int, ...]) -> list[int]:
-        session = await self.session()
-        found = await retention.due(session, 30 * 86400, early=3600, late=7200, night=night)
+        executor = await self.executor()
+        found = await retention.due_tenants(
+            executor, 30 * 86400, early=3600, late=7200, night=night
+        )
         return [each.tenant_id for each in found]
 
     async def test_by_night_it_is_earlier_than_by_day(self) -> None:
@@ -226,30 +233,30 @@ class DueTests(RetentionCase):
         self.assertEqual(await self.due((hour, (hour + 1) % 24)), [2])
 
     async def test_what_was_pruned_is_due_no_more(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_before = 'epoch'")
-        await self.all(session)
+        await self.all(executor)
         self.assertEqual(await self.due(()), [2])
 
     async def test_one_node_prunes_at_a_time(self) -> None:
-        session, here, there = await self.session(), uuid4(), uuid4()
-        self.assertEqual(await self.leases(session, here, there, here), [True, False, True])
-        await retention.leave(session, here)
-        self.assertEqual(await self.leases(session, there, here), [True, False])
+        executor, here, there = await self.executor(), uuid4(), uuid4()
+        self.assertEqual(await self.leases(executor, here, there, here), [True, False, True])
+        await retention.release_lease(executor, here)
+        self.assertEqual(await self.leases(executor, there, here), [True, False])
         self.admin.run("UPDATE dinedesk_main.pos_pruning SET lease_until = now() - interval '1 s'")
-        self.assertEqual(await self.leases(session, here), [True])
+        self.assertEqual(await self.leases(executor, here), [True])
 
-    async def leases(self, session: Link, *nodes: UUID) -> list[bool]:
-        return [await retention.lease(session, each, 60) for each in nodes]
+    async def leases(self, executor: ReconnectingConnection, *nodes: UUID) -> list[bool]:
+        return [await retention.renew_lease(executor, each, 60) for each in nodes]
 
 
 class UntouchedTests(RetentionCase):
     async def test_another_shop_loses_nothing(self) -> None:
-        session = await self.session()
+        executor = await self.executor()
         self.events(2)
         self.admin.record(Entry(2))
         for slug in ("kitchen", "grill"):
             self.age(f"dinedesk_{slug}.pos_events", 31)
-        await self.all(session)
+        await self.all(executor)
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_grill.pos_events"), 1)
-        self.assertEqual((await stream.heads(session, [GRILL.id]))[2].pruned_seq, 0)
+        self.assertEqual((await stream.load_heads(executor, [GRILL.id]))[2].pruned_seq, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from posd.events.orders import FINAL_STATUSES
 from posd.store import survey
-from posd.store.survey import Shop, TenantSurvey
+from posd.store.survey import ShopSurvey, TenantSurveyRow
 from tests.schema_case import Entry
 from tests.store_case import StoreCase
 
@@ -26,18 +26,21 @@ class SurveyTests(StoreCase):
             value,
         )
 
-    async def surveyed(self, most: int = 10) -> list[TenantSurvey]:
-        return await survey.survey(await self.session(), most, FINAL_STATUSES)
+    async def surveyed(self, most: int = 10) -> list[TenantSurveyRow]:
+        return await survey.survey_tenants(await self.executor(), most, FINAL_STATUSES)
 
-    async def kitchen(self) -> tuple[TenantSurvey, Shop]:
+    async def kitchen(self) -> tuple[TenantSurveyRow, ShopSurvey]:
         found = (await self.surveyed())[0]
         return found, found.shop
 
     async def test_where_nothing_has_happened_there_is_nothing(self) -> None:
-        nothing = Shop(0, 0.0, 0, 0.0, False)
+        nothing = ShopSurvey(0, 0.0, 0, 0.0, False)
         self.assertEqual(
             await self.surveyed(),
-            [TenantSurvey(slug, 0, 0, 0, 0, 0, 0.0, shop=nothing) for slug in ("kitchen", "grill")],
+            [
+                TenantSurveyRow(slug, 0, 0, 0, 0, 0, 0.0, shop=nothing)
+                for slug in ("kitchen", "grill")
+            ],
         )
 
     async def test_what_waits_is_counted_in_the_log(self) -> None:

@@ -15,6 +15,6 @@ class Drain(DrainCase):
         times = self.drain()
         print("\ndrain:", *(f"{name}={value}" for name, value in times.items()))
         unit = configparser.ConfigParser(interpolation=None, strict=False)
-        unit.read_string(resources.unit().read_text("utf-8"))
+        unit.read_string(resources.systemd_unit().read_text("utf-8"))
         patience = float(unit["Service"]["TimeoutStopSec"].removesuffix("s"))
         self.assertLess(times["exit_seconds"], patience)

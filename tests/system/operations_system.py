@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import documents
 from tests.documents import Block
-from tests.shown import agrees
+from tests.shown import matches_output
 from tests.system import debian_package, machine
 from tests.system.debian_tree import debian
 from tests.system.machine import Machine
@@ -104,5 +104,5 @@ class PageTests(SynchronousTestCase):
                 self.fail(f"{self._place} does not say whose it is")
 
     def check(self, block: Block, said: str) -> None:
-        if not agrees(block.text, said):
+        if not matches_output(block.text, said):
             self.fail(f"{self._place}, shows\n{block.text}\nbut it was\n{said}")

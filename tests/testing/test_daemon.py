@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.daemon import Daemon, DaemonFailed
+from posd.testing.daemon import DaemonFailed, DaemonProcess
 from tests.cli_runner import as_role, migrated_database
 
 CONFIGURATION = """
@@ -37,7 +37,7 @@ class DaemonTests(SynchronousTestCase):
 
     def test_it_is_ready_when_it_has_started_and_gone_when_it_has_stopped(self) -> None:
         self.configure(as_role(migrated_database(), "posd"))
-        with Daemon.start(self.config, self.folder) as daemon:
+        with DaemonProcess.start(self.config, self.folder) as daemon:
             self.assertTrue(daemon.running)
             self.assertTrue((self.folder / "local.sock").is_socket())
             os.kill(daemon.pid, 0)
@@ -46,12 +46,12 @@ class DaemonTests(SynchronousTestCase):
 
     def test_one_that_ends_at_once_leaves_its_reason(self) -> None:
         self.config.write_text("[database]\n")
-        error = self.assertRaises(DaemonFailed, Daemon.start, self.config, self.folder)
+        error = self.assertRaises(DaemonFailed, DaemonProcess.start, self.config, self.folder)
         self.assertIn("database.dsn", str(error))
 
     def test_stopping_twice_is_stopping_once(self) -> None:
         self.configure(as_role(migrated_database(), "posd"))
-        daemon = Daemon.start(self.config, self.folder)
+        daemon = DaemonProcess.start(self.config, self.folder)
         daemon.stop()
         daemon.stop()
         self.assertFalse(daemon.running)

@@ -29,7 +29,7 @@ from posd.testing import server as server_module
 from posd.testing.account import SystemAccount
 from posd.testing.binaries import Binaries, NoServer, find_binaries, preferred_binaries
 from posd.testing.postgres import TestServer, test_server
-from posd.testing.server import Server, ServerFailed
+from posd.testing.server import PostgresServer, ServerFailed
 
 _START_A_SERVER = """
     import sys
@@ -165,8 +165,8 @@ class ServerTests(SynchronousTestCase):
         *,
         durable: bool = False,
         settings: Mapping[str, str] = {},
-    ) -> Server:
-        server = Server.start(found, durable=durable, settings=settings)
+    ) -> PostgresServer:
+        server = PostgresServer.start(found, durable=durable, settings=settings)
         self.addCleanup(server.stop)
         return server
 
@@ -220,7 +220,7 @@ class ServerTests(SynchronousTestCase):
         place.chmod(0o755)
         self.patch(tempfile, "tempdir", str(place))
         with self.assertRaises(ServerFailed) as raised:
-            Server.start(durable=True, settings={"max_connections": "many"})
+            PostgresServer.start(durable=True, settings={"max_connections": "many"})
         self.assertIn('invalid value for parameter "max_connections"', str(raised.exception))
         self.assertEqual(list(place.iterdir()), [])
 
@@ -233,7 +233,7 @@ class ServerTests(SynchronousTestCase):
         self.assertFalse(server.folder.exists())
 
     def test_as_a_context_it_stops_at_the_end(self) -> None:
-        with Server.start() as server:
+        with PostgresServer.start() as server:
             pid = server.pid
             self.assertTrue(alive(pid))
         self.assertFalse(alive(pid))
@@ -247,7 +247,7 @@ class ServerTests(SynchronousTestCase):
             down()
             self.assertEqual(query(server.dsn(), "SELECT count(*) FROM orders"), [(number,)])
 
-    def crash(self, server: Server) -> Callable[[], None]:
+    def crash(self, server: PostgresServer) -> Callable[[], None]:
         def down() -> None:
             # An idle session's backend outlives the postmaster for a moment.
             with closing(psycopg2.connect(server.dsn())):
@@ -269,7 +269,7 @@ class ServerTests(SynchronousTestCase):
         )
 
     def test_it_outlives_the_thread_that_started_it(self) -> None:
-        started: list[Server] = []
+        started: list[PostgresServer] = []
         thread = threading.Thread(target=lambda: started.append(self.start()))
         thread.start()
         thread.join()
@@ -317,7 +317,7 @@ class AccountTests(SynchronousTestCase):
     def setUp(self) -> None:
         if os.geteuid() != 0:
             raise SkipTest("only root can become somebody else; as this user, every test tests it")
-        self.server = Server.start()
+        self.server = PostgresServer.start()
         self.addCleanup(self.server.stop)
 
     def public_folder(self, mode: int = 0o755) -> Path:
@@ -382,7 +382,7 @@ class AccountTests(SynchronousTestCase):
             shutil.copytree(package.parent / part, private / part)
         for made in private.rglob("*"):
             made.chmod(0o700)
-        server = Server.start(
+        server = PostgresServer.start(
             Binaries(private / package.name / "pginstall" / "bin", wheel[0].version, "test")
         )
         self.addCleanup(server.stop)
@@ -394,13 +394,13 @@ class StandbyTests(SynchronousTestCase):
     """A second server that follows the first."""
 
     def setUp(self) -> None:
-        self.primary = Server.start()
+        self.primary = PostgresServer.start()
         self.addCleanup(self.primary.stop)
         query(self.primary.dsn(), "CREATE TABLE orders AS SELECT 1 AS id")
         self.standby = self.primary.standby()
         self.addCleanup(self.standby.stop)
 
-    def ids(self, server: Server) -> list[tuple[object, ...]]:
+    def ids(self, server: PostgresServer) -> list[tuple[object, ...]]:
         return query(server.dsn(), "SELECT id FROM orders ORDER BY id")
 
     def test_it_has_what_there_was_and_follows(self) -> None:
@@ -494,6 +494,6 @@ class DatabaseTests(SynchronousTestCase):
         self.assertEqual(query(self.server.dsn(), "SELECT 1"), [(1,)])
 
     def test_a_server_of_ours_stops_with_the_tests(self) -> None:
-        own = Server.start()
+        own = PostgresServer.start()
         TestServer(own.dsn(), own).close()
         self.assertEqual((own.pid, own.folder.exists()), (0, False))

@@ -12,13 +12,13 @@ from twisted.web.resource import Resource
 
 from posd.errors import Forbidden, Refusal, TooManyRequests, Unauthorized, Unavailable
 from posd.security.auth import Authenticator
-from posd.security.connection_limits import Connections
+from posd.security.connection_limits import ConnectionLimits
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Position, Principal
-from posd.web.admission import Admission, Gate, WebSocketDoor
-from posd.web.http.call import Door
+from posd.web.admission import AdmissionCheck, WebSocketAdmission, WebSocketResource
+from posd.web.http.http_request import ListenerContext
 from posd.web.websocket import TillProtocol
-from tests.delivery_case import KITCHEN, NOON, STREAM, opening
+from tests.delivery_case import KITCHEN, NOON, STREAM, session_start
 from tests.socket_case import Socket, SocketCase
 
 HANDSHAKE = {
@@ -106,7 +106,7 @@ class Keys:
     answers: list[Deferred[None]] = field(factory=list)
     asked: list[tuple[str, str | None, str | None, str]] = field(factory=list)
 
-    async def at_tenant(
+    async def find_credential(
         self, slug: str, key: str | None, device_id: str | None, address: str
     ) -> Credential:
         self.asked.append((slug, key, device_id, address))
@@ -121,21 +121,21 @@ class Keys:
 
 
 class AdmissionCase(SocketCase):
-    door = Door()
+    listener_context = ListenerContext()
 
     def setUp(self) -> None:
         super().setUp()
-        self.store.opening = opening(10)
+        self.store.session_start = session_start(10)
         self.keys = Keys()
-        self.connections = Connections(total=100, per_tenant=3, per_device=2)
-        gate = Gate(
+        self.connections = ConnectionLimits(total=100, per_tenant=3, per_device=2)
+        websocket_admission = WebSocketAdmission(
             cast(Authenticator, self.keys),
-            Admission(self.exchange, self.connections),
+            AdmissionCheck(self.hub, self.connections),
             self.factory,
         )
         root, ws = Resource(), Resource()
         root.putChild(b"ws", ws)
-        ws.putChild(b"pos", WebSocketDoor(self.door, gate))
+        ws.putChild(b"pos", WebSocketResource(self.listener_context, websocket_admission))
         self.serve(root)
 
     def ask(
@@ -164,7 +164,7 @@ class AdmissionCase(SocketCase):
         answer = json.loads(body)
         self.assertIs(answer["success"], False)
         self.assertIsInstance(answer["error"], str)
-        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
+        self.assertEqual((self.connections.open, len(self.hub)), (0, 0))
         return int(head.split(b" ")[1]), answer["code"]
 
     def admitted(self, *arguments: Any, **more: Any) -> Socket:
@@ -225,14 +225,14 @@ class AdmittedTests(AdmissionCase):
                 self.assertEqual(self.refused(**headers)[0], status)
 
     def test_a_till_may_name_itself(self) -> None:
-        self.store.opening = opening(10, 4)
+        self.store.session_start = session_start(10, 4)
         self.admitted(X_Device_ID="BAR")
         self.assertEqual(self.session().terminal.device_id, "BAR")
-        self.assertEqual(self.books.settled, [(KITCHEN.id, "BAR")])
+        self.assertEqual(self.progress_store.settled, [(KITCHEN.id, "BAR")])
 
     def test_a_devices_key_names_it(self) -> None:
         self.keys.kind, self.keys.key_device = KeyKind.DEVICE, "BAR"
-        self.store.opening = opening(10, 4)
+        self.store.session_start = session_start(10, 4)
         self.admitted()
         self.assertEqual(self.session().terminal.device_id, "BAR")
 
@@ -379,7 +379,7 @@ class RefusalTests(AdmissionCase):
         self.admitted()
 
     def test_too_many_connections_of_a_terminal_are_429(self) -> None:
-        self.store.opening = opening(10, 4)
+        self.store.session_start = session_start(10, 4)
         for _ in range(2):
             self.admitted(X_Device_ID="BAR")
         self.assertIn(b"429 Too Many Requests", self.ask(X_Device_ID="BAR").value())
@@ -395,13 +395,13 @@ class RefusalTests(AdmissionCase):
         self.assertEqual(self.refused(), (503, "unavailable"))
 
     def test_a_node_that_is_going_down_is_503(self) -> None:
-        self.successResultOf(Deferred.fromCoroutine(self.exchange.drain(5)))
+        self.successResultOf(Deferred.fromCoroutine(self.hub.drain(5)))
         socket = self.ask()
         self.assertEqual(self.refusal(socket), (503, "unavailable"))
         self.assertIn(b"Retry-After: 1\r\n", socket.value())
 
     def test_too_many_devices_are_429(self) -> None:
-        self.store.opening = None
+        self.store.session_start = None
         self.assertEqual(self.refused(X_Device_ID="NEW"), (429, "too_many_devices"))
 
     def test_a_refused_till_may_ask_again_on_the_same_connection(self) -> None:
@@ -448,10 +448,10 @@ class GhostTests(AdmissionCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_bug_is_500_without_a_word_of_it(self) -> None:
-        async def at_tenant(*arguments: object) -> Credential:
+        async def find_credential(*arguments: object) -> Credential:
             raise ValueError("pos_secret")
 
-        self.patch(Keys, "at_tenant", at_tenant)
+        self.patch(Keys, "find_credential", find_credential)
         socket = self.ask()
         self.assertEqual(self.refusal(socket), (500, "internal_error"))
         self.assertNotIn(b"secret", socket.value())
@@ -470,22 +470,22 @@ class GhostTests(AdmissionCase):
         self.keys.answers.append(first)
         slow = self.ask(X_Device_ID="SLOW")
         self.keys.answers.append(succeed(None))
-        self.store.opening = evolve(opening(10), acked=3)
+        self.store.session_start = evolve(session_start(10), acked=3)
         self.admitted(X_Device_ID="QUICK")
         first.callback(None)
         self.assertTrue(slow.upgraded)
-        names = {each.terminal.device_id for each in self.exchange._roster}
+        names = {each.terminal.device_id for each in self.hub._registry}
         self.assertEqual(names, {"SLOW", "QUICK"})
 
     def assert_nothing_is_left(self, socket: Socket) -> None:
         self.assertEqual(socket.value(), b"")
         self.assertEqual((self.connections.open, self.site.open_channels), (0, 0))
-        self.assertEqual((len(self.exchange), self.books.here), (0, []))
+        self.assertEqual((len(self.hub), self.progress_store.here), (0, []))
         self.assertEqual(self.flushLoggedErrors(), [])
 
 
 class TrustedTests(AdmissionCase):
-    door = Door(trusted=True)
+    listener_context = ListenerContext(trusted=True)
 
     def test_a_trusted_door_asks_for_a_key_too(self) -> None:
         self.admitted(Host="localhost")

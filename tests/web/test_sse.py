@@ -10,20 +10,20 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, capturedLogs
 
-from posd.delivery.registry import Line
+from posd.delivery.registry import TillTransport
 from posd.delivery.session import Session
 from posd.errors import StatementFailed
-from posd.web.http.sockets import hasten
+from posd.web.http.sockets import set_low_latency
 from posd.web.sse import EventStream
 from tests.delivery_case import NOON, OTHER_STREAM, STREAM
-from tests.exchange_case import wake
-from tests.road_case import RoadCase, positions, reply, sent_to
+from tests.hub_case import wake
 from tests.socket_case import Socket, text
+from tests.transports_case import TransportCase, positions, reply, sent_to
 
 STREAMED = "/api/kitchen/events/stream"
 
 
-class StreamCase(RoadCase):
+class StreamCase(TransportCase):
     def follow(self, query: str = "", **headers: Any) -> Socket:
         socket = self.send(f"{STREAMED}{query}", **headers)
         self.assertEqual(reply(socket.value()).status, 200, socket.value())
@@ -104,7 +104,7 @@ class BeginningTests(StreamCase):
     def test_a_position_acknowledges_what_is_before_it(self) -> None:
         self.stands(acked=2)
         self.follow("?last_event_id=8", X_Device_ID="BAR")
-        self.assertEqual(self.books.acks, [8])
+        self.assertEqual(self.progress_store.acks, [8])
 
     def test_a_header_that_is_no_position_is_refused(self) -> None:
         self.assertEqual(self.refusal(STREAMED, Last_Event_ID="x"), (400, "invalid_position"))
@@ -114,7 +114,7 @@ class BeginningTests(StreamCase):
         socket = self.send(STREAMED, method="HEAD")
         answer = reply(socket.value())
         self.assertEqual((answer.headers["content-type"], answer.body), ("text/event-stream", b""))
-        self.assertEqual(len(self.exchange), 0)
+        self.assertEqual(len(self.hub), 0)
         socket.hang_up()
         self.assertEqual(self.connections.open, 0)
 
@@ -127,7 +127,7 @@ class BeginningTests(StreamCase):
     def test_an_event_of_two_lines_is_one(self) -> None:
         socket = self.follow()
         self.log.events.append(self.odd(b'{"n":1,\n"text":"x"}'))
-        wake(self.exchange, 7, 11)
+        wake(self.hub, 7, 11)
         self.assertEqual(sent_to(socket)[-1].message["data"], {"n": 1, "text": "x"})
 
     def odd(self, data: bytes) -> Any:
@@ -136,8 +136,8 @@ class BeginningTests(StreamCase):
         return type(event)(event.seq, event.type, data, event.created_at)
 
     def test_it_is_a_line(self) -> None:
-        line: Line = EventStream(None, self.exchange, self.clock)  # type: ignore[arg-type]
-        self.assertEqual(line.heard_at, 0.0)
+        transport: TillTransport = EventStream(None, self.hub, self.clock)  # type: ignore[arg-type]
+        self.assertEqual(transport.heard_at, 0.0)
 
 
 class LastingTests(StreamCase):
@@ -146,10 +146,10 @@ class LastingTests(StreamCase):
     def test_it_is_a_connection_of_its_tenant_and_of_no_site(self) -> None:
         socket = self.follow(X_Device_ID="BAR")
         self.assertEqual((self.connections.open, self.site.open_channels), (1, 0))
-        self.assertEqual((len(self.exchange), len(self.books.here)), (1, 1))
+        self.assertEqual((len(self.hub), len(self.progress_store.here)), (1, 1))
         socket.hang_up()
-        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
-        self.assertEqual((self.books.here, self.exchange.channels.tenants), ([], []))
+        self.assertEqual((self.connections.open, len(self.hub)), (0, 0))
+        self.assertEqual((self.progress_store.here, self.hub.channels.tenants), ([], []))
 
     def test_there_may_be_only_so_many(self) -> None:
         for _ in range(3):
@@ -175,20 +175,20 @@ class LastingTests(StreamCase):
 
     def test_whoever_takes_it_was_there_then(self) -> None:
         self.follow()
-        line = self.line()
+        transport = self.transport()
         self.clock.pump([1.0] * 60)
-        self.assertGreaterEqual(line.heard_at, 45)
+        self.assertGreaterEqual(transport.heard_at, 45)
 
-    def line(self) -> Any:
-        (attendance,) = self.exchange._roster
-        return attendance.line
+    def transport(self) -> Any:
+        (connection,) = self.hub._registry
+        return connection.transport
 
     def test_whoever_does_not_take_it_is_not(self) -> None:
         socket = self.follow()
         socket.stall()
         before = len(socket.value())
         self.clock.pump([1.0] * 58)
-        self.assertEqual((self.line().heard_at, len(socket.value())), (0.0, before))
+        self.assertEqual((self.transport().heard_at, len(socket.value())), (0.0, before))
 
     def test_after_a_minute_it_is_too_slow(self) -> None:
         socket = self.follow()
@@ -216,7 +216,7 @@ class LastingTests(StreamCase):
         socket.stall()
         before = len(socket.value())
         self.commit(30, size=200)
-        self.assertLessEqual(self.session().outbox.held, 1000)
+        self.assertLessEqual(self.session().send_queue.held, 1000)
         self.assertEqual(len(socket.value()), before)
         socket.drain()
         self.assertEqual(positions(socket), list(range(11, 41)))
@@ -238,7 +238,7 @@ class LastingTests(StreamCase):
             transport = Inner()
 
         self.addCleanup(Outer.transport.socket.close)
-        hasten(Outer(), 65_000)
+        set_low_latency(Outer(), 65_000)
         option = Outer.transport.socket.getsockopt
         self.assertTrue(option(sockets.IPPROTO_TCP, sockets.TCP_NODELAY))
         self.assertEqual(option(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT), 65_000)
@@ -251,13 +251,13 @@ class EndingTests(StreamCase):
         self.logged: Sequence[LogEvent] = captured.__enter__()
         self.addCleanup(captured.__exit__, None, None, None)
 
-    def gone(self) -> LogEvent:
-        (line,) = (each for each in self.logged if "till gone" in (each["log_format"] or ""))
-        return line
+    def is_disconnected(self) -> LogEvent:
+        (transport,) = (each for each in self.logged if "till gone" in (each["log_format"] or ""))
+        return transport
 
     def test_posd_goes_down(self) -> None:
         socket = self.follow()
-        drained = Deferred.fromCoroutine(self.exchange.drain(5))
+        drained = Deferred.fromCoroutine(self.hub.drain(5))
         code, reason, retry = self.last(socket)
         self.assertEqual((code, reason), (1001, "posd is restarting"))
         assert retry is not None
@@ -266,16 +266,18 @@ class EndingTests(StreamCase):
         socket.hang_up()
         self.clock.advance(0.1)
         self.successResultOf(drained)
-        self.assertEqual((self.gone()["by"], self.gone()["code"]), ("posd", 1001))
+        self.assertEqual(
+            (self.is_disconnected()["by"], self.is_disconnected()["code"]), ("posd", 1001)
+        )
 
     def test_not_even_one_without_a_name_is_dropped_without_a_word(self) -> None:
         self.follow()
-        self.assertFalse(self.session().plain)
+        self.assertFalse(self.session().is_basic)
 
     def test_a_revoked_key_ends_it(self) -> None:
         socket = self.follow()
         self.store.ended = {1}
-        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck([1])))
+        self.successResultOf(Deferred.fromCoroutine(self.hub.recheck([1])))
         code, _, retry = self.last(socket)
         self.assertEqual(code, 4001)
         assert retry is not None
@@ -316,8 +318,8 @@ class EndingTests(StreamCase):
     def test_a_till_that_hangs_up_is_noted_like_any_other(self) -> None:
         socket = self.follow("?last_event_id=8", X_Device_ID="BAR")
         socket.hang_up()
-        line = self.gone()
-        told = {name: line[name] for name in ("tenant", "device", "by", "sent", "position")}
+        transport = self.is_disconnected()
+        told = {name: transport[name] for name in ("tenant", "device", "by", "sent", "position")}
         self.assertEqual(
             told, {"tenant": "kitchen", "device": "BAR", "by": "till", "sent": 2, "position": 10}
         )
@@ -328,7 +330,7 @@ class EndingTests(StreamCase):
         self.assertEqual(self.last(socket)[0], 1011)
         socket.hang_up()
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
-        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
+        self.assertEqual((self.connections.open, len(self.hub)), (0, 0))
         self.assertNotIn(b"secret", socket.value())
 
     def fail_to(self, *_: Any) -> None:
@@ -339,14 +341,14 @@ class EndingTests(StreamCase):
         socket = self.send(STREAMED)
         socket.hang_up()
         self.store.pending.pop().callback(None)
-        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
+        self.assertEqual((self.connections.open, len(self.hub)), (0, 0))
 
     def test_nothing_is_written_after_the_end(self) -> None:
         socket = self.follow()
         session = self.session()
-        Deferred.fromCoroutine(self.exchange.drain(5))
+        Deferred.fromCoroutine(self.hub.drain(5))
         before = len(socket.value())
         self.commit()
         self.clock.pump([1.0] * 10)
         self.assertEqual(len(socket.value()), before)
-        self.assertFalse(session.outbox.has_room)
+        self.assertFalse(session.send_queue.has_room)

@@ -12,14 +12,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.delivery.hub import Admitted
-from posd.delivery.session import State
+from posd.delivery.session import SessionState
 from posd.values import GOING_AWAY
 from posd.web.http import channel
 from posd.web.sse import EventStream
-from tests.delivery_case import opening, terminal
-from tests.exchange_case import wake
-from tests.road_case import reply
+from tests.delivery_case import session_start, terminal
+from tests.hub_case import wake
 from tests.server_sent import events_in
+from tests.transports_case import reply
 from tests.web.test_websocket_network import (
     _EVENT_BYTES,
     _MOST_ON_ITS_WAY,
@@ -35,13 +35,13 @@ class Streams(Resource):
 
     isLeaf = True
 
-    def __init__(self, exchange: Any) -> None:
+    def __init__(self, hub: Any) -> None:
         Resource.__init__(self)
-        self.exchange = exchange
+        self.hub = hub
 
     def render(self, request: Request) -> int:
-        admitted = Admitted(terminal(), opening(10), lambda: None)
-        EventStream(admitted, self.exchange, reactor).begin(request)
+        admitted = Admitted(terminal(), session_start(10), lambda: None)
+        EventStream(admitted, self.hub, reactor).begin(request)
         return NOT_DONE_YET
 
 
@@ -49,7 +49,7 @@ class TCPTests(NetworkCase):
     request = b"GET / HTTP/1.1\r\nHost: posd.example\r\n\r\n"
 
     def door(self) -> Resource:
-        return Streams(self.exchange)
+        return Streams(self.hub)
 
     @property
     def positions(self) -> list[int]:
@@ -59,14 +59,14 @@ class TCPTests(NetworkCase):
     async def test_a_till_that_stops_reading_costs_its_outbox_and_misses_nothing(self) -> None:
         await self.stall()
         for _ in range(50):
-            wake(self.exchange, 7, self.log.commit(size=_EVENT_BYTES))
+            wake(self.hub, 7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
-        self.assertLessEqual(self.session.outbox.held, _OUTBOX_BYTES)
-        self.assertLess(self.session.outbox.written, _MOST_ON_ITS_WAY)
-        self.assertIsNotNone(self.session.outbox.stalled_since)
+        self.assertLessEqual(self.session.send_queue.held, _OUTBOX_BYTES)
+        self.assertLess(self.session.send_queue.written, _MOST_ON_ITS_WAY)
+        self.assertIsNotNone(self.session.send_queue.stalled_since)
         self.till.socket.resumeProducing()
-        await self.until(lambda: self.session.state is State.LIVE)
-        wake(self.exchange, 7, self.log.commit())
+        await self.until(lambda: self.session.state is SessionState.LIVE)
+        wake(self.hub, 7, self.log.commit())
         last = b"id: %d\n" % self.log.last
         await self.until(lambda: last in self.till.received[-10_000:])
         self.assertEqual(self.positions, list(range(11, self.log.last + 1)))
@@ -75,12 +75,12 @@ class TCPTests(NetworkCase):
         self.patch(channel, "_HANG_UP_SECONDS", 0.1)
         await self.stall()
         self.session.end(GOING_AWAY)
-        await self.until(lambda: len(self.exchange) == 0)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def test_one_that_is_silent_is_aborted_at_once(self) -> None:
         await self.stall()
-        self.line.drop(abort=True)
-        await self.until(lambda: len(self.exchange) == 0)
+        self.transport.drop(abort=True)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def test_one_that_reads_sees_a_clean_end(self) -> None:
         self.session.end(GOING_AWAY)
@@ -88,7 +88,7 @@ class TCPTests(NetworkCase):
         self.assertTrue(self.till.received.endswith(b"\r\n0\r\n\r\n"))
 
     async def test_the_kernel_is_asked_to_notice_who_has_vanished(self) -> None:
-        transport: Any = self.line._channel.transport
+        transport: Any = self.transport._channel.transport
         while not isinstance(transport.getHandle(), socket.socket):
             transport = transport.transport
         handle = cast(socket.socket, transport.getHandle())

@@ -15,14 +15,14 @@ from twisted.web.server import Request
 
 from posd import __version__
 from posd.delivery.hub import Admitted
-from posd.delivery.registry import Line
+from posd.delivery.registry import TillTransport
 from posd.delivery.session import Session
 from posd.errors import StatementFailed
 from posd.values import POLICY, SUPERSEDED, Position
-from posd.web.opened import Options
+from posd.web.opened_protocol import AutobahnOptions
 from posd.web.websocket import TillProtocol
-from tests.delivery_case import PING, PONG, TEXT, opening, terminal
-from tests.exchange_case import wake
+from tests.delivery_case import PING, PONG, TEXT, session_start, terminal
+from tests.hub_case import wake
 from tests.socket_case import Socket, SocketCase, masked, text
 
 _IDLE_BYTES = 5500
@@ -47,7 +47,7 @@ class UpgradeTests(SocketCase):
     def test_a_till_is_greeted(self) -> None:
         socket = self.open(terminal("BAR"), acked=10)
         self.assertEqual([each["type"] for each in socket.messages], ["connected"])
-        self.assertEqual(len(self.exchange), 1)
+        self.assertEqual(len(self.hub), 1)
 
     def test_what_the_till_offers_besides_is_not_taken_up(self) -> None:
         socket = self.open(
@@ -73,7 +73,7 @@ class UpgradeTests(SocketCase):
         self.assertEqual(len(self.open().messages), 1)
 
     def test_no_option_of_autobahn_is_as_it_comes(self) -> None:
-        missing = {*WebSocketServerProtocol.CONFIG_ATTRS} - {*vars(Options)}
+        missing = {*WebSocketServerProtocol.CONFIG_ATTRS} - {*vars(AutobahnOptions)}
         self.assertEqual(missing, set())
         self.assertFalse({*WebSocketServerProtocol.CONFIG_ATTRS} & {*vars(self.open().protocol)})
 
@@ -95,7 +95,7 @@ class UpgradeTests(SocketCase):
     def test_a_connection_that_is_gone_is_not_kept(self) -> None:
         socket = self.open(terminal("BAR"), acked=10)
         session = self.session()
-        kept = [weakref.ref(each) for each in (socket.protocol, session, session.outbox)]
+        kept = [weakref.ref(each) for each in (socket.protocol, session, session.send_queue)]
         # It is gone at once: a full collection stops all other connections.
         gc.disable()
         self.addCleanup(gc.enable)
@@ -129,13 +129,13 @@ class TrapTests(SocketCase):
     def test_the_outbox_is_the_transports_producer(self) -> None:
         socket = self.open()
         self.assertTrue(IPushProducer.providedBy(socket.producer))
-        self.assertIs(socket.producer, self.session().outbox)
+        self.assertIs(socket.producer, self.session().send_queue)
         self.assertTrue(socket.streaming)
 
     def test_a_transport_that_pauses_it_gets_nothing_until_it_resumes(self) -> None:
         socket = self.open()
         socket.stall()
-        wake(self.exchange, 7, self.log.commit(3))
+        wake(self.hub, 7, self.log.commit(3))
         self.assertEqual(socket.ids, [])
         socket.drain()
         self.assertEqual(socket.ids, [11, 12, 13])
@@ -151,7 +151,7 @@ class TrapTests(SocketCase):
         def fail_to_open(*arguments: object) -> None:
             raise ZeroDivisionError
 
-        self.patch(self.exchange, "open", fail_to_open)
+        self.patch(self.hub, "open", fail_to_open)
         socket = self.open()
         self.assertEqual(socket.close_code, 1011)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -160,7 +160,7 @@ class TrapTests(SocketCase):
 
     def test_an_exception_at_a_message_closes_with_1011_and_is_logged(self) -> None:
         socket = self.open(terminal("BAR"), acked=10)
-        self.books.printing.append(fail(StatementFailed("no such column", "42703")))
+        self.progress_store.printing.append(fail(StatementFailed("no such column", "42703")))
         socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
         self.assertEqual(socket.close_code, 1011)
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
@@ -169,7 +169,7 @@ class TrapTests(SocketCase):
         def fail_to_hear(session: Session) -> None:
             raise ZeroDivisionError
 
-        self.patch(self.exchange, "heard", fail_to_hear)
+        self.patch(self.hub, "heard", fail_to_hear)
         for frame in (text(b'{"type":"pong"}'), masked(PING)):
             socket = self.open()
             socket.send(frame)
@@ -180,7 +180,7 @@ class TrapTests(SocketCase):
         def fail_to_open(*arguments: object) -> None:
             raise ValueError("the key is pos_secret")
 
-        self.patch(self.exchange, "open", fail_to_open)
+        self.patch(self.hub, "open", fail_to_open)
         socket = self.open()
         self.assertNotIn(b"secret", socket.value())
         self.flushLoggedErrors(ValueError)
@@ -191,10 +191,10 @@ class TrapTests(SocketCase):
         def leave() -> None:
             self.left += 1
 
-        return self.factory.protocol_for(Admitted(terminal(), opening(10), leave))
+        return self.factory.protocol_for(Admitted(terminal(), session_start(10), leave))
 
     def test_it_is_a_line(self) -> None:
-        line: Line = self.protocol()
+        line: TillTransport = self.protocol()
         self.assertEqual(line.heard_at, self.clock.seconds())
 
 
@@ -205,7 +205,7 @@ class MessageTests(SocketCase):
 
     def test_messages_reach_the_session(self) -> None:
         self.socket.send(text(b'{"type":"ack","id":10}'))
-        self.assertEqual(self.books.acks, [10])
+        self.assertEqual(self.progress_store.acks, [10])
 
     def test_each_is_answered_in_a_frame_of_its_own(self) -> None:
         self.socket.send(text(b'{"type":"ping","id":1}') + text(b'{"type":"ping","id":2}'))
@@ -233,16 +233,16 @@ class MessageTests(SocketCase):
 
     def test_a_message_waits_for_the_one_before_it(self) -> None:
         answer: Deferred[bool] = Deferred()
-        self.books.printing.append(answer)
+        self.progress_store.printing.append(answer)
         self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
         self.socket.send(text(b'{"type":"ack","id":10}'))
-        self.assertEqual(self.books.acks, [])
+        self.assertEqual(self.progress_store.acks, [])
         answer.callback(True)
-        self.assertEqual(self.books.acks, [10])
+        self.assertEqual(self.progress_store.acks, [10])
 
     def test_nothing_is_read_while_too_many_wait(self) -> None:
         answer: Deferred[bool] = Deferred()
-        self.books.printing.append(answer)
+        self.progress_store.printing.append(answer)
         self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
         for _ in range(16):
             self.socket.send(text(b'{"type":"ping"}'))
@@ -252,7 +252,7 @@ class MessageTests(SocketCase):
         self.assertEqual(len(self.socket.messages), 17)
 
     def test_the_silence_of_a_till_that_is_not_read_is_not_its_own(self) -> None:
-        self.books.printing.append(Deferred())
+        self.progress_store.printing.append(Deferred())
         for _ in range(18):
             self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
         self.clock.pump([1.0] * 200)
@@ -260,14 +260,14 @@ class MessageTests(SocketCase):
 
     def test_what_it_said_before_it_left_is_taken(self) -> None:
         answer: Deferred[bool] = Deferred()
-        self.books.printing.append(answer)
+        self.progress_store.printing.append(answer)
         for order in (b"A", b"B"):
             self.socket.send(text(b'{"type":"print","orderId":"%b","status":"printed"}' % order))
         self.socket.send(text(b'{"type":"ack","id":10}') + masked(8, b"\x03\xe8"))
         self.socket.hang_up()
         answer.callback(True)
-        self.assertEqual([order for order, _, _ in self.books.prints], ["A", "B"])
-        self.assertEqual(self.books.acks, [10])
+        self.assertEqual([order for order, _, _ in self.progress_store.prints], ["A", "B"])
+        self.assertEqual(self.progress_store.acks, [10])
 
     def test_a_ping_of_the_protocol_is_answered_with_what_it_carries(self) -> None:
         self.socket.send(masked(PING, b"are you there"))
@@ -275,9 +275,9 @@ class MessageTests(SocketCase):
 
     def test_both_kinds_of_frames_take_the_devices_place(self) -> None:
         self.socket.send(masked(PING))
-        self.assertEqual(len(self.books.claims), 1)
+        self.assertEqual(len(self.progress_store.claims), 1)
         self.open(terminal("KITCHEN"), acked=10).send(text(b'{"type":"pong"}'))
-        self.assertEqual(len(self.books.claims), 2)
+        self.assertEqual(len(self.progress_store.claims), 2)
 
     def test_it_pings(self) -> None:
         for _ in range(35):
@@ -296,7 +296,7 @@ class LimitTests(SocketCase):
         """The Close frame is there, nothing follows it, and the socket is gone before long."""
         self.assertEqual(self.socket.close_code, code)
         before = self.socket.value()
-        wake(self.exchange, 7, self.log.commit())
+        wake(self.hub, 7, self.log.commit())
         self.assertEqual(self.socket.value(), before)
         self.clock.advance(2)
         self.assertTrue(self.socket.disconnected)
@@ -307,7 +307,7 @@ class LimitTests(SocketCase):
 
     def test_a_message_of_64_kib_is_taken(self) -> None:
         self.socket.send(text(b'{"type":"x","y":"%b"}' % (b"y" * (64 * 1024 - 20))))
-        self.assertEqual(len(self.books.words), 1)
+        self.assertEqual(len(self.progress_store.words), 1)
 
     def test_a_larger_one_is_1009(self) -> None:
         self.socket.send(text(b"x" * (64 * 1024 + 1)))
@@ -344,16 +344,16 @@ class LimitTests(SocketCase):
         self.socket.send(masked(PONG) * 5000)
         self.socket.send(text(b'{"type":"ack","id":10}'))
         self.assert_closed(1008)
-        self.assertEqual(self.books.acks, [])
+        self.assertEqual(self.progress_store.acks, [])
 
     def test_whoever_acknowledges_a_long_replay_one_by_one_is_read_more_slowly(self) -> None:
-        wake(self.exchange, 7, self.log.commit(3000))
+        wake(self.hub, 7, self.log.commit(3000))
         for seq in range(11, 2011):
             self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
         self.assertEqual(self.socket.producerState, "producing")
         for seq in range(2011, 3011):
             self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
-        self.assertEqual(self.books.acks[-1], 3010)
+        self.assertEqual(self.progress_store.acks[-1], 3010)
         self.assertEqual(self.socket.producerState, "paused")
         for _ in range(5):
             self.clock.advance(1.001)
@@ -402,7 +402,7 @@ class EndingTests(SocketCase):
     def end(self) -> LogEvent:
         """The connection is gone: what is left of it, and the one line that was logged."""
         self.socket.hang_up()
-        self.assertEqual((len(self.exchange), self.books.here), (0, []))
+        self.assertEqual((len(self.hub), self.progress_store.here), (0, []))
         self.assertEqual(len(self.upgrades.left), 1)
         self.assertEqual(self.timers(), 0)
         (line,) = (each for each in self.logged if "till gone" in (each["log_format"] or ""))
@@ -436,7 +436,7 @@ class EndingTests(SocketCase):
 
     def test_one_that_closes_and_does_not_read_is_given_nothing_more(self) -> None:
         self.socket.send(masked(8, b"\x03\xe8"))
-        wake(self.exchange, 7, self.log.commit())
+        wake(self.hub, 7, self.log.commit())
         self.assertEqual(self.socket.ids, [])
 
     def test_one_that_answers_the_close_frame_is_let_go_gently(self) -> None:
@@ -470,7 +470,7 @@ class EndingTests(SocketCase):
 
     def test_a_deployed_one_is_dropped_without_a_close_frame_at_a_drain(self) -> None:
         deployed = self.open()
-        Deferred.fromCoroutine(self.exchange.drain(5))
+        Deferred.fromCoroutine(self.hub.drain(5))
         self.clock.pump([0.1] * 10)
         self.assertTrue(deployed.disconnecting)
         self.assertIsNone(deployed.close_code)
@@ -483,10 +483,10 @@ class EndingTests(SocketCase):
         self.assertIn("65537", line["reason"])
 
     def test_the_line_tells_how_far_it_was(self) -> None:
-        wake(self.exchange, 7, self.log.commit(2))
+        wake(self.hub, 7, self.log.commit(2))
         self.socket.send(text(b'{"type":"ack","id":11}'))
         self.socket.stall()
-        wake(self.exchange, 7, self.log.commit(3))
+        wake(self.hub, 7, self.log.commit(3))
         line = self.end()
         kept = {name: line[name] for name in ("sent", "position", "acked", "behind")}
         self.assertEqual(kept, {"sent": 2, "position": 12, "acked": 11, "behind": 3})

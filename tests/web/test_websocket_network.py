@@ -26,10 +26,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 
-from posd.config.model import TLS
-from posd.database.pool import Database
-from posd.delivery.hub import Exchange
-from posd.delivery.session import Session, State
+from posd.config.model import TLSConfig
+from posd.database.pool import Pool
+from posd.delivery.hub import Hub
+from posd.delivery.session import Session, SessionState
 from posd.security.client_tls import client_context
 from posd.security.handshakes import HandshakeRates
 from posd.security.private_ca import make
@@ -42,8 +42,8 @@ from posd.web.http.input_turns import InputTurns
 from posd.web.http.site import BoundedSite
 from posd.web.http.tls_endpoint import PlainEndpoint, TLSEndpoint
 from posd.web.websocket import TillFactory
-from tests.delivery_case import CLOSE, TEXT, frames_in, opening, said, terminal
-from tests.exchange_case import Presence, Store, wake
+from tests.delivery_case import CLOSE, TEXT, frames_in, said, session_start, terminal
+from tests.hub_case import FakeProgressStore, Store, wake
 from tests.socket_case import UPGRADE, Upgrades, masked
 
 reactor: Any = global_reactor
@@ -101,25 +101,25 @@ class NetworkCase(TestCase):
             ("pages", self.store.find_pages),
         ):
             self.patch(stream, name, found)
-        self.exchange = Exchange(
+        self.hub = Hub(
             reactor,
-            Database(reactor, "", size=1, statement_timeout=5),
-            Presence(),
+            Pool(reactor, "", size=1, statement_timeout=5),
+            FakeProgressStore(),
             heartbeat=30,
             send_queue_bytes=_OUTBOX_BYTES,
             send_queue_total=10 * _OUTBOX_BYTES,
         )
         await self.connect(BoundedSite(self.door(), reactor, most_channels=10))
         await self.until(lambda: b"connected" in self.till.received)
-        (attendance,) = self.exchange._roster
-        self.session: Session = attendance.session
-        self.line: Any = attendance.line
+        (connection,) = self.hub._registry
+        self.session: Session = connection.session
+        self.transport: Any = connection.transport
 
     def door(self) -> Resource:
         """What the till's request gets to."""
         rates = RequestRates(50, 1024 * 1024, 200, reactor.seconds)
-        upgrades = Upgrades(TillFactory(self.exchange, rates, reactor))
-        upgrades.next.append((terminal(), opening(10)))
+        upgrades = Upgrades(TillFactory(self.hub, rates, reactor))
+        upgrades.next.append((terminal(), session_start(10)))
         return upgrades
 
     async def connect(self, site: BoundedSite) -> None:
@@ -127,7 +127,9 @@ class NetworkCase(TestCase):
         turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
         if self.tls:
             made = make(Path(self.mktemp()), ["localhost"])
-            files = TLS(certificate=str(made.certificate_path), private_key=str(made.key_path))
+            files = TLSConfig(
+                certificate=str(made.certificate_path), private_key=str(made.key_path)
+            )
             server = TLSEndpoint(ServerTLS(files), server, turns)
         else:
             server = PlainEndpoint(server, turns)
@@ -146,7 +148,7 @@ class NetworkCase(TestCase):
         if not self.till.lost.called:
             self.till.socket.abortConnection()
             await self.till.lost
-        await self.until(lambda: len(self.exchange) == 0)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def until(self, happened: Callable[[], object]) -> None:
         while not happened():
@@ -157,28 +159,28 @@ class NetworkCase(TestCase):
         for _ in range(_EVENTS):
             if happened():
                 return
-            wake(self.exchange, 7, self.log.commit(size=_EVENT_BYTES))
+            wake(self.hub, 7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.fail("the till takes everything without reading")
 
     async def stall(self) -> None:
         """The till stops reading, and more is published than fits anywhere."""
         self.till.socket.pauseProducing()
-        await self.publish_until(lambda: self.session.state is State.CATCHING_UP)
+        await self.publish_until(lambda: self.session.state is SessionState.CATCHING_UP)
 
 
 class TCPTests(NetworkCase):
     async def test_a_till_that_stops_reading_costs_its_outbox_and_misses_nothing(self) -> None:
         await self.stall()
         for _ in range(50):
-            wake(self.exchange, 7, self.log.commit(size=_EVENT_BYTES))
+            wake(self.hub, 7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
-        self.assertLessEqual(self.session.outbox.held, _OUTBOX_BYTES)
-        self.assertLess(self.session.outbox.written, _MOST_ON_ITS_WAY)
-        self.assertIsNotNone(self.session.outbox.stalled_since)
+        self.assertLessEqual(self.session.send_queue.held, _OUTBOX_BYTES)
+        self.assertLess(self.session.send_queue.written, _MOST_ON_ITS_WAY)
+        self.assertIsNotNone(self.session.send_queue.stalled_since)
         self.till.socket.resumeProducing()
-        await self.until(lambda: self.session.state is State.LIVE)
-        wake(self.exchange, 7, self.log.commit())
+        await self.until(lambda: self.session.state is SessionState.LIVE)
+        wake(self.hub, 7, self.log.commit())
         last = b'{"n":%d' % self.log.last
         await self.until(lambda: last in self.till.received[-10_000:])
         texts = [payload for opcode, payload in self.till.frames if opcode == TEXT]
@@ -191,24 +193,24 @@ class TCPTests(NetworkCase):
         self.patch(ws, "_CLOSE_SECONDS", 0.1)
         await self.stall()
         self.session.end(GOING_AWAY)
-        await self.until(lambda: len(self.exchange) == 0)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def test_one_that_stalls_and_closes_by_itself_is_aborted(self) -> None:
         self.patch(ws, "_CLOSE_SECONDS", 0.1)
         await self.stall()
         self.till.write(masked(CLOSE, b"\x03\xe8"))
-        await self.until(lambda: len(self.exchange) == 0)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def test_one_that_stalls_when_it_is_dropped_is_aborted(self) -> None:
         self.patch(ws, "_CLOSE_SECONDS", 0.1)
         await self.stall()
-        self.line.drop(abort=False)
-        await self.until(lambda: len(self.exchange) == 0)
+        self.transport.drop(abort=False)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def test_one_that_is_silent_is_aborted_at_once(self) -> None:
         await self.stall()
-        self.line.drop(abort=True)
-        await self.until(lambda: len(self.exchange) == 0)
+        self.transport.drop(abort=True)
+        await self.until(lambda: len(self.hub) == 0)
 
     async def test_one_that_answers_the_close_frame_sees_a_clean_end(self) -> None:
         self.session.end(GOING_AWAY)
@@ -217,7 +219,7 @@ class TCPTests(NetworkCase):
         self.assertIsInstance(await self.till.lost, ConnectionDone)
 
     async def test_small_messages_go_out_at_once(self) -> None:
-        self.assertTrue(self.line.transport.getTcpNoDelay())
+        self.assertTrue(self.transport.transport.getTcpNoDelay())
 
     async def test_what_a_till_says_is_answered(self) -> None:
         self.till.write(masked(TEXT, b'{"type":"ping","id":7}'))
@@ -242,5 +244,5 @@ class UnixTests(NetworkCase):
         await self.dial(UNIXClientEndpoint(reactor, path))
 
     async def test_a_till_is_greeted_and_sent_what_is_new(self) -> None:
-        wake(self.exchange, 7, self.log.commit())
+        wake(self.hub, 7, self.log.commit())
         await self.until(lambda: b'"id":11' in self.till.received)

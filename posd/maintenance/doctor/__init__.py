@@ -1,7 +1,7 @@
 """What may be wrong with an installation, and what to do about it: `posctl doctor`.
 
-Each module here looks at one part and says what it finds, in `Line`s. None of them raises for what is wrong
-with the installation: that is what they are to tell. Blocking, and without a reactor.
+Each module here looks at one part and says what it finds, in `CheckResult`s. None of them raises for what
+is wrong with the installation: that is what they are to tell. Blocking, and without a reactor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import enum
 from attrs import frozen
 
 
-class State(enum.Enum):
+class CheckState(enum.Enum):
     """How a thing is."""
 
     OK = "ok"
@@ -22,7 +22,7 @@ class State(enum.Enum):
 
 
 @frozen
-class Line:
+class CheckResult:
     """One thing that was looked at: what was found, and for what is not as it should be what to do.
 
     `passing`: about what runs now and not about the configuration, such as a database that is away.
@@ -31,24 +31,26 @@ class Line:
     """
 
     part: str
-    state: State
+    state: CheckState
     what: str
     remedy: str | None = None
     passing: bool = False
     stops: bool = False
 
 
-def ok(part: str, what: str) -> Line:
-    return Line(part, State.OK, what)
+def ok(part: str, what: str) -> CheckResult:
+    return CheckResult(part, CheckState.OK, what)
 
 
-def warning(part: str, what: str, remedy: str, *, passing: bool = False) -> Line:
-    return Line(part, State.WARNING, what, remedy, passing)
+def warning(part: str, what: str, remedy: str, *, passing: bool = False) -> CheckResult:
+    return CheckResult(part, CheckState.WARNING, what, remedy, passing)
 
 
-def fault(part: str, what: str, remedy: str, *, passing: bool = False, stops: bool = False) -> Line:
-    return Line(part, State.FAULT, what, remedy, passing, stops)
+def fault(
+    part: str, what: str, remedy: str, *, passing: bool = False, stops: bool = False
+) -> CheckResult:
+    return CheckResult(part, CheckState.FAULT, what, remedy, passing, stops)
 
 
-def unknown(part: str, why: str) -> Line:
-    return Line(part, State.UNKNOWN, why)
+def unknown(part: str, why: str) -> CheckResult:
+    return CheckResult(part, CheckState.UNKNOWN, why)

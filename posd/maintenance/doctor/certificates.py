@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from posd.config.model import TLS
-from posd.maintenance.doctor import Line, fault, ok, warning
+from posd.config.model import TLSConfig
+from posd.maintenance.doctor import CheckResult, fault, ok, warning
 from posd.security import pem
 from posd.security import server_tls as tls
 from posd.security.validity import CertificateState, Validity
@@ -28,18 +28,18 @@ _DEBIAN_BUNDLE: Final = "/etc/ssl/certs/ca-certificates.crt"
 _BLOCK: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
-def examine(settings: TLS, now: datetime) -> Iterator[Line]:
+def examine(settings: TLSConfig, now: datetime) -> Iterator[CheckResult]:
     """Everything about what the files of `[tls]` say; `now` is aware.
 
-    Files that cannot be used are told by `files.configuration`.
+    Files that cannot be used are told by `files.load_configuration`.
     """
-    reading = pem.Reading()
+    reading = pem.PEMReading()
     chain = reading.certificates("certificate", settings.certificate)
     authorities = reading.certificates("client_ca", settings.client_ca)
     if chain:
         yield from _names(chain[0])
         yield from _uses(chain[0])
-        yield from _order(chain, authorities_beside(settings.certificate), system_roots())
+        yield from _order(chain, own_authorities(settings.certificate), system_roots())
         yield from _dates(_PART, chain, now)
         if not tls.problems(settings):
             yield ok(_PART, f"{settings.certificate} and its key fit together")
@@ -47,7 +47,7 @@ def examine(settings: TLS, now: datetime) -> Iterator[Line]:
         yield from _authorities(authorities, now)
 
 
-def _names(certificate: x509.Certificate) -> Iterator[Line]:
+def _names(certificate: x509.Certificate) -> Iterator[CheckResult]:
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
@@ -61,7 +61,7 @@ def _names(certificate: x509.Certificate) -> Iterator[Line]:
         yield ok(_PART, f"it is for {', '.join(str(each.value) for each in found)}")
 
 
-def _uses(certificate: x509.Certificate) -> Iterator[Line]:
+def _uses(certificate: x509.Certificate) -> Iterator[CheckResult]:
     try:
         uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (x509.ExtensionNotFound, ValueError):
@@ -75,10 +75,10 @@ def _order(
     chain: Sequence[x509.Certificate],
     beside: Sequence[x509.Certificate],
     roots: Sequence[x509.Certificate],
-) -> Iterator[Line]:
+) -> Iterator[CheckResult]:
     """Each is followed by its issuer, up to one that tills have."""
     for number, (each, issuer) in enumerate(pairwise(chain), 1):
-        if not signed(each, issuer):
+        if not is_issued_by(each, issuer):
             what = f"certificate {number + 1} of the file is not the issuer of the one before it"
             remedy = "put the server's certificate first and each one's issuer after it"
             yield fault(_PART, what, remedy)
@@ -89,9 +89,9 @@ def _order(
         if last.public_key() not in [root.public_key() for root in roots]:
             what += "; each till needs that one"
         yield ok(_PART, what)
-    elif any(signed(last, root) for root in roots):
+    elif any(is_issued_by(last, root) for root in roots):
         yield ok(_PART, "it leads to an authority that this system knows")
-    elif any(signed(last, root) for root in beside):
+    elif any(is_issued_by(last, root) for root in beside):
         yield ok(_PART, "it is of the authority beside it, which each till needs")
     else:
         name = last.issuer.rfc4514_string()
@@ -100,13 +100,15 @@ def _order(
         yield warning(_PART, what, remedy)
 
 
-def _dates(part: str, certificates: Sequence[x509.Certificate], now: datetime) -> Iterator[Line]:
+def _dates(
+    part: str, certificates: Sequence[x509.Certificate], now: datetime
+) -> Iterator[CheckResult]:
     """Of the one that ends first, and of all that have ended or not begun."""
     for each in sorted(certificates, key=lambda each: each.not_valid_after_utc):
         validity = Validity.of(each)
         ends = f"{validity.ends:%Y-%m-%d}"
         name = each.subject.rfc4514_string() or "a certificate"
-        match validity.standing(now):
+        match validity.state(now):
             case CertificateState.ENDED:
                 what = f"{name} ended on {ends}: it is refused everywhere"
                 yield fault(part, what, "renew it; a running posd takes the new files by itself")
@@ -114,13 +116,13 @@ def _dates(part: str, certificates: Sequence[x509.Certificate], now: datetime) -
                 what = f"{name} is not valid before {validity.begins:%Y-%m-%d %H:%M} UTC"
                 yield fault(part, what, "set this machine's clock, or have it issued anew")
             case CertificateState.ENDING:
-                what = f"{name} ends on {ends}, in {validity.left(now)}"
+                what = f"{name} ends on {ends}, in {validity.time_left(now)}"
                 yield warning(part, what, "renew it; a running posd takes the new files by itself")
             case CertificateState.GOOD:
-                yield ok(part, f"{name} is valid until {ends}, for {validity.left(now)}")
+                yield ok(part, f"{name} is valid until {ends}, for {validity.time_left(now)}")
 
 
-def _authorities(authorities: Sequence[x509.Certificate], now: datetime) -> Iterator[Line]:
+def _authorities(authorities: Sequence[x509.Certificate], now: datetime) -> Iterator[CheckResult]:
     for each in authorities:
         try:
             is_authority = each.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
@@ -132,7 +134,7 @@ def _authorities(authorities: Sequence[x509.Certificate], now: datetime) -> Iter
     yield from _dates(_CLIENTS, authorities, now)
 
 
-def signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether one certificate was issued by another."""
     try:
         certificate.verify_directly_issued_by(issuer)
@@ -141,11 +143,11 @@ def signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
-def authorities_beside(certificate: str | None) -> Sequence[x509.Certificate]:
+def own_authorities(certificate: str | None) -> Sequence[x509.Certificate]:
     """The authority that `posctl make-cert` leaves beside a server's certificate."""
     if certificate is None:
         return ()
-    return pem.Reading().certificates("ca", str(Path(certificate).parent / "ca.pem")) or ()
+    return pem.PEMReading().certificates("ca", str(Path(certificate).parent / "ca.pem")) or ()
 
 
 def system_roots() -> Sequence[x509.Certificate]:

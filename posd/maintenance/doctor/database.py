@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Final
 
 from posd.config.model import Config
-from posd.database.link import Reader
-from posd.database.migrations import MAIN, OLDEST, hooks
-from posd.database.readers import PLACES
-from posd.database.regions import country_of
+from posd.database.migrations import MAIN, OLDEST, hooks_migration
+from posd.database.reconnecting import Querier
+from posd.database.regions import region_country
+from posd.database.shop_readers import SLOTS
 from posd.errors import Busy, StatementFailed
 from posd.events.timezones import is_zone
 from posd.maintenance import audit, shop_changes
 from posd.maintenance import schema_diff as structure
-from posd.maintenance.doctor import Line, fault, machine, ok, unknown, warning
-from posd.store import audit_main, fitness, tenants
-from posd.store.audit import look
-from posd.store.fitness import DatabaseServer, Room
+from posd.maintenance.doctor import CheckResult, fault, machine, ok, unknown, warning
+from posd.store import audit_main, tenants
+from posd.store import server_facts as fitness
+from posd.store.audit import run_check
+from posd.store.server_facts import ConnectionCapacity, DatabaseServer
 from posd.values import Tenant
 
-_LINKS: Final = 2 + PLACES
+_LINKS: Final = 2 + SLOTS
 """Connections besides the pool's: the sequencer's, the listener's, and those that read shops' tables."""
 
 _REMEDIES: Final = {
@@ -40,22 +41,22 @@ _LOG: Final = (
 _RIGHTS: Final = ("rights", "schema", "function")
 
 
-async def examine(session: Reader, config: Config | None) -> list[Line]:
+async def examine(executor: Querier, config: Config | None) -> list[CheckResult]:
     """Everything that the database itself tells; `config` is None where it could not be read."""
     asked = datetime.now(UTC)
-    server = await fitness.server(session)
+    server = await fitness.server_facts(executor)
     took = datetime.now(UTC) - asked
-    lines = [*_server(server), machine.compared(asked, server.now, took)]
-    lines += _settings(await fitness.settings(session))
+    lines = [*_server(server), machine.compare_clocks(asked, server.now, took)]
+    lines += _settings(await fitness.session_settings(executor))
     if config is not None:
-        lines.append(_room(await fitness.room(session), config))
+        lines.append(_room(await fitness.connection_capacity(executor), config))
     if server.may_be_posd is not None:
-        lines += await _schemas(session)
-        lines += await _regions(session)
+        lines += await _schemas(executor)
+        lines += await _regions(executor)
     return lines
 
 
-def _server(server: DatabaseServer) -> Iterator[Line]:
+def _server(server: DatabaseServer) -> Iterator[CheckResult]:
     if server.version < OLDEST:
         what = f"PostgreSQL {server.version_text} is too old"
         yield fault("database", what, "upgrade it: posd needs 14 or newer")
@@ -81,7 +82,7 @@ def _server(server: DatabaseServer) -> Iterator[Line]:
         yield ok("rights", f"{server.user} may become posd, and is no superuser")
 
 
-def _settings(found: Mapping[str, str]) -> list[Line]:
+def _settings(found: Mapping[str, str]) -> list[CheckResult]:
     wrong = [
         fault(
             "settings",
@@ -132,7 +133,7 @@ def _settings(found: Mapping[str, str]) -> list[Line]:
     return wrong or [ok("settings", "none of them does harm")]
 
 
-def _room(room: Room, config: Config) -> Line:
+def _room(room: ConnectionCapacity, config: Config) -> CheckResult:
     wanted = config.database.pool_size + _LINKS
     limits = [each for each in (room.of_role, room.of_database) if each is not None]
     left = min([room.most - room.others, *limits])
@@ -143,10 +144,10 @@ def _room(room: Room, config: Config) -> Line:
     return fault("connections", what, remedy)
 
 
-async def _regions(session: Reader) -> list[Line]:
+async def _regions(executor: Querier) -> list[CheckResult]:
     """Whether telephone numbers are read as of the country that a shop is in."""
     try:
-        everyone = await tenants.everyone(session)
+        everyone = await tenants.list_tenants(executor)
     except (StatementFailed, Busy):
         # What is missing is told by `_schemas`.
         return []
@@ -158,31 +159,31 @@ async def _regions(session: Reader) -> list[Line]:
             f"posctl tenant region {each.tenant.slug} {country}, unless it is meant",
         )
         for each in everyone
-        if (country := country_of(each.tenant)) not in (None, each.tenant.default_region)
+        if (country := region_country(each.tenant)) not in (None, each.tenant.default_region)
     ]
 
 
-async def _schemas(session: Reader) -> list[Line]:
+async def _schemas(executor: Querier) -> list[CheckResult]:
     """Whether the schemas are this posd's, and the rights on them as they were made."""
-    lines: list[Line] = []
-    main = await _schema(session, None, lines)
+    lines: list[CheckResult] = []
+    main = await _schema(executor, None, lines)
     if main is None:
         return lines
-    roles = await look(session, audit_main.ROLES, None, 10)
+    roles = await run_check(executor, audit_main.ROLES, None, 10)
     lines += [
         fault("rights", f"{wrong.row} {wrong.what}", "ALTER ROLE … NO…, or REVOKE, as a superuser")
         for wrong in roles.rows
     ]
-    nodes, rows = await fitness.waiting(session)
+    nodes, rows = await fitness.outbox_backlog(executor)
     lines.append(_waiting(nodes, rows))
-    everyone = await tenants.everyone(session)
+    everyone = await tenants.list_tenants(executor)
     fine = 0
     for listed in everyone:
         before = len(lines)
-        schema = await _schema(session, listed.tenant, lines)
+        schema = await _schema(executor, listed.tenant, lines)
         if schema is not None:
             lines += _hooks(listed.tenant, schema)
-            lines += await _tables(session, listed.tenant)
+            lines += await _tables(executor, listed.tenant)
             lines += _zone(listed.tenant)
         fine += len(lines) == before
     if everyone:
@@ -193,12 +194,12 @@ async def _schemas(session: Reader) -> list[Line]:
 
 
 async def _schema(
-    session: Reader, tenant: Tenant | None, lines: list[Line]
+    executor: Querier, tenant: Tenant | None, lines: list[CheckResult]
 ) -> structure.Schema | None:
     """A schema that fits this posd; what is wrong with it goes into `lines`."""
     name = MAIN if tenant is None else tenant.schema
     try:
-        schema = await audit.read(session, tenant)
+        schema = await audit.load_schema(executor, tenant)
     except Busy as error:
         lines.append(unknown("schema", f"{name}: {error}"))
         return None
@@ -206,9 +207,11 @@ async def _schema(
         remedy = _REMEDIES.get(error.sqlstate, "see the log of PostgreSQL")
         lines.append(fault("schema", f"{name} cannot be looked at: {error}", remedy))
         return None
-    misfit = schema.misfit()
-    if misfit is not None:
-        lines.append(fault("schema", f"{name}: {misfit.partition('; ')[0]}", _remedy(schema)))
+    schema_mismatch = schema.schema_mismatch()
+    if schema_mismatch is not None:
+        lines.append(
+            fault("schema", f"{name}: {schema_mismatch.partition('; ')[0]}", _remedy(schema))
+        )
         return None
     others = []
     for difference in schema.differences():
@@ -227,16 +230,16 @@ async def _schema(
 
 
 def _remedy(schema: structure.Schema) -> str:
-    misfit = schema.misfit() or ""
+    schema_mismatch = schema.schema_mismatch() or ""
     for remedy in ("posctl migrate", "make a new database"):
-        if remedy in misfit:
+        if remedy in schema_mismatch:
             return remedy
     return "install the newer posd again"
 
 
-def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:
+def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[CheckResult]:
     """A shop whose tables were hooked, and are not any more."""
-    if hooks().file not in schema.applied:
+    if hooks_migration().file not in schema.applied:
         return
     wrong = [each.wrong.row for each in schema.differences() if _is_hook(each.wrong.row)]
     if wrong:
@@ -245,20 +248,20 @@ def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:
         yield fault("hooks", what, remedy)
 
 
-async def _tables(session: Reader, tenant: Tenant) -> list[Line]:
+async def _tables(executor: Querier, tenant: Tenant) -> list[CheckResult]:
     """What has changed in a shop's own tables since they were adopted, and by which clock they are read."""
     lines = []
-    for each in await shop_changes.changes(session, tenant):
+    for each in await shop_changes.table_changes(executor, tenant):
         help_ = " ".join(each.statements) or f"posctl adopt {tenant.slug}, if the change is meant"
         lines.append(fault("tables", f"{tenant.schema}: {each.what}", help_))
-    other = await shop_changes.other_clock(session, tenant)
+    other = await shop_changes.better_timestamps_option(executor, tenant)
     if other is not None:
         what = f"orders.created_at of {tenant.slug} is off by the time zone {tenant.timezone}"
         lines.append(warning("tables", what, f"posctl adopt {tenant.slug} --timestamps {other}"))
     return lines
 
 
-def _zone(tenant: Tenant) -> Iterator[Line]:
+def _zone(tenant: Tenant) -> Iterator[CheckResult]:
     """A shop whose times are read by another clock than its own."""
     if not is_zone(tenant.timezone):
         what = (
@@ -272,7 +275,7 @@ def _is_hook(row: str) -> bool:
     return row.startswith(tuple(f"trigger {table}.pos_" for table in structure.SHOPS_OWN))
 
 
-def _waiting(nodes: int, rows: int) -> Line:
+def _waiting(nodes: int, rows: int) -> CheckResult:
     if rows and nodes:
         what = f"{rows} rows of the outbox have waited for over a minute, and a daemon runs"
         return warning("outbox", what, "see `journalctl -u posd`: a shop's tables cannot be read")
@@ -282,29 +285,29 @@ def _waiting(nodes: int, rows: int) -> Line:
     return ok("outbox", f"nothing waits; {nodes} daemons are alive")
 
 
-def data_disk(server: DatabaseServer, found: Mapping[str, str]) -> Line:
+def examine_disk(server: DatabaseServer, found: Mapping[str, str]) -> CheckResult:
     """Room where the database is, if that is on this machine and may be seen."""
     folder = found.get("data_directory")
     if not server.is_local:
         return unknown("disk", "the database is reached by network: look there")
     if folder is None:
         return unknown("disk", "only database.admin_dsn may see where the database is")
-    return machine.disk("disk", Path(folder))
+    return machine.examine_disk("disk", Path(folder))
 
 
-async def reading(session: Reader) -> list[Line]:
+async def examine_reader(executor: Querier) -> list[CheckResult]:
     """Whether the login that shops' tables are read by is posd_reader, and nothing more."""
-    server = await fitness.server(session)
+    server = await fitness.server_facts(executor)
     if server.user == "posd_reader":
         return [ok("reader_dsn", "shops' tables are read as posd_reader")]
     what = f"shops' tables are read as {server.user}: their code runs with its rights"
     return [fault("reader_dsn", what, "name the user posd_reader in database.reader_dsn")]
 
 
-async def administration(session: Reader) -> list[Line]:
+async def examine_administrator(executor: Querier) -> list[CheckResult]:
     """Whether database.admin_dsn can be used for what it is there for, and what only it can tell."""
-    server = await fitness.server(session)
-    lines = [data_disk(server, await fitness.settings(session))]
+    server = await fitness.server_facts(executor)
+    lines = [examine_disk(server, await fitness.session_settings(executor))]
     if server.may_own is None or server.may_own or server.is_superuser:
         lines.append(ok("admin_dsn", f"{server.user} may change schemas"))
     else:

@@ -15,11 +15,11 @@ from attrs import frozen
 from psycopg2.extensions import parse_dsn
 
 from posd.config import model as config
-from posd.config.files import Problems, find
+from posd.config.files import Problems, find_files
 from posd.config.model import Config
 from posd.database import dsn as dsn_syntax
 from posd.errors import ConfigError
-from posd.maintenance.doctor import Line, State, fault, ok, unknown, warning
+from posd.maintenance.doctor import CheckResult, CheckState, fault, ok, unknown, warning
 from posd.security import server_tls
 
 USER: Final = "posd"
@@ -30,7 +30,7 @@ CREDENTIALS: Final = Path("/run/credentials/posd.service")
 
 
 @frozen
-class Reader:
+class FileReader:
     """Somebody who reads files: a user with the groups that they are in."""
 
     name: str
@@ -56,29 +56,29 @@ class Reader:
         return None if self.may(path, 0o4) else path
 
 
-def reader(name: str = USER) -> Reader | None:
+def file_reader(name: str = USER) -> FileReader | None:
     """The user of this name, or None if there is none on this machine."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         return None
     groups = {each.gr_gid for each in grp.getgrall() if name in each.gr_mem}
-    return Reader(name, entry.pw_uid, frozenset({entry.pw_gid, *groups}))
+    return FileReader(name, entry.pw_uid, frozenset({entry.pw_gid, *groups}))
 
 
-def asks_as_posd() -> bool:
+def runs_as_posd() -> bool:
     """Whether this process sees of files what the daemon does."""
-    who = reader()
+    who = file_reader()
     return who is not None and who.uid == os.geteuid()
 
 
 @contextmanager
-def seen_as(name: str | None) -> Iterator[None]:
+def as_user(name: str | None) -> Iterator[None]:
     """Be that user as far as others can see, where root asks and there is one of this name.
 
     PostgreSQL's peer authentication asks the kernel who has connected, and gets the effective user.
     """
-    who = None if name is None or os.geteuid() != 0 else reader(name)
+    who = None if name is None or os.geteuid() != 0 else file_reader(name)
     if who is None:
         yield
         return
@@ -89,46 +89,52 @@ def seen_as(name: str | None) -> Iterator[None]:
         os.seteuid(0)
 
 
-def environment(environ: Mapping[str, str], folder: Path = CREDENTIALS) -> Mapping[str, str]:
+def daemon_environment(environ: Mapping[str, str], folder: Path = CREDENTIALS) -> Mapping[str, str]:
     """The environment with the credentials of the daemon in it, where it runs and they can be read."""
     if "CREDENTIALS_DIRECTORY" in environ or not os.access(folder, os.R_OK | os.X_OK):
         return environ
     return {**environ, "CREDENTIALS_DIRECTORY": str(folder)}
 
 
-def configuration(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Line]]:
+def load_configuration(
+    path: Path, environ: Mapping[str, str]
+) -> tuple[Config | None, list[CheckResult]]:
     """Load the configuration as the daemon does; return it and one line for each problem.
 
     It is None if it cannot be used at all. One whose certificates alone cannot be used is returned
     all the same, so that the rest of it can be examined.
     """
     try:
-        found = config.load(path, environ, server_tls.problems, dsn_syntax.problem)
+        found = config.load(path, environ, server_tls.problems, dsn_syntax.find_problem)
     except ConfigError as error:
         lines = [_problem(each, environ) for each in error.problems]
     else:
         return found, [ok("configuration", f"{path} can be used")]
     try:
-        return config.load(path, environ, dsn_problem=dsn_syntax.problem), lines
+        return config.load(path, environ, dsn_problem=dsn_syntax.find_problem), lines
     except ConfigError:
         return None, lines
 
 
-def _problem(problem: str, environ: Mapping[str, str]) -> Line:
+def _problem(problem: str, environ: Mapping[str, str]) -> CheckResult:
     """Tell one problem of the configuration. Each of them stops the daemon when it starts."""
     if "asks for the credential" in problem and "CREDENTIALS_DIRECTORY" not in environ:
         remedy = "credentials are there while posd runs: ask again as root then"
-        return Line("configuration", State.WARNING, problem, remedy, stops=True)
-    if ": tls." in problem and "(Permission denied)" in problem and not asks_as_posd():
-        # Whether posd can read it is told by `permissions`.
-        return Line("configuration", State.UNKNOWN, problem, "ask again as root", stops=True)
+        return CheckResult("configuration", CheckState.WARNING, problem, remedy, stops=True)
+    if ": tls." in problem and "(Permission denied)" in problem and not runs_as_posd():
+        # Whether posd can read it is told by `examine_permissions`.
+        return CheckResult(
+            "configuration", CheckState.UNKNOWN, problem, "ask again as root", stops=True
+        )
     remedy = "change the file and see `posctl check-config`; /etc/posd/posd.toml explains each key"
     if "cannot be read: Permission denied" in problem:
         remedy = "run this as root or as the user posd"
     return fault("configuration", problem, remedy, stops=True)
 
 
-def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iterator[Line]:
+def examine_permissions(
+    path: Path, settings: Config | None, who: FileReader | None
+) -> Iterator[CheckResult]:
     """Who else can read or write what the daemon relies on."""
     if who is None:
         yield unknown(
@@ -142,7 +148,7 @@ def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iter
             settings.database.admin_dsn,
         )
     )
-    for file in find(path, Problems()):
+    for file in find_files(path, Problems()):
         yield from _file("files", file, who, secret=secret)
     if settings is not None:
         yield from _of_dsn("database.dsn", settings.database.dsn, who)
@@ -161,9 +167,9 @@ def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iter
                 yield from _file("files", Path(name), who, secret=secret)
 
 
-def _of_dsn(key: str, dsn: str, who: Reader | None) -> Iterator[Line]:
+def _of_dsn(key: str, dsn: str, who: FileReader | None) -> Iterator[CheckResult]:
     """The files that libpq reads for the daemon. It says nothing of one that it cannot read."""
-    for option, path, consequence in dsn_syntax.files(dsn):
+    for option, path, consequence in dsn_syntax.named_files(dsn):
         try:
             path.stat()
             unreadable = who is not None and who.can_read(path) is not None
@@ -191,8 +197,8 @@ def _is_too_open(option: str, path: Path) -> bool:
     return option == "passfile" and not mine
 
 
-def _file(part: str, path: Path, who: Reader | None, *, secret: bool) -> Iterator[Line]:
-    lines: list[Line] = []
+def _file(part: str, path: Path, who: FileReader | None, *, secret: bool) -> Iterator[CheckResult]:
+    lines: list[CheckResult] = []
     try:
         mode = path.stat().st_mode
         owner = path.stat().st_uid

@@ -22,10 +22,10 @@ from twisted.internet.endpoints import serverFromString
 
 from posd import __version__
 from posd.config import endpoints as endpoint_syntax
-from posd.config.endpoints import Other, Tcp, Tcp6, Unix
-from posd.config.model import Config, Listener
+from posd.config.endpoints import OtherListener, TCP6Listener, TCPListener, UnixListener
+from posd.config.model import Config, ListenerConfig
 from posd.errors import InvalidMessage
-from posd.maintenance.doctor import Line, fault, ok, unknown, warning
+from posd.maintenance.doctor import CheckResult, fault, ok, unknown, warning
 from posd.protocol import jsontext
 from posd.security import pem
 
@@ -40,7 +40,7 @@ _SERVER: Final = re.compile(r"posd/(\S+)")
 
 
 @frozen
-class _Answered:
+class _ListenerAnswered:
     """What somebody said who listens: the name of the server, the status and the body of its answer."""
 
     server: str
@@ -49,21 +49,23 @@ class _Answered:
     certificate: bytes | None
 
 
-class _Silent(Exception):
+class _ListenerSilent(Exception):
     """Somebody listens and does not answer as posd does; why."""
 
 
-class _Choosy(_Silent):
+class _ClientCertificateRequired(_ListenerSilent):
     """Somebody listens who serves nobody without a client's certificate."""
 
 
-def examine(settings: Config, *, asleep: bool = False, running: bool = False) -> Iterator[Line]:
+def examine(
+    settings: Config, *, asleep: bool = False, running: bool = False
+) -> Iterator[CheckResult]:
     """Each listener; who shows a certificate has to show the one that is in the file now.
 
     `asleep`: systemd holds the sockets of a daemon that does not run, and nobody is to wake it.
     `running`: a daemon runs, so what does not answer in time may be it, under load.
     """
-    chain = pem.Reading().certificates("certificate", settings.tls.certificate)
+    chain = pem.PEMReading().certificates("certificate", settings.tls.certificate)
     for listener in settings.listen:
         part = f"listener {listener.name}"
         endpoint = endpoint_syntax.read(listener.endpoint)
@@ -71,39 +73,39 @@ def examine(settings: Config, *, asleep: bool = False, running: bool = False) ->
             yield unknown(part, "systemd listens for posd, and whoever connects starts it")
             continue
         match endpoint:
-            case Tcp() | Tcp6():
-                yield from _at(part, listener, endpoint, settings, chain, running)
-            case Unix():
-                yield from _at(part, listener, endpoint, settings, chain, running)
-            case Other(inner=Tcp() | Tcp6() | Unix() as inner):
-                yield _wrapped(part, listener, inner)
-            case Other():
-                yield _plugin(part, listener)
+            case TCPListener() | TCP6Listener():
+                yield from _examine_listener(part, listener, endpoint, settings, chain, running)
+            case UnixListener():
+                yield from _examine_listener(part, listener, endpoint, settings, chain, running)
+            case OtherListener(inner=TCPListener() | TCP6Listener() | UnixListener() as inner):
+                yield _examine_proxied(part, listener, inner)
+            case OtherListener():
+                yield _examine_plugin(part, listener)
             case _:
                 yield unknown(part, f"{listener.endpoint} is looked at by posd alone")
 
 
-def _at(
+def _examine_listener(
     part: str,
-    listener: Listener,
-    endpoint: Tcp | Tcp6 | Unix,
+    listener: ListenerConfig,
+    endpoint: TCPListener | TCP6Listener | UnixListener,
     settings: Config,
     chain: Sequence[x509.Certificate] | None,
     running: bool,
-) -> Iterator[Line]:
+) -> Iterator[CheckResult]:
     try:
         connection = _connect(endpoint)
     except PermissionError:
         yield unknown(part, f"{listener.endpoint} may not be connected to; ask again as root")
         return
     except OSError:
-        yield _free(part, listener, endpoint)
+        yield _examine_unused(part, listener, endpoint)
         return
     with connection:
         try:
             answered = _ask(connection, tls=listener.tls)
-        except _Silent as error:
-            if isinstance(error, _Choosy) and settings.tls.client_ca is not None:
+        except _ListenerSilent as error:
+            if isinstance(error, _ClientCertificateRequired) and settings.tls.client_ca is not None:
                 yield ok(
                     part, "somebody listens, who asks for a client's certificate, as configured"
                 )
@@ -116,12 +118,12 @@ def _at(
             what = f"{listener.endpoint} is held by another program: {error}"
             yield fault(part, what, remedy, stops=True)
             return
-    yield from _judged(part, answered, chain)
+    yield from _judge(part, answered, chain)
 
 
-def _judged(
-    part: str, answered: _Answered, chain: Sequence[x509.Certificate] | None
-) -> Iterator[Line]:
+def _judge(
+    part: str, answered: _ListenerAnswered, chain: Sequence[x509.Certificate] | None
+) -> Iterator[CheckResult]:
     """What posd says of itself, or that it is not posd who answers."""
     running = _SERVER.match(answered.server)
     if running is None:
@@ -155,9 +157,9 @@ def _missing(body: bytes) -> list[str]:
     return [str(each)[:60] for each in missing] if isinstance(missing, list) else []
 
 
-def _connect(endpoint: Tcp | Tcp6 | Unix) -> socket.socket:
+def _connect(endpoint: TCPListener | TCP6Listener | UnixListener) -> socket.socket:
     """Connect as a program of this machine would. Raises `OSError`."""
-    if isinstance(endpoint, Unix):
+    if isinstance(endpoint, UnixListener):
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(_SECONDS)
         try:
@@ -179,7 +181,7 @@ def _reachable(interface: str) -> str:
     return interface
 
 
-def _ask(connection: socket.socket, *, tls: bool) -> _Answered:
+def _ask(connection: socket.socket, *, tls: bool) -> _ListenerAnswered:
     """Ask whether it is ready. Who may answer is no question here: it is this machine."""
     certificate = None
     spoken: socket.socket = connection
@@ -198,19 +200,21 @@ def _ask(connection: socket.socket, *, tls: bool) -> _Answered:
                 spoken.sendall(request.encode())
             answer = http.client.HTTPResponse(spoken)
             answer.begin()
-            return _Answered(
+            return _ListenerAnswered(
                 answer.getheader("Server", ""), answer.status, answer.read(4096), certificate
             )
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, ssl.SSLError) and error.reason == _CERTIFICATE_REQUIRED:
-            raise _Choosy(str(error)) from error
-        raise _Silent(str(error) or type(error).__name__) from error
+            raise _ClientCertificateRequired(str(error)) from error
+        raise _ListenerSilent(str(error) or type(error).__name__) from error
 
 
-def _free(part: str, listener: Listener, endpoint: Tcp | Tcp6 | Unix) -> Line:
+def _examine_unused(
+    part: str, listener: ListenerConfig, endpoint: TCPListener | TCP6Listener | UnixListener
+) -> CheckResult:
     """Nobody listens: whether posd could."""
-    if isinstance(endpoint, Unix):
-        return _free_path(part, Path(endpoint.address))
+    if isinstance(endpoint, UnixListener):
+        return _examine_unused_path(part, Path(endpoint.address))
     try:
         # As the configuration has it, and left at once.
         interface = endpoint.interface or "0.0.0.0"  # nosec B104
@@ -232,7 +236,7 @@ def _free(part: str, listener: Listener, endpoint: Tcp | Tcp6 | Unix) -> Line:
         return fault(part, what, "configure another place", stops=True)
 
 
-def _free_path(part: str, path: Path) -> Line:
+def _examine_unused_path(part: str, path: Path) -> CheckResult:
     """Nobody listens on a unix socket: whether posd could."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
         what = (
@@ -259,7 +263,9 @@ def _free_path(part: str, path: Path) -> Line:
     return fault(part, what, f"rm {path}, or configure another path", stops=True)
 
 
-def _wrapped(part: str, listener: Listener, inner: Tcp | Tcp6 | Unix) -> Line:
+def _examine_proxied(
+    part: str, listener: ListenerConfig, inner: TCPListener | TCP6Listener | UnixListener
+) -> CheckResult:
     """A listener behind a proxy, which would have to say first for whom it asks."""
     try:
         with _connect(inner):
@@ -267,10 +273,10 @@ def _wrapped(part: str, listener: Listener, inner: Tcp | Tcp6 | Unix) -> Line:
     except PermissionError:
         return unknown(part, f"{listener.endpoint} may not be connected to; ask again as root")
     except OSError:
-        return _free(part, listener, inner)
+        return _examine_unused(part, listener, inner)
 
 
-def _plugin(part: str, listener: Listener) -> Line:
+def _examine_plugin(part: str, listener: ListenerConfig) -> CheckResult:
     """A kind of endpoint that posd does not know: whether Twisted does."""
     try:
         serverFromString(None, listener.endpoint)
@@ -280,5 +286,5 @@ def _plugin(part: str, listener: Listener) -> Line:
     return unknown(part, f"{listener.endpoint} is looked at by posd alone")
 
 
-def _family(endpoint: Tcp | Tcp6) -> socket.AddressFamily:
+def _family(endpoint: TCPListener | TCP6Listener) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in endpoint.interface else socket.AF_INET

@@ -15,7 +15,7 @@ from typing import Final
 from attrs import evolve
 
 from posd.config.model import Config
-from posd.maintenance.doctor import Line, fault, ok, unknown, warning
+from posd.maintenance.doctor import CheckResult, fault, ok, unknown, warning
 
 UNIT: Final = "posd.service"
 _UNITS: Final = (UNIT, "posd@*.service", "posd.socket", "posd@*.socket")
@@ -36,7 +36,9 @@ _GIB: Final = 1 << 30
 _Run = Callable[[Sequence[str]], str | None]
 
 
-def clock(now: datetime, state: Callable[[], int | None] | None = None) -> Iterator[Line]:
+def examine_clock(
+    now: datetime, state: Callable[[], int | None] | None = None
+) -> Iterator[CheckResult]:
     """Whether the clock can be right, and whether something keeps it so."""
     if now < _BEFORE:
         what = f"it is said to be {now:%Y-%m-%d %H:%M} UTC"
@@ -63,7 +65,7 @@ def _kernel_clock() -> int | None:
         return None
 
 
-def compared(local: datetime, database: datetime, took: timedelta) -> Line:
+def compare_clocks(local: datetime, database: datetime, took: timedelta) -> CheckResult:
     """This machine's clock and that of the database, which was asked meanwhile."""
     off = abs(database - local)
     seconds = max(0.0, (off - took).total_seconds())
@@ -76,7 +78,7 @@ def compared(local: datetime, database: datetime, took: timedelta) -> Line:
     return ok("clock", "this machine and the database agree about the time")
 
 
-def unit(settings: Config | None, run: _Run | None = None) -> Iterator[Line]:
+def examine_unit(settings: Config | None, run: _Run | None = None) -> Iterator[CheckResult]:
     """How the service manager sees the daemon, or its instances where there are several."""
     states = _states(run)
     if states is None:
@@ -87,16 +89,16 @@ def unit(settings: Config | None, run: _Run | None = None) -> Iterator[Line]:
     used = used or [each for each in services if each["Id"] == UNIT]
     at_boot = any(each.get("UnitFileState") == "enabled" for each in states)
     for state in used:
-        yield from _judged(state, settings, at_boot=at_boot)
+        yield from _judge(state, settings, at_boot=at_boot)
 
 
-def sleeps(run: _Run | None = None) -> bool:
+def is_socket_activated(run: _Run | None = None) -> bool:
     """Whether systemd listens in the place of a daemon that does not run: who connects would start it."""
     active = [each["Id"] for each in _states(run) or () if each.get("ActiveState") == "active"]
     return bool(active) and all(name.endswith(".socket") for name in active)
 
 
-def runs(run: _Run | None = None) -> bool:
+def is_running(run: _Run | None = None) -> bool:
     """Whether systemd says that a daemon runs, so that a port which is slow to answer may be its own."""
     return any(
         each["Id"].endswith(".service") and each.get("ActiveState") in ("active", "reloading")
@@ -117,7 +119,9 @@ def _states(run: _Run | None) -> list[dict[str, str]] | None:
     return [block for block in blocks if "Id" in block]
 
 
-def _judged(state: Mapping[str, str], settings: Config | None, *, at_boot: bool) -> Iterator[Line]:
+def _judge(
+    state: Mapping[str, str], settings: Config | None, *, at_boot: bool
+) -> Iterator[CheckResult]:
     name = state["Id"]
     part = "daemon" if name == UNIT else f"daemon {name.removesuffix('.service')}"
     if state.get("LoadState") == "not-found":
@@ -133,7 +137,7 @@ def _judged(state: Mapping[str, str], settings: Config | None, *, at_boot: bool)
         yield _open_files(settings, state)
 
 
-def _activity(state: Mapping[str, str]) -> Line:
+def _activity(state: Mapping[str, str]) -> CheckResult:
     status = state.get("StatusText", "")
     match state.get("ActiveState"):
         case "active" | "reloading":
@@ -152,7 +156,7 @@ def _activity(state: Mapping[str, str]) -> Line:
             return warning("daemon", "it does not run", "systemctl start posd")
 
 
-def _open_files(settings: Config, state: Mapping[str, str]) -> Line:
+def _open_files(settings: Config, state: Mapping[str, str]) -> CheckResult:
     """Each till is an open file."""
     allowed = state.get("LimitNOFILE", "")
     wanted = settings.limits.connections + settings.database.pool_size + _SPARE_FILES
@@ -163,7 +167,7 @@ def _open_files(settings: Config, state: Mapping[str, str]) -> Line:
     return fault("open files", what, remedy)
 
 
-def disk(part: str, path: Path) -> Line:
+def examine_disk(part: str, path: Path) -> CheckResult:
     """Room where something is written, or at the nearest folder above it that can be looked at."""
     place = path
     while True:

@@ -11,12 +11,12 @@ from datetime import datetime
 from pathlib import Path
 
 from posd.config.model import Config
-from posd.maintenance.doctor import Line, certificates, fault, files, listeners, machine
+from posd.maintenance.doctor import CheckResult, certificates, fault, files, listeners, machine
 
 
 def examine(
     path: Path, environ: Mapping[str, str], now: datetime
-) -> tuple[Config | None, list[Line]]:
+) -> tuple[Config | None, list[CheckResult]]:
     """Examine everything that the configuration at `path` names, but for the database.
 
     `environ` has `CREDENTIALS_DIRECTORY` where credentials are used; `now` is aware. The
@@ -24,31 +24,29 @@ def examine(
     """
     found: Config | None = None
 
-    def configuration() -> Iterable[Line]:
+    def configuration() -> Iterable[CheckResult]:
         nonlocal found
-        found, lines = files.configuration(path, environ)
+        found, lines = files.load_configuration(path, environ)
         return lines
 
-    lines = safely("configuration", configuration)
-    lines += safely("files", lambda: files.permissions(path, found, files.reader()))
+    lines = guard("configuration", configuration)
+    lines += guard("files", lambda: files.examine_permissions(path, found, files.file_reader()))
     if found is not None:
-        lines += _named(found, now)
+        lines += _examine_usable(found, now)
     return found, lines
 
 
-def _named(config: Config, now: datetime) -> Iterator[Line]:
+def _examine_usable(config: Config, now: datetime) -> Iterator[CheckResult]:
     """Examine what a usable configuration names."""
     if any(each.tls for each in config.listen):
-        yield from safely("certificate", lambda: certificates.examine(config.tls, now))
-    asleep, running = machine.sleeps(), machine.runs()
-    yield from safely(
-        "listeners", lambda: listeners.examine(config, asleep=asleep, running=running)
-    )
+        yield from guard("certificate", lambda: certificates.examine(config.tls, now))
+    asleep, running = machine.is_socket_activated(), machine.is_running()
+    yield from guard("listeners", lambda: listeners.examine(config, asleep=asleep, running=running))
 
 
-def safely(part: str, examination: Callable[[], Iterable[Line]]) -> list[Line]:
+def guard(part: str, examination: Callable[[], Iterable[CheckResult]]) -> list[CheckResult]:
     """Return the lines of an examination; an unexpected exception in it becomes one more line."""
-    lines: list[Line] = []
+    lines: list[CheckResult] = []
     try:
         lines.extend(examination())
     except Exception as error:

@@ -15,11 +15,11 @@ from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from posd.database.gathering import Gathering
-from posd.database.pool import Database
+from posd.database.keyed_coalescing import KeyedCoalescer
+from posd.database.pool import Pool
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.store import card_movements
-from posd.store.card_movements import Move, Movement, Outcome
+from posd.store.card_movements import CardMovement, CardMoveRequest, Outcome
 from posd.values import Tenant
 
 _TOGETHER_SECONDS: Final = 2.0
@@ -27,12 +27,12 @@ _TOGETHER_SECONDS: Final = 2.0
 
 
 @define(eq=False)
-class _Asked:
+class _CardMoveCall:
     """A movement that is to be committed by the `deadline`, of the reactor's clock."""
 
-    move: Move
+    move: CardMoveRequest
     deadline: float
-    is_begun: bool = False
+    has_begun: bool = False
     """Whether a transaction is under way that may make it."""
 
 
@@ -40,33 +40,35 @@ class _Asked:
 class CardMoves:
     """Makes movements of gift cards."""
 
-    database: Database
-    _gathering: Gathering[Tenant, _Asked, Outcome] = field(init=False)
+    database: Pool
+    _coalescer: KeyedCoalescer[Tenant, _CardMoveCall, Outcome] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._gathering = Gathering(self.database.clock, self._together)
+        self._coalescer = KeyedCoalescer(self.database.clock, self._move_together)
 
-    async def make(self, tenant: Tenant, move: Move, deadline: float) -> Movement:
+    async def make(self, tenant: Tenant, move: CardMoveRequest, deadline: float) -> CardMovement:
         """Make a movement. Raises what `giftcards.deduct` raises, and what `Link.query` does."""
-        asked = _Asked(move, deadline)
-        outcome = await self._in_time(self._gathering.ask(tenant, asked), asked)
+        calls = _CardMoveCall(move, deadline)
+        outcome = await self._in_time(self._coalescer.ask(tenant, calls), calls)
         if outcome is None:
-            return await card_movements.make(self.database.by(tenant.id, deadline), tenant, move)
-        return card_movements.made(outcome)
+            return await card_movements.move_one(
+                self.database.by(tenant.id, deadline), tenant, move
+            )
+        return card_movements.movement_or_raise(outcome)
 
-    def _in_time(self, waiting: Deferred[Outcome], asked: _Asked) -> Deferred[Outcome]:
+    def _in_time(self, waiting: Deferred[Outcome], calls: _CardMoveCall) -> Deferred[Outcome]:
         """Have a movement fail with `Busy` at its deadline, if it still waits for a transaction then.
 
         The transactions before it end by their own deadlines, which may be half a second later.
         """
-        if asked.is_begun:
+        if calls.has_begun:
             return waiting
 
         def give_up() -> None:
-            if not asked.is_begun:
+            if not calls.has_begun:
                 waiting.cancel()
 
-        def told(result: Outcome | Failure) -> Outcome | Failure:
+        def finished(result: Outcome | Failure) -> Outcome | Failure:
             if timer.active():
                 timer.cancel()
             if isinstance(result, Failure) and result.check(CancelledError):
@@ -74,38 +76,42 @@ class CardMoves:
             return result
 
         clock = self.database.clock
-        timer = clock.callLater(max(0.0, asked.deadline - clock.seconds()), give_up)
-        return waiting.addBoth(told)
+        timer = clock.callLater(max(0.0, calls.deadline - clock.seconds()), give_up)
+        return waiting.addBoth(finished)
 
-    async def _together(self, tenant: Tenant, asked: Sequence[_Asked]) -> Mapping[_Asked, Outcome]:
+    async def _move_together(
+        self, tenant: Tenant, calls: Sequence[_CardMoveCall]
+    ) -> Mapping[_CardMoveCall, Outcome]:
         """What came of each movement; None where it was not made, and can be made alone."""
         now = self.database.clock.seconds()
-        in_time = [each for each in asked if each.deadline > now]
-        outcomes: dict[_Asked, Outcome] = dict.fromkeys(asked)
+        in_time = [each for each in calls if each.deadline > now]
+        outcomes: dict[_CardMoveCall, Outcome] = dict.fromkeys(calls)
         if in_time:
             try:
-                outcomes |= await self._made(tenant, in_time)
+                outcomes |= await self._make_all(tenant, in_time)
             except Busy:
                 # Alone it has more time.
                 pass
             except (Unavailable, StatementFailed) as error:
-                if len(asked) == 1 or isinstance(error, OutcomeUnknown):
+                if len(calls) == 1 or isinstance(error, OutcomeUnknown):
                     raise
         return outcomes
 
-    async def _made(self, tenant: Tenant, asked: Sequence[_Asked]) -> dict[_Asked, Outcome]:
-        moves = [each.move for each in asked]
-        for each in asked:
-            each.is_begun = True
-        deadline = min(each.deadline for each in asked)
-        if card_movements.are_of_different_cards(moves):
-            session = self.database.by(tenant.id, deadline, _TOGETHER_SECONDS)
-            outcomes = await card_movements.move(session, tenant, moves, patient=False)
+    async def _make_all(
+        self, tenant: Tenant, calls: Sequence[_CardMoveCall]
+    ) -> dict[_CardMoveCall, Outcome]:
+        moves = [each.move for each in calls]
+        for each in calls:
+            each.has_begun = True
+        deadline = min(each.deadline for each in calls)
+        if card_movements.has_distinct_cards(moves):
+            executor = self.database.by(tenant.id, deadline, _TOGETHER_SECONDS)
+            outcomes = await card_movements.move_many(executor, tenant, moves, patient=False)
         else:
             outcomes = await self.database.transaction(
-                lambda session: card_movements.move_in_turn(session, tenant, moves),
+                lambda executor: card_movements.move_sequentially(executor, tenant, moves),
                 tenant=tenant.id,
                 deadline=deadline,
                 work_seconds=_TOGETHER_SECONDS,
             )
-        return dict(zip(asked, outcomes, strict=True))
+        return dict(zip(calls, outcomes, strict=True))

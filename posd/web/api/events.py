@@ -10,15 +10,24 @@ from attrs import define
 from msgspec import Meta
 from twisted.internet.interfaces import IReactorTime
 
-from posd.delivery.long_poll import Caller, Hold, Polls, Wish
+from posd.delivery.long_poll import LongPolling, OnHold, PollingTerminal, PollQuery
 from posd.protocol import jsontext
 from posd.values import Position, Seq
-from posd.web.admission import Admission, resume_position
-from posd.web.http.call import Call
+from posd.web.admission import AdmissionCheck, resume_position
 from posd.web.http.channel import BoundedChannel
-from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, called, plain
-from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer, Takeover
+from posd.web.http.http_request import HTTPRequest
+from posd.web.http.models import (
+    UNSET,
+    Moment,
+    RequestModel,
+    ResponseModel,
+    SuccessModel,
+    Unset,
+    also_named,
+    to_json_members,
+)
+from posd.web.http.operations import TILLS, DeclaredError, Operation, TenantRequest, model_response
+from posd.web.http.responses import Response, StreamingResponse
 from posd.web.sse import EventStream
 
 _LAST_SEQ: Final = 2**63 - 1
@@ -36,7 +45,7 @@ EventPosition = Annotated[
         " the first event.",
     ),
 ]
-History = Annotated[
+StreamIdOfPosition = Annotated[
     UUID,
     Meta(
         description="The `streamId` that the position belongs to. A position of an "
@@ -46,7 +55,7 @@ History = Annotated[
 ]
 
 
-class PollTaken(Taken, frozen=True, rename=None):
+class PollRequest(RequestModel, frozen=True, rename=None):
     """The position to continue from, and the limits of the answer."""
 
     after: EventPosition | Unset = UNSET
@@ -73,24 +82,24 @@ class PollTaken(Taken, frozen=True, rename=None):
         ]
         | Unset
     ) = UNSET
-    stream_id: History | Unset = UNSET
+    stream_id: StreamIdOfPosition | Unset = UNSET
 
 
-class StreamTaken(Taken, frozen=True, rename=None):
+class StreamRequest(RequestModel, frozen=True, rename=None):
     """The position to resume from. The header `Last-Event-ID` has the same meaning."""
 
-    last_event_id: Annotated[EventPosition, called("lastEventId")] | Unset = UNSET
-    stream_id: History | Unset = UNSET
+    last_event_id: Annotated[EventPosition, also_named("lastEventId")] | Unset = UNSET
+    stream_id: StreamIdOfPosition | Unset = UNSET
 
 
-class AckTaken(Taken, frozen=True):
+class AckRequest(RequestModel, frozen=True):
     """The position up to which the terminal has stored all events."""
 
     id: EventPosition
     stream_id: UUID | Unset = UNSET
 
 
-class MessageGiven(Given, frozen=True):
+class MessageEntry(ResponseModel, frozen=True):
     """One event, as on a WebSocket. There may be other members beside `data`."""
 
     type: Annotated[str, Meta(pattern=f"^{_TYPE}$")]
@@ -103,10 +112,10 @@ class MessageGiven(Given, frozen=True):
     ) = UNSET
 
 
-class BatchGiven(Success, frozen=True):
+class BatchResponse(SuccessModel, frozen=True):
     """The events after a position. `next` is the `after` of the next call."""
 
-    events: list[MessageGiven]
+    events: list[MessageEntry]
     next: EventPosition
     has_more: bool
     last_event_id: EventPosition
@@ -114,25 +123,27 @@ class BatchGiven(Success, frozen=True):
     resync: Literal["retention", "reset", "ahead"] | None
 
 
-class CursorGiven(Success, frozen=True):
+class CursorResponse(SuccessModel, frozen=True):
     """The cursor of the terminal."""
 
     id: EventPosition
 
 
 _CONNECTING: Final = (
-    Refused(429, "too_many_connections", "The tenant or the terminal has too many connections."),
-    Refused(429, "too_many_devices", "The tenant has too many devices."),
-    Refused(503, "overloaded", "posd has reached its maximum number of connections."),
+    DeclaredError(
+        429, "too_many_connections", "The tenant or the terminal has too many connections."
+    ),
+    DeclaredError(429, "too_many_devices", "The tenant has too many devices."),
+    DeclaredError(503, "overloaded", "posd has reached its maximum number of connections."),
 )
 
 
 @define(eq=False)
-class Events:
+class EventEndpoints:
     """The endpoints by which a till follows its tenant's stream without a WebSocket."""
 
-    polls: Polls
-    admission: Admission
+    polls: LongPolling
+    admission: AdmissionCheck
     reactor: IReactorTime
 
     @property
@@ -144,10 +155,10 @@ class Events:
                 self.poll,
                 "Poll for events",
                 TILLS,
-                {200: BatchGiven},
-                takes=PollTaken,
+                {200: BatchResponse},
+                request_model=PollRequest,
                 refusals=(
-                    Refused(
+                    DeclaredError(
                         400,
                         "position_required",
                         "`after` is missing, and a client without a name has no cursor.",
@@ -169,10 +180,10 @@ class Events:
                 self.stream,
                 "Follow the stream by server-sent events",
                 TILLS,
-                {200: MessageGiven},
-                takes=StreamTaken,
+                {200: MessageEntry},
+                request_model=StreamRequest,
                 refusals=(
-                    Refused(400, "invalid_position", "`Last-Event-ID` is not a position."),
+                    DeclaredError(400, "invalid_position", "`Last-Event-ID` is not a position."),
                     *_CONNECTING,
                 ),
                 description=(
@@ -183,7 +194,7 @@ class Events:
                     "a client must not have `stream_id` in its URL."
                 ),
                 tag="Stream",
-                media="text/event-stream",
+                media_type="text/event-stream",
             ),
             Operation(
                 "POST",
@@ -191,12 +202,12 @@ class Events:
                 self.acknowledge,
                 "Acknowledge events",
                 TILLS,
-                {200: CursorGiven},
-                takes=AckTaken,
+                {200: CursorResponse},
+                request_model=AckRequest,
                 refusals=(
-                    Refused(409, "stream_changed", "The event at this position is lost."),
-                    Refused(422, "beyond_head", "The event does not exist yet."),
-                    Refused(422, "no_device", "A terminal without a name has no cursor."),
+                    DeclaredError(409, "stream_changed", "The event at this position is lost."),
+                    DeclaredError(422, "beyond_head", "The event does not exist yet."),
+                    DeclaredError(422, "no_device", "A terminal without a name has no cursor."),
                     _CONNECTING[1],
                 ),
                 tag="Stream",
@@ -204,66 +215,72 @@ class Events:
             ),
         )
 
-    async def poll(self, ask: TenantAsk[PollTaken]) -> Answer:
+    async def poll(self, request: TenantRequest[PollRequest]) -> Response:
         """Answered after a wait too, so that the request is a till's meanwhile."""
-        taken = ask.taken
+        arguments = request.arguments
         position = None
-        if taken.after is not UNSET:
-            position = Position(taken.after, _known(taken.stream_id))
-        types = frozenset(() if taken.types is UNSET else taken.types.split(","))
-        wish = Wish(taken.limit, float(min(taken.wait, _LONGEST_WAIT)), types)
-        batch = await self.polls.answer(_caller(ask), position, wish, _hold(ask.call))
-        answer = BatchGiven(
-            events=[],
-            next=batch.position,
-            has_more=batch.position < batch.last,
-            last_event_id=batch.last,
-            stream_id=batch.stream_id,
-            resync=None if batch.resync is None else batch.resync.value,
+        if arguments.after is not UNSET:
+            position = Position(arguments.after, _known_stream_id(arguments.stream_id))
+        types = frozenset(() if arguments.types is UNSET else arguments.types.split(","))
+        query = PollQuery(arguments.limit, float(min(arguments.wait, _LONGEST_WAIT)), types)
+        page = await self.polls.answer(
+            _polling_terminal(request), position, query, _on_wait(request.http_request)
         )
-        written = [jsontext.Written(message) for message in batch.messages]
-        return Answer(plain(answer) | {"events": written})
+        answer = BatchResponse(
+            events=[],
+            next=page.position,
+            has_more=page.position < page.last,
+            last_event_id=page.last,
+            stream_id=page.stream_id,
+            resync=None if page.resync is None else page.resync.value,
+        )
+        written = [jsontext.RawJSON(message) for message in page.messages]
+        return Response(to_json_members(answer) | {"events": written})
 
-    async def stream(self, ask: TenantAsk[StreamTaken]) -> Answer:
+    async def stream(self, request: TenantRequest[StreamRequest]) -> Response:
         """Everything is checked and looked up before the first byte, as it is for a WebSocket."""
-        taken = ask.taken
-        if ask.call.header("last-event-id") or taken.last_event_id is UNSET:
-            position = resume_position(ask.call)
+        arguments = request.arguments
+        if request.http_request.header("last-event-id") or arguments.last_event_id is UNSET:
+            position = resume_position(request.http_request)
         else:
-            position = Position(taken.last_event_id, _known(taken.stream_id))
-        admitted = await self.admission.admit(ask.tenant, ask.principal, ask.device_id, position)
-        line = EventStream(admitted, self.admission.exchange, self.reactor)
-        return Takeover({}, begin=line.begin, forgo=admitted.left)
+            position = Position(arguments.last_event_id, _known_stream_id(arguments.stream_id))
+        admitted = await self.admission.admit(
+            request.tenant, request.principal, request.device_id, position
+        )
+        event_stream = EventStream(admitted, self.admission.hub, self.reactor)
+        return StreamingResponse({}, begin=event_stream.begin, cancel=admitted.left)
 
-    async def acknowledge(self, ask: TenantAsk[AckTaken]) -> Answer:
+    async def acknowledge(self, request: TenantRequest[AckRequest]) -> Response:
         """Answered when it is written."""
-        stream_id = _known(ask.taken.stream_id)
+        stream_id = _known_stream_id(request.arguments.stream_id)
         # All terminals that acknowledge at the same time wait for the same statements.
-        ask.call.give_turn()
-        seq = await self.polls.acknowledge(_caller(ask), ask.taken.id, stream_id)
-        return given(CursorGiven(id=seq))
+        request.http_request.release_turn()
+        seq = await self.polls.acknowledge(
+            _polling_terminal(request), request.arguments.id, stream_id
+        )
+        return model_response(CursorResponse(id=seq))
 
 
-def _caller(ask: TenantAsk[Any]) -> Caller:
-    return Caller(ask.tenant, ask.principal, ask.device_id)
+def _polling_terminal(request: TenantRequest[Any]) -> PollingTerminal:
+    return PollingTerminal(request.tenant, request.principal, request.device_id)
 
 
-def _known(stream_id: UUID | Unset) -> UUID | None:
+def _known_stream_id(stream_id: UUID | Unset) -> UUID | None:
     return None if stream_id is UNSET else stream_id
 
 
-def _hold(call: Call) -> Hold:
+def _on_wait(http_request: HTTPRequest) -> OnHold:
     """What a poll calls when it begins to wait."""
 
-    def hold(leave: Callable[[], None]) -> Callable[[], None]:
+    def detach_request(leave: Callable[[], None]) -> Callable[[], None]:
         # Other requests with the same key, an acknowledgement for example, do not wait for this one.
-        call.give_turn()
-        channel = cast("BoundedChannel | None", call.request.channel)
+        http_request.release_turn()
+        channel = cast("BoundedChannel | None", http_request.request.channel)
         if channel is None:
             # Whoever asked has gone already.
             leave()
             return lambda: None
-        channel.hold(leave)
-        return channel.let_go
+        channel.detach_request(leave)
+        return channel.reattach_request
 
-    return hold
+    return detach_request

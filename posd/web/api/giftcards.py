@@ -10,15 +10,15 @@ from typing import Annotated, Final, Literal
 from attrs import define, field
 from msgspec import Meta
 
-from posd.database.gathering import Gathering
-from posd.database.pool import Database
+from posd.database.keyed_coalescing import KeyedCoalescer
+from posd.database.pool import Pool
 from posd.errors import BadRequest, NotFound
 from posd.events import coercion as readings
 from posd.events.timezones import zone
-from posd.protocol.literals import timestamp
+from posd.protocol.json_literals import timestamp
 from posd.store import giftcards, idempotency
-from posd.store.card_movements import Movement
-from posd.store.giftcards import Card, Details, Status
+from posd.store.card_movements import CardMovement
+from posd.store.giftcards import CardDetails, GiftCard, Status
 from posd.values import Tenant
 from posd.web.api import ledgers
 from posd.web.api.card_moves import CardMoves
@@ -30,25 +30,41 @@ from posd.web.api.ledgers import (
     REVERSAL_REFUSALS,
     REVERSED,
     TOO_MUCH,
-    MovementTaken,
+    MovementRequest,
     Remark,
-    ReversalGiven,
-    ReversalTaken,
+    ReversalRequest,
+    ReversalResponse,
     TransactionId,
 )
-from posd.web.http.models import UNSET, Amount, Given, Moment, Success, Text, Unset, called
-from posd.web.http.operations import LEDGERS, PLATFORMS, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer
+from posd.web.http.models import (
+    UNSET,
+    Amount,
+    Moment,
+    ResponseModel,
+    SuccessModel,
+    Text,
+    Unset,
+    also_named,
+)
+from posd.web.http.operations import (
+    LEDGERS,
+    PLATFORMS,
+    DeclaredError,
+    Operation,
+    TenantRequest,
+    model_response,
+)
+from posd.web.http.responses import Response
 
 
-class DeductionTaken(MovementTaken, frozen=True, kw_only=True):
+class DeductionRequest(MovementRequest, frozen=True, kw_only=True):
     """The amount to deduct from a card, and the reason."""
 
     amount: Amount
-    notes: Annotated[Remark, called("reference")] | Unset | None = UNSET
+    notes: Annotated[Remark, also_named("reference")] | Unset | None = UNSET
 
 
-class SaleTaken(MovementTaken, frozen=True, kw_only=True):
+class SaleRequest(MovementRequest, frozen=True, kw_only=True):
     """A card to sell. Without `cardNumber`, posd generates a random number."""
 
     amount: Amount
@@ -70,7 +86,7 @@ class SaleTaken(MovementTaken, frozen=True, kw_only=True):
     ) = UNSET
 
 
-class Balance(Given, frozen=True):
+class Balance(ResponseModel, frozen=True):
     """The balance of a card. `expiryDate` is the last instant at which the card is valid."""
 
     card_number: str
@@ -88,14 +104,14 @@ class BalanceData(Balance, frozen=True):
     recipient_name: str | None
 
 
-class BalanceGiven(Balance, frozen=True, kw_only=True):
+class BalanceResponse(Balance, frozen=True, kw_only=True):
     """The balance of a card."""
 
     success: Literal[True] = True
     data: BalanceData
 
 
-class Deduction(Given, frozen=True):
+class Deduction(ResponseModel, frozen=True):
     """A deduction from a card. `newBalance` and `remainingBalance` are equal."""
 
     previous_balance: Decimal
@@ -105,14 +121,14 @@ class Deduction(Given, frozen=True):
     transaction_id: TransactionId
 
 
-class DeductionGiven(Deduction, frozen=True, kw_only=True):
+class DeductionResponse(Deduction, frozen=True, kw_only=True):
     """A deduction from a card."""
 
     success: Literal[True] = True
     data: Deduction
 
 
-class CardGiven(Success, frozen=True):
+class CardResponse(SuccessModel, frozen=True):
     """A card that was sold."""
 
     card_number: str
@@ -128,43 +144,43 @@ class CardGiven(Success, frozen=True):
     transaction_id: TransactionId
 
 
-class CardReversalGiven(ReversalGiven, frozen=True, kw_only=True):
+class CardReversalResponse(ReversalResponse, frozen=True, kw_only=True):
     """The result of a reversal, and the balance of the card after it. Both balances are equal."""
 
     new_balance: Decimal
     remaining_balance: Decimal
 
 
-class InsufficientBalance(Given, frozen=True):
+class InsufficientBalance(ResponseModel, frozen=True):
     """The balance of the card."""
 
     current_balance: Decimal
 
 
-UNKNOWN: Final = Refused(404, "unknown_card", "There is no such card.")
-INVALID_AMOUNT: Final = Refused(
+UNKNOWN: Final = DeclaredError(404, "unknown_card", "There is no such card.")
+INVALID_AMOUNT: Final = DeclaredError(
     422,
     "invalid_amount",
     "The amount is not a number above zero with at most the decimals of the currency. "
     "`field` names the member.",
 )
-INSUFFICIENT: Final = Refused(
+INSUFFICIENT: Final = DeclaredError(
     400, "insufficient_balance", "The balance of the card is too low.", InsufficientBalance
 )
-BLOCKED: Final = Refused(400, "card_blocked", "The card is blocked.")
-EXPIRED: Final = Refused(400, "card_expired", "The card has expired.")
+BLOCKED: Final = DeclaredError(400, "card_blocked", "The card is blocked.")
+EXPIRED: Final = DeclaredError(400, "card_expired", "The card has expired.")
 
 
 @define(eq=False)
-class GiftCards:
+class GiftCardEndpoints:
     """The endpoints."""
 
-    database: Database
-    _cards: Gathering[Tenant, str, Card | None] = field(init=False)
+    database: Pool
+    _cards: KeyedCoalescer[Tenant, str, GiftCard | None] = field(init=False)
     _moves: CardMoves = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._cards = Gathering(self.database.clock, self._read)
+        self._cards = KeyedCoalescer(self.database.clock, self._read)
         self._moves = CardMoves(self.database)
 
     @property
@@ -177,7 +193,7 @@ class GiftCards:
                 self.balance,
                 "Read the balance of a gift card",
                 LEDGERS,
-                {200: BalanceGiven},
+                {200: BalanceResponse},
                 refusals=(UNKNOWN, NO_LEDGER),
                 tag="Gift cards",
                 description="posd compares card numbers without surrounding spaces and in "
@@ -189,8 +205,8 @@ class GiftCards:
                 self.deduct,
                 "Deduct an amount from a gift card",
                 LEDGERS,
-                {200: DeductionGiven},
-                DeductionTaken,
+                {200: DeductionResponse},
+                DeductionRequest,
                 refusals=(
                     *(INSUFFICIENT, EXPIRED, BLOCKED, UNKNOWN, NO_LEDGER, INVALID_AMOUNT),
                     *(REVERSED, MISMATCH, BAD_KEY, LONG_ORDER),
@@ -208,13 +224,15 @@ class GiftCards:
                 self.sell,
                 "Sell a gift card",
                 PLATFORMS,
-                {201: CardGiven},
-                SaleTaken,
+                {201: CardResponse},
+                SaleRequest,
                 refusals=(
-                    Refused(400, "card_expired", "`expiryDate` is in the past."),
+                    DeclaredError(400, "card_expired", "`expiryDate` is in the past."),
                     BLOCKED,
-                    Refused(409, "card_exists", "A card with this number has already been sold."),
-                    Refused(422, "invalid_card", "The card number is not valid."),
+                    DeclaredError(
+                        409, "card_exists", "A card with this number has already been sold."
+                    ),
+                    DeclaredError(422, "invalid_card", "The card number is not valid."),
                     *(NO_LEDGER, INVALID_AMOUNT, REVERSED, MISMATCH, BAD_KEY, LONG_ORDER),
                 ),
                 idempotent=True,
@@ -229,8 +247,8 @@ class GiftCards:
                 self.reverse,
                 "Reverse a movement of a gift card",
                 LEDGERS,
-                {200: CardReversalGiven},
-                ReversalTaken,
+                {200: CardReversalResponse},
+                ReversalRequest,
                 refusals=(*REVERSAL_REFUSALS, UNKNOWN, INSUFFICIENT, TOO_MUCH),
                 idempotent=True,
                 tag="Gift cards",
@@ -242,12 +260,12 @@ class GiftCards:
             ),
         )
 
-    async def balance(self, ask: TenantAsk[None]) -> Answer:
+    async def balance(self, request: TenantRequest[None]) -> Response:
         """Nothing is locked for it, so what it says may be over when it arrives."""
-        number = giftcards.normalise(ask.path["cardNumber"])
+        number = giftcards.normalise(request.path["cardNumber"])
         # It waits for what others wait for too.
-        ask.call.give_turn()
-        card = None if number is None else await self._cards.ask(ask.tenant, number)
+        request.http_request.release_turn()
+        card = None if number is None else await self._cards.ask(request.tenant, number)
         if card is None:
             raise NotFound("There is no such card.", code="unknown_card")
         data = BalanceData(
@@ -260,20 +278,22 @@ class GiftCards:
             expiry_date=_moment(card.expiry_date),
             recipient_name=card.recipient_name,
         )
-        return ledgers.twice(BalanceGiven, data)
+        return ledgers.duplicated_under_data(BalanceResponse, data)
 
-    async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, Card | None]:
+    async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, GiftCard | None]:
         found = await giftcards.balances(self.database.of(tenant.id), tenant, numbers)
         return {number: found.get(number) for number in numbers}
 
-    async def deduct(self, ask: TenantAsk[DeductionTaken]) -> Answer:
+    async def deduct(self, request: TenantRequest[DeductionRequest]) -> Response:
         """What a till or a web shop does when somebody pays with a card."""
-        cause = ledgers.cause(ask, ask.taken.notes, key=ledgers.key_of(ask))
-        number, amount = ask.path["cardNumber"], ask.taken.amount
-        move = giftcards.deduction(ask.tenant, number, amount, cause)
+        movement_cause = ledgers.movement_cause(
+            request, request.arguments.notes, key=ledgers.requested_key(request)
+        )
+        number, amount = request.path["cardNumber"], request.arguments.amount
+        move = giftcards.deduction_request(request.tenant, number, amount, movement_cause)
         # It waits for what others wait for too.
-        ask.call.give_turn()
-        movement = await self._moves.make(ask.tenant, move, ledgers.deadline(ask))
+        request.http_request.release_turn()
+        movement = await self._moves.make(request.tenant, move, ledgers.deadline(request))
         data = Deduction(
             previous_balance=movement.before,
             amount_deducted=-movement.amount,
@@ -281,48 +301,56 @@ class GiftCards:
             remaining_balance=movement.after,
             transaction_id=str(movement.transaction_id),
         )
-        return ledgers.twice(DeductionGiven, data, replayed=movement.replayed)
+        return ledgers.duplicated_under_data(DeductionResponse, data, replayed=movement.replayed)
 
-    async def sell(self, ask: TenantAsk[SaleTaken]) -> Answer:
+    async def sell(self, request: TenantRequest[SaleRequest]) -> Response:
         """A call that is made again is for the card of the first one, whoever chose its number."""
-        tenant, taken = ask.tenant, ask.taken
-        number = ledgers.sent(taken.card_number)
-        cause = ledgers.cause(ask, None, key=ledgers.key_of(ask))
-        details = Details(
-            ledgers.sent(taken.purchased_by),
-            ledgers.sent(taken.recipient_name),
-            ledgers.sent(taken.recipient_email),
-            _expiry(ask),
+        tenant, arguments = request.tenant, request.arguments
+        number = ledgers.unset_to_none(arguments.card_number)
+        movement_cause = ledgers.movement_cause(request, None, key=ledgers.requested_key(request))
+        details = CardDetails(
+            ledgers.unset_to_none(arguments.purchased_by),
+            ledgers.unset_to_none(arguments.recipient_name),
+            ledgers.unset_to_none(arguments.recipient_email),
+            _expiry_date(request),
         )
         movement, card = await self.database.transaction(
-            lambda session: giftcards.sell(session, tenant, number, taken.amount, cause, details),
+            lambda executor: giftcards.purchase_in_transaction(
+                executor, tenant, number, arguments.amount, movement_cause, details
+            ),
             tenant=tenant.id,
-            deadline=ledgers.deadline(ask),
+            deadline=ledgers.deadline(request),
         )
-        return given(_sold(movement, card), 201, replayed=movement.replayed)
+        return model_response(_card_response(movement, card), 201, replayed=movement.replayed)
 
-    async def reverse(self, ask: TenantAsk[ReversalTaken]) -> Answer:
+    async def reverse(self, request: TenantRequest[ReversalRequest]) -> Response:
         """The body names the movement; a key in a header is this call's own."""
-        tenant, number, original = ask.tenant, ask.path["cardNumber"], ask.taken.original
-        cause = ledgers.cause(ask, ask.taken.reason)
-        named = ask.named([giftcards.normalise(number), original])
+        tenant, number, original = (
+            request.tenant,
+            request.path["cardNumber"],
+            request.arguments.original,
+        )
+        movement_cause = ledgers.movement_cause(request, request.arguments.reason)
+        idempotency_key = request.idempotency_key([giftcards.normalise(number), original])
         answered = await self.database.transaction(
-            lambda session: idempotency.once(
-                session,
-                named,
-                lambda: ledgers.told(
-                    _reversal(giftcards.reverse(session, tenant, number, cause, **original))
+            lambda executor: idempotency.run_once(
+                executor,
+                idempotency_key,
+                lambda: ledgers.as_stored(
+                    _reversal(
+                        giftcards.reverse(executor, tenant, number, movement_cause, **original)
+                    )
                 ),
             ),
             tenant=tenant.id,
-            deadline=ledgers.deadline(ask),
+            deadline=ledgers.deadline(request),
         )
-        return ledgers.again(answered)
+        return ledgers.from_stored(answered)
 
 
-async def _reversal(reversing: Awaitable[Movement]) -> CardReversalGiven:
+async def _reversal(reversing: Awaitable[CardMovement]) -> CardReversalResponse:
     movement = await reversing
-    return CardReversalGiven(
+    return CardReversalResponse(
         reversed=not movement.tombstoned,
         tombstoned=movement.tombstoned,
         new_balance=movement.after,
@@ -331,9 +359,9 @@ async def _reversal(reversing: Awaitable[Movement]) -> CardReversalGiven:
     )
 
 
-def _sold(movement: Movement, card: Card) -> CardGiven:
+def _card_response(movement: CardMovement, card: GiftCard) -> CardResponse:
     """A card as it was when it was sold; but who bought it, and for whom, as it is known now."""
-    return CardGiven(
+    return CardResponse(
         card_number=card.number,
         balance=movement.after,
         initial_balance=movement.amount,
@@ -348,12 +376,12 @@ def _sold(movement: Movement, card: Card) -> CardGiven:
     )
 
 
-def _expiry(ask: TenantAsk[SaleTaken]) -> datetime | None:
+def _expiry_date(request: TenantRequest[SaleRequest]) -> datetime | None:
     """The last instant at which a card is valid; a day is one of the shop's."""
-    written = ledgers.sent(ask.taken.expiry_date)
+    written = ledgers.unset_to_none(request.arguments.expiry_date)
     try:
-        read = readings.deadline(written, zone(ask.tenant.timezone)) if written else None
-    except readings.Unreadable:
+        read = readings.deadline(written, zone(request.tenant.timezone)) if written else None
+    except readings.NotCoercible:
         raise BadRequest(
             "expiryDate is neither a time nor a day.",
             code="invalid_field",

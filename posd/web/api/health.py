@@ -10,14 +10,21 @@ from attrs import define
 from posd import __version__
 from posd.errors import Unavailable
 from posd.monitoring.health import Health
-from posd.protocol import literals
-from posd.web.http.dispatch import Reception
-from posd.web.http.models import UNSET, Given, Moment, Unset
-from posd.web.http.operations import ADMINS, ANYBODY_AT_TENANT, NOBODY, Ask, Operation, given
-from posd.web.http.requests import Answer
+from posd.protocol import json_literals as literals
+from posd.web.http.dispatch import Dispatcher
+from posd.web.http.models import UNSET, Moment, ResponseModel, Unset
+from posd.web.http.operations import (
+    ADMINS,
+    ANYBODY_AT_TENANT,
+    NOBODY,
+    Operation,
+    Request,
+    model_response,
+)
+from posd.web.http.responses import Response
 
 
-class HealthGiven(Given, frozen=True):
+class HealthResponse(ResponseModel, frozen=True):
     """`ok`, or `unavailable` with the `missing` parts; `degraded` has the parts that posd works
     without."""
 
@@ -26,23 +33,23 @@ class HealthGiven(Given, frozen=True):
     degraded: list[str] | Unset = UNSET
 
 
-class ConnectionsGiven(Given, frozen=True):
+class ConnectionsSummary(ResponseModel, frozen=True):
     """The number of connections of a tenant."""
 
     tenant: str
     count: int
 
 
-class DeployedHealthGiven(Given, frozen=True):
+class DeployedHealthResponse(ResponseModel, frozen=True):
     """The answer that existing monitoring polls, with the connections of all nodes."""
 
     status: str
     service: str
-    connections: list[ConnectionsGiven]
+    connections: list[ConnectionsSummary]
     timestamp: Moment
 
 
-class TenantHealthGiven(Given, frozen=True):
+class TenantHealthResponse(ResponseModel, frozen=True):
     """`ok`, or `degraded` while the database is unavailable. Existing tills read this answer."""
 
     status: str
@@ -59,7 +66,7 @@ class HealthEndpoints:
     """
 
     health: Health
-    reception: Reception
+    dispatcher: Dispatcher
     counts: Callable[[], Awaitable[list[tuple[str, int]]]]
 
     @property
@@ -71,7 +78,7 @@ class HealthEndpoints:
                 self.live,
                 "Check that the process answers",
                 NOBODY,
-                {200: HealthGiven},
+                {200: HealthResponse},
                 tag="Health",
             ),
             Operation(
@@ -80,7 +87,7 @@ class HealthEndpoints:
                 self.ready,
                 "Check that posd can serve tills and orders",
                 NOBODY,
-                {200: HealthGiven, 503: HealthGiven},
+                {200: HealthResponse, 503: HealthResponse},
                 tag="Health",
             ),
             Operation(
@@ -89,7 +96,7 @@ class HealthEndpoints:
                 self.deployed,
                 "Read the number of connections of each tenant",
                 ADMINS,
-                {200: DeployedHealthGiven},
+                {200: DeployedHealthResponse},
                 trusted=True,
                 tag="Health",
             ),
@@ -104,51 +111,53 @@ class HealthEndpoints:
             self.at_tenant,
             "Check that posd serves the tills and orders of a tenant",
             ANYBODY_AT_TENANT,
-            {200: TenantHealthGiven, 503: TenantHealthGiven},
-            own_keys=True,
+            {200: TenantHealthResponse, 503: TenantHealthResponse},
+            checks_key_itself=True,
             description="While the database is unavailable, posd cannot check keys and "
             "accepts any key.",
             tag="Health",
         )
 
-    async def live(self, ask: Ask[None]) -> Answer:
+    async def live(self, request: Request[None]) -> Response:
         """The process answers."""
-        return given(HealthGiven(status="ok"))
+        return model_response(HealthResponse(status="ok"))
 
-    async def ready(self, ask: Ask[None]) -> Answer:
+    async def ready(self, request: Request[None]) -> Response:
         """It can take tills and orders; if not, 503 with what is missing.
 
         A node that only does without something stays in the load balancer: the others do so too.
         """
         missing, degraded = self.health.missing(), self.health.degraded() or UNSET
         if missing:
-            answer = HealthGiven(status="unavailable", missing=missing, degraded=degraded)
-            return given(answer, 503, {"Retry-After": "2"})
-        return given(HealthGiven(status="ok", degraded=degraded))
+            answer = HealthResponse(status="unavailable", missing=missing, degraded=degraded)
+            return model_response(answer, 503, {"Retry-After": "2"})
+        return model_response(HealthResponse(status="ok", degraded=degraded))
 
-    async def at_tenant(self, ask: Ask[None]) -> Answer:
+    async def at_tenant(self, request: Request[None]) -> Response:
         """Served by whether keys can be looked up; 503 to any key tells no more than `ready`."""
-        slug = ask.path["tenant"]
+        slug = request.path["tenant"]
         well = not {"database", "sequencer"} & {*self.health.missing()}
         try:
-            await self.reception.admit(self._at_tenant, slug, ask.call)
+            await self.dispatcher.admit(self._at_tenant, slug, request.http_request)
         except Unavailable:
             well = False
-        answer = TenantHealthGiven(
+        answer = TenantHealthResponse(
             status="ok" if well else "degraded",
             tenant=slug,
             timestamp=literals.timestamp(datetime.now(UTC)),
             version=__version__,
         )
-        return given(answer) if well else given(answer, 503, {"Retry-After": "2"})
+        return model_response(answer) if well else model_response(answer, 503, {"Retry-After": "2"})
 
-    async def deployed(self, ask: Ask[None]) -> Answer:
+    async def deployed(self, request: Request[None]) -> Response:
         counts = await self.counts()
-        return given(
-            DeployedHealthGiven(
+        return model_response(
+            DeployedHealthResponse(
                 status="ok",
                 service="WebSocket Server",
-                connections=[ConnectionsGiven(tenant=slug, count=count) for slug, count in counts],
+                connections=[
+                    ConnectionsSummary(tenant=slug, count=count) for slug, count in counts
+                ],
                 timestamp=literals.timestamp(datetime.now(UTC)),
             )
         )

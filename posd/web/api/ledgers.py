@@ -11,12 +11,20 @@ from msgspec import Meta, structs
 
 from posd.errors import BadRequest, NotFound
 from posd.store import ledgers
-from posd.store.idempotency import Answered
-from posd.store.ledgers import Cause
+from posd.store.idempotency import IdempotentResponse
+from posd.store.ledgers import MovementCause
 from posd.web.http import idempotency
-from posd.web.http.models import UNSET, Given, Identity, Taken, Unset, called, plain
-from posd.web.http.operations import Refused, TenantAsk, given
-from posd.web.http.requests import Answer
+from posd.web.http.models import (
+    UNSET,
+    Identity,
+    RequestModel,
+    ResponseModel,
+    Unset,
+    also_named,
+    to_json_members,
+)
+from posd.web.http.operations import DeclaredError, TenantRequest, model_response
+from posd.web.http.responses import Response
 
 M = TypeVar("M")
 
@@ -31,45 +39,51 @@ _TRANSACTION: Final = re.compile(r"[0-9]{1,19}")
 OrderId = Annotated[
     str,
     Meta(extra_json_schema={"maxLength": 255}),
-    called("order_reference", "orderReference"),
+    also_named("order_reference", "orderReference"),
 ]
 Remark = Annotated[
     str, Meta(description="A text for people. posd stores the first 500 characters.")
 ]
 TransactionId = Annotated[str, Meta(description="The id of the movement within the tenant.")]
 
-MISMATCH: Final = Refused(
+MISMATCH: Final = DeclaredError(
     422, "idempotency_mismatch", "This Idempotency-Key was used for another movement."
 )
-REVERSED: Final = Refused(409, "reversed", "The movement with this Idempotency-Key was reversed.")
-NO_LEDGER: Final = Refused(404, "no_ledger", "The shop manages its gift cards or points elsewhere.")
-LONG_ORDER: Final = Refused(422, "invalid_order", "`orderId` is longer than 255 characters.")
-BAD_KEY: Final = Refused(
+REVERSED: Final = DeclaredError(
+    409, "reversed", "The movement with this Idempotency-Key was reversed."
+)
+NO_LEDGER: Final = DeclaredError(
+    404, "no_ledger", "The shop manages its gift cards or points elsewhere."
+)
+LONG_ORDER: Final = DeclaredError(422, "invalid_order", "`orderId` is longer than 255 characters.")
+BAD_KEY: Final = DeclaredError(
     400, "invalid_idempotency_key", "`Idempotency-Key` is not valid, or there are two that differ."
 )
-TOO_MUCH: Final = Refused(422, "invalid_amount", "The balance would exceed its maximum.")
+TOO_MUCH: Final = DeclaredError(422, "invalid_amount", "The balance would exceed its maximum.")
 REVERSAL_REFUSALS: Final = (
-    Refused(404, "unknown_transaction", "The card or the account has no such movement."),
-    Refused(403, "forbidden", "A till can reverse only its own movements."),
-    Refused(
+    DeclaredError(404, "unknown_transaction", "The card or the account has no such movement."),
+    DeclaredError(403, "forbidden", "A till can reverse only its own movements."),
+    DeclaredError(
         409, "ambiguous_key", "Several movements have this key. Name one by its `transactionId`."
     ),
-    Refused(409, "still_running", "The first call with this Idempotency-Key is still running."),
-    Refused(422, "not_reversible", "A reversal cannot be reversed."),
+    DeclaredError(
+        409, "still_running", "The first call with this Idempotency-Key is still running."
+    ),
+    DeclaredError(422, "not_reversible", "A reversal cannot be reversed."),
     MISMATCH,
     NO_LEDGER,
     BAD_KEY,
 )
 
 
-class MovementTaken(Taken, frozen=True):
+class MovementRequest(RequestModel, frozen=True):
     """The members that every movement can have."""
 
     order_id: OrderId | Unset | None = UNSET
     idempotency_key: str | Unset | None = UNSET
 
 
-class ReversalTaken(Taken, frozen=True):
+class ReversalRequest(RequestModel, frozen=True):
     """The movement to reverse, by its key or by its id."""
 
     # `$` alone lets a line feed follow.
@@ -93,7 +107,7 @@ class ReversalTaken(Taken, frozen=True):
         return {"transaction_id": int(self.transaction_id)}
 
 
-class ReversalGiven(Given, frozen=True, kw_only=True):
+class ReversalResponse(ResponseModel, frozen=True, kw_only=True):
     """The result of a reversal.
 
     If `tombstoned` is true, no movement has the key, and posd refuses later ones. `transactionId`
@@ -106,47 +120,55 @@ class ReversalGiven(Given, frozen=True, kw_only=True):
     transaction_id: TransactionId
 
 
-def cause(ask: TenantAsk[Any], note: str | Unset | None, *, key: str | None = None) -> Cause:
+def movement_cause(
+    request: TenantRequest[Any], note: str | Unset | None, *, key: str | None = None
+) -> MovementCause:
     """Who moves something and why; the key is the call's unless there is another."""
-    order_id = getattr(ask.taken, "order_id", None)
-    return Cause(ask.who, key, ask.device_id, sent(order_id), sent(note))
+    order_id = getattr(request.arguments, "order_id", None)
+    return MovementCause(
+        request.actor, key, request.device_id, unset_to_none(order_id), unset_to_none(note)
+    )
 
 
-def key_of(ask: TenantAsk[Any]) -> str | None:
+def requested_key(request: TenantRequest[Any]) -> str | None:
     """The `Idempotency-Key` of a movement, from a header or from its body. Raises `BadRequest`."""
-    return idempotency.key_of(ask.call, sent(ask.taken.idempotency_key))
+    return idempotency.requested_key(
+        request.http_request, unset_to_none(request.arguments.idempotency_key)
+    )
 
 
-def deadline(ask: TenantAsk[Any]) -> float:
+def deadline(request: TenantRequest[Any]) -> float:
     """When a movement that is asked for must be committed, by the reactor's clock."""
-    return ask.arrived + MONEY_SECONDS
+    return request.arrived_at + MONEY_SECONDS
 
 
-def sent(value: M | Unset | None) -> M | None:
+def unset_to_none(value: M | Unset | None) -> M | None:
     """A member that may be missing, or null, which says the same."""
     return None if value is UNSET else value
 
 
-def twice(kind: type[Given], data: Given, *, replayed: bool = False) -> Answer:
+def duplicated_under_data(
+    kind: type[ResponseModel], data: ResponseModel, *, replayed: bool = False
+) -> Response:
     """An answer whose members are there twice, under `data` too, where deployed platforms read them."""
     known = structs.asdict(data)
     members = {name: known[name] for name in kind.__struct_fields__ if name in known}
-    answer = given(kind(**members, data=data), replayed=replayed)
+    answer = model_response(kind(**members, data=data), replayed=replayed)
     return evolve(answer, body={"success": True, **answer.body})
 
 
-async def told(reversal: Awaitable[Given]) -> tuple[int, Mapping[str, object]]:
+async def as_stored(reversal: Awaitable[ResponseModel]) -> tuple[int, Mapping[str, object]]:
     """A reversal's answer, to be kept with it."""
-    return 200, plain(await reversal)
+    return 200, to_json_members(await reversal)
 
 
-def again(answered: Answered) -> Answer:
+def from_stored(answered: IdempotentResponse) -> Response:
     """An answer that was kept, or is now."""
     headers = {"Idempotent-Replayed": "true"} if answered.replayed else {}
-    return Answer(answered.body, answered.status, headers)
+    return Response(answered.body, answered.status, headers)
 
 
-def unknown_customer(phone: str) -> NotFound:
+def unknown_customer_error(phone: str) -> NotFound:
     """Nobody collects points under this number, in the words of deployed platforms too."""
     details = {"data": {"phone": phone, "points": 0, "isNewCustomer": True}}
     message = "There is no such customer."

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from posd.database.gathering import Gathering
-from posd.database.pool import Database
+from posd.database.keyed_coalescing import KeyedCoalescer
+from posd.database.pool import Pool
 from posd.events import phones
 from posd.events.timezones import zone
-from posd.protocol.literals import timestamp
+from posd.protocol.json_literals import timestamp
 from posd.store import idempotency, loyalty, loyalty_accounts, loyalty_rules
-from posd.store.loyalty import DailyLimit, Movement, Rules
-from posd.store.loyalty_accounts import Account, Transaction
+from posd.store.loyalty import DailyLimit, LoyaltyRules, PointsMovement
+from posd.store.loyalty_accounts import LoyaltyAccount, PointsTransaction
 from posd.store.loyalty_rules import Moving
 from posd.values import KeyKind, Tenant
 from posd.web.api import ledgers
@@ -32,53 +32,55 @@ from posd.web.api.ledgers import (
     REVERSAL_REFUSALS,
     REVERSED,
     TOO_MUCH,
-    ReversalTaken,
+    ReversalRequest,
 )
 from posd.web.api.loyalty_models import (
-    Addition,
-    AdditionGiven,
+    AdditionResponse,
     InsufficientPoints,
+    LoyaltyStandingData,
+    LoyaltyStandingResponse,
+    PointsAddition,
     PointsPerDay,
-    PointsReversalGiven,
-    PointsTaken,
-    Redemption,
-    RedemptionGiven,
-    SettingsGiven,
-    StandingData,
-    StandingGiven,
-    TransactionGiven,
+    PointsRedemption,
+    PointsRequest,
+    PointsReversalResponse,
+    RedemptionResponse,
+    SettingsResponse,
+    TransactionEntry,
     UnknownCustomer,
 )
-from posd.web.http.operations import LEDGERS, Operation, Refused, TenantAsk
-from posd.web.http.requests import Answer
+from posd.web.http.operations import LEDGERS, DeclaredError, Operation, TenantRequest
+from posd.web.http.responses import Response
 
-UNKNOWN: Final = Refused(404, "unknown_customer", "No customer has this number.")
-INVALID_PHONE: Final = Refused(422, "invalid_phone", "This is not a telephone number.")
-INVALID_POINTS: Final = Refused(
+UNKNOWN: Final = DeclaredError(404, "unknown_customer", "No customer has this number.")
+INVALID_PHONE: Final = DeclaredError(422, "invalid_phone", "This is not a telephone number.")
+INVALID_POINTS: Final = DeclaredError(
     422,
     "invalid_amount",
     "The number of points is not an integer above zero, or exceeds the maximum of a "
     "movement or an account.",
 )
-INSUFFICIENT: Final = Refused(
+INSUFFICIENT: Final = DeclaredError(
     400, "insufficient_points", "The customer does not have enough points.", InsufficientPoints
 )
-DISABLED: Final = Refused(422, "loyalty_disabled", "The loyalty programme of the shop is disabled.")
+DISABLED: Final = DeclaredError(
+    422, "loyalty_disabled", "The loyalty programme of the shop is disabled."
+)
 
 
-Standing = tuple[Account | None, Rules]
+AccountAndRules = tuple[LoyaltyAccount | None, LoyaltyRules]
 
 
 @define(eq=False)
-class LoyaltyPoints:
+class LoyaltyEndpoints:
     """The endpoints. A till may add `points_per_day` points in a day of its shop."""
 
-    database: Database
+    database: Pool
     points_per_day: int
-    _accounts: Gathering[Tenant, str, Standing] = field(init=False)
+    _accounts: KeyedCoalescer[Tenant, str, AccountAndRules] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._accounts = Gathering(self.database.clock, self._read)
+        self._accounts = KeyedCoalescer(self.database.clock, self._read)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -92,8 +94,8 @@ class LoyaltyPoints:
                 self.points,
                 "Read the points of a customer",
                 LEDGERS,
-                {200: StandingGiven},
-                refusals=(Refused(404, UNKNOWN.code, UNKNOWN.when, UnknownCustomer), *either),
+                {200: LoyaltyStandingResponse},
+                refusals=(DeclaredError(404, UNKNOWN.code, UNKNOWN.when, UnknownCustomer), *either),
                 tag="Loyalty",
                 description="The answer has the last ten movements, newest first. "
                 "`totalSpent` is a figure of the shop.",
@@ -104,17 +106,17 @@ class LoyaltyPoints:
                 self.add,
                 "Add points to a customer",
                 LEDGERS,
-                {200: AdditionGiven},
-                PointsTaken,
+                {200: AdditionResponse},
+                PointsRequest,
                 refusals=(
-                    Refused(
+                    DeclaredError(
                         404,
                         UNKNOWN.code,
                         "No customer has this number, and the shop does not create "
                         "accounts automatically.",
                     ),
-                    Refused(409, "already_earned", "The order has already earned points."),
-                    Refused(
+                    DeclaredError(409, "already_earned", "The order has already earned points."),
+                    DeclaredError(
                         429,
                         "too_many_points",
                         "The till would exceed `limits.points_per_day_per_till` today.",
@@ -135,11 +137,11 @@ class LoyaltyPoints:
                 self.redeem,
                 "Redeem points of a customer",
                 LEDGERS,
-                {200: RedemptionGiven},
-                PointsTaken,
+                {200: RedemptionResponse},
+                PointsRequest,
                 refusals=(
                     *(INSUFFICIENT, UNKNOWN),
-                    Refused(
+                    DeclaredError(
                         422,
                         INVALID_POINTS.code,
                         f"{INVALID_POINTS.when} It must also be a multiple of the increment of"
@@ -159,8 +161,8 @@ class LoyaltyPoints:
                 self.reverse,
                 "Reverse a movement of points",
                 LEDGERS,
-                {200: PointsReversalGiven},
-                ReversalTaken,
+                {200: PointsReversalResponse},
+                ReversalRequest,
                 refusals=(*REVERSAL_REFUSALS, INVALID_PHONE, INSUFFICIENT, TOO_MUCH),
                 idempotent=True,
                 tag="Loyalty",
@@ -170,48 +172,50 @@ class LoyaltyPoints:
             ),
         )
 
-    async def points(self, ask: TenantAsk[None]) -> Answer:
+    async def points(self, request: TenantRequest[None]) -> Response:
         """What a customer has, and what it is worth."""
-        phone = _phone(ask)
+        phone = _phone(request)
         # It waits for what others wait for too.
-        ask.call.give_turn()
-        account, rules = await self._accounts.ask(ask.tenant, phone)
+        request.http_request.release_turn()
+        account, rules = await self._accounts.ask(request.tenant, phone)
         if account is None:
-            raise ledgers.unknown_customer(phone)
-        return ledgers.twice(StandingGiven, _standing(account, rules))
+            raise ledgers.unknown_customer_error(phone)
+        return ledgers.duplicated_under_data(LoyaltyStandingResponse, _standing(account, rules))
 
-    async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, Standing]:
+    async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, AccountAndRules]:
         """Customers' accounts, and the rules that they are under."""
-        session = self.database.of(tenant.id)
-        found = await loyalty_accounts.accounts(session, tenant, numbers)
-        rules = await loyalty_rules.read(session, tenant)
+        executor = self.database.of(tenant.id)
+        found = await loyalty_accounts.find_accounts(executor, tenant, numbers)
+        rules = await loyalty_rules.load_rules(executor, tenant)
         return {number: (found.get(number), rules) for number in numbers}
 
-    async def add(self, ask: TenantAsk[PointsTaken]) -> Answer:
+    async def add(self, request: TenantRequest[PointsRequest]) -> Response:
         """What a till or a web shop does when somebody has paid."""
-        movement = await self._move(ask, self._add_within_limit(ask))
-        data = Addition(
+        movement = await self._move(request, self._add_within_limit(request))
+        data = PointsAddition(
             customer_id=str(movement.account_id),
             previous_points=movement.before,
             points_added=movement.points,
             new_points=movement.after,
             transaction_id=str(movement.transaction_id),
         )
-        return ledgers.twice(AdditionGiven, data, replayed=movement.replayed)
+        return ledgers.duplicated_under_data(AdditionResponse, data, replayed=movement.replayed)
 
-    def _add_within_limit(self, ask: TenantAsk[Any]) -> Moving:
+    def _add_within_limit(self, request: TenantRequest[Any]) -> Moving:
         """Add points, and count them where a till does."""
 
-        giver = _giver(ask)
-        if giver is None:
-            return loyalty_rules.add
-        offset = datetime.now(zone(ask.tenant.timezone)).utcoffset() or timedelta()
-        return partial(loyalty_rules.add, limit=DailyLimit(giver, self.points_per_day, offset))
+        limit_scope = _limit_scope(request)
+        if limit_scope is None:
+            return loyalty_rules.add_points
+        offset = datetime.now(zone(request.tenant.timezone)).utcoffset() or timedelta()
+        return partial(
+            loyalty_rules.add_points, limit=DailyLimit(limit_scope, self.points_per_day, offset)
+        )
 
-    async def redeem(self, ask: TenantAsk[PointsTaken]) -> Answer:
+    async def redeem(self, request: TenantRequest[PointsRequest]) -> Response:
         """What a till or a web shop does when somebody pays with points."""
-        movement = await self._move(ask, loyalty_rules.redeem)
-        data = Redemption(
+        movement = await self._move(request, loyalty_rules.redeem_points)
+        data = PointsRedemption(
             previous_points=movement.before,
             points_redeemed=-movement.points,
             new_points=movement.after,
@@ -219,39 +223,41 @@ class LoyaltyPoints:
             discount_amount=movement.discount or Decimal(),
             transaction_id=str(movement.transaction_id),
         )
-        return ledgers.twice(RedemptionGiven, data, replayed=movement.replayed)
+        return ledgers.duplicated_under_data(RedemptionResponse, data, replayed=movement.replayed)
 
-    async def reverse(self, ask: TenantAsk[ReversalTaken]) -> Answer:
+    async def reverse(self, request: TenantRequest[ReversalRequest]) -> Response:
         """The body names the movement; a key in a header is this call's own."""
-        tenant, phone, original = ask.tenant, _phone(ask), ask.taken.original
-        cause = ledgers.cause(ask, ask.taken.reason)
-        named = ask.named([phone, original])
+        tenant, phone, original = request.tenant, _phone(request), request.arguments.original
+        movement_cause = ledgers.movement_cause(request, request.arguments.reason)
+        idempotency_key = request.idempotency_key([phone, original])
         answered = await self.database.transaction(
-            lambda session: idempotency.once(
-                session,
-                named,
-                lambda: ledgers.told(
-                    _reversal(loyalty.reverse(session, tenant, phone, cause, **original))
+            lambda executor: idempotency.run_once(
+                executor,
+                idempotency_key,
+                lambda: ledgers.as_stored(
+                    _reversal(loyalty.reverse(executor, tenant, phone, movement_cause, **original))
                 ),
             ),
             tenant=tenant.id,
-            deadline=ledgers.deadline(ask),
+            deadline=ledgers.deadline(request),
         )
-        return ledgers.again(answered)
+        return ledgers.from_stored(answered)
 
-    async def _move(self, ask: TenantAsk[PointsTaken], move: Moving) -> Movement:
-        tenant, phone, points = ask.tenant, _phone(ask), ask.taken.points
-        cause = ledgers.cause(ask, ask.taken.reason, key=ledgers.key_of(ask))
+    async def _move(self, request: TenantRequest[PointsRequest], move: Moving) -> PointsMovement:
+        tenant, phone, points = request.tenant, _phone(request), request.arguments.points
+        movement_cause = ledgers.movement_cause(
+            request, request.arguments.reason, key=ledgers.requested_key(request)
+        )
         return await self.database.transaction(
-            lambda session: move(session, tenant, phone, points, cause),
+            lambda executor: move(executor, tenant, phone, points, movement_cause),
             tenant=tenant.id,
-            deadline=ledgers.deadline(ask),
+            deadline=ledgers.deadline(request),
         )
 
 
-async def _reversal(reversing: Awaitable[Movement]) -> PointsReversalGiven:
+async def _reversal(reversing: Awaitable[PointsMovement]) -> PointsReversalResponse:
     movement = await reversing
-    return PointsReversalGiven(
+    return PointsReversalResponse(
         reversed=not movement.tombstoned,
         tombstoned=movement.tombstoned,
         new_points=movement.after,
@@ -260,25 +266,25 @@ async def _reversal(reversing: Awaitable[Movement]) -> PointsReversalGiven:
     )
 
 
-def _giver(ask: TenantAsk[Any]) -> str | None:
+def _limit_scope(request: TenantRequest[Any]) -> str | None:
     """For whom added points are counted; None for a platform.
 
     A device's key proves which till it is. Behind a tenant's key a till can call itself anything, so
     all that comes with that key is counted together.
     """
-    principal = ask.principal
+    principal = request.principal
     if principal.kind is KeyKind.DEVICE:
         return f"device {principal.device_id}"
     return f"key {principal.key_id}" if principal.kind is KeyKind.TENANT else None
 
 
-def _phone(ask: TenantAsk[Any]) -> str:
+def _phone(request: TenantRequest[Any]) -> str:
     """The number in the path, as customers are named."""
-    return phones.normalise(ask.path["phone"], ask.tenant.default_region)
+    return phones.normalise(request.path["phone"], request.tenant.default_region)
 
 
-def _standing(account: Account, rules: Rules) -> StandingData:
-    return StandingData(
+def _standing(account: LoyaltyAccount, rules: LoyaltyRules) -> LoyaltyStandingData:
+    return LoyaltyStandingData(
         customer_id=str(account.id),
         phone=account.phone,
         customer_phone=account.phone,
@@ -290,7 +296,7 @@ def _standing(account: Account, rules: Rules) -> StandingData:
         points=account.points,
         total_spent=account.total_spent,
         recent_transactions=[_transaction(each) for each in account.recent],
-        settings=SettingsGiven(
+        settings=SettingsResponse(
             enabled=rules.enabled,
             points_per_pound=rules.points_per_pound,
             redemption_rate=rules.redemption_rate,
@@ -300,8 +306,8 @@ def _standing(account: Account, rules: Rules) -> StandingData:
     )
 
 
-def _transaction(movement: Transaction) -> TransactionGiven:
-    return TransactionGiven(
+def _transaction(movement: PointsTransaction) -> TransactionEntry:
+    return TransactionEntry(
         transaction_id=str(movement.transaction_id),
         type=movement.type,
         points=movement.points,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Literal
 
-from posd.web.api.ledgers import MovementTaken, Remark, ReversalGiven, TransactionId
-from posd.web.http.models import UNSET, Given, Moment, Points, Unset
+from posd.web.api.ledgers import MovementRequest, Remark, ReversalResponse, TransactionId
+from posd.web.http.models import UNSET, Moment, Points, ResponseModel, Unset
 
 
-class PointsTaken(MovementTaken, frozen=True, kw_only=True):
+class PointsRequest(MovementRequest, frozen=True, kw_only=True):
     """The number of points to move, and the reason."""
 
     points: Points
     reason: Remark | Unset | None = UNSET
 
 
-class TransactionGiven(Given, frozen=True):
+class TransactionEntry(ResponseModel, frozen=True):
     """A movement of points. `points` is signed, `balance` is the balance after the movement."""
 
     transaction_id: TransactionId
@@ -28,7 +28,7 @@ class TransactionGiven(Given, frozen=True):
     created_at: Moment
 
 
-class SettingsGiven(Given, frozen=True):
+class SettingsResponse(ResponseModel, frozen=True):
     """The rules of a shop: the value of a point, and how many points can be redeemed at once."""
 
     enabled: bool
@@ -38,7 +38,7 @@ class SettingsGiven(Given, frozen=True):
     increment: int
 
 
-class Standing(Given, frozen=True):
+class LoyaltyStanding(ResponseModel, frozen=True):
     """The points of a customer. `loyaltyPoints` and `points` are equal, and so are the two phone
     numbers."""
 
@@ -49,11 +49,11 @@ class Standing(Given, frozen=True):
     loyalty_points: int
     points: int
     total_spent: Decimal
-    recent_transactions: list[TransactionGiven]
-    settings: SettingsGiven
+    recent_transactions: list[TransactionEntry]
+    settings: SettingsResponse
 
 
-class StandingData(Standing, frozen=True):
+class LoyaltyStandingData(LoyaltyStanding, frozen=True):
     """The points of a customer, with the names that existing platforms read."""
 
     customer_name: str | None
@@ -61,14 +61,14 @@ class StandingData(Standing, frozen=True):
     member_since: Moment
 
 
-class StandingGiven(Standing, frozen=True, kw_only=True):
+class LoyaltyStandingResponse(LoyaltyStanding, frozen=True, kw_only=True):
     """The points of a customer."""
 
     success: Literal[True] = True
-    data: StandingData
+    data: LoyaltyStandingData
 
 
-class Addition(Given, frozen=True):
+class PointsAddition(ResponseModel, frozen=True):
     """The points that were added."""
 
     customer_id: str
@@ -78,14 +78,14 @@ class Addition(Given, frozen=True):
     transaction_id: TransactionId
 
 
-class AdditionGiven(Addition, frozen=True, kw_only=True):
+class AdditionResponse(PointsAddition, frozen=True, kw_only=True):
     """The points that were added."""
 
     success: Literal[True] = True
-    data: Addition
+    data: PointsAddition
 
 
-class Redemption(Given, frozen=True):
+class PointsRedemption(ResponseModel, frozen=True):
     """The points that were redeemed, and their value. `newPoints` and `remainingPoints` are equal."""
 
     previous_points: int
@@ -96,21 +96,21 @@ class Redemption(Given, frozen=True):
     transaction_id: TransactionId
 
 
-class RedemptionGiven(Redemption, frozen=True, kw_only=True):
+class RedemptionResponse(PointsRedemption, frozen=True, kw_only=True):
     """The points that were redeemed, and their value."""
 
     success: Literal[True] = True
-    data: Redemption
+    data: PointsRedemption
 
 
-class PointsReversalGiven(ReversalGiven, frozen=True, kw_only=True):
+class PointsReversalResponse(ReversalResponse, frozen=True, kw_only=True):
     """The result of a reversal, and the points after it. Both numbers of points are equal."""
 
     new_points: int
     remaining_points: int
 
 
-class NewCustomer(Given, frozen=True):
+class NewCustomer(ResponseModel, frozen=True):
     """A telephone number without an account."""
 
     phone: str
@@ -118,19 +118,19 @@ class NewCustomer(Given, frozen=True):
     is_new_customer: Literal[True]
 
 
-class UnknownCustomer(Given, frozen=True):
+class UnknownCustomer(ResponseModel, frozen=True):
     """The answer for an unknown customer. Existing platforms read `data`."""
 
     data: NewCustomer
 
 
-class PointsPerDay(Given, frozen=True):
+class PointsPerDay(ResponseModel, frozen=True):
     """The maximum number of points that a till can add in a day."""
 
     points_per_day: int
 
 
-class InsufficientPoints(Given, frozen=True):
+class InsufficientPoints(ResponseModel, frozen=True):
     """The points of the customer."""
 
     current_points: int

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from attrs import define
 
-from posd.monitoring.exposition import CONTENT_TYPE, Metrics
-from posd.web.http.operations import ADMINS, Ask, Operation
-from posd.web.http.requests import Answer, Document
+from posd.monitoring.exposition import CONTENT_TYPE, MetricsExposition
+from posd.web.http.operations import ADMINS, Operation, Request
+from posd.web.http.responses import PreparedText, Response
 
 
 @define(eq=False)
 class MetricsEndpoint:
     """The endpoint. It answers while the database is away, with what is known without it."""
 
-    metrics: Metrics
+    metrics: MetricsExposition
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -32,9 +32,9 @@ class MetricsEndpoint:
                     "database are left out."
                 ),
                 tag="Health",
-                media="text/plain",
+                media_type="text/plain",
             ),
         )
 
-    async def scrape(self, ask: Ask[None]) -> Answer:
-        return Document({}, text=await self.metrics.text(), of=CONTENT_TYPE)
+    async def scrape(self, request: Request[None]) -> Response:
+        return PreparedText({}, text=await self.metrics.text(), content_type=CONTENT_TYPE)

@@ -11,15 +11,15 @@ from typing import Final
 
 from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.events.coercion import Unreadable, amount
-from posd.events.fields import Member, Table, snake
+from posd.events.coercion import NotCoercible, amount
+from posd.events.fields import Field, FieldTable, snake
 from posd.events.normalise import ADDON, ITEM, TABLES
-from posd.events.parts import Part, check_parts, choices, objects
+from posd.events.order_parts import Part, check_parts, choices, objects
 from posd.web.http.models import differ
 
 Find = Callable[[object, frozenset[str]], list[Part]]
 
-WORDS: Final = frozenset(("pending", "received", "accepted", "print"))
+RESERVED_ORDER_IDS: Final = frozenset(("pending", "received", "accepted", "print"))
 """What follows `/orders/` in the tills' addresses: an order that is called so could not be looked at."""
 
 _PARTS: Final = (("items", ITEM, objects), ("selectedAddons", ADDON, choices))
@@ -41,15 +41,17 @@ def check_content(order: Mapping[str, object]) -> None:
     It would be a ticket without a word on it, from a platform that sends something else.
     """
     known = TABLES["new_order"].members
-    if not any(order.get(name) is not None for each in known for name in (each.name, *each.others)):
+    if not any(
+        order.get(name) is not None for each in known for name in (each.name, *each.aliases)
+    ):
         raise Unprocessable("The order has no member that posd knows.", code="invalid_event")
 
 
-def check_name(order_id: object) -> None:
+def check_order_id(order_id: object) -> None:
     """Raises `Unprocessable` for an id that is a part of the tills' addresses."""
-    if order_id in WORDS:
+    if order_id in RESERVED_ORDER_IDS:
         raise Unprocessable(
-            f"orderId must not be {order_id}: {', '.join(sorted(WORDS))} are parts of URLs.",
+            f"orderId must not be {order_id}: {', '.join(sorted(RESERVED_ORDER_IDS))} are parts of URLs.",
             code="invalid_event",
             details={"field": "orderId"},
         )
@@ -57,25 +59,27 @@ def check_name(order_id: object) -> None:
 
 def _check(
     sent: Mapping[str, object],
-    table: Table,
+    table: FieldTable,
     currency: str,
     where: str,
-    parts: tuple[tuple[str, Table, Find], ...],
+    parts: tuple[tuple[str, FieldTable, Find], ...],
 ) -> None:
     for member in table.members:
-        for name, value in _once(sent, member, where):
+        for name, value in _single_values(sent, member, where):
             if member.read is amount and value is not None:
                 money.parse(value, currency, f"{where}{name}")
     if parts:
         (name, inner, find), *deeper = parts
-        found = _objects(sent, name, inner, find)
+        found = _parts_of(sent, name, inner, find)
         if not where:
             check_parts(found)
         for index, part in enumerate(found):
             _check(part, inner, currency, f"{where}{name}[{index}].", tuple(deeper))
 
 
-def _once(sent: Mapping[str, object], member: Member, where: str) -> Iterator[tuple[str, object]]:
+def _single_values(
+    sent: Mapping[str, object], member: Field, where: str
+) -> Iterator[tuple[str, object]]:
     """A member under its contract's names, each with its value.
 
     Money is the same under all its names (`total`, `discount`); other members may have names that
@@ -83,7 +87,7 @@ def _once(sent: Mapping[str, object], member: Member, where: str) -> Iterator[tu
     """
     names = [
         name
-        for name in (member.name, *member.others)
+        for name in (member.name, *member.aliases)
         if name in sent and (member.read is amount or snake(name) == snake(member.name))
     ]
     for name in names:
@@ -96,13 +100,13 @@ def _once(sent: Mapping[str, object], member: Member, where: str) -> Iterator[tu
         yield member.name if snake(name) == snake(member.name) else name, sent[name]
 
 
-def _objects(
-    sent: Mapping[str, object], name: str, table: Table, find: Find
+def _parts_of(
+    sent: Mapping[str, object], name: str, table: FieldTable, find: Find
 ) -> list[Mapping[str, object]]:
     """The parts of an order. What is no list is left to `posd.events.normalise`."""
     try:
         value = sent.get(name, sent.get(snake(name)))
-        known = frozenset(each for part in table.members for each in (part.name, *part.others))
+        known = frozenset(each for part in table.members for each in (part.name, *part.aliases))
         return [] if value is None else find(value, known)
-    except Unreadable:
+    except NotCoercible:
         return []

@@ -10,37 +10,53 @@ from typing import Annotated, Any, Final, cast
 from attrs import define
 from msgspec import Meta
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.errors import BadRequest
 from posd.events.coercion import ID_LENGTH
-from posd.events.order_transitions import Condition, changes, new, not_online, unknown_order
+from posd.events.order_transitions import (
+    Condition,
+    not_online,
+    require_change,
+    require_new,
+    unknown_order,
+)
 from posd.events.orders import is_online
 from posd.events.timezones import zone
-from posd.protocol import jsontext, literals
-from posd.publishing.publication import OrderOutcome, Publication, Published
+from posd.protocol import json_literals as literals
+from posd.protocol import jsontext
+from posd.publishing.publication import OrderOutcome, Publication, PublicationResult
 from posd.store import orders
-from posd.values import Draft
+from posd.values import EventDraft
 from posd.web.api import order_fields as order_members
 from posd.web.api.publishing import (
     PUBLISHING_REFUSALS,
+    BodySource,
     Position,
-    Publisher,
-    Source,
+    PublishingEndpoints,
     Warnings,
-    one_event,
-    warned,
+    read_event,
+    warning_entries,
 )
-from posd.web.http.error_catalog import FieldGiven
-from posd.web.http.models import UNSET, Given, Identity, Moment, Success, Taken, Unset, component
+from posd.web.http.error_catalog import FieldDetails
+from posd.web.http.models import (
+    UNSET,
+    Identity,
+    Moment,
+    RequestModel,
+    ResponseModel,
+    SuccessModel,
+    Unset,
+    schema_reference,
+)
 from posd.web.http.operations import (
     LONG_BODY_BYTES,
     PLATFORMS,
+    DeclaredError,
     Operation,
-    Refused,
-    TenantAsk,
-    given,
+    TenantRequest,
+    model_response,
 )
-from posd.web.http.requests import Answer
+from posd.web.http.responses import Response
 from posd.web.openapi.event_schemas import ref
 
 _ID_BYTES: Final = 12
@@ -53,23 +69,23 @@ Version = Annotated[int, Meta(ge=1, lt=2**31)]
 Status = Annotated[str, Meta(min_length=1, max_length=50)]
 
 
-class NewOrderTaken(Taken, frozen=True):
+class NewOrderRequest(RequestModel, frozen=True):
     """The data of a `new_order`, with any of its members. Without `orderId`, posd generates an id."""
 
-    beyond = {"allOf": [ref("OrderMembers")]}
+    extra_schema = {"allOf": [ref("OrderMembers")]}
 
 
-class OrderChangeTaken(Taken, frozen=True):
+class OrderChangeRequest(RequestModel, frozen=True):
     """The members of the order to change. Null erases a member. `items` are replaced as a whole."""
 
     status: Status | Unset = UNSET
     expected_version: Version | Unset = UNSET
     order_id: Identity | Unset = UNSET
 
-    beyond = {"allOf": [ref("OrderMembers")]}
+    extra_schema = {"allOf": [ref("OrderMembers")]}
 
 
-class NewOrderGiven(Success, frozen=True):
+class NewOrderResponse(SuccessModel, frozen=True):
     """The position of the event. `id` is null if the order has nothing new."""
 
     order_id: str
@@ -78,7 +94,7 @@ class NewOrderGiven(Success, frozen=True):
     warnings: Warnings | Unset = UNSET
 
 
-class OrderChangeGiven(Success, frozen=True):
+class OrderChangeResponse(SuccessModel, frozen=True):
     """The state of the order. `id` is null if nothing has changed."""
 
     order_id: str
@@ -89,7 +105,7 @@ class OrderChangeGiven(Success, frozen=True):
     warnings: Warnings | Unset = UNSET
 
 
-class ReporterGiven(Given, frozen=True):
+class ReporterEntry(ResponseModel, frozen=True):
     """A terminal, and the times of its first reports about the order."""
 
     device_id: str
@@ -99,66 +115,66 @@ class ReporterGiven(Given, frozen=True):
     failed_at: Moment | None
 
 
-class DeliveryGiven(Given, frozen=True):
+class DeliveryEntry(ResponseModel, frozen=True):
     """The times at which an order was delivered and printed. Null: this has not happened yet."""
 
     pushed_at: Moment | None
     received_at: Moment | None
     accepted_at: Moment | None
     printed_at: Moment | None
-    terminals: list[ReporterGiven]
+    terminals: list[ReporterEntry]
 
 
-class OrderGiven(Success, frozen=True):
+class OrderResponse(SuccessModel, frozen=True):
     """The order as it was last published, with all its members, and its print status."""
 
     order_id: str
     print_status: str
     version: Version
     paid_at: Moment | None
-    delivery: DeliveryGiven
+    delivery: DeliveryEntry
 
-    beyond = {"allOf": [ref("Order")]}
+    extra_schema = {"allOf": [ref("Order")]}
 
 
-class OtherOrderGiven(Given, frozen=True):
+class OtherOrderDetails(ResponseModel, frozen=True):
     """The order that has the id."""
 
     order_id: str
     version: Version
 
 
-class CurrentOrderGiven(Given, frozen=True):
+class CurrentOrderDetails(ResponseModel, frozen=True):
     """The present order."""
 
-    order: Annotated[dict[str, Any], component("Order")]
+    order: Annotated[dict[str, Any], schema_reference("Order")]
 
 
-class CurrentStatusGiven(Given, frozen=True):
+class CurrentStatusDetails(ResponseModel, frozen=True):
     """The present status of the order."""
 
     status: str
 
 
-_NO_MONEY: Final = Refused(
+_NO_MONEY: Final = DeclaredError(
     422,
     "invalid_amount",
     "An amount is not valid, or has more decimals than the currency.",
-    FieldGiven,
+    FieldDetails,
 )
-_TWICE: Final = Refused(
-    400, "invalid_field", "A member occurs twice, with different values.", FieldGiven
+_CONFLICTING_MEMBER: Final = DeclaredError(
+    400, "invalid_field", "A member occurs twice, with different values.", FieldDetails
 )
-_UNKNOWN: Final = Refused(404, "unknown_order", "There is no order of this id.")
-_NOT_ONLINE: Final = Refused(422, "not_online", "`orderSource` is not `online`.")
+_UNKNOWN: Final = DeclaredError(404, "unknown_order", "There is no order of this id.")
+_NOT_ONLINE: Final = DeclaredError(422, "not_online", "`orderSource` is not `online`.")
 
 
 @define(eq=False)
-class Orders:
+class OrderEndpoints:
     """The endpoints; what changes anything goes through the sequencer, like every event."""
 
-    publisher: Publisher
-    database: Database
+    publisher: PublishingEndpoints
+    database: Pool
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -169,14 +185,16 @@ class Orders:
                 self.create,
                 "Create an order",
                 PLATFORMS,
-                {201: NewOrderGiven, 200: NewOrderGiven},
-                describes=NewOrderTaken,
+                {201: NewOrderResponse, 200: NewOrderResponse},
+                body_model=NewOrderRequest,
                 refusals=(
                     *PUBLISHING_REFUSALS,
                     _NOT_ONLINE,
                     _NO_MONEY,
-                    _TWICE,
-                    Refused(409, "order_exists", "Another order has this id.", OtherOrderGiven),
+                    _CONFLICTING_MEMBER,
+                    DeclaredError(
+                        409, "order_exists", "Another order has this id.", OtherOrderDetails
+                    ),
                 ),
                 idempotent=True,
                 body_bytes=LONG_BODY_BYTES,
@@ -194,21 +212,24 @@ class Orders:
                 self.change,
                 "Change an order",
                 PLATFORMS,
-                {200: OrderChangeGiven},
-                takes=OrderChangeTaken,
+                {200: OrderChangeResponse},
+                request_model=OrderChangeRequest,
                 refusals=(
                     *PUBLISHING_REFUSALS,
                     _UNKNOWN,
                     _NOT_ONLINE,
                     _NO_MONEY,
-                    Refused(
-                        409, "version_mismatch", "The order has another version.", CurrentOrderGiven
+                    DeclaredError(
+                        409,
+                        "version_mismatch",
+                        "The order has another version.",
+                        CurrentOrderDetails,
                     ),
-                    Refused(
+                    DeclaredError(
                         409,
                         "invalid_transition",
                         "This transition of the status is not allowed.",
-                        CurrentStatusGiven,
+                        CurrentStatusDetails,
                     ),
                 ),
                 idempotent=True,
@@ -219,104 +240,118 @@ class Orders:
             Operation(
                 "GET",
                 "/api/{tenant}/orders/{orderId}",
-                self.look,
+                self.show,
                 "Read an order and its delivery",
                 PLATFORMS,
-                {200: OrderGiven},
+                {200: OrderResponse},
                 refusals=(_UNKNOWN,),
                 tag="Orders",
             ),
         )
 
-    async def create(self, ask: TenantAsk[None]) -> Answer:
+    async def create(self, request: TenantRequest[None]) -> Response:
         """201 with the order's position; 200 if the same order is there already."""
-        body = ask.call.json()
-        await self.publisher.check_sizes(ask.call, [body])
-        order_members.check(body, ask.tenant.currency)
+        body = request.http_request.json()
+        await self.publisher.check_sizes(request.http_request, [body])
+        order_members.check(body, request.tenant.currency)
         order_members.check_content(body)
-        chosen = _named(body)
-        made = _draft(ask, "new_order", body if chosen else _with_id(body))
-        order_members.check_name(made.data["orderId"])
-        moved = made.data if chosen else _without_id(made.data)
-        published, order = await self._publish(ask, made, moved, new)
-        answer = NewOrderGiven(
+        chosen = _has_id(body)
+        draft = _draft(request, "new_order", body if chosen else _with_id(body))
+        order_members.check_order_id(draft.data["orderId"])
+        moved = draft.data if chosen else _without_id(draft.data)
+        published, order = await self._publish(request, draft, moved, require_new)
+        answer = NewOrderResponse(
             order_id=order.order_id,
             id=published.ids[0],
             version=order.version,
-            warnings=warned([made]),
+            warnings=warning_entries([draft]),
         )
         status = 200 if published.ids[0] is None else 201
-        return given(answer, status, replayed=published.replayed)
+        return model_response(answer, status, replayed=published.replayed)
 
-    async def change(self, ask: TenantAsk[OrderChangeTaken]) -> Answer:
+    async def change(self, request: TenantRequest[OrderChangeRequest]) -> Response:
         """Members that are not named stay as they are."""
-        asked, body, order_id = ask.taken, ask.call.json(), _addressed(ask)
-        await self.publisher.check_sizes(ask.call, [body])
-        if asked.order_id not in (UNSET, order_id):
+        arguments, body, order_id = (
+            request.arguments,
+            request.http_request.json(),
+            _order_id_in_path(request),
+        )
+        await self.publisher.check_sizes(request.http_request, [body])
+        if arguments.order_id not in (UNSET, order_id):
             raise BadRequest(
                 "orderId differs from the order id in the URL.",
                 code="invalid_field",
                 details={"field": "orderId"},
             )
         members = {name: value for name, value in body.items() if name not in _NOT_CONTENT}
-        order_members.check(members, ask.tenant.currency)
-        made = _draft(ask, "order_updated", {**members, "orderId": order_id})
-        expected = None if asked.expected_version is UNSET else asked.expected_version
-        published, order = await self._publish(ask, made, made.data, changes(expected))
-        answer = OrderChangeGiven(
+        order_members.check(members, request.tenant.currency)
+        draft = _draft(request, "order_updated", {**members, "orderId": order_id})
+        expected = None if arguments.expected_version is UNSET else arguments.expected_version
+        published, order = await self._publish(request, draft, draft.data, require_change(expected))
+        answer = OrderChangeResponse(
             order_id=order.order_id,
             status=order.status,
             previous_status=order.previous or order.status,
             version=order.version,
             id=published.ids[0],
-            warnings=warned([made]),
+            warnings=warning_entries([draft]),
         )
-        return given(answer, replayed=published.replayed)
+        return model_response(answer, replayed=published.replayed)
 
-    async def look(self, ask: TenantAsk[None]) -> Answer:
+    async def show(self, request: TenantRequest[None]) -> Response:
         """The snapshot is given as it was published, digit for digit."""
-        session = self.database.of(ask.tenant.id)
-        kept = await orders.one(session, ask.tenant, _addressed(ask))
-        if kept is None:
+        executor = self.database.of(request.tenant.id)
+        record = await orders.find_order(executor, request.tenant, _order_id_in_path(request))
+        if record is None:
             raise unknown_order()
-        snapshot = cast("dict[str, Any]", jsontext.decode_own(kept.snapshot))
-        answer = given(
-            OrderGiven(
-                order_id=kept.order_id,
-                print_status=kept.print_status.value,
+        snapshot = cast("dict[str, Any]", jsontext.decode_own(record.snapshot))
+        answer = model_response(
+            OrderResponse(
+                order_id=record.order_id,
+                print_status=record.print_status.value,
                 version=snapshot["version"],
-                paid_at=_moment(kept.paid_at),
-                delivery=_delivery(kept),
+                paid_at=_moment(record.paid_at),
+                delivery=_delivery(record),
             )
         )
-        return Answer({"success": True, **snapshot, **answer.body}, answer.status)
+        return Response({"success": True, **snapshot, **answer.body}, answer.status)
 
     async def _publish(
-        self, ask: TenantAsk[Any], made: Draft, moved: Mapping[str, object], condition: Condition
-    ) -> tuple[Published, OrderOutcome]:
-        if not is_online(made.data):
+        self,
+        request: TenantRequest[Any],
+        draft: EventDraft,
+        moved: Mapping[str, object],
+        condition: Condition,
+    ) -> tuple[PublicationResult, OrderOutcome]:
+        if not is_online(draft.data):
             raise not_online()
         published = await self.publisher.publish(
-            Publication(ask.tenant.id, [made], ask.named(moved), condition, ask.call.size)
+            Publication(
+                request.tenant.id,
+                [draft],
+                request.idempotency_key(moved),
+                condition,
+                request.http_request.size,
+            )
         )
         assert published.order is not None
         return published, published.order
 
 
-def _addressed(ask: TenantAsk[Any]) -> str:
+def _order_id_in_path(request: TenantRequest[Any]) -> str:
     """The order that the address names. Raises `NotFound` for what no order is called."""
-    name = ask.path["orderId"]
+    name = request.path["orderId"]
     if not name.isprintable() or name != name.strip() or len(name) > ID_LENGTH:
         raise unknown_order()
     return name
 
 
-def _draft(ask: TenantAsk[Any], kind: str, data: Mapping[str, object]) -> Draft:
-    source = Source(zone(ask.tenant.timezone), ask.call.repaired)
-    return one_event({"type": kind, "data": data}, "", source)
+def _draft(request: TenantRequest[Any], kind: str, data: Mapping[str, object]) -> EventDraft:
+    source = BodySource(zone(request.tenant.timezone), request.http_request.repaired)
+    return read_event({"type": kind, "data": data}, "", source)
 
 
-def _named(body: Mapping[str, object]) -> bool:
+def _has_id(body: Mapping[str, object]) -> bool:
     """Whether somebody has chosen the order's id: then it has to be usable."""
     return any(body.get(name) not in (None, "") for name in ("orderId", "order_id", "id"))
 
@@ -330,21 +365,21 @@ def _without_id(data: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in data.items() if name != "orderId"}
 
 
-def _delivery(kept: orders.Kept) -> DeliveryGiven:
-    return DeliveryGiven(
-        pushed_at=_moment(kept.pushed_at),
-        received_at=_moment(kept.received_at),
-        accepted_at=_moment(kept.accepted_at),
-        printed_at=_moment(kept.printed_at),
+def _delivery(record: orders.OrderRecord) -> DeliveryEntry:
+    return DeliveryEntry(
+        pushed_at=_moment(record.pushed_at),
+        received_at=_moment(record.received_at),
+        accepted_at=_moment(record.accepted_at),
+        printed_at=_moment(record.printed_at),
         terminals=[
-            ReporterGiven(
+            ReporterEntry(
                 device_id=each.device_id,
                 received_at=literals.timestamp(each.received_at),
                 accepted_at=_moment(each.accepted_at),
                 printed_at=_moment(each.printed_at),
                 failed_at=_moment(each.failed_at),
             )
-            for each in kept.terminals
+            for each in record.terminals
         ],
     )
 

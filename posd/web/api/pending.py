@@ -14,23 +14,30 @@ import msgspec
 from attrs import define, field
 from msgspec import Meta
 
-from posd.database.gathering import Gathering
-from posd.database.pool import Database
+from posd.database.keyed_coalescing import KeyedCoalescer
+from posd.database.pool import Pool
 from posd.errors import BadRequest, TooManyRequests
-from posd.events.coercion import Unreadable, moment
+from posd.events.coercion import NotCoercible, point_in_time
 from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.store import orders
-from posd.store.orders import Open, PendingPosition, Wanted
+from posd.store.orders import OpenOrder, PendingPosition, PendingQuery
 from posd.values import Tenant, TenantId
 from posd.web.api.events import EventPosition
-from posd.web.http.models import UNSET, Success, Taken, Unset, component, plain
-from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
-from posd.web.http.pieces import at_once, in_pieces
-from posd.web.http.requests import Answer, Document
+from posd.web.http.models import (
+    UNSET,
+    RequestModel,
+    SuccessModel,
+    Unset,
+    schema_reference,
+    to_json_members,
+)
+from posd.web.http.operations import TILLS, DeclaredError, Operation, TenantRequest
+from posd.web.http.responses import PreparedText, Response
+from posd.web.http.stepwise import run_at_once, run_in_steps
 
-_LIMIT: Final = 50
-_MOST: Final = 500
+_DEFAULT_LIMIT: Final = 50
+_MOST_ORDERS: Final = 500
 # Names beside a snapshot, its separator, and the members around the list.
 _BESIDES_BYTES: Final = 1024
 _ANSWER_BYTES: Final = 1024 * 1024 - _BESIDES_BYTES
@@ -42,7 +49,7 @@ _MOST_LONG: Final = 4
 _UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 
-class PendingTaken(Taken, frozen=True):
+class PendingRequest(RequestModel, frozen=True):
     """The page of the list, and the oldest change in it."""
 
     limit: Annotated[
@@ -50,7 +57,7 @@ class PendingTaken(Taken, frozen=True):
         Meta(
             description="The maximum number of orders, from 1 to 500. Other values count as 1 or 500."
         ),
-    ] = _LIMIT
+    ] = _DEFAULT_LIMIT
     since: (
         Annotated[
             str,
@@ -73,14 +80,14 @@ class PendingTaken(Taken, frozen=True):
     ) = UNSET
 
 
-class PendingGiven(Success, frozen=True):
+class PendingResponse(SuccessModel, frozen=True):
     """Pending orders, oldest first: the data of `new_order` with `id`, `total` and `printStatus`.
 
     While `hasMore` is true, `next` is the `after` of the next call. The page includes all events up
     to `lastEventId`.
     """
 
-    orders: list[Annotated[dict[str, Any], component("Order")]]
+    orders: list[Annotated[dict[str, Any], schema_reference("Order")]]
     count: int
     has_more: bool
     next: str | None
@@ -89,16 +96,16 @@ class PendingGiven(Success, frozen=True):
 
 
 @define(eq=False)
-class PendingOrders:
+class PendingEndpoints:
     """The endpoint."""
 
-    database: Database
-    _long: dict[TenantId, int] = field(factory=dict, init=False)
+    database: Pool
+    _long_pages: dict[TenantId, int] = field(factory=dict, init=False)
     """How many long pages are being written for whom."""
-    _pages: Gathering[tuple[Tenant, Wanted], None, bytes] = field(init=False)
+    _pages: KeyedCoalescer[tuple[Tenant, PendingQuery], None, bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._pages = Gathering(self.database.clock, self._page)
+        self._pages = KeyedCoalescer(self.database.clock, self._page)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -109,8 +116,8 @@ class PendingOrders:
                 self.pending,
                 "List pending orders",
                 TILLS,
-                {200: PendingGiven},
-                takes=PendingTaken,
+                {200: PendingResponse},
+                request_model=PendingRequest,
                 description="The list has no orders that were printed, completed or "
                 "cancelled. A page has up to `limit` orders and up to 1 MiB, and "
                 "at least one order. While `hasMore` is true, call again with "
@@ -118,68 +125,70 @@ class PendingOrders:
                 " the end of the list, or comes by the stream with an id above "
                 "the `lastEventId` of the first page.",
                 refusals=(
-                    Refused(404, "unknown_tenant", "The tenant was deleted a moment ago."),
-                    Refused(429, "too_many_requests", "posd is already writing four long pages."),
+                    DeclaredError(404, "unknown_tenant", "The tenant was deleted a moment ago."),
+                    DeclaredError(
+                        429, "too_many_requests", "posd is already writing four long pages."
+                    ),
                 ),
                 tag="Orders",
             ),
         )
 
-    async def pending(self, ask: TenantAsk[PendingTaken]) -> Answer:
-        taken, tenant = ask.taken, ask.tenant
-        wanted = Wanted(
-            since=None if taken.since is UNSET else _since(taken.since, tenant),
-            after=None if taken.after is UNSET else _place(taken.after),
-            limit=min(max(taken.limit, 1), _MOST),
+    async def pending(self, request: TenantRequest[PendingRequest]) -> Response:
+        arguments, tenant = request.arguments, request.tenant
+        query = PendingQuery(
+            since=None if arguments.since is UNSET else _since(arguments.since, tenant),
+            after=None if arguments.after is UNSET else _decode_cursor(arguments.after),
+            limit=min(max(arguments.limit, 1), _MOST_ORDERS),
             most_bytes=_ANSWER_BYTES,
         )
-        page = tenant, wanted
+        page = tenant, query
         if self._pages.is_asked(page):
             # It waits for what others wait for too: tills that come back all ask for the same page.
-            ask.call.give_turn()
-        return Document({}, text=await self._pages.ask(page, None))
+            request.http_request.release_turn()
+        return PreparedText({}, text=await self._pages.ask(page, None))
 
     async def _page(
-        self, page: tuple[Tenant, Wanted], keys: Sequence[None]
+        self, page: tuple[Tenant, PendingQuery], keys: Sequence[None]
     ) -> Mapping[None, bytes]:
         """A page as it is sent, for all who ask for it at once."""
-        tenant, wanted = page
-        if self._long.get(tenant.id, 0) >= _MOST_LONG:
+        tenant, query = page
+        if self._long_pages.get(tenant.id, 0) >= _MOST_LONG:
             raise TooManyRequests(
                 "posd is already writing too many long pages. Try again.", retry_after=1
             )
-        session = self.database.of(tenant.id)
-        found = await orders.still_open(session, tenant, wanted)
-        written = await self._write(tenant.id, found.orders)
-        answer = PendingGiven(
+        executor = self.database.of(tenant.id)
+        rows = await orders.pending_orders(executor, tenant, query)
+        written = await self._write(tenant.id, rows.orders)
+        answer = PendingResponse(
             orders=[],
-            count=len(found.orders),
-            has_more=found.next is not None,
-            next=None if found.next is None else _cursor(found.next),
-            last_event_id=found.last_seq,
-            stream_id=found.stream_id,
+            count=len(rows.orders),
+            has_more=rows.next is not None,
+            next=None if rows.next is None else _encode_cursor(rows.next),
+            last_event_id=rows.last_seq,
+            stream_id=rows.stream_id,
         )
-        return dict.fromkeys(keys, jsontext.encode(plain(answer) | {"orders": written}))
+        return dict.fromkeys(keys, jsontext.encode(to_json_members(answer) | {"orders": written}))
 
-    async def _write(self, tenant_id: TenantId, found: Sequence[Open]) -> jsontext.Written:
+    async def _write(self, tenant_id: TenantId, rows: Sequence[OpenOrder]) -> jsontext.RawJSON:
         """The orders as JSON. A long page takes a while, and a tenant has few of those at a time."""
-        if sum(len(order.snapshot) for order in found) <= _SHORT_BYTES:
-            return at_once(_all_written(found))
-        self._long[tenant_id] = self._long.get(tenant_id, 0) + 1
+        if sum(len(order.snapshot) for order in rows) <= _SHORT_BYTES:
+            return run_at_once(_encode_orders(rows))
+        self._long_pages[tenant_id] = self._long_pages.get(tenant_id, 0) + 1
         try:
-            return await in_pieces(_all_written(found))
+            return await run_in_steps(_encode_orders(rows))
         finally:
-            self._long[tenant_id] -= 1
-            if not self._long[tenant_id]:
-                del self._long[tenant_id]
+            self._long_pages[tenant_id] -= 1
+            if not self._long_pages[tenant_id]:
+                del self._long_pages[tenant_id]
 
 
-def _all_written(found: Sequence[Open]) -> Generator[None, None, jsontext.Written]:
+def _encode_orders(rows: Sequence[OpenOrder]) -> Generator[None, None, jsontext.RawJSON]:
     written = []
-    for order in found:
-        written.append(_written(order))
+    for order in rows:
+        written.append(_encoded_order(order))
         yield
-    return jsontext.Written(b"[%b]" % b",".join(written))
+    return jsontext.RawJSON(b"[%b]" % b",".join(written))
 
 
 class _Names(msgspec.Struct, rename="camel"):
@@ -194,7 +203,7 @@ class _Names(msgspec.Struct, rename="camel"):
 _names: Final = msgspec.json.Decoder(_Names)
 
 
-def _written(order: Open) -> bytes:
+def _encoded_order(order: OpenOrder) -> bytes:
     """An order as a till has it, digit for digit, under the names that older tills read too.
 
     The text goes out as it was stored, with those names behind it. To read it and write it again takes
@@ -213,14 +222,14 @@ def _written(order: Open) -> bytes:
     return jsontext.encode({**snapshot, **names})
 
 
-def _cursor(place: PendingPosition) -> str:
+def _encode_cursor(position: PendingPosition) -> str:
     """A place among the open orders, in letters that stand in a query as they are."""
-    text = f"{place.created_at} {place.order_id}"
+    text = f"{position.created_at} {position.order_id}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _place(cursor: str) -> PendingPosition:
-    """What `_cursor` has written. Raises `BadRequest` (`invalid_field`)."""
+def _decode_cursor(cursor: str) -> PendingPosition:
+    """What `_encode_cursor` has written. Raises `BadRequest` (`invalid_field`)."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         text = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True).decode()
@@ -235,10 +244,10 @@ def _place(cursor: str) -> PendingPosition:
     return PendingPosition(created_at, order_id)
 
 
-def _since(told: str, tenant: Tenant) -> datetime:
+def _since(text: str, tenant: Tenant) -> datetime:
     try:
-        read = moment(_UNENCODED_PLUS.sub(r"\1+", told), zone(tenant.timezone))
-    except Unreadable:
+        read = point_in_time(_UNENCODED_PLUS.sub(r"\1+", text), zone(tenant.timezone))
+    except NotCoercible:
         read = None
     if read is None:
         raise _invalid("since", "must be a time or a date")

@@ -9,20 +9,29 @@ from typing import Annotated, Any, Final
 from attrs import define, evolve
 from msgspec import Meta
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.events import daily_reports as reports
-from posd.events.daily_reports import AMOUNTS, DETAILS, DailyReport, Figures
+from posd.events.daily_reports import AMOUNTS, DETAILS, DailyReport, ReportFigures
 from posd.events.timezones import zone
 from posd.store import idempotency
-from posd.store import reports as books
-from posd.store.idempotency import Idempotency
-from posd.web.http.models import UNSET, Amount, Given, Success, Taken, Unset, called, plain
-from posd.web.http.operations import LONG_BODY_BYTES, TILLS, Operation, Refused, TenantAsk
-from posd.web.http.requests import Answer
+from posd.store import reports as report_store
+from posd.store.idempotency import IdempotencyKey
+from posd.web.http.models import (
+    UNSET,
+    Amount,
+    RequestModel,
+    ResponseModel,
+    SuccessModel,
+    Unset,
+    also_named,
+    to_json_members,
+)
+from posd.web.http.operations import LONG_BODY_BYTES, TILLS, DeclaredError, Operation, TenantRequest
+from posd.web.http.responses import Response
 
 Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
 """How many there are, within what every JSON reader keeps."""
-Kept = Annotated[Any, Meta(description="Stored unchanged.")]
+StoredAsIs = Annotated[Any, Meta(description="Stored unchanged.")]
 _MESSAGES: Final = {
     1: "The report is stored.",
     None: "This report is already stored.",
@@ -31,7 +40,7 @@ _MESSAGES: Final = {
 _REPLACED: Final = "The report is stored; the earlier one is kept as an amendment."
 
 
-class ReportTaken(Taken, frozen=True):
+class ReportRequest(RequestModel, frozen=True):
     """The figures of a day. Only the day is required. Other members may be null, and amounts may be
     zero or negative."""
 
@@ -39,7 +48,7 @@ class ReportTaken(Taken, frozen=True):
         str, Meta(max_length=60, description="A date, or a time, which counts as its date.")
     ]
     total_sales: Amount | Unset | None = UNSET
-    total_orders: Annotated[Count, called("order_count", "orderCount")] | Unset | None = UNSET
+    total_orders: Annotated[Count, also_named("order_count", "orderCount")] | Unset | None = UNSET
     cash_sales: Amount | Unset | None = UNSET
     card_sales: Amount | Unset | None = UNSET
     gift_card_sales: Amount | Unset | None = UNSET
@@ -47,15 +56,15 @@ class ReportTaken(Taken, frozen=True):
     discounts: Amount | Unset | None = UNSET
     refunds: Amount | Unset | None = UNSET
     net_sales: Amount | Unset | None = UNSET
-    top_items: Kept = UNSET
-    busy_hours: Kept = UNSET
-    staff_shifts: Kept = UNSET
-    labour: Kept = UNSET
-    data: Kept = UNSET
+    top_items: StoredAsIs = UNSET
+    busy_hours: StoredAsIs = UNSET
+    staff_shifts: StoredAsIs = UNSET
+    labour: StoredAsIs = UNSET
+    data: StoredAsIs = UNSET
     notes: str | Unset | None = UNSET
 
 
-class IssueGiven(Given, frozen=True):
+class IssueEntry(ResponseModel, frozen=True):
     """A problem of a report. `kind` is `missing`, `rounded`, `disagrees` or `unlikely_day`."""
 
     kind: str
@@ -63,7 +72,7 @@ class IssueGiven(Given, frozen=True):
     message: str
 
 
-class ReportData(Given, frozen=True):
+class ReportData(ResponseModel, frozen=True):
     """A stored report. `created` is true if it is the first one of its day."""
 
     report_date: Annotated[str, Meta(extra_json_schema={"format": "date"})]
@@ -71,10 +80,10 @@ class ReportData(Given, frozen=True):
     total_orders: int | None
     created: bool
     balanced: bool
-    issues: list[IssueGiven]
+    issues: list[IssueEntry]
 
 
-class ReportGiven(Success, frozen=True):
+class ReportResponse(SuccessModel, frozen=True):
     """The result of a report."""
 
     message: str
@@ -82,10 +91,10 @@ class ReportGiven(Success, frozen=True):
 
 
 @define(eq=False)
-class DailyReports:
+class ReportEndpoints:
     """The endpoint."""
 
-    database: Database
+    database: Pool
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -96,10 +105,12 @@ class DailyReports:
                 self.daily,
                 "Store a daily report",
                 TILLS,
-                {200: ReportGiven},
-                ReportTaken,
+                {200: ReportResponse},
+                ReportRequest,
                 refusals=(
-                    Refused(422, "invalid_amount", "The value is not a number, or is too large."),
+                    DeclaredError(
+                        422, "invalid_amount", "The value is not a number, or is too large."
+                    ),
                 ),
                 idempotent=True,
                 body_bytes=LONG_BODY_BYTES,
@@ -122,34 +133,34 @@ class DailyReports:
             ),
         )
 
-    async def daily(self, ask: TenantAsk[ReportTaken]) -> Answer:
+    async def daily(self, request: TenantRequest[ReportRequest]) -> Response:
         """Store it. The same again changes nothing, with an `Idempotency-Key` or without one."""
-        tenant, taken = ask.tenant, ask.taken
-        day = reports.day_of(taken.report_date, zone(tenant.timezone))
-        report = reports.judged(day, _figures(taken), tenant.currency)
-        call = _this_report(ask.named(_content(report)))
+        tenant, arguments = request.tenant, request.arguments
+        day = reports.parse_day(arguments.report_date, zone(tenant.timezone))
+        report = reports.assess(day, _figures(arguments), tenant.currency)
+        idempotency_key = _content_specific_key(request.idempotency_key(_content(report)))
 
         answered = await self.database.transaction(
-            lambda session: idempotency.once_shown(
-                session,
-                call,
-                lambda: books.keep(session, tenant, report, ask.device_id),
-                lambda revision: (200, plain(_answer(report, revision))),
+            lambda executor: idempotency.run_once_and_render(
+                executor,
+                idempotency_key,
+                lambda: report_store.store_report(executor, tenant, report, request.device_id),
+                lambda revision: (200, to_json_members(_answer(report, revision))),
             ),
             tenant=tenant.id,
         )
         headers = {"Idempotent-Replayed": "true"} if answered.replayed else {}
-        return Answer(answered.body, answered.status, headers)
+        return Response(answered.body, answered.status, headers)
 
 
-def _figures(taken: ReportTaken) -> Figures:
+def _figures(arguments: ReportRequest) -> ReportFigures:
     """What was sent; null is as good as nothing."""
     sent = {
         name: value
         for name in (*AMOUNTS, *DETAILS, "total_orders", "notes")
-        if (value := getattr(taken, name)) is not UNSET and value is not None
+        if (value := getattr(arguments, name)) is not UNSET and value is not None
     }
-    return Figures(
+    return ReportFigures(
         {name: sent[name] for name in AMOUNTS if name in sent},
         {name: sent[name] for name in DETAILS if name in sent},
         sent.get("total_orders"),
@@ -159,24 +170,27 @@ def _figures(taken: ReportTaken) -> Figures:
 
 def _content(report: DailyReport) -> Mapping[str, object]:
     figures = report.figures
-    told = {"totalOrders": figures.total_orders, "notes": figures.notes}
-    return {"day": report.day.isoformat(), **figures.amounts, **figures.details, **told}
+    details = {"totalOrders": figures.total_orders, "notes": figures.notes}
+    return {"day": report.day.isoformat(), **figures.amounts, **figures.details, **details}
 
 
-def _this_report(call: Idempotency | None) -> Idempotency | None:
+def _content_specific_key(idempotency_key: IdempotencyKey | None) -> IdempotencyKey | None:
     """The call, named by what it brings too.
 
     A till that repeats its key with other figures has counted again and means them: that is another
     call, and no misuse. One that comes late with the same figures must not replace newer ones.
     """
-    if call is None:
+    if idempotency_key is None:
         return None
-    return evolve(call, operation=f"{call.operation} {call.fingerprint.hex()}")
+    return evolve(
+        idempotency_key,
+        operation=f"{idempotency_key.operation} {idempotency_key.fingerprint.hex()}",
+    )
 
 
-def _answer(report: DailyReport, revision: int | None) -> ReportGiven:
+def _answer(report: DailyReport, revision: int | None) -> ReportResponse:
     figures = report.figures
-    return ReportGiven(
+    return ReportResponse(
         message=_MESSAGES.get(revision, _REPLACED),
         data=ReportData(
             report_date=report.day.isoformat(),
@@ -185,7 +199,7 @@ def _answer(report: DailyReport, revision: int | None) -> ReportGiven:
             created=revision == 1,
             balanced=report.balanced,
             issues=[
-                IssueGiven(kind=each.kind, field=each.field, message=each.message)
+                IssueEntry(kind=each.kind, field=each.field, message=each.message)
                 for each in report.issues
             ],
         ),

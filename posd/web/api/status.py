@@ -10,16 +10,22 @@ from attrs import define
 from twisted.web.server import Request
 
 from posd.errors import NotFound
-from posd.protocol.literals import timestamp
-from posd.store.standing import StreamReport, TerminalStanding
+from posd.protocol.json_literals import timestamp
+from posd.store.stream_status import StreamReport, TerminalStanding
 from posd.values import Seq, Tenant
-from posd.web.http.call import Call
-from posd.web.http.models import Given, Moment, Success
-from posd.web.http.operations import ANYBODY_AT_TENANT, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer
+from posd.web.http.http_request import HTTPRequest
+from posd.web.http.models import Moment, ResponseModel, SuccessModel
+from posd.web.http.operations import (
+    ANYBODY_AT_TENANT,
+    DeclaredError,
+    Operation,
+    TenantRequest,
+    model_response,
+)
+from posd.web.http.responses import Response
 
 
-class TerminalGiven(Given, frozen=True):
+class TerminalEntry(ResponseModel, frozen=True):
     """A terminal, connected or not. Only a terminal that acknowledges has `behind`."""
 
     device_id: str | None
@@ -30,16 +36,16 @@ class TerminalGiven(Given, frozen=True):
     behind: int | None
 
 
-class WebSocketGiven(Given, frozen=True):
+class WebSocketSummary(ResponseModel, frozen=True):
     """The tills of a tenant, on all nodes."""
 
     connected: bool
     active: int
     url: str
-    terminals: list[TerminalGiven]
+    terminals: list[TerminalEntry]
 
 
-class CountGiven(Given, frozen=True, rename=None):
+class CountEntry(ResponseModel, frozen=True, rename=None):
     """The number of events of a type in the last 24 hours."""
 
     event_type: str
@@ -47,7 +53,7 @@ class CountGiven(Given, frozen=True, rename=None):
     last_event: Moment
 
 
-class LoggedGiven(Given, frozen=True, rename=None):
+class LoggedEntry(ResponseModel, frozen=True, rename=None):
     """A row of the log. `id` is null if the row has no position."""
 
     id: Seq | None
@@ -56,20 +62,20 @@ class LoggedGiven(Given, frozen=True, rename=None):
     created_at: Moment
 
 
-class StatusGiven(Success, frozen=True):
+class StatusResponse(SuccessModel, frozen=True):
     """The status of the tills of a tenant."""
 
     tenant: str
-    websocket: WebSocketGiven
+    websocket: WebSocketSummary
     last_event_id: Seq
     undelivered: int
-    events24h: list[CountGiven]
-    recent_events: list[LoggedGiven]
+    events24h: list[CountEntry]
+    recent_events: list[LoggedEntry]
     timestamp: Moment
 
 
 @define(eq=False)
-class Monitor:
+class StatusEndpoints:
     """The endpoint; `report` reads how a tenant stands, on all nodes."""
 
     report: Callable[[Tenant], Awaitable[StreamReport | None]]
@@ -83,39 +89,41 @@ class Monitor:
                 self.status,
                 "Read the status of the tills",
                 ANYBODY_AT_TENANT,
-                {200: StatusGiven},
-                refusals=(Refused(404, "unknown_tenant", "The tenant was deleted a moment ago."),),
+                {200: StatusResponse},
+                refusals=(
+                    DeclaredError(404, "unknown_tenant", "The tenant was deleted a moment ago."),
+                ),
             ),
         )
 
-    async def status(self, ask: TenantAsk[None]) -> Answer:
+    async def status(self, request: TenantRequest[None]) -> Response:
         """Every kind of key may ask. Terminals that are away are listed too, after the others."""
-        report = await self.report(ask.tenant)
+        report = await self.report(request.tenant)
         if report is None:
             raise NotFound("There is no such tenant.", code="unknown_tenant")
         active = sum(each.connected_since is not None for each in report.terminals)
-        slug = ask.tenant.slug
-        return given(
-            StatusGiven(
+        slug = request.tenant.slug
+        return model_response(
+            StatusResponse(
                 tenant=slug,
-                websocket=WebSocketGiven(
+                websocket=WebSocketSummary(
                     connected=active > 0,
                     active=active,
-                    url=_url(ask.call, slug),
+                    url=_url(request.http_request, slug),
                     terminals=[
-                        TerminalGiven(**terminal_members(each)) for each in report.terminals
+                        TerminalEntry(**terminal_members(each)) for each in report.terminals
                     ],
                 ),
                 last_event_id=report.last_seq,
                 undelivered=report.undelivered,
                 events24h=[
-                    CountGiven(
+                    CountEntry(
                         event_type=each.type, count=each.count, last_event=timestamp(each.last)
                     )
                     for each in report.day
                 ],
                 recent_events=[
-                    LoggedGiven(
+                    LoggedEntry(
                         id=each.seq,
                         event_type=each.type,
                         status=each.status,
@@ -129,7 +137,7 @@ class Monitor:
 
 
 def terminal_members(standing: TerminalStanding) -> dict[str, Any]:
-    """The members of a `TerminalGiven`."""
+    """The members of a `TerminalEntry`."""
     return {
         "device_id": standing.device_id,
         "connected_since": moment(standing.connected_since),
@@ -145,7 +153,7 @@ def moment(when: datetime | None) -> str | None:
     return None if when is None else timestamp(when)
 
 
-def _url(call: Call, slug: str) -> str:
+def _url(http_request: HTTPRequest, slug: str) -> str:
     """Where tills connect, by the name under which the caller reached us."""
-    scheme = "wss" if Request.isSecure(call.request) else "ws"
-    return f"{scheme}://{call.header('host') or 'localhost'}/ws/pos/{slug}"
+    scheme = "wss" if Request.isSecure(http_request.request) else "ws"
+    return f"{scheme}://{http_request.header('host') or 'localhost'}/ws/pos/{slug}"

@@ -9,32 +9,41 @@ from attrs import define
 from msgspec import Meta
 from twisted.logger import Logger
 
-from posd.database.migrations import misfit
-from posd.database.pool import Database
+from posd.database.migrations import version_mismatch
+from posd.database.pool import Pool
 from posd.errors import BadRequest, Conflict, NotFound
 from posd.events.money import is_currency
 from posd.events.phones import is_region
 from posd.events.regions import DEFAULT, region_of
 from posd.events.timezones import is_zone
-from posd.protocol.literals import timestamp
-from posd.store import presence, standing, tenants
-from posd.store.idempotency import once_shown
-from posd.store.standing import TerminalStanding
-from posd.store.tenants import Overview
+from posd.protocol.json_literals import timestamp
+from posd.store import presence, tenants
+from posd.store import stream_status as standing
+from posd.store.idempotency import run_once_and_render
+from posd.store.stream_status import TerminalStanding
+from posd.store.tenants import TenantOverview
 from posd.values import KeyKind, Tenant
 from posd.web.api import ledgers
-from posd.web.api.status import TerminalGiven, moment, terminal_members
+from posd.web.api.status import TerminalEntry, moment, terminal_members
 from posd.web.http import idempotency
-from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, plain
-from posd.web.http.operations import ADMINS, Ask, Operation, Refused, given
-from posd.web.http.requests import Answer
+from posd.web.http.models import (
+    UNSET,
+    Moment,
+    RequestModel,
+    ResponseModel,
+    SuccessModel,
+    Unset,
+    to_json_members,
+)
+from posd.web.http.operations import ADMINS, DeclaredError, Operation, Request, model_response
+from posd.web.http.responses import Response
 
-UNKNOWN_TENANT: Final = Refused(404, "unknown_tenant", "There is no such tenant.")
-_Row = tuple[str, str, str, str, str]
+UNKNOWN_TENANT: Final = DeclaredError(404, "unknown_tenant", "There is no such tenant.")
+_TenantKey = tuple[str, str, str, str, str]
 _log = Logger()
 
 
-class TenantTaken(Taken, frozen=True):
+class NewTenantRequest(RequestModel, frozen=True):
     """A tenant to create."""
 
     slug: Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")]
@@ -59,7 +68,7 @@ class TenantTaken(Taken, frozen=True):
     ) = UNSET
 
 
-class TenantGiven(Given, frozen=True):
+class TenantEntry(ResponseModel, frozen=True):
     """A tenant. `ready`: its schema has the form that this posd needs. `connected` is the number of
     its connected tills."""
 
@@ -79,7 +88,7 @@ MOST_LISTED: Final = 1000
 Limit = Annotated[int, Meta(ge=1, le=MOST_LISTED, description="The maximum number of entries.")]
 
 
-class TenantsTaken(Taken, frozen=True):
+class TenantsRequest(RequestModel, frozen=True):
     """The page of the list."""
 
     limit: Limit = MOST_LISTED
@@ -88,22 +97,22 @@ class TenantsTaken(Taken, frozen=True):
     ) = UNSET
 
 
-class TenantsGiven(Success, frozen=True):
+class TenantsResponse(SuccessModel, frozen=True):
     """Tenants by slug, including disabled ones. While `hasMore` is true, `next` is the `after` of
     the next call."""
 
-    tenants: list[TenantGiven]
+    tenants: list[TenantEntry]
     has_more: bool
     next: str | None
 
 
-class OneTenantGiven(Success, frozen=True):
+class TenantResponse(SuccessModel, frozen=True):
     """The tenant that was created, or that already existed."""
 
-    tenant: TenantGiven
+    tenant: TenantEntry
 
 
-class OperatorTerminalGiven(TerminalGiven, frozen=True):
+class OperatorTerminalEntry(TerminalEntry, frozen=True):
     """A terminal, with members for operators. `node` is the posd that it is connected to."""
 
     device_name: str | None
@@ -114,14 +123,14 @@ class OperatorTerminalGiven(TerminalGiven, frozen=True):
     node: str | None
 
 
-class TerminalsGiven(Success, frozen=True):
+class TerminalsResponse(SuccessModel, frozen=True):
     """The terminals of a tenant, connected ones first."""
 
     tenant: str
-    terminals: list[OperatorTerminalGiven]
+    terminals: list[OperatorTerminalEntry]
 
 
-class DisconnectedGiven(Success, frozen=True):
+class DisconnectedResponse(SuccessModel, frozen=True):
     """Whether the terminal was connected."""
 
     device_id: str
@@ -129,10 +138,10 @@ class DisconnectedGiven(Success, frozen=True):
 
 
 @define(eq=False)
-class Operators:
+class TenantEndpoints:
     """The endpoints. `files` are the migrations that a tenant's schema has when it fits this posd."""
 
-    database: Database
+    database: Pool
     files: tuple[str, ...]
 
     @property
@@ -141,11 +150,11 @@ class Operators:
             Operation(
                 "GET",
                 "/api/admin/tenants",
-                self.everyone,
+                self.list_tenants,
                 "List the tenants",
                 ADMINS,
-                {200: TenantsGiven},
-                TenantsTaken,
+                {200: TenantsResponse},
+                TenantsRequest,
                 tag="Operators",
             ),
             Operation(
@@ -154,11 +163,11 @@ class Operators:
                 self.make,
                 "Create a tenant",
                 ADMINS,
-                {201: OneTenantGiven, 200: OneTenantGiven},
-                TenantTaken,
+                {201: TenantResponse, 200: TenantResponse},
+                NewTenantRequest,
                 refusals=(
-                    Refused(409, "tenant_exists", "Another tenant has this slug."),
-                    Refused(
+                    DeclaredError(409, "tenant_exists", "Another tenant has this slug."),
+                    DeclaredError(
                         409,
                         "schema_exists",
                         "The schema exists already. Use `posctl tenant add` for a schema "
@@ -179,7 +188,7 @@ class Operators:
                 self.terminals,
                 "List the terminals of a tenant",
                 ADMINS,
-                {200: TerminalsGiven},
+                {200: TerminalsResponse},
                 refusals=(UNKNOWN_TENANT,),
                 tag="Operators",
             ),
@@ -189,10 +198,10 @@ class Operators:
                 self.disconnect,
                 "Disconnect a terminal",
                 ADMINS,
-                {200: DisconnectedGiven},
+                {200: DisconnectedResponse},
                 refusals=(
                     UNKNOWN_TENANT,
-                    Refused(404, "unknown_terminal", "The tenant has no such terminal."),
+                    DeclaredError(404, "unknown_terminal", "The tenant has no such terminal."),
                 ),
                 description="The terminal can reconnect at once. To keep it out, revoke its "
                 "key. The call can be repeated, and ignores `Idempotency-Key`.",
@@ -200,84 +209,92 @@ class Operators:
             ),
         )
 
-    async def everyone(self, ask: Ask[TenantsTaken]) -> Answer:
+    async def list_tenants(self, request: Request[TenantsRequest]) -> Response:
         """Disabled ones too."""
-        after = None if ask.taken.after is UNSET else ask.taken.after
-        most = ask.taken.limit
+        after = None if request.arguments.after is UNSET else request.arguments.after
+        most = request.arguments.limit
         listed = await tenants.overview(self.database, after=after, most=most + 1)
-        shown, has_more = listed[:most], len(listed) > most
-        return given(
-            TenantsGiven(
-                tenants=[self._shown(each) for each in shown],
+        page, has_more = listed[:most], len(listed) > most
+        return model_response(
+            TenantsResponse(
+                tenants=[self._entry(each) for each in page],
                 has_more=has_more,
-                next=shown[-1].tenant.slug if has_more else None,
+                next=page[-1].tenant.slug if has_more else None,
             )
         )
 
-    async def make(self, ask: Ask[TenantTaken]) -> Answer:
+    async def make(self, request: Request[NewTenantRequest]) -> Response:
         """A retry after a lost answer is told what it would have been told."""
-        wanted = ask.taken
-        _check(wanted)
-        row = _row(wanted)
-        call = idempotency.named(
-            ask.call, None, KeyKind.ADMIN.value, "POST /api/admin/tenants", list(row)
+        arguments = request.arguments
+        _check_fields(arguments)
+        row = _tenant_key(arguments)
+        idempotency_key = idempotency.idempotency_key(
+            request.http_request, None, KeyKind.ADMIN.value, "POST /api/admin/tenants", list(row)
         )
         try:
             answered = await self.database.transaction(
-                lambda session: once_shown(
-                    session, call, lambda: tenants.create(session, *row), self._told(201)
+                lambda executor: run_once_and_render(
+                    executor,
+                    idempotency_key,
+                    lambda: tenants.create(executor, *row),
+                    self._stored_response(201),
                 )
             )
         except Conflict:
-            if not await self._is_there(wanted):
+            if not await self._exists_alike(arguments):
                 raise
             answered = await self.database.transaction(
-                lambda session: once_shown(
-                    session, call, lambda: tenants.one(session, wanted.slug), self._told(200)
+                lambda executor: run_once_and_render(
+                    executor,
+                    idempotency_key,
+                    lambda: tenants.find_tenant(executor, arguments.slug),
+                    self._stored_response(200),
                 )
             )
         if answered.status == 201 and not answered.replayed:
-            _log.info("key {key} made the tenant {slug}", key=ask.key_id, slug=wanted.slug)
-        return ledgers.again(answered)
+            _log.info("key {key} made the tenant {slug}", key=request.key_id, slug=arguments.slug)
+        return ledgers.from_stored(answered)
 
-    async def terminals(self, ask: Ask[None]) -> Answer:
+    async def terminals(self, request: Request[None]) -> Response:
         """Those that are away are listed too."""
-        tenant = (await tenants.one(self.database, ask.path["slug"])).tenant
-        found = await standing.terminals(self.database, tenant.id)
-        return given(
-            TerminalsGiven(tenant=tenant.slug, terminals=[_terminal(each) for each in found])
+        tenant = (await tenants.find_tenant(self.database, request.path["slug"])).tenant
+        found = await standing.terminal_standings(self.database, tenant.id)
+        return model_response(
+            TerminalsResponse(tenant=tenant.slug, terminals=[_terminal(each) for each in found])
         )
 
-    async def disconnect(self, ask: Ask[None]) -> Answer:
+    async def disconnect(self, request: Request[None]) -> Response:
         """On whichever node it is."""
-        tenant = (await tenants.one(self.database, ask.path["slug"])).tenant
-        device = ask.path["deviceId"]
+        tenant = (await tenants.find_tenant(self.database, request.path["slug"])).tenant
+        device = request.path["deviceId"]
         connections = None
         if device.isprintable():
-            connections = await presence.disconnect(self.database, tenant.id, device)
+            connections = await presence.request_disconnect(self.database, tenant.id, device)
         if connections is None:
             raise NotFound("There is no such terminal.", code="unknown_terminal")
         _log.info(
             "key {key} disconnected {device_id} of {slug}",
-            key=ask.key_id,
+            key=request.key_id,
             device_id=device,
             slug=tenant.slug,
         )
-        return given(DisconnectedGiven(device_id=device, was_connected=connections > 0))
+        return model_response(DisconnectedResponse(device_id=device, was_connected=connections > 0))
 
-    def _told(self, status: int) -> Callable[[Overview], tuple[int, Mapping[str, object]]]:
-        return lambda each: (status, plain(OneTenantGiven(tenant=self._shown(each))))
+    def _stored_response(
+        self, status: int
+    ) -> Callable[[TenantOverview], tuple[int, Mapping[str, object]]]:
+        return lambda each: (status, to_json_members(TenantResponse(tenant=self._entry(each))))
 
-    async def _is_there(self, wanted: TenantTaken) -> bool:
+    async def _exists_alike(self, arguments: NewTenantRequest) -> bool:
         """Whether there is a tenant that is just what is wanted."""
         return any(
-            _row(each.tenant) == _row(wanted)
-            for each in await tenants.overview(self.database, wanted.slug)
+            _tenant_key(each.tenant) == _tenant_key(arguments)
+            for each in await tenants.overview(self.database, arguments.slug)
         )
 
-    def _shown(self, each: Overview) -> TenantGiven:
+    def _entry(self, each: TenantOverview) -> TenantEntry:
         tenant = each.tenant
-        return TenantGiven(
+        return TenantEntry(
             slug=tenant.slug,
             name=tenant.name,
             schema=tenant.schema,
@@ -285,35 +302,35 @@ class Operators:
             timezone=tenant.timezone,
             default_region=tenant.default_region,
             active=each.is_active,
-            ready=misfit(list(each.applied), self.files) is None,
+            ready=version_mismatch(list(each.applied), self.files) is None,
             connected=each.connected,
             created_at=timestamp(each.created_at),
         )
 
 
-def _row(tenant: TenantTaken | Tenant) -> _Row:
+def _tenant_key(tenant: NewTenantRequest | Tenant) -> _TenantKey:
     """What a tenant is, but for what posd makes of it."""
     return tenant.slug, tenant.name, tenant.currency, tenant.timezone, _region(tenant)
 
 
-def _region(tenant: TenantTaken | Tenant) -> str:
-    given = tenant.default_region
-    return given if isinstance(given, str) else region_of(tenant.timezone) or DEFAULT
+def _region(tenant: NewTenantRequest | Tenant) -> str:
+    region = tenant.default_region
+    return region if isinstance(region, str) else region_of(tenant.timezone) or DEFAULT
 
 
-def _check(wanted: TenantTaken) -> None:
+def _check_fields(arguments: NewTenantRequest) -> None:
     """Raise `BadRequest` for what looks right and is not: amounts and numbers would be misread later."""
     for field, is_right, what in (
-        ("currency", is_currency(wanted.currency), "is not a currency of ISO 4217"),
-        ("timezone", is_zone(wanted.timezone), "is not the name of a time zone"),
-        ("defaultRegion", is_region(_region(wanted)), "is not a country with telephone numbers"),
+        ("currency", is_currency(arguments.currency), "is not a currency of ISO 4217"),
+        ("timezone", is_zone(arguments.timezone), "is not the name of a time zone"),
+        ("defaultRegion", is_region(_region(arguments)), "is not a country with telephone numbers"),
     ):
         if not is_right:
             raise BadRequest(f"{field} {what}.", code="invalid_field", details={"field": field})
 
 
-def _terminal(each: TerminalStanding) -> OperatorTerminalGiven:
-    return OperatorTerminalGiven(
+def _terminal(each: TerminalStanding) -> OperatorTerminalEntry:
+    return OperatorTerminalEntry(
         **terminal_members(each),
         device_name=each.name,
         has_key=each.has_key,

@@ -9,80 +9,82 @@ from typing import Annotated, Any, Final
 from attrs import define
 from msgspec import Meta
 
-from posd.database.pool import Database
-from posd.delivery.terminal_reports import Terminals
+from posd.database.pool import Pool
+from posd.delivery.terminal_reports import TerminalReports
 from posd.errors import BadRequest, Forbidden
-from posd.events.coercion import Unreadable, moment, word
-from posd.events.print_status import WORD, Report, Said, meaning
+from posd.events.coercion import NotCoercible, enum_word, point_in_time
+from posd.events.print_status import WORD, PrintReport, ReportedStatus, meaning
 from posd.events.timezones import zone
-from posd.protocol import literals
+from posd.protocol import json_literals as literals
 from posd.security.auth import Authenticator
-from posd.store.devices import Heartbeat
+from posd.store.devices import HeartbeatReport
 from posd.values import Tenant
-from posd.web.http.call import device_name
+from posd.web.http.http_request import device_name
 from posd.web.http.models import (
     UNSET,
     Identity,
     Moment,
-    Success,
-    Taken,
+    RequestModel,
+    SuccessModel,
     Unset,
 )
-from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer
+from posd.web.http.operations import TILLS, DeclaredError, Operation, TenantRequest, model_response
+from posd.web.http.responses import Response
 
 _LONGEST_TEXT: Final = 500
 
-Told = Annotated[
+ReportedTime = Annotated[
     Any, Meta(description="A time of RFC 3339. A value that posd cannot read means now.")
 ]
-Free = Annotated[str, Meta(description="posd stores the first 500 characters.")]
+ShortText = Annotated[str, Meta(description="posd stores the first 500 characters.")]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
-class OrderReportTaken(Taken, frozen=True):
+class OrderReportRequest(RequestModel, frozen=True):
     """A report of a till about an order."""
 
     order_id: Identity
     status: Annotated[str, Meta(max_length=100)] | Unset | None = UNSET
     device_id: str | Unset | None = UNSET
-    reason: Free | Unset | None = UNSET
-    received_at: Told = UNSET
-    accepted_at: Told = UNSET
-    printed_at: Told = UNSET
-    paid_at: Told = UNSET
-    payment_method: Free | Unset | None = UNSET
+    reason: ShortText | Unset | None = UNSET
+    received_at: ReportedTime = UNSET
+    accepted_at: ReportedTime = UNSET
+    printed_at: ReportedTime = UNSET
+    paid_at: ReportedTime = UNSET
+    payment_method: ShortText | Unset | None = UNSET
 
 
-class OrderReportGiven(Success, frozen=True):
+class OrderReportResponse(SuccessModel, frozen=True):
     """The present status of the order."""
 
     order_id: str
     print_status: str
 
 
-class HeartbeatTaken(Taken, frozen=True):
+class HeartbeatRequest(RequestModel, frozen=True):
     """The state of a terminal."""
 
     device_id: str | Unset | None = UNSET
-    status: Free | Unset | None = UNSET
+    status: ShortText | Unset | None = UNSET
     pending_acks_count: Count | Unset | None = UNSET
     pending_orders_count: Count | Unset | None = UNSET
-    last_print_at: Told = UNSET
-    app_version: Free | Unset | None = UNSET
+    last_print_at: ReportedTime = UNSET
+    app_version: ShortText | Unset | None = UNSET
 
 
-class HeartbeatGiven(Success, frozen=True):
+class HeartbeatResponse(SuccessModel, frozen=True):
     """The time at which posd received the heartbeat."""
 
     timestamp: Moment
 
 
 _DEVICE: Final = (
-    Refused(400, "invalid_device", "`deviceId` is not a valid name."),
-    Refused(403, "device_mismatch", "`deviceId` is not the device of the key or of the header."),
+    DeclaredError(400, "invalid_device", "`deviceId` is not a valid name."),
+    DeclaredError(
+        403, "device_mismatch", "`deviceId` is not the device of the key or of the header."
+    ),
 )
-_UNKNOWN: Final = Refused(404, "unknown_order", "There is no order of this id.")
+_UNKNOWN: Final = DeclaredError(404, "unknown_order", "There is no order of this id.")
 
 
 @define(eq=False)
@@ -90,8 +92,8 @@ class TerminalEndpoints:
     """The endpoints. Whatever is reported may be reported again, with the same answer."""
 
     authenticator: Authenticator
-    terminals: Terminals
-    database: Database
+    terminals: TerminalReports
+    database: Pool
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -105,11 +107,11 @@ class TerminalEndpoints:
                 self.heartbeat,
                 "Send a heartbeat",
                 TILLS,
-                {200: HeartbeatGiven},
-                takes=HeartbeatTaken,
+                {200: HeartbeatResponse},
+                request_model=HeartbeatRequest,
                 refusals=(
                     *_DEVICE,
-                    Refused(429, "too_many_devices", "The tenant already has 1000 devices."),
+                    DeclaredError(429, "too_many_devices", "The tenant already has 1000 devices."),
                 ),
                 example={"deviceId": "POS_1", "status": "online", "pendingAcksCount": 0},
             ),
@@ -122,72 +124,76 @@ class TerminalEndpoints:
             handler,
             summary,
             TILLS,
-            {200: OrderReportGiven},
-            takes=OrderReportTaken,
+            {200: OrderReportResponse},
+            request_model=OrderReportRequest,
             refusals=(*_DEVICE, _UNKNOWN),
             tag="Orders",
             example={"orderId": "A-4", "status": "printed" if name == "print" else name},
         )
 
-    async def received(self, ask: TenantAsk[OrderReportTaken]) -> Answer:
+    async def received(self, request: TenantRequest[OrderReportRequest]) -> Response:
         """Whatever its `status` is, an order that a till reports is in the till."""
-        return await self._reported(ask, "received")
+        return await self._reported(request, "received")
 
-    async def accepted(self, ask: TenantAsk[OrderReportTaken]) -> Answer:
+    async def accepted(self, request: TenantRequest[OrderReportRequest]) -> Response:
         """Without a `status` it was accepted."""
-        return await self._reported(ask, _word(ask.taken.status) or "accepted")
+        return await self._reported(request, _word(request.arguments.status) or "accepted")
 
-    async def printed(self, ask: TenantAsk[OrderReportTaken]) -> Answer:
-        told = _word(ask.taken.status)
-        if told is None:
+    async def printed(self, request: TenantRequest[OrderReportRequest]) -> Response:
+        word_reported = _word(request.arguments.status)
+        if word_reported is None:
             raise BadRequest(
                 "status is missing.", code="missing_field", details={"field": "status"}
             )
-        return await self._reported(ask, told)
+        return await self._reported(request, word_reported)
 
-    async def heartbeat(self, ask: TenantAsk[HeartbeatTaken]) -> Answer:
-        beat = ask.taken
-        device_id = await self._terminal(ask, beat.device_id)
+    async def heartbeat(self, request: TenantRequest[HeartbeatRequest]) -> Response:
+        arguments = request.arguments
+        device_id = await self._terminal(request, arguments.device_id)
         if device_id is None:
             raise BadRequest(
                 "deviceId is missing.", code="missing_field", details={"field": "deviceId"}
             )
-        heard = Heartbeat(
-            status=_cut(beat.status),
-            pending_acks=_given(beat.pending_acks_count),
-            pending_orders=_given(beat.pending_orders_count),
-            last_print_at=_moment(beat.last_print_at, ask.tenant),
-            app_version=_cut(beat.app_version),
+        beat_report = HeartbeatReport(
+            status=_truncated(arguments.status),
+            pending_acks=_unset_to_none(arguments.pending_acks_count),
+            pending_orders=_unset_to_none(arguments.pending_orders_count),
+            last_print_at=_moment(arguments.last_print_at, request.tenant),
+            app_version=_truncated(arguments.app_version),
         )
-        await self.terminals.heartbeat(ask.tenant, device_id, heard)
-        return given(HeartbeatGiven(timestamp=literals.timestamp(datetime.now(UTC))))
+        await self.terminals.heartbeat(request.tenant, device_id, beat_report)
+        return model_response(HeartbeatResponse(timestamp=literals.timestamp(datetime.now(UTC))))
 
-    async def _reported(self, ask: TenantAsk[OrderReportTaken], told: str) -> Answer:
-        taken = ask.taken
-        device_id = await self._terminal(ask, taken.device_id)
-        said = meaning(told)
-        at = _moment(_when(taken, said), ask.tenant)
-        report = Report(taken.order_id, said, at, _cut(taken.reason))
+    async def _reported(
+        self, request: TenantRequest[OrderReportRequest], word_reported: str
+    ) -> Response:
+        arguments = request.arguments
+        device_id = await self._terminal(request, arguments.device_id)
+        reported = meaning(word_reported)
+        at = _moment(_time_reported(arguments, reported), request.tenant)
+        report = PrintReport(arguments.order_id, reported, at, _truncated(arguments.reason))
         status = await self.terminals.report(
-            ask.tenant, device_id, report, told, _besides(taken, said)
+            request.tenant, device_id, report, word_reported, _extra_members(arguments, reported)
         )
-        return given(OrderReportGiven(order_id=taken.order_id, print_status=status.value))
+        return model_response(
+            OrderReportResponse(order_id=arguments.order_id, print_status=status.value)
+        )
 
-    async def _terminal(self, ask: TenantAsk[Any], named: str | Unset | None) -> str | None:
+    async def _terminal(self, request: TenantRequest[Any], named: str | Unset | None) -> str | None:
         """The terminal that reports: that of the key or the header, which the body may repeat.
 
         Raises `BadRequest` and `Forbidden`.
         """
         if not named:
-            return ask.device_id
+            return request.device_id
         name = device_name(named, "deviceId")
-        if ask.device_id not in (None, name):
+        if request.device_id not in (None, name):
             raise Forbidden(
                 "deviceId is not the device of the key or of the header.", code="device_mismatch"
             )
-        if ask.device_id is None:
-            await self.authenticator.at_tenant(
-                ask.tenant.slug, ask.call.key, name, ask.call.address
+        if request.device_id is None:
+            await self.authenticator.find_credential(
+                request.tenant.slug, request.http_request.key, name, request.http_request.address
             )
         return name
 
@@ -196,48 +202,55 @@ def _word(status: str | Unset | None) -> str | None:
     """A till's word in the contract's spelling. Raises `BadRequest` for what is none."""
     if not status:
         return None
-    told = word(status)
-    if told is not None and WORD.fullmatch(told) is None:
+    word_reported = enum_word(status)
+    if word_reported is not None and WORD.fullmatch(word_reported) is None:
         raise BadRequest(
             "status must be 1 to 30 of a-z and _.",
             code="invalid_field",
             details={"field": "status"},
         )
-    return told
+    return word_reported
 
 
-def _when(taken: OrderReportTaken, said: Said) -> object:
+def _time_reported(arguments: OrderReportRequest, reported: ReportedStatus) -> object:
     """What a till says of the time of what it reports."""
     times = {
-        Said.RECEIVED: taken.received_at,
-        Said.ACCEPTED: taken.accepted_at,
-        Said.PRINTED: taken.printed_at,
-        Said.PAID: taken.paid_at,
+        ReportedStatus.RECEIVED: arguments.received_at,
+        ReportedStatus.ACCEPTED: arguments.accepted_at,
+        ReportedStatus.PRINTED: arguments.printed_at,
+        ReportedStatus.PAID: arguments.paid_at,
     }
-    return times.get(said, UNSET)
+    return times.get(reported, UNSET)
 
 
-def _besides(taken: OrderReportTaken, said: Said) -> Mapping[str, object]:
+def _extra_members(arguments: OrderReportRequest, reported: ReportedStatus) -> Mapping[str, object]:
     """What a till says that is to be known of a payment, or kept in the log."""
-    told = {"paymentMethod": _cut(taken.payment_method), "reason": _cut(taken.reason)}
-    if said is Said.PAID:
-        del told["reason"]
-    return {name: text for name, text in told.items() if text is not None}
+    word_reported = {
+        "paymentMethod": _truncated(arguments.payment_method),
+        "reason": _truncated(arguments.reason),
+    }
+    if reported is ReportedStatus.PAID:
+        del word_reported["reason"]
+    return {name: text for name, text in word_reported.items() if text is not None}
 
 
-def _cut(text: str | Unset | None) -> str | None:
+def _truncated(text: str | Unset | None) -> str | None:
     """As much of a text as is kept; None for none."""
     return text[:_LONGEST_TEXT] if text else None
 
 
-def _given(count: int | Unset | None) -> int | None:
+def _unset_to_none(count: int | Unset | None) -> int | None:
     return None if count is UNSET else count
 
 
-def _moment(told: object, tenant: Tenant) -> datetime | None:
+def _moment(word_reported: object, tenant: Tenant) -> datetime | None:
     """A point in time by the shop's clock; None for what is none."""
     try:
-        read = None if told is UNSET or told is None else moment(told, zone(tenant.timezone))
-    except Unreadable:
+        read = (
+            None
+            if word_reported is UNSET or word_reported is None
+            else point_in_time(word_reported, zone(tenant.timezone))
+        )
+    except NotCoercible:
         return None
     return None if read is None else datetime.fromisoformat(read)

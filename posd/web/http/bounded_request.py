@@ -18,7 +18,7 @@ from posd.errors import TooManyRequests
 from posd.security.request_rates import RateAccount
 from posd.web.http.headers import (
     Fields,
-    Target,
+    RequestTarget,
     date,
     headers_of,
     is_host,
@@ -34,7 +34,7 @@ _MOST_PARAMETERS: Final = 100
 MOST_UNFINISHED_BYTES: Final = 64 * 1024 * 1024
 """Of long bodies that are still coming, on one listener."""
 _SHORT_BODY_BYTES: Final = 64 * 1024
-_BODY_READ_IN_VAIN: Final = 64 * 1024
+_DISCARDED_BODY_BYTES: Final = 64 * 1024
 """When a request is over its rate, a body of this length is read and thrown away, and then 429 is answered.
 
 If it is longer and came without a valid key, 429 is answered at once and the connection closed. With a valid
@@ -42,34 +42,34 @@ key it is read after a pause: another connection would cost posd more.
 """
 
 
-class RateGate(Protocol):
+class RequestCharges(Protocol):
     """Charges requests (`posd.web.http.rate_gate`)."""
 
     def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
         """Who is charged for a request; None for an address, and for nobody."""
 
     def charge(
-        self, request: BoundedRequest, who: RateAccount | None, path: bytes, size: int
+        self, request: BoundedRequest, account: RateAccount | None, path: bytes, size: int
     ) -> None:
         """Charge it. Raises `TooManyRequests`."""
 
-    def go_on(self, who: RateAccount | None, size: int) -> TooManyRequests | None:
+    def charge_more(self, account: RateAccount | None, size: int) -> TooManyRequests | None:
         """Charge bytes of its body that were not announced."""
 
     def is_proxy(self, peer: str) -> bool:
         """Whether requests of several clients come from this address of a connection."""
 
 
-class Limits(Protocol):
+class RequestSite(Protocol):
     """What a request needs of its site, a `posd.web.http.site.BoundedSite`."""
 
-    gate: RateGate | None
-    bodies: LongBodies
+    rate_gate: RequestCharges | None
+    bodies: LargeBodies
     body_bytes: Callable[[bytes, bytes], int]
     """How long the body of a request with this method and path may be."""
 
 
-class Channel(Protocol):
+class RequestChannel(Protocol):
     """What a request needs of its connection, a `posd.web.http.channel.BoundedChannel`."""
 
     persistent: int
@@ -88,20 +88,20 @@ class Channel(Protocol):
 
     @property
     def site(self) -> Any:
-        """The site, which has the `Limits` and the resource."""
+        """The site, which has the `RequestSite` and the resource."""
 
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
         """Method, target and version of the request whose head was read last."""
 
-    def rest(self, request: BoundedRequest) -> None:
+    def pause_reading(self, request: BoundedRequest) -> None:
         """Read nothing from the connection for a moment, since this request was over a rate."""
 
-    def belongs_to(self, owner: object) -> None:
+    def set_owner(self, owner: object) -> None:
         """A request with a valid key of `owner` has come."""
 
     def refuse(
-        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+        self, status: bytes, code: str, message: str, headers: Mapping[str, str] = {}
     ) -> None:
         """Answer what cannot become a request, and hang up."""
 
@@ -113,27 +113,27 @@ class BoundedRequest(Request):
     answer when the request has come whole. `refused` says that an answer was sent already.
     """
 
-    channel: Channel  # type: ignore[assignment]
+    channel: RequestChannel  # type: ignore[assignment]
     queued = False
     cookies = received_cookies = ()  # type: ignore[assignment]
     """posd uses none."""
-    _received = 0
-    _most = BODY_BYTES
-    _target: Target
+    _received_bytes = 0
+    _most_bytes = BODY_BYTES
+    _target: RequestTarget
     refused = False
     over_rate: TooManyRequests | None = None
     account: RateAccount | None = None
     """The credential that is charged for it, None where an address or nobody is."""
-    _announced = True
+    _has_length = True
     """Whether Content-Length told the size of its body, which was then charged with its head."""
     _fields: Fields | None = None
     _keys: list[str] | None = None
     _headers: Headers | None = None
     _answer_headers: Headers | None = None
-    gone = False
+    is_disconnected = False
     """Whether its connection is lost: nobody waits for the answer."""
 
-    def __init__(self, channel: Channel, queued: object = None) -> None:
+    def __init__(self, channel: RequestChannel, queued: object = None) -> None:
         """Set what posd uses of what Twisted's own `__init__` sets. Headers are made when they are asked for.
 
         `tests.web.http.test_site` compares it with Twisted's.
@@ -180,17 +180,17 @@ class BoundedRequest(Request):
     def gotLength(self, length: int | None) -> None:
         """Judge the request by its head, which has come, and charge it. `length` is its body's, if known."""
         command, target, version = self.channel.request_line
-        read = read_target(command, target)
-        fault = _fault(self.fields, version, length)
-        if read is None:
+        request_target = read_target(command, target)
+        fault = _head_fault(self.fields, version, length)
+        if request_target is None:
             fault = "The request target is not valid."
         else:
-            self._target = read
+            self._target = request_target
         if fault is not None:
             self.refuse(b"400 Bad Request", "bad_request", fault)
         else:
-            self._most = self.channel.site.body_bytes(command, self._target.origin)
-            if length is not None and length > self._most:
+            self._most_bytes = self.channel.site.body_bytes(command, self._target.origin)
+            if length is not None and length > self._most_bytes:
                 self._refuse_body()
             else:
                 self._charge(length)
@@ -198,23 +198,23 @@ class BoundedRequest(Request):
         self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > self._most:
+        self._received_bytes += len(data)
+        if self._received_bytes > self._most_bytes:
             self._refuse_body()
-        elif not self._announced and self.over_rate is None:
+        elif not self._has_length and self.over_rate is None:
             self._charge_more(len(data))
         if not self.refused and self.over_rate is None:
             Request.handleContentChunk(self, data)
-            if self._received > _SHORT_BODY_BYTES:
-                self.channel.site.bodies.grown(self, self._received)
+            if self._received_bytes > _SHORT_BODY_BYTES:
+                self.channel.site.bodies.update(self, self._received_bytes)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        self.channel.site.bodies.done(self)
+        self.channel.site.bodies.remove(self)
         target = self._target
         if target.origin.count(b"&") >= _MOST_PARAMETERS:
             # A line has room for 8000. Twisted takes 5 ms to read so many, before a key is checked.
-            sentence = f"A query may have {_MOST_PARAMETERS} parameters."
-            self.refuse(b"400 Bad Request", "bad_request", sentence)
+            message = f"A query may have {_MOST_PARAMETERS} parameters."
+            self.refuse(b"400 Bad Request", "bad_request", message)
         if self.refused:
             return
         if target.authority is not None:
@@ -273,73 +273,73 @@ class BoundedRequest(Request):
 
         Twisted's own method would close the body. Here it is freed with the request.
         """
-        self.gone = True
+        self.is_disconnected = True
         content, self.content = self.content, None
-        self.channel.site.bodies.done(self)
+        self.channel.site.bodies.remove(self)
         Request.connectionLost(self, reason)
         self.content = content
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """Answer that there is no room for the body, which has not come whole."""
-        sentence = "posd is receiving too many long bodies. Try again."
-        self.refuse(b"503 Service Unavailable", "overloaded", sentence, {"Retry-After": "1"})
+        message = "posd is receiving too many long bodies. Try again."
+        self.refuse(b"503 Service Unavailable", "overloaded", message, {"Retry-After": "1"})
 
     def _charge(self, length: int | None) -> None:
         """Charge the request, and its body as far as its size is known."""
-        gate = self.channel.site.gate
-        if gate is None:
+        rate_gate = self.channel.site.rate_gate
+        if rate_gate is None:
             return
-        self._announced = length is not None
+        self._has_length = length is not None
         path = self._target.origin
-        self.account = gate.account(self, path)
+        self.account = rate_gate.account(self, path)
         if self.account is not None:
-            self.channel.belongs_to(self.account.owner)
+            self.channel.set_owner(self.account.owner)
         try:
-            gate.charge(self, self.account, path, length or 0)
+            rate_gate.charge(self, self.account, path, length or 0)
         except TooManyRequests as refusal:
-            self._be_over(refusal, length)
+            self._refuse_over_rate(refusal, length)
 
     def _charge_more(self, size: int) -> None:
         """Charge a part of a body whose size was not known before."""
-        gate = self.channel.site.gate
-        refusal = None if gate is None else gate.go_on(self.account, size)
+        rate_gate = self.channel.site.rate_gate
+        refusal = None if rate_gate is None else rate_gate.charge_more(self.account, size)
         if refusal is not None:
-            self._be_over(refusal, None)
+            self._refuse_over_rate(refusal, None)
 
-    def _be_over(self, refusal: TooManyRequests, length: int | None) -> None:
+    def _refuse_over_rate(self, refusal: TooManyRequests, length: int | None) -> None:
         """Refuse the request for its rate: when it has come whole, or now, and then hang up.
 
-        See `_BODY_READ_IN_VAIN`. A client that expects `100 Continue` has not sent the body, and is refused
-        now.
+        See `_DISCARDED_BODY_BYTES`. A client that expects `100 Continue` has not sent the body, and is
+        refused now.
         """
         # Its traceback would keep this request in a cycle of references.
         self.over_rate = refusal.with_traceback(None)
-        if length is not None and length <= _BODY_READ_IN_VAIN:
+        if length is not None and length <= _DISCARDED_BODY_BYTES:
             return
         if self.account is not None and "expect" not in self.fields:
-            self.channel.rest(self)
+            self.channel.pause_reading(self)
         else:
-            sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
-            self.refuse(b"429 Too Many Requests", refusal.code, sentence, headers)
+            message, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
+            self.refuse(b"429 Too Many Requests", refusal.code, message, headers)
 
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
-        sentence = f"The body has more than {self._most} bytes."
-        self.refuse(b"413 Content Too Large", "too_large", sentence)
+        message = f"The body has more than {self._most_bytes} bytes."
+        self.refuse(b"413 Content Too Large", "too_large", message)
 
     def refuse(
-        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+        self, status: bytes, code: str, message: str, headers: Mapping[str, str] = {}
     ) -> None:
         """Answer, hang up, and do not process the request."""
         if not self.refused and self.channel is not None:
             self.refused = True
             self.content = BytesIO()
-            self.channel.site.bodies.done(self)
-            self.channel.refuse(status, code, sentence, headers)
+            self.channel.site.bodies.remove(self)
+            self.channel.refuse(status, code, message, headers)
 
 
 @define(eq=False)
-class LongBodies:
+class LargeBodies:
     """Bounds the memory for bodies of more than 64 KiB that have not come whole.
 
     Clients without a key can send them too. If they are too many bytes together, the request that was begun
@@ -350,19 +350,19 @@ class LongBodies:
     total: int = field(default=0, init=False)
     """The bytes of all of them."""
 
-    def grown(self, request: BoundedRequest, size: int) -> None:
+    def update(self, request: BoundedRequest, size: int) -> None:
         """Count a request whose body has so many bytes by now."""
         self.total += size - self._sizes.get(request, 0)
         self._sizes[request] = size
         while self.total > MOST_UNFINISHED_BYTES:
-            next(iter(self._sizes)).give_way()
+            next(iter(self._sizes)).evict()
 
-    def done(self, request: BoundedRequest) -> None:
+    def remove(self, request: BoundedRequest) -> None:
         """It has come whole, or never will."""
         self.total -= self._sizes.pop(request, 0)
 
 
-def _fault(fields: Fields, version: bytes, length: int | None) -> str | None:
+def _head_fault(fields: Fields, version: bytes, length: int | None) -> str | None:
     """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
     hosts = fields.get("host", [])
     coded = "transfer-encoding" in fields

@@ -16,14 +16,14 @@ from zope.interface import implementer
 
 from posd import __version__
 from posd.protocol import jsontext
-from posd.web.http.bounded_request import BoundedRequest, Limits
-from posd.web.http.deadline import Deadline
+from posd.web.http.bounded_request import BoundedRequest, RequestSite
+from posd.web.http.deadline import DeadlineTimer
 from posd.web.http.direct_write import Write, direct_write
-from posd.web.http.head import Head, read_head
 from posd.web.http.headers import date, members
 from posd.web.http.input_turns import PacedInput
-from posd.web.http.sockets import bound_buffers
-from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
+from posd.web.http.request_head import RequestHead, read_head
+from posd.web.http.sockets import limit_buffers
+from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, KnownProtocol, detect_protocol
 
 IDLE_SECONDS: Final = 75
 """Longer than nginx and AWS ALB keep an idle connection to a server, which is 60 s.
@@ -43,30 +43,30 @@ A client that asks again at once would keep posd busy. A proxy sends requests of
 connection, and a platform those of other tenants after a tenant's own 429; these are read on. A random half
 is added or taken away, so that a thousand such connections do not go on in one turn of the reactor.
 """
-_LONGEST_DOUBLED: Final = 3
+_MOST_DOUBLINGS: Final = 3
 """How often that is doubled for a stranger who goes on: so up to eight seconds."""
 
 
-class ChannelSite(Limits, Protocol):
+class ChannelSite(RequestSite, Protocol):
     """What a connection needs of its site, a `posd.web.http.site.BoundedSite`."""
 
     clock: Any
     """The reactor."""
     refused: Callable[[int], None]
     """Told the status of what was refused before it became a request."""
-    mistaken: Callable[[Spoken, Any], None]
+    on_wrong_protocol: Callable[[KnownProtocol, Any], None]
     """Told which other protocol was spoken, on which transport."""
 
     def enter(self, channel: BoundedChannel) -> None:
         """Count a connection."""
 
-    def answered(self, channel: BoundedChannel) -> None:
+    def request_answered(self, channel: BoundedChannel) -> None:
         """A request on it was answered."""
 
     def leave(self, channel: BoundedChannel) -> None:
         """It is gone, or a till's."""
 
-    def come_back(self, channel: BoundedChannel) -> None:
+    def restore(self, channel: BoundedChannel) -> None:
         """It is not a till's any more."""
 
 
@@ -86,23 +86,23 @@ class BoundedChannel(HTTPChannel):
     """Whether a request has begun and has not come whole. A connection begins with one."""
     _opening: bytes | None = b""
     """The first bytes of the connection, until they are enough to tell its protocol."""
-    _deadline: Deadline
+    _deadline: DeadlineTimer
     """When the next request must have come, or the connection must have gone. None while posd answers."""
     _peer: IAddress | None = None
     _host: IAddress | None = None
-    _leaving = False
-    _rest: IDelayedCall | None = None
+    _is_closing = False
+    _pause_timer: IDelayedCall | None = None
     _refusals = 0
     """Requests in a row that were over a rate."""
-    _lost: Callable[[], None] | None = None
+    _on_lost: Callable[[], None] | None = None
     _send: Write | None = None
     """Writes directly, from the first answer on."""
 
     def connectionMade(self) -> None:
-        self._deadline = Deadline(self.site.clock)
+        self._deadline = DeadlineTimer(self.site.clock)
         HTTPChannel.connectionMade(self)
-        bound_buffers(self.transport)
-        self._deadline.set(_REQUEST_SECONDS, self._too_late)
+        limit_buffers(self.transport)
+        self._deadline.set(_REQUEST_SECONDS, self._abort_timed_out)
         self._is_expecting = True
         self.site.enter(self)
 
@@ -132,10 +132,10 @@ class BoundedChannel(HTTPChannel):
         return self._command, self._path, self._version
 
     def dataReceived(self, data: bytes) -> None:
-        if self._leaving:
+        if self._is_closing:
             # Twisted would read on, and take a request that it has refused for a good one.
             return
-        if self._opening is not None and self._begins_wrongly(data):
+        if self._opening is not None and self._begins_with_wrong_protocol(data):
             return
         if self.line_mode and not (self._buffer or self.requests) and self.persistent:
             head = read_head(data)
@@ -145,7 +145,7 @@ class BoundedChannel(HTTPChannel):
         self._expect_request()
         HTTPChannel.dataReceived(self, data)
 
-    def _begin(self, head: Head, rest: bytes) -> None:
+    def _begin(self, head: RequestHead, pause_reading: bytes) -> None:
         """Begin a request whose head was read, as `lineReceived` does at the end of a head."""
         request = BoundedRequest(self)
         self.requests.append(request)
@@ -153,47 +153,47 @@ class BoundedChannel(HTTPChannel):
         request.fields = head.fields
         self.length = head.length or 0
         self.allHeadersReceived()
-        if self._leaving:
+        if self._is_closing:
             return
         length = self.length
-        if len(rest) >= length:
+        if len(pause_reading) >= length:
             if length:
-                request.handleContentChunk(rest[:length])
-            self._finishRequestBody(rest[length:])  # type: ignore[no-untyped-call]
+                request.handleContentChunk(pause_reading[:length])
+            self._finishRequestBody(pause_reading[length:])  # type: ignore[no-untyped-call]
         else:
             self._expect_request()
             self._maybeChooseTransferDecoder(b"Content-Length", b"%d" % length)  # type: ignore[no-untyped-call]
             self.setRawMode()  # type: ignore[no-untyped-call]
-            if rest:
-                self.rawDataReceived(rest)
+            if pause_reading:
+                self.rawDataReceived(pause_reading)
 
     def send(self, data: bytes) -> None:
         """Send an answer, or its beginning, in this turn of the reactor. Nothing is sent after hanging up."""
         if self._send is None:
             self._send = direct_write(self.transport)
-        (self.transport.write if self._leaving else self._send)(data)
+        (self.transport.write if self._is_closing else self._send)(data)
 
     def _expect_request(self) -> None:
         """The rest of the request that has begun must come soon."""
         if self.idle and not self._is_expecting:
             self._is_expecting = True
-            self._deadline.set(_REQUEST_SECONDS, self._too_late)
+            self._deadline.set(_REQUEST_SECONDS, self._abort_timed_out)
 
-    def _begins_wrongly(self, data: bytes) -> bool:
+    def _begins_with_wrong_protocol(self, data: bytes) -> bool:
         """Refuse a connection whose first bytes are not HTTP's, and tell whether they are not."""
         opening = self._opening = (self._opening or b"") + data[:LONGEST_OPENING]
         if len(opening) >= LONGEST_OPENING:
             self._opening = None
-        spoken = recognise(opening)
-        if spoken in (None, Spoken.HTTP):
+        spoken = detect_protocol(opening)
+        if spoken in (None, KnownProtocol.HTTP):
             return False
-        self.site.mistaken(spoken, self.transport)
+        self.site.on_wrong_protocol(spoken, self.transport)
         self.refuse(b"400 Bad Request", "bad_request", HINTS[spoken])
         return True
 
-    def wrong_protocol(self, spoken: Spoken) -> bytes:
+    def wrong_protocol(self, spoken: KnownProtocol) -> bytes:
         """Note that this came where TLS is spoken. Returns an answer that is to be sent without TLS."""
-        self.site.mistaken(spoken, self.transport)
+        self.site.on_wrong_protocol(spoken, self.transport)
         self.site.refused(400)
         return _refusal(b"400 Bad Request", "bad_request", HINTS[spoken])
 
@@ -235,11 +235,11 @@ class BoundedChannel(HTTPChannel):
 
     def _send100Continue(self) -> None:
         """Ask for the body, unless its head was refused."""
-        if not self._leaving:
+        if not self._is_closing:
             HTTPChannel._send100Continue(self)
 
     def allContentReceived(self) -> None:
-        if self._leaving:
+        if self._is_closing:
             # The request was refused by its head; the time to hang up runs on.
             return
         self.idle = self._is_expecting = False
@@ -249,7 +249,7 @@ class BoundedChannel(HTTPChannel):
     def requestDone(self, request: Any) -> None:
         self.idle = True
         self._deadline.set(IDLE_SECONDS, self.timeoutConnection)
-        self.site.answered(self)
+        self.site.request_answered(self)
         if self._buffer or any(self._dataBuffer):
             # One request at a time: thousands in one segment would be answered in one turn of the
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
@@ -257,42 +257,44 @@ class BoundedChannel(HTTPChannel):
         HTTPChannel.requestDone(self, request)
         if isinstance(request, BoundedRequest):
             if request.over_rate is not None:
-                self.rest(request)
+                self.pause_reading(request)
             else:
                 self._refusals = 0
 
-    def rest(self, request: BoundedRequest) -> None:
+    def pause_reading(self, request: BoundedRequest) -> None:
         """Read nothing for a moment, since a request was over a rate. A stranger's rests get longer."""
-        if self._leaving or self._is_of_a_proxy():
+        if self._is_closing or self._is_of_a_proxy():
             return
         # Also where it rests already: Twisted reads on when a request is done.
         self._networkProducer.pauseProducing()
-        if self._rest is not None:
+        if self._pause_timer is not None:
             return
-        doubled = 0 if request.account is not None else min(self._refusals, _LONGEST_DOUBLED)
+        doubled = 0 if request.account is not None else min(self._refusals, _MOST_DOUBLINGS)
         self._refusals += 1
-        self._rest = self.site.clock.callLater(
-            _PAUSE_SECONDS * 2**doubled * random.uniform(0.5, 1.5), self._rested
+        self._pause_timer = self.site.clock.callLater(
+            _PAUSE_SECONDS * 2**doubled * random.uniform(0.5, 1.5), self._resume_reading
         )
 
     def _is_of_a_proxy(self) -> bool:
         """Whether requests of other clients may follow on this connection."""
-        gate = self.site.gate
-        return gate is not None and gate.is_proxy(getattr(self.transport.getPeer(), "host", ""))
+        rate_gate = self.site.rate_gate
+        return rate_gate is not None and rate_gate.is_proxy(
+            getattr(self.transport.getPeer(), "host", "")
+        )
 
-    def belongs_to(self, owner: object) -> None:
+    def set_owner(self, owner: object) -> None:
         """A request with a valid key of `owner` has come."""
         if isinstance(self.transport, PacedInput):
-            self.transport.belongs_to(owner)
+            self.transport.set_owner(owner)
 
     def refuse(
-        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+        self, status: bytes, code: str, message: str, headers: Mapping[str, str] = {}
     ) -> None:
         """Answer what cannot become a request, and hang up. Only the first refusal is sent."""
-        if self._leaving:
+        if self._is_closing:
             return
         self.site.refused(int(status.split()[0]))
-        self.transport.write(_refusal(status, code, sentence, headers))
+        self.transport.write(_refusal(status, code, message, headers))
         self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -304,9 +306,9 @@ class BoundedChannel(HTTPChannel):
 
     def loseConnection(self) -> None:
         """Hang up. Over TLS that waits for the peer to do so too, which it may never do."""
-        if not self._leaving:
-            self._leaving = True
-            self._deadline.set(_HANG_UP_SECONDS, self._too_late)
+        if not self._is_closing:
+            self._is_closing = True
+            self._deadline.set(_HANG_UP_SECONDS, self._abort_timed_out)
         HTTPChannel.loseConnection(self)
 
     def readConnectionLost(self) -> None:
@@ -317,7 +319,7 @@ class BoundedChannel(HTTPChannel):
         request = self.requests[-1] if self.requests else None
         if self.idle or request is None:
             self.loseConnection()
-        elif self._lost is not None or "upgrade" in request.fields:
+        elif self._on_lost is not None or "upgrade" in request.fields:
             self.transport.abortConnection()
         else:
             self.persistent = False
@@ -331,10 +333,10 @@ class BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._deadline.stop()
-        if self._rest is not None and self._rest.active():
-            self._rest.cancel()
+        if self._pause_timer is not None and self._pause_timer.active():
+            self._pause_timer.cancel()
         self.site.leave(self)
-        lost, self._lost = self._lost, None
+        lost, self._on_lost = self._on_lost, None
         HTTPChannel.connectionLost(self, reason)
         self._forget_requests()
         if lost is not None:
@@ -355,39 +357,39 @@ class BoundedChannel(HTTPChannel):
         self.requests.clear()
         self._transferDecoder = self._send = None
 
-    def hold(self, lost: Callable[[], None]) -> None:
+    def detach_request(self, lost: Callable[[], None]) -> None:
         """The request that is being answered is a till's, which is counted elsewhere, and takes long.
 
-        `lost` is called when the connection is gone, unless `let_go` was called before.
+        `lost` is called when the connection is gone, unless `reattach_request` was called before.
         """
         self._deadline.stop()
         self.site.leave(self)
-        self._lost = lost
+        self._on_lost = lost
 
-    def let_go(self) -> None:
+    def reattach_request(self) -> None:
         """The answer follows: then it is a connection like any other."""
-        if self._lost is not None:
-            self._lost = None
-            self.site.come_back(self)
+        if self._on_lost is not None:
+            self._on_lost = None
+            self.site.restore(self)
 
-    def _rested(self) -> None:
-        self._rest = None
+    def _resume_reading(self) -> None:
+        self._pause_timer = None
         if not self._waitingForTransport:
             self._networkProducer.resumeProducing()
 
-    def _too_late(self) -> None:
+    def _abort_timed_out(self) -> None:
         if self.transport is not None:
             self.transport.abortConnection()
 
 
-def _refusal(status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}) -> bytes:
+def _refusal(status: bytes, code: str, message: str, headers: Mapping[str, str] = {}) -> bytes:
     """A whole answer to what cannot become a request; like all others, and the last on its connection."""
-    said = {"success": False, "error": sentence, "code": code}
-    body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
+    error = {"success": False, "error": message, "code": code}
+    body = jsontext.encode(error | {"requestId": secrets.token_hex(8)})
     head = (
         b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
         b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n%b\r\n"
     )
-    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
-    values = (status, __version__.encode(), date(), len(body), more)
+    extra_headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+    values = (status, __version__.encode(), date(), len(body), extra_headers)
     return head % values + body

@@ -18,13 +18,13 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 _ffi: Final[Any] = getattr(SSL, "_ffi", None)
 _openssl: Final[Any] = getattr(SSL, "_lib", None)
-_CALLED: Final = ("BIO_write", "BIO_get_mem_data", "SSL_read", "SSL_get_error")
+_REQUIRED_FUNCTIONS: Final = ("BIO_write", "BIO_get_mem_data", "SSL_read", "SSL_get_error")
 
 
-def knows(protocol: type, connection: object) -> bool:
+def is_supported(protocol: type, connection: object) -> bool:
     """Whether OpenSSL can be called here, for connections with TLS of these kinds."""
     return (
-        all(hasattr(_openssl, each) for each in (*_CALLED, "SSL_ERROR_WANT_READ"))
+        all(hasattr(_openssl, each) for each in (*_REQUIRED_FUNCTIONS, "SSL_ERROR_WANT_READ"))
         and all(hasattr(protocol, each) for each in ("_aborted", "_lostTLSConnection"))
         and all(
             isinstance(getattr(connection, each, None), _ffi.CData)
@@ -33,7 +33,9 @@ def knows(protocol: type, connection: object) -> bool:
     )
 
 
-IS_KNOWN: Final = knows(TLSMemoryBIOProtocol, SSL.Connection(SSL.Context(SSL.TLS_METHOD)))
+IS_SUPPORTED: Final = is_supported(
+    TLSMemoryBIOProtocol, SSL.Connection(SSL.Context(SSL.TLS_METHOD))
+)
 """Whether OpenSSL is called here."""
 
 _RECORD_BYTES: Final = 16 * 1024
@@ -51,11 +53,11 @@ class DirectlyRead(TLSMemoryBIOProtocol):
     wrappedProtocol: Any
 
     def dataReceived(self, data: bytes) -> None:
-        if IS_KNOWN and self._handshakeDone and not self._appSendBuffer:
-            taken = _openssl.BIO_write(
+        if IS_SUPPORTED and self._handshakeDone and not self._appSendBuffer:
+            written = _openssl.BIO_write(
                 self._tlsConnection._into_ssl, _ffi.from_buffer(data), len(data)
             )
-            if taken == len(data):
+            if written == len(data):
                 self._read_records()
                 return
         super().dataReceived(data)  # type: ignore[no-untyped-call]

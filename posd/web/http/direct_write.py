@@ -20,13 +20,13 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
-from posd.web.http.sockets import socket_below
+from posd.web.http.sockets import socket_transport
 
 Write = Callable[[bytes], None]
 
 _ffi: Final[Any] = getattr(SSL, "_ffi", None)
 _openssl: Final[Any] = getattr(SSL, "_lib", None)
-_CALLED: Final = ("SSL_write", "BIO_read", "ERR_clear_error")
+_REQUIRED_FUNCTIONS: Final = ("SSL_write", "BIO_read", "ERR_clear_error")
 
 _RECORD_BYTES: Final = 32 * 1024
 """More than the largest record of TLS has: 16 KiB and a few bytes (RFC 8446 §5.2)."""
@@ -36,21 +36,21 @@ _record: Final[Any] = None if _ffi is None else _ffi.new("char[]", _RECORD_BYTES
 _record_view: Final = memoryview(b"" if _ffi is None else _ffi.buffer(_record))
 
 _log = Logger()
-_unknown: set[type] = set()
+_reported_transports: set[type] = set()
 """The transports that the log was told of."""
 
 
 def direct_write(transport: Any) -> Write:
     """A function that writes to `transport`, directly if that is possible with a transport of this kind."""
-    socket = socket_below(transport)
+    socket = socket_transport(transport)
     # A connection that is lost has no socket. What a client sent before that is still answered.
     if not isinstance(socket, Connection) or not socket.connected:
         return cast(Write, transport.write)
     is_tls = isinstance(transport, TLSMemoryBIOProtocol)
-    if _knows_socket(socket) and (not is_tls or _knows_tls(transport)):
+    if _is_supported_socket(socket) and (not is_tls or _is_supported_tls(transport)):
         return (DirectTLS if is_tls else DirectSocket)(transport, socket).write
-    if type(transport) not in _unknown:
-        _unknown.add(type(transport))
+    if type(transport) not in _reported_transports:
+        _reported_transports.add(type(transport))
         _log.warn(
             "posd does not know how {transport} works in these versions of Twisted and pyOpenSSL; events are"
             " sent to tills by its write(), which is slower. Install the versions of requirements.lock",
@@ -120,18 +120,18 @@ class DirectTLS(DirectSocket):
         self._transport.write(data)
 
 
-def _knows_socket(socket: Any) -> bool:
+def _is_supported_socket(socket: Any) -> bool:
     """Whether what waits to be sent is in `dataBuffer`, or counted by `_tempDataLen`."""
     return isinstance(getattr(socket, "dataBuffer", None), bytes) and isinstance(
         getattr(socket, "_tempDataLen", None), int
     )
 
 
-def _knows_tls(transport: Any) -> bool:
+def _is_supported_tls(transport: Any) -> bool:
     """Whether what is written is encrypted at once, by OpenSSL as it is called here."""
     if getattr(transport.write, "__func__", None) is not TLSMemoryBIOProtocol.write:
         return False
-    if not all(hasattr(_openssl, each) for each in _CALLED):
+    if not all(hasattr(_openssl, each) for each in _REQUIRED_FUNCTIONS):
         return False
     connection = transport.getHandle()
     return all(

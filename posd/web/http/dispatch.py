@@ -9,48 +9,52 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from posd.errors import BadRequest, Forbidden, Refusal
-from posd.protocol.jsontext import not_numbers
-from posd.security.auth import Authenticator, of_kind
+from posd.protocol.jsontext import unrepresentable_numbers
+from posd.security.auth import Authenticator, require_kind
 from posd.security.rate_limits import Clock
 from posd.store.credentials import Credential
 from posd.values import SLUG, Principal
-from posd.web.http.call import Call
-from posd.web.http.error_catalog import declared
-from posd.web.http.models import Taken, read, refuse_numbers
-from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
-from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import Answer
-from posd.web.http.turns import RequestTurns
+from posd.web.http.error_catalog import is_declared
+from posd.web.http.http_request import HTTPRequest
+from posd.web.http.models import RequestModel, read, refuse_numbers
+from posd.web.http.operations import NOBODY, TILLS, Operation, Request, TenantRequest
+from posd.web.http.refusal_log import RefusalLog
+from posd.web.http.request_turns import RequestTurns
+from posd.web.http.responses import Response
 
-_SHUT_OUT: Final = ("too_many_attempts", "too_many_requests")
+_LOGGED_CODES: Final = ("too_many_attempts", "too_many_requests")
 
 _log = Logger()
 
 
 @define(eq=False)
-class Reception:
+class Dispatcher:
     """Lets requests in. `clock` is the reactor's."""
 
     authenticator: Authenticator
     clock: Clock
-    strangers: Strangers = field(factory=Strangers)
+    refusal_log: RefusalLog = field(factory=RefusalLog)
     turns: RequestTurns | None = None
 
-    async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+    async def serve(
+        self, operation: Operation, path: Mapping[str, str], http_request: HTTPRequest
+    ) -> Response:
         """The operation's answer. Raises a `Refusal`.
 
         A refusal that the operation does not declare is raised too, and is logged as a bug, since the
         description of the API does not have it and clients do not expect it.
         """
-        call.operation = f"{operation.method} {operation.path}"
-        arrived = self.clock()
+        http_request.operation = f"{operation.method} {operation.path}"
+        arrived_at = self.clock()
         try:
-            call.check_rate()
-            return await self._in_turn(operation, path, call, arrived)
+            http_request.check_rate()
+            return await self._in_turn(operation, path, http_request, arrived_at)
         except Refusal as refusal:
-            if refusal.status in (401, 403) or refusal.code in _SHUT_OUT:
-                self.strangers.refused(call, path.get("tenant", ""), refusal.status, refusal.code)
-            if not declared(operation, refusal):
+            if refusal.status in (401, 403) or refusal.code in _LOGGED_CODES:
+                self.refusal_log.refused(
+                    http_request, path.get("tenant", ""), refusal.status, refusal.code
+                )
+            if not is_declared(operation, refusal):
                 _log.failure(
                     "{method} {path} does not declare {status} {code}",
                     method=operation.method,
@@ -61,107 +65,129 @@ class Reception:
             raise
 
     async def _in_turn(
-        self, operation: Operation, path: Mapping[str, str], call: Call, arrived: float
-    ) -> Answer:
-        who = call.account
-        if who is None or self.turns is None:
-            return await self._answer(operation, path, call, arrived)
+        self,
+        operation: Operation,
+        path: Mapping[str, str],
+        http_request: HTTPRequest,
+        arrived_at: float,
+    ) -> Response:
+        account = http_request.account
+        if account is None or self.turns is None:
+            return await self._handle(operation, path, http_request, arrived_at)
         # A key of all tenants has turns for each tenant. So its requests about one slow shop delay no others.
-        call.give_turn = await self.turns.take((who.together, path.get("tenant")))
+        http_request.release_turn = await self.turns.acquire(
+            (account.shared_scope, path.get("tenant"))
+        )
         try:
-            return await self._answer(operation, path, call, arrived)
+            return await self._handle(operation, path, http_request, arrived_at)
         finally:
-            call.give_turn()
+            http_request.release_turn()
 
-    async def _answer(
-        self, operation: Operation, path: Mapping[str, str], call: Call, arrived: float
-    ) -> Answer:
+    async def _handle(
+        self,
+        operation: Operation,
+        path: Mapping[str, str],
+        http_request: HTTPRequest,
+        arrived_at: float,
+    ) -> Response:
         slug = path.get("tenant")
-        if slug is not None and not operation.own_keys:
-            return await self._at_tenant(operation, slug, path, call, arrived)
+        if slug is not None and not operation.checks_key_itself:
+            return await self._at_tenant(operation, slug, path, http_request, arrived_at)
         key_id = None
-        if operation.kinds != NOBODY and not operation.own_keys and not _spared(operation, call):
-            principal = await self.authenticator.anywhere(call.key, call.address)
-            of_kind(principal, *operation.kinds)
-            _at_home(principal, path)
+        if (
+            operation.kinds != NOBODY
+            and not operation.checks_key_itself
+            and not _needs_no_key(operation, http_request)
+        ):
+            principal = await self.authenticator.find_principal(
+                http_request.key, http_request.address
+            )
+            require_kind(principal, *operation.kinds)
+            _check_own_tenant(principal, path)
             key_id = principal.key_id
         if "slug" in path:
-            call.check_tenant(path["slug"])
-        taken = await _take(operation, call)
-        return await operation.handler(Ask(call, path, taken, arrived=arrived, key_id=key_id))
+            http_request.check_tenant(path["slug"])
+        arguments = await _read_arguments(operation, http_request)
+        return await operation.handler(
+            Request(http_request, path, arguments, arrived_at=arrived_at, key_id=key_id)
+        )
 
     async def _at_tenant(
         self,
         operation: Operation,
         slug: str,
         path: Mapping[str, str],
-        call: Call,
-        arrived: float,
-    ) -> Answer:
-        credential = await self.admit(operation, slug, call)
+        http_request: HTTPRequest,
+        arrived_at: float,
+    ) -> Response:
+        credential = await self.admit(operation, slug, http_request)
         principal, tenant = credential.principal, credential.tenant
-        taken = await _take(operation, call)
-        device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
-        called = f"{operation.method} {_address(operation, path)}"
+        arguments = await _read_arguments(operation, http_request)
+        device_id = principal.device_id or (
+            http_request.device if principal.kind in TILLS else None
+        )
+        operation_name = f"{operation.method} {_expanded_path(operation, path)}"
         return await operation.handler(
-            TenantAsk(
-                *(call, path, taken, tenant, principal, device_id, called),
-                arrived=arrived,
+            TenantRequest(
+                *(http_request, path, arguments, tenant, principal, device_id, operation_name),
+                arrived_at=arrived_at,
                 key_id=principal.key_id,
             )
         )
 
-    async def admit(self, operation: Operation, slug: str, call: Call) -> Credential:
+    async def admit(self, operation: Operation, slug: str, http_request: HTTPRequest) -> Credential:
         """The caller's key at this tenant. Raises `Refusal` if the operation is not for its kind of key."""
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
-        credential = await self.let_in(slug, call)
-        of_kind(credential.principal, *operation.kinds)
-        call.check_tenant(slug)
+        credential = await self.authenticate(slug, http_request)
+        require_kind(credential.principal, *operation.kinds)
+        http_request.check_tenant(slug)
         return credential
 
-    async def let_in(self, slug: str, call: Call) -> Credential:
+    async def authenticate(self, slug: str, http_request: HTTPRequest) -> Credential:
         """The caller's key at this tenant. A till's key is checked with the terminal that the call names."""
         # Only a till's key is checked with a terminal, and the first check tells of which kind the key is.
-        credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
-        if credential.principal.kind in TILLS and call.device is not None:
-            credential = await self.authenticator.at_tenant(
-                slug, call.key, call.device, call.address
+        credential = await self.authenticator.find_credential(
+            slug, http_request.key, None, http_request.address
+        )
+        if credential.principal.kind in TILLS and http_request.device is not None:
+            credential = await self.authenticator.find_credential(
+                slug, http_request.key, http_request.device, http_request.address
             )
         return credential
 
 
-async def _take(operation: Operation, call: Call) -> object:
+async def _read_arguments(operation: Operation, http_request: HTTPRequest) -> object:
     """The body or the parameters as the operation takes them."""
-    # An operation that checks keys by itself (`own_keys`) parses the body after that.
-    if operation.has_body and not operation.own_keys:
-        await call.parse()
-    if operation.takes is None:
+    # An operation that checks keys by itself (`checks_key_itself`) parses the body after that.
+    if operation.has_body and not operation.checks_key_itself:
+        await http_request.parse()
+    if operation.request_model is None:
         return None
     if operation.has_body:
-        return read(operation.takes, _object(call, operation.takes))
-    return read(operation.takes, call.parameters, strict=False)
+        return read(operation.request_model, _read_body(http_request, operation.request_model))
+    return read(operation.request_model, http_request.parameters, strict=False)
 
 
-def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
+def _read_body(http_request: HTTPRequest, kind: type[RequestModel]) -> dict[str, object]:
     """The body as an object. If it has NaN or an infinity, the refusal names the member."""
     try:
-        return call.json()
+        return http_request.json()
     except BadRequest:
-        refuse_numbers(kind, not_numbers(call.body))
+        refuse_numbers(kind, unrepresentable_numbers(http_request.body))
         raise
 
 
-def _at_home(principal: Principal, path: Mapping[str, str]) -> None:
+def _check_own_tenant(principal: Principal, path: Mapping[str, str]) -> None:
     """Raise `Forbidden` if a key of one tenant is used for another one, or for all."""
     if principal.tenant is not None and path.get("slug") != principal.tenant.slug:
         raise Forbidden("This key is valid for one tenant only.")
 
 
-def _spared(operation: Operation, call: Call) -> bool:
+def _needs_no_key(operation: Operation, http_request: HTTPRequest) -> bool:
     """Whether no key is needed, since the request came by a listener that trusts its clients."""
-    return operation.trusted and call.door.trusted
+    return operation.trusted and http_request.listener_context.trusted
 
 
-def _address(operation: Operation, path: Mapping[str, str]) -> str:
+def _expanded_path(operation: Operation, path: Mapping[str, str]) -> str:
     return operation.path.format_map(path)

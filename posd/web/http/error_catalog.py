@@ -12,72 +12,78 @@ from typing import Final
 from attrs import evolve
 
 from posd.errors import Refusal
-from posd.web.http.models import Given, members
-from posd.web.http.operations import NOBODY, Operation, Refused
+from posd.web.http.models import ResponseModel, members
+from posd.web.http.operations import NOBODY, DeclaredError, Operation
 
 
-class FieldGiven(Given, frozen=True):
+class FieldDetails(ResponseModel, frozen=True):
     """The member that the error is about, as a path from the top of the body."""
 
     field: str
 
 
 _ALWAYS: Final = (
-    Refused(400, "bad_request", "The request is not valid HTTP."),
-    Refused(
+    DeclaredError(400, "bad_request", "The request is not valid HTTP."),
+    DeclaredError(
         403,
         "forbidden",
         "The key is of another kind, or a trusted listener does not permit the request.",
     ),
-    Refused(413, "too_large", "The body is longer than the operation allows."),
-    Refused(
+    DeclaredError(413, "too_large", "The body is longer than the operation allows."),
+    DeclaredError(
         429,
         "too_many_requests",
         "The key, or the address of a request without a valid key, exceeds its rate.",
     ),
-    Refused(503, "overloaded", "posd is receiving too many long bodies."),
-    Refused(500, "internal_error", "A fault of posd. The log of posd has the `requestId`."),
+    DeclaredError(503, "overloaded", "posd is receiving too many long bodies."),
+    DeclaredError(500, "internal_error", "A fault of posd. The log of posd has the `requestId`."),
 )
 _KEY: Final = (
-    Refused(401, "unauthorized", "There is no key, or the key is not valid here."),
-    Refused(429, "too_many_attempts", "Too many failed attempts from this address."),
+    DeclaredError(401, "unauthorized", "There is no key, or the key is not valid here."),
+    DeclaredError(429, "too_many_attempts", "Too many failed attempts from this address."),
 )
 _DATABASE: Final = (
-    Refused(503, "unavailable", "The database is unavailable, or posd is stopping."),
-    Refused(503, "busy", "The database took too long."),
+    DeclaredError(503, "unavailable", "The database is unavailable, or posd is stopping."),
+    DeclaredError(503, "busy", "The database took too long."),
 )
-_DEVICE: Final = Refused(403, "device_disabled", "This device is disabled.")
-_MISMATCH: Final = Refused(403, "tenant_mismatch", "`X-Tenant-ID` names another tenant.")
+_DEVICE: Final = DeclaredError(403, "device_disabled", "This device is disabled.")
+_MISMATCH: Final = DeclaredError(403, "tenant_mismatch", "`X-Tenant-ID` names another tenant.")
 _TENANT: Final = (
-    Refused(400, "invalid_tenant", "The name is not the slug of a tenant."),
-    Refused(400, "invalid_device", "`X-Device-ID` is not a valid name."),
+    DeclaredError(400, "invalid_tenant", "The name is not the slug of a tenant."),
+    DeclaredError(400, "invalid_device", "`X-Device-ID` is not a valid name."),
     _MISMATCH,
-    Refused(403, "device_mismatch", "The key belongs to another device."),
-    Refused(403, "device_key_required", "This device must use its own key."),
+    DeclaredError(403, "device_mismatch", "The key belongs to another device."),
+    DeclaredError(403, "device_key_required", "This device must use its own key."),
     _DEVICE,
 )
-_TYPE: Final = Refused(415, "unsupported_media_type", "The body is not `application/json`.")
+_TYPE: Final = DeclaredError(415, "unsupported_media_type", "The body is not `application/json`.")
 _BODY: Final = (
-    Refused(400, "invalid_json", "The body is not JSON, or not an object."),
-    Refused(400, "number_out_of_range", "A number in the body has more than 40 digits."),
+    DeclaredError(400, "invalid_json", "The body is not JSON, or not an object."),
+    DeclaredError(400, "number_out_of_range", "A number in the body has more than 40 digits."),
 )
-_PATH: Final = Refused(400, "invalid_path", "The path is not UTF-8.")
-_QUERY: Final = Refused(400, "invalid_query", "The query is not UTF-8.")
+_PATH: Final = DeclaredError(400, "invalid_path", "The path is not UTF-8.")
+_QUERY: Final = DeclaredError(400, "invalid_query", "The query is not UTF-8.")
 _MEMBERS: Final = (
-    Refused(400, "invalid_field", "A member has an invalid value, or occurs twice.", FieldGiven),
-    Refused(400, "missing_field", "A required member is missing.", FieldGiven),
+    DeclaredError(
+        400, "invalid_field", "A member has an invalid value, or occurs twice.", FieldDetails
+    ),
+    DeclaredError(400, "missing_field", "A required member is missing.", FieldDetails),
 )
 _IDEMPOTENT: Final = (
-    Refused(400, "invalid_idempotency_key", "`Idempotency-Key` is not valid, or occurs twice."),
-    Refused(409, "still_running", "The first call with this `Idempotency-Key` is still running."),
-    Refused(422, "idempotency_mismatch", "This `Idempotency-Key` was used for another call."),
+    DeclaredError(
+        400, "invalid_idempotency_key", "`Idempotency-Key` is not valid, or occurs twice."
+    ),
+    DeclaredError(
+        409, "still_running", "The first call with this `Idempotency-Key` is still running."
+    ),
+    DeclaredError(422, "idempotency_mismatch", "This `Idempotency-Key` was used for another call."),
 )
-_MUTATING: Final = Refused(
+_MUTATING: Final = DeclaredError(
     503, "outcome_unknown", "The database connection was lost during COMMIT."
 )
-_AMOUNT: Final = Refused(422, "invalid_amount", "The amount is not valid.", FieldGiven)
+_AMOUNT: Final = DeclaredError(422, "invalid_amount", "The amount is not valid.", FieldDetails)
 
-EVERYWHERE: Final = frozenset(
+COMMON_ERRORS: Final = frozenset(
     (each.status, each.code, each.when)
     for each in (
         *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, *_BODY, _PATH, _QUERY, *_MEMBERS),
@@ -87,21 +93,21 @@ EVERYWHERE: Final = frozenset(
 """What follows from rows in general: nothing that a reader has to be told for each of them."""
 
 
-def every(operation: Operation) -> list[Refused]:
+def all_errors(operation: Operation) -> list[DeclaredError]:
     """All refusals of an operation, by status; its own word counts where a code is general too."""
-    found = {(each.status, each.code): each for each in general(operation)}
+    found = {(each.status, each.code): each for each in implied_errors(operation)}
     found |= {(each.status, each.code): each for each in operation.refusals}
     return sorted(found.values(), key=lambda each: each.status)
 
 
-def declared(operation: Operation, refusal: Refusal) -> bool:
+def is_declared(operation: Operation, refusal: Refusal) -> bool:
     """Whether an operation may answer with this."""
     return any(
-        (each.status, each.code) == (refusal.status, refusal.code) for each in every(operation)
+        (each.status, each.code) == (refusal.status, refusal.code) for each in all_errors(operation)
     )
 
 
-def general(operation: Operation) -> Iterator[Refused]:
+def implied_errors(operation: Operation) -> Iterator[DeclaredError]:
     """What follows from the row."""
     yield from _ALWAYS
     if "{" in operation.path:
@@ -117,19 +123,19 @@ def general(operation: Operation) -> Iterator[Refused]:
         yield from _TENANT
     elif "{slug}" in operation.path:
         yield _MISMATCH
-    elif operation.own_keys:
+    elif operation.checks_key_itself:
         yield _DEVICE
-    yield from _taken(operation)
+    yield from _argument_errors(operation)
     if operation.idempotent:
         yield from _IDEMPOTENT
 
 
-def _taken(operation: Operation) -> Iterator[Refused]:
+def _argument_errors(operation: Operation) -> Iterator[DeclaredError]:
     """What can be wrong with what is sent."""
-    shape = operation.takes
+    shape = operation.request_model
     if operation.has_body:
         yield _TYPE
-        if shape is not None or operation.describes is not None:
+        if shape is not None or operation.body_model is not None:
             yield from _BODY
     elif shape is not None:
         yield _QUERY

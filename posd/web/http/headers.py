@@ -17,7 +17,7 @@ from attrs import frozen
 from twisted.web.http import datetimeToString
 from twisted.web.http_headers import Headers
 
-from posd.memo import memo
+from posd.memo import memoize
 
 _BLANKS: Final = " \t"
 # RFC 9110 §7.2 and RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and a port.
@@ -30,7 +30,7 @@ _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
 @frozen
-class Target:
+class RequestTarget:
     """A request target in origin form, and the authority of one that came in absolute form."""
 
     origin: bytes
@@ -83,7 +83,7 @@ def members(lines: Iterable[str]) -> set[str]:
     return set(filter(None, each))
 
 
-@memo
+@memoize
 def path_parts(path: bytes) -> tuple[bytes, ...]:
     """The parts of a path, decoded, without the first slash."""
     return tuple(unquote_to_bytes(part) for part in path.split(b"/")[1:])
@@ -101,7 +101,7 @@ def date() -> bytes:
     return _dated[1]
 
 
-@memo
+@memoize
 def is_host(value: str) -> bool:
     """Whether this may stand in Host (RFC 9112 §3.2). An empty value may."""
     return _HOST.fullmatch(value) is not None
@@ -127,7 +127,7 @@ def is_loopback(value: str) -> bool:
     return address.is_loopback
 
 
-def read_target(method: bytes, target: bytes) -> Target | None:
+def read_target(method: bytes, target: bytes) -> RequestTarget | None:
     """Read a request target; None for one that no request to a server has.
 
     RFC 9112 §3.2.2 obliges servers to accept the absolute form, which proxies send. `*` is for OPTIONS
@@ -136,11 +136,11 @@ def read_target(method: bytes, target: bytes) -> Target | None:
     if _TARGET.fullmatch(target) is None:
         return None
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
-        return Target(target)
+        return RequestTarget(target)
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
         return None
     authority, rest = absolute.groups()
     if not authority or not is_host(authority.decode("ascii")):
         return None
-    return Target(rest if rest.startswith(b"/") else b"/" + rest, authority)
+    return RequestTarget(rest if rest.startswith(b"/") else b"/" + rest, authority)

@@ -25,34 +25,34 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
-from posd.security.addresses import Network, is_proxy, place
+from posd.security.addresses import Network, address_bucket, is_proxy
 from posd.security.handshakes import HandshakeRates
 from posd.web.http.direct_read import DirectlyRead
-from posd.web.http.sockets import socket_below
+from posd.web.http.sockets import socket_transport
 
 _TURN_SECONDS: Final = 0.001
 """For how long input is worked on in one turn of the reactor; one piece of it at least."""
 _PIECE_BYTES: Final = 2048
 """What is worked on without looking at the time: about a hundred small WebSocket frames."""
-_MOST_BYTES: Final = 64 * 1024
+_MOST_HANDSHAKE_BYTES: Final = 64 * 1024
 """What a connection may send before its handshake is finished: more than any client has to say."""
 
 _log = Logger()
 
 
-class Waiting(Protocol):
+class WaitingConnection(Protocol):
     """A connection on which something has come."""
 
-    where: str
+    bucket_key: str
     """Its address, as `addresses.place()` has it."""
     owner: object | None
     """Whose valid key has come on it."""
 
     @property
-    def counts(self) -> bool:
+    def begins_handshake(self) -> bool:
         """Whether a handshake is to begin that its address is charged for."""
 
-    def go_on(self) -> bool:
+    def process_next(self) -> bool:
         """Work on one piece; whether there is more."""
 
     def abortConnection(self) -> None:
@@ -65,50 +65,50 @@ class InputTurns:
     def __init__(self, reactor: IReactorTime, handshakes: HandshakeRates) -> None:
         self._reactor = reactor
         self._handshakes = handshakes
-        self._known: OrderedDict[object, deque[Waiting]] = OrderedDict()
-        self._strangers: OrderedDict[object, deque[Waiting]] = OrderedDict()
+        self._authenticated: OrderedDict[object, deque[WaitingConnection]] = OrderedDict()
+        self._unauthenticated: OrderedDict[object, deque[WaitingConnection]] = OrderedDict()
         """By address, and whether a handshake is to begin: what has begun does not rest with those."""
-        self._resting: dict[str, deque[Waiting]] = {}
+        self._delayed: dict[str, deque[WaitingConnection]] = {}
         """Strangers' connections of addresses that have begun too many handshakes."""
-        self._left = _TURN_SECONDS
+        self._seconds_left = _TURN_SECONDS
         """Of the time of this turn of the reactor."""
         self._is_timed = self._is_running = False
 
     def __len__(self) -> int:
-        queues = (self._known, self._strangers, self._resting)
+        queues = (self._authenticated, self._unauthenticated, self._delayed)
         return sum(len(waiting) for each in queues for waiting in each.values())
 
-    def work(self, connection: Waiting) -> None:
+    def submit(self, connection: WaitingConnection) -> None:
         """Let a connection go on: at once where nobody waits and there is time, and else in its turn."""
-        more = True
-        nobody_waits = not (self._known or self._strangers or self._is_running)
-        if nobody_waits and self._left > 0 and self._may_begin(connection):
-            while more and self._left > 0:
-                more = self._go_on(connection)
-        if more:
+        has_more = True
+        nobody_waits = not (self._authenticated or self._unauthenticated or self._is_running)
+        if nobody_waits and self._seconds_left > 0 and self._may_process_now(connection):
+            while has_more and self._seconds_left > 0:
+                has_more = self._process(connection)
+        if has_more:
             self._append(connection)
         self._need_turn()
 
-    def known(self, where: str) -> None:
+    def refund_handshake(self, bucket_key: str) -> None:
         """A valid key has come from there: the handshake is not counted."""
-        self._handshakes.known(where)
+        self._handshakes.refund_handshake(bucket_key)
 
-    def _may_begin(self, connection: Waiting) -> bool:
+    def _may_process_now(self, connection: WaitingConnection) -> bool:
         """Whether a connection need not wait for others of its address."""
-        if connection.owner is not None or not connection.counts:
+        if connection.owner is not None or not connection.begins_handshake:
             return True
-        return connection.where not in self._resting and not self._handshakes.begin(
-            connection.where
+        return connection.bucket_key not in self._delayed and not self._handshakes.begin(
+            connection.bucket_key
         )
 
-    def _append(self, connection: Waiting) -> None:
+    def _append(self, connection: WaitingConnection) -> None:
         if connection.owner is not None:
-            self._known.setdefault(connection.owner, deque()).append(connection)
-        elif connection.counts and connection.where in self._resting:
-            self._resting[connection.where].append(connection)
+            self._authenticated.setdefault(connection.owner, deque()).append(connection)
+        elif connection.begins_handshake and connection.bucket_key in self._delayed:
+            self._delayed[connection.bucket_key].append(connection)
         else:
-            who = (connection.where, connection.counts)
-            self._strangers.setdefault(who, deque()).append(connection)
+            owner_key = (connection.bucket_key, connection.begins_handshake)
+            self._unauthenticated.setdefault(owner_key, deque()).append(connection)
 
     def _need_turn(self) -> None:
         if not self._is_timed:
@@ -117,48 +117,48 @@ class InputTurns:
 
     def _turn(self) -> None:
         """Begin the next turn of the reactor: nothing was worked on in it yet."""
-        self._is_timed, self._left = False, _TURN_SECONDS
-        while self._known and self._left > 0:
-            self._next(self._known)
-        if self._strangers:
-            self._next(self._strangers)
-        while self._strangers and self._left > 0:
-            self._next(self._strangers)
-        if self._known or self._strangers or self._left < _TURN_SECONDS:
+        self._is_timed, self._seconds_left = False, _TURN_SECONDS
+        while self._authenticated and self._seconds_left > 0:
+            self._process_queue(self._authenticated)
+        if self._unauthenticated:
+            self._process_queue(self._unauthenticated)
+        while self._unauthenticated and self._seconds_left > 0:
+            self._process_queue(self._unauthenticated)
+        if self._authenticated or self._unauthenticated or self._seconds_left < _TURN_SECONDS:
             self._need_turn()
 
-    def _next(self, queue: OrderedDict[object, deque[Waiting]]) -> None:
+    def _process_queue(self, queue: OrderedDict[object, deque[WaitingConnection]]) -> None:
         """One piece of whoever's turn it is; then it is another's."""
-        who, waiting = queue.popitem(last=False)
+        owner_key, waiting = queue.popitem(last=False)
         connection = waiting[0]
-        if connection.owner is None and connection.counts:
-            seconds = self._handshakes.begin(connection.where)
+        if connection.owner is None and connection.begins_handshake:
+            seconds = self._handshakes.begin(connection.bucket_key)
             if seconds:
-                self._resting[connection.where] = waiting
-                self._reactor.callLater(seconds, self._rested, connection.where)
+                self._delayed[connection.bucket_key] = waiting
+                self._reactor.callLater(seconds, self._resume_delayed, connection.bucket_key)
                 return
         waiting.popleft()
         if waiting:
-            queue[who] = waiting
-        if self._go_on(connection):
+            queue[owner_key] = waiting
+        if self._process(connection):
             self._append(connection)
 
-    def _rested(self, where: str) -> None:
-        self._strangers[where, True] = self._resting.pop(where)
+    def _resume_delayed(self, bucket_key: str) -> None:
+        self._unauthenticated[bucket_key, True] = self._delayed.pop(bucket_key)
         self._need_turn()
 
-    def _go_on(self, connection: Waiting) -> bool:
+    def _process(self, connection: WaitingConnection) -> bool:
         # A connection that goes on may wake another one. That one waits: it does not run inside this.
         began, self._is_running = self._reactor.seconds(), True
         try:
-            return connection.go_on()
+            return connection.process_next()
         except Exception:
             _log.failure("what a client sent could not be worked on; its connection is closed")
             connection.abortConnection()
             return False
         finally:
             self._is_running = False
-            self._left -= self._reactor.seconds() - began
+            self._seconds_left -= self._reactor.seconds() - began
 
 
 class PacedInput(ProtocolWrapper):
@@ -167,7 +167,7 @@ class PacedInput(ProtocolWrapper):
     factory: Any
     transport: Any
     wrappedProtocol: Any
-    where = ""
+    bucket_key = ""
     owner: object | None = None
     _in_queue = False
     _is_held = False
@@ -176,38 +176,38 @@ class PacedInput(ProtocolWrapper):
     """Whether the socket is not read because of that, or because this waits for its turn."""
     _has_begun = False
     _lost: Failure | None = None
-    _came: deque[bytes] | tuple[()] = ()
+    _pending: deque[bytes] | tuple[()] = ()
     """What has come and was not worked on. Nothing while nothing has: an empty deque takes 760 bytes."""
 
     def makeConnection(self, transport: Any) -> None:
         _keep_declarations(type(self), transport)
-        self.where = place(getattr(transport.getPeer(), "host", ""))
+        self.bucket_key = address_bucket(getattr(transport.getPeer(), "host", ""))
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
 
     @property
-    def counts(self) -> bool:
+    def begins_handshake(self) -> bool:
         """Whether a handshake is to begin that its address is charged for."""
         return False
 
     def getHost(self) -> Any:
         """This end; None if the connection is lost: Twisted asks the socket, which it has closed by then."""
-        is_open = getattr(socket_below(self), "connected", True)
+        is_open = getattr(socket_transport(self), "connected", True)
         return super().getHost() if is_open else None  # type: ignore[no-untyped-call]
 
-    def belongs_to(self, owner: object) -> None:
+    def set_owner(self, owner: object) -> None:
         """A valid key of `owner` has come on the connection. On a proxy's, those of others may follow."""
         if self.owner is None:
-            self.factory.turns.known(self.where)
+            self.factory.turns.refund_handshake(self.bucket_key)
         self.owner = owner
 
     def dataReceived(self, data: bytes) -> None:
         if not self._has_begun and isinstance(self.transport, ProtocolWrapper):
             # Behind `haproxy:` the address of the client is known only now.
-            self.where = place(getattr(self.transport.getPeer(), "host", ""))
-        if not self._came:
-            self._came = deque()
-        self._came.append(data)
-        self._work()
+            self.bucket_key = address_bucket(getattr(self.transport.getPeer(), "host", ""))
+        if not self._pending:
+            self._pending = deque()
+        self._pending.append(data)
+        self._submit()
 
     def pauseProducing(self) -> None:
         """Deliver nothing until `resumeProducing` is called."""
@@ -217,38 +217,38 @@ class PacedInput(ProtocolWrapper):
     def resumeProducing(self) -> None:
         """Deliver what has come and what comes."""
         self._is_held = False
-        if self._came:
-            self._work()
+        if self._pending:
+            self._submit()
         elif not self._in_queue:
             self._resume()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the protocol above in its turn, after what has come before. Nothing else waits for that."""
         if not self._has_begun:
-            self._came = ()
+            self._pending = ()
             self.ended(reason)
             return
         self._lost = reason
-        self._work()
+        self._submit()
 
-    def go_on(self) -> bool:
+    def process_next(self) -> bool:
         """Work on one piece of what has come; whether there is more."""
-        came = self._came
-        if came and not self._is_held:
-            piece = came.popleft()
+        pending = self._pending
+        if pending and not self._is_held:
+            piece = pending.popleft()
             if len(piece) > _PIECE_BYTES:
-                came.appendleft(piece[_PIECE_BYTES:])
+                pending.appendleft(piece[_PIECE_BYTES:])
                 piece = piece[:_PIECE_BYTES]
-            if not came:
-                self._came = ()
+            if not pending:
+                self._pending = ()
             self._has_begun = True
             self._deliver(piece)
-        if self._came and not self._is_held:
+        if self._pending and not self._is_held:
             return True
         self._in_queue = False
         if self._lost is not None:
             reason, self._lost = self._lost, None
-            self._came = ()
+            self._pending = ()
             self.ended(reason)
         elif not self._is_held:
             self._resume()
@@ -259,10 +259,10 @@ class PacedInput(ProtocolWrapper):
             super().dataReceived(piece)  # type: ignore[no-untyped-call]
         except Exception:
             # The connection is given up, and the protocol above is told so in a turn of its own.
-            self._came = ()
+            self._pending = ()
             self._in_queue = False
             if self._lost is not None:
-                self._work()
+                self._submit()
             raise
 
     def ended(self, reason: Failure) -> None:
@@ -271,22 +271,22 @@ class PacedInput(ProtocolWrapper):
         # Leave no cycle behind, for which the garbage collector would stop all other connections.
         self.wrappedProtocol = self._producer = None
 
-    def _work(self) -> None:
+    def _submit(self) -> None:
         if not self._in_queue:
             self._in_queue = True
-            self.factory.turns.work(self)
-        if self._in_queue and not self.counts and self._is_much():
+            self.factory.turns.submit(self)
+        if self._in_queue and not self.begins_handshake and self._has_backlog():
             # Before a handshake `PacedTLS` bounds what may come, and who leaves is forgotten at once.
             self._pause()
 
-    def _is_much(self) -> bool:
+    def _has_backlog(self) -> bool:
         """Whether to read no more until it is this connection's turn.
 
         A client sends a request and waits for its answer: to pause and resume would be two system calls for
         nothing. So one short piece may wait while the connection is read.
         """
-        came = self._came
-        return len(came) > 1 or bool(came and len(came[0]) > _PIECE_BYTES)
+        pending = self._pending
+        return len(pending) > 1 or bool(pending and len(pending[0]) > _PIECE_BYTES)
 
     def _pause(self) -> None:
         if not self._is_paused:
@@ -306,7 +306,7 @@ class PacedTLS(PacedInput, DirectlyRead):
     """
 
     _handshakeDone: bool
-    _size = 0
+    _handshake_bytes = 0
     """What has come before the handshake was finished."""
     _is_of_a_proxy = False
 
@@ -316,12 +316,12 @@ class PacedTLS(PacedInput, DirectlyRead):
         super().makeConnection(transport)
 
     @property
-    def counts(self) -> bool:
+    def begins_handshake(self) -> bool:
         return not (self._has_begun or self._is_of_a_proxy) and bool(self.connected)
 
     def abortConnection(self) -> None:
         """Give the connection up, and work on nothing more that has come on it."""
-        self._came = ()
+        self._pending = ()
         super().abortConnection()  # type: ignore[no-untyped-call]
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
@@ -332,14 +332,14 @@ class PacedTLS(PacedInput, DirectlyRead):
 
     def dataReceived(self, data: bytes) -> None:
         if not self._handshakeDone:
-            self._size += len(data)
-            if self._size > _MOST_BYTES:
+            self._handshake_bytes += len(data)
+            if self._handshake_bytes > _MOST_HANDSHAKE_BYTES:
                 self.abortConnection()
                 return
         super().dataReceived(data)
 
 
-_declared: Final[dict[tuple[type, object], list[object]]] = {}
+_kept_declarations: Final[dict[tuple[type, object], list[object]]] = {}
 """What has the declarations of `_keep_declarations`, by the classes of both transports."""
 
 
@@ -351,11 +351,11 @@ def _keep_declarations(wrapper: type, transport: object) -> None:
     time that it takes to let a till in, and forty objects for the garbage collector.
     """
     provided = providedBy(transport)
-    if (wrapper, provided) not in _declared:
-        declared = _declared[wrapper, provided] = []
+    if (wrapper, provided) not in _kept_declarations:
+        kept = _kept_declarations[wrapper, provided] = []
         for each in (*provided, provided):
-            declared.append(object.__new__(wrapper))
-            directlyProvides(declared[-1], each)
+            kept.append(object.__new__(wrapper))
+            directlyProvides(kept[-1], each)
 
 
 class PacedTLSFactory(TLSMemoryBIOFactory):
@@ -381,7 +381,7 @@ class PacedPlain(PacedInput):
         """The client sends nothing more: said in its turn, after what it has sent."""
         if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
             self._read_lost = True
-            self._work()
+            self._submit()
         else:
             self._end_both_halves()
 
@@ -392,20 +392,25 @@ class PacedPlain(PacedInput):
     def writeConnectionLost(self) -> None:
         """posd never closes its own half alone."""
 
-    def go_on(self) -> bool:
-        more = super().go_on()
-        if self._read_lost and not more and not self._came and self.wrappedProtocol is not None:
+    def process_next(self) -> bool:
+        has_more = super().process_next()
+        if (
+            self._read_lost
+            and not has_more
+            and not self._pending
+            and self.wrappedProtocol is not None
+        ):
             self._read_lost = False
             # It may have become a WebSocket meanwhile.
             if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
                 self.wrappedProtocol.readConnectionLost()
             else:
                 self._end_both_halves()
-        return more
+        return has_more
 
     def abortConnection(self) -> None:
         """Give the connection up, and work on nothing more that has come on it."""
-        self._came = ()
+        self._pending = ()
         self.transport.abortConnection()
 
 

@@ -1,6 +1,7 @@
 """What endpoints take and give, as types: they read requests, and the API's description is made of them.
 
-A request or an answer is a `Taken` or a `Given`, a frozen msgspec structure whose attributes are in
+A request or an answer is a `RequestModel` or a `ResponseModel`, a frozen msgspec structure whose
+attributes are in
 snake_case and whose JSON members are in camelCase. A taken member is found under either spelling, and
 under the names in its annotation's `also`; one that comes under two names must have one value.
 Members that a type does not know are ignored.
@@ -26,30 +27,30 @@ UNSET: Final = msgspec.UNSET
 """An optional member that was not sent, or that is left out; unlike null."""
 
 
-class Taken(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class RequestModel(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A request's members."""
 
-    beyond: ClassVar[Mapping[str, object]] = {}
+    extra_schema: ClassVar[Mapping[str, object]] = {}
     """What JSON Schema says of it that its members do not, for its description."""
 
 
-class Given(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class ResponseModel(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A part of an answer."""
 
-    beyond: ClassVar[Mapping[str, object]] = {}
+    extra_schema: ClassVar[Mapping[str, object]] = {}
     """What JSON Schema says of it that its members do not, for its description."""
 
 
-class Success(Given, frozen=True, kw_only=True):
+class SuccessModel(ResponseModel, frozen=True, kw_only=True):
     """The members of an answer that is a success."""
 
     success: Literal[True] = True
 
 
-T = TypeVar("T", bound=Taken)
+T = TypeVar("T", bound=RequestModel)
 
 
-def called(*names: str) -> Meta:
+def also_named(*names: str) -> Meta:
     """The annotation of a member that also comes under these names."""
     return Meta(extra={"also": names})
 
@@ -66,26 +67,26 @@ Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A point in time as posd writes it: RFC 3339 in UTC with milliseconds."""
 
 
-def component(name: str) -> Meta:
+def schema_reference(name: str) -> Meta:
     """The annotation of a member whose schema has a name of its own: see `web.event_schemas`."""
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{name}"})
 
 
-_VALUE: Final = re.compile(r"(?<=Invalid enum value) .*(?= - at `)", re.DOTALL)
-_PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+_QUOTED_VALUE: Final = re.compile(r"(?<=Invalid enum value) .*(?= - at `)", re.DOTALL)
+_MEMBER_PATH: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 
 
 @frozen
-class Member:
+class ModelMember:
     """A member as it is found in what was sent."""
 
     name: str
-    others: tuple[str, ...]
+    aliases: tuple[str, ...]
     code: str | None
     """What it is refused with, where that is not `invalid_field`."""
     is_amount: bool
-    is_whole: bool
+    is_integer: bool
     is_text: bool
 
 
@@ -98,7 +99,7 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
     found: dict[str, object] = {}
     known = members(kind)
     for member in known:
-        named = [name for name in (member.name, *member.others) if name in sent]
+        named = [name for name in (member.name, *member.aliases) if name in sent]
         if not named:
             continue
         value = sent[named[0]]
@@ -107,23 +108,23 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
                 member,
                 f"{' and '.join(named)} are names of the same member and have different values.",
             )
-        found[member.name] = _suited(member, value) if strict else value
+        found[member.name] = _coerced(member, value) if strict else value
     try:
         return msgspec.convert(found, kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), {each.name: each for each in known}) from None
+        raise _refusal_from_message(str(error), {each.name: each for each in known}) from None
 
 
-def refuse_numbers(kind: type[Taken], unreadable: Collection[str]) -> None:
+def refuse_numbers(kind: type[RequestModel], unreadable: Collection[str]) -> None:
     """Raise what `read` would for a number, if one of these members is to be one."""
     for member in members(kind):
-        if member.is_amount or member.is_whole:
-            for name in (member.name, *member.others):
+        if member.is_amount or member.is_integer:
+            for name in (member.name, *member.aliases):
                 if name in unreadable:
                     raise _refusal(member, f"{name} is not a number that posd can read exactly.")
 
 
-def plain(given: Given) -> dict[str, object]:
+def to_json_members(given: ResponseModel) -> dict[str, object]:
     """An answer's members as JSON has them, `success` first; those that are `UNSET` are left out."""
     members: dict[str, object] = msgspec.to_builtins(given, builtin_types=(Decimal,))
     first = {"success": members["success"]} if "success" in members else {}
@@ -131,19 +132,19 @@ def plain(given: Given) -> dict[str, object]:
 
 
 @functools.cache
-def members(kind: type[Taken]) -> tuple[Member, ...]:
+def members(kind: type[RequestModel]) -> tuple[ModelMember, ...]:
     """How each member of a request is found and read."""
     described = inspect.type_info(kind)
     assert isinstance(described, inspect.StructType)
     found = []
     for each in described.fields:
-        kinds, extra = _looked_into(each.type)
-        others = dict.fromkeys((each.name, *extra.get("also", ())))
-        others.pop(each.encode_name, None)
+        kinds, extra = _types_and_extra(each.type)
+        aliases = dict.fromkeys((each.name, *extra.get("also", ())))
+        aliases.pop(each.encode_name, None)
         found.append(
-            Member(
+            ModelMember(
                 each.encode_name,
-                tuple(others),
+                tuple(aliases),
                 extra.get("code"),
                 inspect.DecimalType in kinds,
                 inspect.IntType in kinds,
@@ -153,27 +154,27 @@ def members(kind: type[Taken]) -> tuple[Member, ...]:
     return tuple(found)
 
 
-def _looked_into(kind: inspect.Type) -> tuple[set[type], dict[str, Any]]:
+def _types_and_extra(kind: inspect.Type) -> tuple[set[type], dict[str, Any]]:
     """The types in a union or an annotation, and what the annotations have besides."""
     if isinstance(kind, inspect.Metadata):
-        kinds, extra = _looked_into(kind.type)
+        kinds, extra = _types_and_extra(kind.type)
         return kinds, extra | (kind.extra or {})
     if isinstance(kind, inspect.UnionType):
         kinds, extra = set(), {}
         for part in kind.types:
-            more, besides = _looked_into(part)
+            more, more_extra = _types_and_extra(part)
             kinds |= more
-            extra |= besides
+            extra |= more_extra
         return kinds, extra
     return {type(kind)}, {}
 
 
-def _suited(member: Member, value: object) -> object:
+def _coerced(member: ModelMember, value: object) -> object:
     """What JSON leaves open: 7.0 is a whole number, and 7 names an order as well as "7" does."""
     if member.is_amount:
         if isinstance(value, str):
             raise _refusal(member, f"{member.name} must be a number.")
-    elif member.is_whole:
+    elif member.is_integer:
         if isinstance(value, Decimal) and value == value.to_integral_value():
             return int(value)
     elif member.is_text and isinstance(value, int) and not isinstance(value, bool):
@@ -186,24 +187,26 @@ def differ(one: object, other: object) -> bool:
     return jsontext.encode(one) != jsontext.encode(other) and one != other
 
 
-def _explained(text: str, members: Mapping[str, Member]) -> BadRequest | Unprocessable:
+def _refusal_from_message(
+    text: str, members: Mapping[str, ModelMember]
+) -> BadRequest | Unprocessable:
     """A refusal that names the member, from what msgspec says."""
     # Of all that it refuses it repeats only this.
-    text = _VALUE.sub("", text)
+    text = _QUOTED_VALUE.sub("", text)
     missing = _MISSING.match(text)
-    place = _PLACE.search(text)
+    place = _MEMBER_PATH.search(text)
     if missing is not None:
         where = f"{place[1]}.{missing[1]}" if place else missing[1]
         return BadRequest(f"{where} is missing.", code="missing_field", details={"field": where})
     where = place[1] if place else ""
-    what = _PLACE.sub("", text)
+    what = _MEMBER_PATH.sub("", text)
     member = members.get(where)
     if member is None:
         return BadRequest(f"{where}: {what}.", code="invalid_field", details={"field": where})
     return _refusal(member, f"{where}: {what}.")
 
 
-def _refusal(member: Member, sentence: str) -> BadRequest | Unprocessable:
+def _refusal(member: ModelMember, sentence: str) -> BadRequest | Unprocessable:
     details = {"field": member.name}
     if member.code is not None:
         return Unprocessable(sentence, code=member.code, details=details)

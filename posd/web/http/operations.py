@@ -11,13 +11,13 @@ from typing import Any, Final, Generic, TypeVar
 
 from attrs import field, frozen
 
-from posd.store.idempotency import Idempotency
+from posd.store.idempotency import IdempotencyKey
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.http import idempotency
 from posd.web.http.bounded_request import BODY_BYTES
-from posd.web.http.call import Call
-from posd.web.http.models import Given, Taken, plain
-from posd.web.http.requests import Answer
+from posd.web.http.http_request import HTTPRequest
+from posd.web.http.models import RequestModel, ResponseModel, to_json_members
+from posd.web.http.responses import Response
 
 I = TypeVar("I")  # noqa: E741  input
 
@@ -37,34 +37,34 @@ NOBODY: Final[frozenset[KeyKind]] = frozenset()
 
 
 @frozen
-class Refused:
+class DeclaredError:
     """A refusal that an operation may answer with: its status, its code, and when."""
 
     status: int
     code: str
     when: str
-    details: type[Given] | None = None
+    details: type[ResponseModel] | None = None
     """The members that stand beside the error."""
 
 
 @frozen
-class Ask(Generic[I]):
+class Request(Generic[I]):
     """A request that has been let in: what it brings, read from its query or from its body.
 
-    `path` has the parts of the address that are named in the row, decoded. `arrived` is when it came,
+    `path` has the parts of the address that are named in the row, decoded. `arrived_at` is when it came,
     by the reactor's clock, before it waited for its turn. `key_id` is the key that it came with, where
     one was asked for.
     """
 
-    call: Call
+    http_request: HTTPRequest
     path: Mapping[str, str]
-    taken: I
-    arrived: float = field(kw_only=True)
+    arguments: I
+    arrived_at: float = field(kw_only=True)
     key_id: int | None = field(default=None, kw_only=True)
 
 
 @frozen
-class TenantAsk(Ask[I]):
+class TenantRequest(Request[I]):
     """A request about one tenant, from somebody with a key for it.
 
     `device_id` is the terminal that asks: that of its key, or the one that a tenant's key named.
@@ -77,32 +77,33 @@ class TenantAsk(Ask[I]):
     """`POST /api/kitchen/orders`: the method and the address, as they were called."""
 
     @property
-    def who(self) -> str:
+    def actor(self) -> str:
         """For whom this is done, whichever key is used for it."""
         kind = self.principal.kind
         return kind.value if self.device_id is None else f"device {self.device_id}"
 
-    def named(self, moved: object, key: str | None = None) -> Idempotency | None:
+    def idempotency_key(self, content: object, key: str | None = None) -> IdempotencyKey | None:
         """What names this call, if it brought an `Idempotency-Key` or `key` is one.
 
-        `moved` is what the call moves, in values that JSON has. Raises `BadRequest`.
+        `content` is what the call moves, in values that JSON has. Raises `BadRequest`.
         """
-        return idempotency.named(
-            self.call, self.tenant.id, self.who, self.operation, moved, key=key
+        return idempotency.idempotency_key(
+            self.http_request, self.tenant.id, self.actor, self.operation, content, key=key
         )
 
 
-Handler = Callable[[Any], Awaitable[Answer]]
-"""From an `Ask`, or a `TenantAsk` where the address names a tenant, to the answer."""
+Handler = Callable[[Any], Awaitable[Response]]
+"""From an `Request`, or a `TenantRequest` where the address names a tenant, to the answer."""
 
 
 @frozen
 class Operation:
     """One row: `path` is an OpenAPI template, `kinds` who may ask.
 
-    `takes` is read from the query of a GET or DELETE and from the body of everything else; None: the
-    handler reads what it wants. `gives` has the shape of each success by its status, or a sentence about
-    what is no structure of ours. A `trusted` one needs no key on a trusted listener. `own_keys`: the
+    `request_model` is read from the query of a GET or DELETE and from the body of everything else; None: the
+    handler reads what it wants. `response_models` has the shape of each success by its status, or a
+    sentence about
+    what is no structure of ours. A `trusted` one needs no key on a trusted listener. `checks_key_itself`: the
     handler looks at the key by itself.
     """
 
@@ -111,18 +112,18 @@ class Operation:
     handler: Handler
     summary: str
     kinds: frozenset[KeyKind]
-    gives: Mapping[int, type[Given] | str]
-    takes: type[Taken] | None = None
-    describes: type[Taken] | None = None
+    response_models: Mapping[int, type[ResponseModel] | str]
+    request_model: type[RequestModel] | None = None
+    body_model: type[RequestModel] | None = None
     """The shape of a body that the handler reads by itself, for the description."""
-    refusals: tuple[Refused, ...] = ()
+    refusals: tuple[DeclaredError, ...] = ()
     idempotent: bool = False
     """Whether it looks at an `Idempotency-Key`."""
     trusted: bool = False
-    own_keys: bool = False
+    checks_key_itself: bool = False
     description: str = ""
     tag: str = "Tills"
-    media: str = "application/json"
+    media_type: str = "application/json"
     """What a success is written in. `text/event-stream`: as many of what it gives as there are."""
     example: Mapping[str, object] | None = None
     """What it takes, for instance."""
@@ -134,18 +135,18 @@ class Operation:
         return self.method not in ("GET", "DELETE")
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def segments(self) -> tuple[str, ...]:
         """The address in parts, without the first slash."""
         return tuple(self.path.split("/")[1:])
 
 
-def given(
-    body: Given,
+def model_response(
+    body: ResponseModel,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     *,
     replayed: bool = False,
-) -> Answer:
+) -> Response:
     """An answer of a declared shape; `replayed`: it was given before to an equal call."""
     repeated = {"Idempotent-Replayed": "true"} if replayed else {}
-    return Answer(plain(body), status, {**(headers or {}), **repeated})
+    return Response(to_json_members(body), status, {**(headers or {}), **repeated})

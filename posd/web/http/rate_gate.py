@@ -11,17 +11,17 @@ from urllib.parse import unquote_to_bytes
 from attrs import frozen
 
 from posd.errors import TooManyRequests
-from posd.memo import memo
+from posd.memo import memoize
 from posd.security.addresses import is_proxy
-from posd.security.auth import hash_of
+from posd.security.auth import key_hash
 from posd.security.key_index import KeyIndex
-from posd.security.request_rates import Purpose, RateAccount, RequestRates, account
+from posd.security.request_rates import RateAccount, RatePurpose, RequestRates, account
 from posd.values import RESERVED
 from posd.web.http.bounded_request import BoundedRequest
-from posd.web.http.call import Door, address_of
 from posd.web.http.headers import as_text
+from posd.web.http.http_request import ListenerContext, address_of
 
-_HEALTH: Final = (b"/health/live", b"/health/ready")
+_HEALTH_PATHS: Final = (b"/health/live", b"/health/ready")
 """What load balancers ask, perhaps from the address that strangers come from through them."""
 _LONGEST_DEVICE: Final = 512
 _NO_DEVICE: Final = ("",)
@@ -33,46 +33,46 @@ class RateGate:
 
     index: KeyIndex
     rates: RequestRates
-    door: Door
+    listener_context: ListenerContext
 
     def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
         """Who is charged for a request: a credential; None for an address, and as long as it is not known."""
-        key = _key(request)
-        if key is None or not self.index.read:
+        key = _presented_key(request)
+        if key is None or not self.index.is_loaded:
             return None
         return self._account(request, path.partition(b"?")[0], key)
 
     def charge(
-        self, request: BoundedRequest, who: RateAccount | None, path: bytes, size: int
+        self, request: BoundedRequest, account: RateAccount | None, path: bytes, size: int
     ) -> None:
         """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
-        if who is not None:
-            self.rates.request(who, size)
+        if account is not None:
+            self.rates.charge_request(account, size)
             return
-        key = _key(request)
-        if key is not None and not self.index.read:
+        key = _presented_key(request)
+        if key is not None and not self.index.is_loaded:
             # It cannot be known yet whose it is.
             return
-        if key is not None or not self.door.trusted:
-            purpose = "health" if path.partition(b"?")[0] in _HEALTH else "all"
-            self.rates.stranger(address_of(request, self.door), purpose)
+        if key is not None or not self.listener_context.trusted:
+            purpose = "health" if path.partition(b"?")[0] in _HEALTH_PATHS else "all"
+            self.rates.charge_address(address_of(request, self.listener_context), purpose)
 
-    def go_on(self, who: RateAccount | None, size: int) -> TooManyRequests | None:
+    def charge_more(self, account: RateAccount | None, size: int) -> TooManyRequests | None:
         """Charge bytes of a body that came without a length; the refusal, if that is too much."""
-        if who is not None:
+        if account is not None:
             try:
-                self.rates.body(who, size)
+                self.rates.charge_body(account, size)
             except TooManyRequests as refusal:
                 return refusal
         return None
 
     def is_proxy(self, peer: str) -> bool:
         """Whether the other end of a connection is a proxy, which sends requests of several clients."""
-        return is_proxy(peer, self.door.proxies)
+        return is_proxy(peer, self.listener_context.proxies)
 
     def _account(self, request: BoundedRequest, path: bytes, key: str) -> RateAccount | None:
-        sha256 = hash_of(key)
-        slug, purpose = _addressed(path)
+        sha256 = key_hash(key)
+        slug, purpose = _tenant_and_purpose(path)
         known = None if sha256 is None else self.index.find(sha256, slug)
         tenant_id = None if slug is None else self.index.tenant(slug)
         if known is None:
@@ -89,18 +89,18 @@ class RateGate:
         )
 
 
-def _key(request: BoundedRequest) -> str | None:
+def _presented_key(request: BoundedRequest) -> str | None:
     """The key that came. With two that differ a request is refused later; it is charged to the first."""
     return next(iter(request.keys), None)
 
 
-@memo
-def _addressed(path: bytes) -> tuple[str | None, Purpose]:
+@memoize
+def _tenant_and_purpose(path: bytes) -> tuple[str | None, RatePurpose]:
     """The tenant that a path names, None if it names none, and what is charged there."""
     parts = [unquote_to_bytes(part).decode(errors="replace") for part in path.split(b"/")[1:4]]
     match parts:
         case ["ws", "pos", slug]:
-            return slug, Purpose.HANDSHAKE
+            return slug, RatePurpose.HANDSHAKE
         case ["api", slug, *_] if slug not in RESERVED:
-            return slug, Purpose.REQUEST
-    return None, Purpose.REQUEST
+            return slug, RatePurpose.REQUEST
+    return None, RatePurpose.REQUEST

@@ -12,41 +12,43 @@ from collections.abc import Callable
 from attrs import define, field
 from twisted.logger import Logger
 
-from posd.security.rate_limits import Clock, Mentions
+from posd.security.rate_limits import Clock, RefusalLogLimit
 from posd.values import SLUG
-from posd.web.http.call import Call
+from posd.web.http.http_request import HTTPRequest
 
 _log = Logger()
 
 
 @define(eq=False)
-class Strangers:
-    """Notes refusals. `handshake` is told the code of each that was a till's."""
+class RefusalLog:
+    """Notes refusals. `on_handshake_refused` is told the code of each that was a till's."""
 
     clock: Clock = time.monotonic
-    handshake: Callable[[str], None] = lambda code: None
-    _mentions: Mentions = field(init=False)
+    on_handshake_refused: Callable[[str], None] = lambda code: None
+    _limit: RefusalLogLimit = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._mentions = Mentions(self.clock)
+        self._limit = RefusalLogLimit(self.clock)
 
-    def refused(self, call: Call, slug: str, status: int, code: str) -> None:
+    def refused(self, http_request: HTTPRequest, slug: str, status: int, code: str) -> None:
         """A caller was refused at the door of a tenant; `slug` is empty where none is named."""
-        unsaid = self._mentions.take(call.address)
+        unsaid = self._limit.take(http_request.address)
         if unsaid is None:
             return
         _log.info(
             "not let in: operation={operation!r} tenant={tenant} address={address} status={status}"
             " code={code} unsaid={unsaid}",
-            operation=call.operation,
+            operation=http_request.operation,
             tenant=slug if SLUG.fullmatch(slug) else "",
-            address=call.address,
+            address=http_request.address,
             status=status,
             code=code,
             unsaid=unsaid,
         )
 
-    def till_refused(self, call: Call, slug: str, status: int, code: str) -> None:
+    def handshake_refused(
+        self, http_request: HTTPRequest, slug: str, status: int, code: str
+    ) -> None:
         """A handshake was refused."""
-        self.handshake(code)
-        self.refused(call, slug, status, code)
+        self.on_handshake_refused(code)
+        self.refused(http_request, slug, status, code)

@@ -9,15 +9,15 @@ from typing import Any
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, LongBodies, RateGate
+from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, LargeBodies, RequestCharges
 from posd.web.http.channel import IDLE_SECONDS, BoundedChannel
-from posd.web.http.wrong_protocol import Spoken
+from posd.web.http.wrong_protocol import KnownProtocol
 
 
 class BoundedSite(Site):
     """A site with bounds. There is no access log: what is worth a line is logged where it happens.
 
-    `refused` is told the status of what was refused before it became a request, `mistaken` which
+    `refused` is told the status of what was refused before it became a request, `on_wrong_protocol` which
     other protocol was spoken on a connection.
     """
 
@@ -30,9 +30,9 @@ class BoundedSite(Site):
         reactor: Any,
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
-        mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
+        on_wrong_protocol: Callable[[KnownProtocol, Any], None] = lambda spoken, transport: None,
         body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
-        gate: RateGate | None = None,
+        rate_gate: RequestCharges | None = None,
     ) -> None:
         Site.__init__(
             self,
@@ -45,12 +45,12 @@ class BoundedSite(Site):
         self.clock = reactor
         self.most_channels = most_channels
         self.refused = refused
-        self.mistaken = mistaken
+        self.on_wrong_protocol = on_wrong_protocol
         # The one that has been idle for longest comes first, among those that are idle.
         self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
         self.body_bytes = body_bytes
-        self.gate = gate
-        self.bodies = LongBodies()
+        self.rate_gate = rate_gate
+        self.bodies = LargeBodies()
 
     @property
     def open_channels(self) -> int:
@@ -65,16 +65,16 @@ class BoundedSite(Site):
         """
         self._channels[channel] = None
         if len(self._channels) > self.most_channels:
-            superfluous = next((each for each in self._channels if each.idle), channel)
-            self.leave(superfluous)
-            superfluous.transport.abortConnection()
+            oldest = next((each for each in self._channels if each.idle), channel)
+            self.leave(oldest)
+            oldest.transport.abortConnection()
 
-    def answered(self, channel: BoundedChannel) -> None:
+    def request_answered(self, channel: BoundedChannel) -> None:
         """Note that a request on this connection was answered: it becomes idle only now."""
         if channel in self._channels:
             self._channels.move_to_end(channel)
 
-    def come_back(self, channel: BoundedChannel) -> None:
+    def restore(self, channel: BoundedChannel) -> None:
         """Count a connection again that was a till's. It may be aborted when it is idle."""
         self._channels[channel] = None
 

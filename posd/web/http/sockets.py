@@ -17,35 +17,35 @@ Twisted also pauses the producer of a connection for which it keeps more than th
 """
 
 
-def bound_buffers(transport: Any) -> None:
+def limit_buffers(transport: Any) -> None:
     """Bound what is read in one turn of the reactor, and what Twisted and the kernel keep to send.
 
     What they keep is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
     (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
     own would see. It doubles the value.
     """
-    below = socket_below(transport)
+    lower = socket_transport(transport)
     with suppress(AttributeError, OSError):
-        below.bufferSize = _TWISTED_BYTES
-        below.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
+        lower.bufferSize = _TWISTED_BYTES
+        lower.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
 
 
-def hasten(transport: Any, unconfirmed_milliseconds: int) -> None:
+def set_low_latency(transport: Any, unconfirmed_milliseconds: int) -> None:
     """Have what is written leave at once, and the connection fail when nobody confirms it for so long.
 
     The kernel would try for a quarter of an hour otherwise (tcp(7), TCP_USER_TIMEOUT).
     """
     with suppress(AttributeError, OSError):
         # A unix socket, behind a proxy on this machine, has no such options.
-        below = socket_below(transport)
-        below.setTcpNoDelay(True)
-        below.getHandle().setsockopt(
+        lower = socket_transport(transport)
+        lower.setTcpNoDelay(True)
+        lower.getHandle().setsockopt(
             socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unconfirmed_milliseconds
         )
 
 
-def socket_below(transport: Any) -> Any:
+def socket_transport(transport: Any) -> Any:
     """The transport that has the socket, below TLS and other wrappers."""
-    while (below := getattr(transport, "transport", None)) is not None:
-        transport = below
+    while (lower := getattr(transport, "transport", None)) is not None:
+        transport = lower
     return transport

@@ -18,7 +18,7 @@ from posd.security.addresses import Network
 from posd.security.server_tls import ServerTLS
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.input_turns import InputTurns, PacedPlainFactory, PacedTLS, PacedTLSFactory
-from posd.web.http.wrong_protocol import Spoken, recognise
+from posd.web.http.wrong_protocol import KnownProtocol, detect_protocol
 
 
 class SniffingTransport(PacedTLS):
@@ -29,19 +29,19 @@ class SniffingTransport(PacedTLS):
 
     def makeConnection(self, transport: Any) -> None:
         # An attribute of the instance, so that all reads but the first cost nothing more.
-        self.dataReceived = self._begin  # type: ignore[method-assign]
+        self.dataReceived = self._sniff  # type: ignore[method-assign]
         super().makeConnection(transport)
 
-    def _begin(self, data: bytes) -> None:
-        spoken = recognise(data)
-        if spoken is None or spoken is Spoken.TLS:
+    def _sniff(self, data: bytes) -> None:
+        spoken = detect_protocol(data)
+        if spoken is None or spoken is KnownProtocol.TLS:
             del self.dataReceived
             super().dataReceived(data)
             return
         self.dataReceived = _ignore  # type: ignore[method-assign]
         answer = self.wrappedProtocol.wrong_protocol(spoken)
         # To a proxy that goes on with TLS after a PROXY header, HTTP would be no answer.
-        if spoken is Spoken.HTTP:
+        if spoken is KnownProtocol.HTTP:
             self.transport.write(answer)
         self.transport.loseConnection()
 

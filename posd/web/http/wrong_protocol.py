@@ -14,12 +14,12 @@ from attrs import define, field
 from twisted.internet.interfaces import ITransport
 from twisted.logger import Logger
 
-from posd.security.rate_limits import Clock, Mentions
+from posd.security.rate_limits import Clock, RefusalLogLimit
 
 _log = Logger()
 
 
-class Spoken(enum.Enum):
+class KnownProtocol(enum.Enum):
     """A protocol that can be told by its first bytes."""
 
     HTTP = "HTTP without TLS"
@@ -36,26 +36,26 @@ _PROXY: Final = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
 _HTTP: Final = re.compile(rb"[A-Z]{3,7} [/h*]")
 
 HINTS: Final = {
-    Spoken.HTTP: "This port speaks TLS. Use https:// or wss://.",
-    Spoken.TLS: "This port does not speak TLS. Use http:// or ws://.",
-    Spoken.PROXY: "posd does not speak the PROXY protocol. Have the proxy send X-Forwarded-For.",
+    KnownProtocol.HTTP: "This port speaks TLS. Use https:// or wss://.",
+    KnownProtocol.TLS: "This port does not speak TLS. Use http:// or ws://.",
+    KnownProtocol.PROXY: "posd does not speak the PROXY protocol. Have the proxy send X-Forwarded-For.",
 }
 """What the client is told."""
 
 _REMEDIES: Final = {
-    Spoken.HTTP: "use https:// or wss:// there, or a listener without tls",
-    Spoken.TLS: "use http:// or ws:// there, or set tls = true for this listener",
-    Spoken.PROXY: "switch it off in the proxy, and let it send X-Forwarded-For (see `proxies`)",
+    KnownProtocol.HTTP: "use https:// or wss:// there, or a listener without tls",
+    KnownProtocol.TLS: "use http:// or ws:// there, or set tls = true for this listener",
+    KnownProtocol.PROXY: "switch it off in the proxy, and let it send X-Forwarded-For (see `proxies`)",
 }
 
 
-def recognise(opening: bytes) -> Spoken | None:
+def detect_protocol(opening: bytes) -> KnownProtocol | None:
     """Tell which protocol the first bytes of a connection are of; None for too few or others."""
     if opening.startswith(_TLS):
-        return Spoken.TLS
+        return KnownProtocol.TLS
     if opening.startswith(_PROXY):
-        return Spoken.PROXY
-    return Spoken.HTTP if _HTTP.match(opening) else None
+        return KnownProtocol.PROXY
+    return KnownProtocol.HTTP if _HTTP.match(opening) else None
 
 
 @define(eq=False)
@@ -63,15 +63,15 @@ class WrongProtocols:
     """Logs connections with a wrong protocol, as many as a journal bears."""
 
     clock: Clock
-    _mentions: Mentions = field(init=False)
+    _limit: RefusalLogLimit = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._mentions = Mentions(self.clock)
+        self._limit = RefusalLogLimit(self.clock)
 
-    def noticed(self, spoken: Spoken, transport: ITransport) -> None:
+    def log_connection(self, spoken: KnownProtocol, transport: ITransport) -> None:
         """A client began with a protocol that its listener does not speak, and is hung up on."""
         address = str(getattr(transport.getPeer(), "host", "-"))
-        unsaid = self._mentions.take(address)
+        unsaid = self._limit.take(address)
         if unsaid is None:
             return
         _log.info(

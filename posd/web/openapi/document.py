@@ -18,14 +18,14 @@ from posd import __version__
 from posd.errors import Refusal
 from posd.protocol import jsontext
 from posd.web.http import error_catalog as refusals
-from posd.web.http.models import Given
-from posd.web.http.operations import NOBODY, Operation, Refused
+from posd.web.http.models import ResponseModel
+from posd.web.http.operations import NOBODY, DeclaredError, Operation
 from posd.web.openapi import event_schemas, parameters, schemas
 from posd.web.openapi.event_schemas import Schema, ref
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
-_ABOUT: Final = cleandoc(
+_INTRODUCTION: Final = cleandoc(
     """
     posd delivers the orders of a shop to its tills, and stores its gift cards and loyalty points.
 
@@ -95,7 +95,7 @@ _REFUSED_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Re
 _NAMES: Final = {each.status: each.__name__ for each in Refusal.__subclasses__()} | {500: "Failed"}
 """What responses are called that several operations have in common."""
 _LIST: Final = "\n- "
-_ANSWERS: Final = cast(
+_EXAMPLES: Final = cast(
     "dict[str, object]",
     jsontext.decode(files("posd.web.openapi").joinpath("answers.json").read_bytes()),
 )
@@ -113,7 +113,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         "info": {
             "title": "posd",
             "version": __version__,
-            "description": _ABOUT,
+            "description": _INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/", "description": "The posd that serves this description."}],
@@ -154,9 +154,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
 def _id(operation: Operation) -> str:
     """`getGiftCardsByCardNumberBalance`: the method and the address, in one word."""
     # A tenant's health is not that of the whole.
-    common = ("api",) if operation.parts[-1] == "health" else ("api", "{tenant}")
-    parts = [part for part in operation.parts if part not in common]
-    words = [f"by-{part.strip('{}')}" if part.startswith("{") else part for part in parts]
+    common = ("api",) if operation.segments[-1] == "health" else ("api", "{tenant}")
+    segments = [part for part in operation.segments if part not in common]
+    words = [f"by-{part.strip('{}')}" if part.startswith("{") else part for part in segments]
     names = [word for part in words for word in re.split(r"[-._]", part)]
     return operation.method.lower() + "".join(name[:1].upper() + name[1:] for name in names)
 
@@ -170,13 +170,13 @@ def _description(operation: Operation) -> str:
 
 def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:
     yield from parameters.path_of(operation)
-    if operation.takes is not None and not operation.has_body:
-        yield from schemas.parameters(operation.takes)
+    if operation.request_model is not None and not operation.has_body:
+        yield from schemas.parameters(operation.request_model)
     yield from parameters.headers_of(operation)
 
 
 def _body(operation: Operation) -> dict[str, Any] | None:
-    shape = operation.describes or (operation.takes if operation.has_body else None)
+    shape = operation.body_model or (operation.request_model if operation.has_body else None)
     if shape is None:
         return None
     content: dict[str, Any] = {"schema": ref(shape.__name__)}
@@ -186,27 +186,32 @@ def _body(operation: Operation) -> dict[str, Any] | None:
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    found = {str(status): _given(operation, shape) for status, shape in operation.gives.items()}
-    answer = _ANSWERS.get(f"{operation.method} {operation.path}")
+    found = {
+        str(status): _success(operation, shape)
+        for status, shape in operation.response_models.items()
+    }
+    answer = _EXAMPLES.get(f"{operation.method} {operation.path}")
     if answer is not None:
         # The first one is what it is usually answered with.
-        found[str(next(iter(operation.gives)))]["content"][operation.media]["example"] = answer
-    for status, group in groupby(refusals.every(operation), key=lambda each: each.status):
+        found[str(next(iter(operation.response_models)))]["content"][operation.media_type][
+            "example"
+        ] = answer
+    for status, group in groupby(refusals.all_errors(operation), key=lambda each: each.status):
         refused = _refused(status, [*group])
-        given = found.get(str(status))
-        found[str(status)] = refused if given is None else _either(given, refused)
+        success = found.get(str(status))
+        found[str(status)] = refused if success is None else _success_or_error(success, refused)
     return dict(sorted(found.items()))
 
 
-def _given(operation: Operation, shape: type[Given] | str) -> dict[str, Any]:
+def _success(operation: Operation, shape: type[ResponseModel] | str) -> dict[str, Any]:
     if isinstance(shape, str):
-        what, schema = shape, {"type": "object" if operation.media == JSON else "string"}
+        what, schema = shape, {"type": "object" if operation.media_type == JSON else "string"}
     else:
         what = cleandoc(shape.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         schema = ref(shape.__name__)
-        if operation.media == EVENTS:
+        if operation.media_type == EVENTS:
             schema = _server_sent(schema)
-    content = {operation.media: {"schema": schema}}
+    content = {operation.media_type: {"schema": schema}}
     described: dict[str, Any] = {"description": what, "content": content}
     if operation.idempotent:
         described["headers"] = _headers("Idempotent-Replayed")
@@ -232,7 +237,7 @@ def _server_sent(schema: Schema) -> Schema:
     }
 
 
-def _refused(status: int, group: Sequence[Refused]) -> dict[str, Any]:
+def _refused(status: int, group: Sequence[DeclaredError]) -> dict[str, Any]:
     """One status, with all codes that it comes with."""
     codes = dict.fromkeys(each.code for each in group)
     schema: Schema = {
@@ -248,7 +253,7 @@ def _refused(status: int, group: Sequence[Refused]) -> dict[str, Any]:
     return described
 
 
-def _details(group: Iterable[Refused]) -> Iterator[Schema]:
+def _details(group: Iterable[DeclaredError]) -> Iterator[Schema]:
     """What stands beside an error, which depends on its code."""
     for each in group:
         if each.details is not None:
@@ -258,12 +263,12 @@ def _details(group: Iterable[Refused]) -> Iterator[Schema]:
             }
 
 
-def _either(given: Mapping[str, Any], refused: Mapping[str, Any]) -> dict[str, Any]:
+def _success_or_error(success: Mapping[str, Any], refused: Mapping[str, Any]) -> dict[str, Any]:
     """A status that a success and a refusal have in common."""
-    both = [each["content"][JSON]["schema"] for each in (given, refused)]
+    both = [each["content"][JSON]["schema"] for each in (success, refused)]
     return {
         **refused,
-        "description": f"{given['description']}\n\n{refused['description']}",
+        "description": f"{success['description']}\n\n{refused['description']}",
         "content": {JSON: {"schema": {"anyOf": both}}},
     }
 
@@ -274,18 +279,18 @@ def _headers(name: str) -> dict[str, Any]:
 
 def _schemas(operations: Iterable[Operation]) -> dict[str, Schema]:
     """Of all that is taken in bodies and given."""
-    given: dict[type[Given], None] = {}
+    success: dict[type[ResponseModel], None] = {}
     made: dict[str, Schema] = {}
     for operation in operations:
-        shapes = (each for each in operation.gives.values() if not isinstance(each, str))
-        details = (each.details for each in refusals.every(operation))
-        given |= dict.fromkeys([*shapes, *(each for each in details if each is not None)])
-        if operation.describes is not None:
-            made |= schemas.components([operation.describes])
-        elif operation.takes is not None and operation.has_body:
-            made |= schemas.components([operation.takes])
-            made[operation.takes.__name__] = schemas.body(operation.takes)
-    return dict(sorted((made | schemas.components(given)).items()))
+        shapes = (each for each in operation.response_models.values() if not isinstance(each, str))
+        details = (each.details for each in refusals.all_errors(operation))
+        success |= dict.fromkeys([*shapes, *(each for each in details if each is not None)])
+        if operation.body_model is not None:
+            made |= schemas.components([operation.body_model])
+        elif operation.request_model is not None and operation.has_body:
+            made |= schemas.components([operation.request_model])
+            made[operation.request_model.__name__] = schemas.body(operation.request_model)
+    return dict(sorted((made | schemas.components(success)).items()))
 
 
 def _shared(paths: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from posd.protocol import jsontext
-from posd.web.http.operations import NOBODY, Ask, Operation
-from posd.web.http.requests import Answer, Document
+from posd.web.http.operations import NOBODY, Operation, Request
+from posd.web.http.responses import PreparedText, Response
 from posd.web.openapi import page
 from posd.web.openapi.document import document
 
@@ -41,18 +41,18 @@ class Description:
                 NOBODY,
                 {200: "One HTML page with the content of `/openapi.json`."},
                 tag="Description",
-                media="text/html",
+                media_type="text/html",
                 description="The page needs no other file, no script and no network.",
             ),
         )
 
-    async def for_programs(self, ask: Ask[None]) -> Answer:
-        return Document({}, text=self._json)
+    async def for_programs(self, request: Request[None]) -> Response:
+        return PreparedText({}, text=self._json)
 
-    async def for_people(self, ask: Ask[None]) -> Answer:
+    async def for_people(self, request: Request[None]) -> Response:
         if self._html is None:
             self._html = await page.rendered(self._document)
-        return Document({}, headers=page.HEADERS, text=self._html, of=_HTML)
+        return PreparedText({}, headers=page.HEADERS, text=self._html, content_type=_HTML)
 
     @cached_property
     def _document(self) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from posd.events import normalise as drafts
-from posd.events import orders
-from posd.events.fields import UNREADABLE, Member
+from posd.events import normalise, orders
+from posd.events.fields import UNREADABLE, Field
 
 Schema = dict[str, Any]
 
-_WHAT: Final = {
+_DESCRIPTIONS: Final = {
     "new_order": "An order.",
     "order_updated": "A changed order. An event to a till has the whole order; a platform"
     " may send only the changed members.",
@@ -49,23 +48,25 @@ def name_of(kind: str) -> str:
 def components() -> dict[str, Schema]:
     """All of them by name: `NewOrder` as tills get it, `NewOrderToPublish` as it may be sent,
     `Order` as posd keeps it, `OrderMembers` where not even an id is needed."""
-    line = _least("new_order", items=[{"selectedAddons": [{}]}])["items"][0]
+    line = _minimal_data("new_order", items=[{"selectedAddons": [{}]}])["items"][0]
     addon = line.pop("selectedAddons")[0]
     made = {
-        "Item": _got(drafts.ITEM.members, line, _ITEM),
-        "Addon": _got(drafts.ADDON.members, addon, _ADDON),
-        "ItemToPublish": _sent(drafts.ITEM.members, _ITEM),
-        "AddonToPublish": _sent(drafts.ADDON.members, _ADDON),
+        "Item": _outgoing_schema(normalise.ITEM.members, line, _ITEM),
+        "Addon": _outgoing_schema(normalise.ADDON.members, addon, _ADDON),
+        "ItemToPublish": _incoming_schema(normalise.ITEM.members, _ITEM),
+        "AddonToPublish": _incoming_schema(normalise.ADDON.members, _ADDON),
     }
     made["Item"]["properties"]["id"] = {
         "type": "integer",
         "description": "The number of the line, from 1.",
     }
-    for kind, table in drafts.TABLES.items():
-        made[name_of(kind)] = _of_kind(kind)
-        made[f"{name_of(kind)}ToPublish"] = _sent(table.members, _WHAT[kind], drafts.NAMING[kind])
+    for kind, table in normalise.TABLES.items():
+        made[name_of(kind)] = _outgoing_data(kind)
+        made[f"{name_of(kind)}ToPublish"] = _incoming_schema(
+            table.members, _DESCRIPTIONS[kind], normalise.NAMING[kind]
+        )
     made["Order"] = _snapshot(made["OrderUpdated"])
-    made["OrderMembers"] = _sent(drafts.TABLES["new_order"].members, _MEMBERS)
+    made["OrderMembers"] = _incoming_schema(normalise.TABLES["new_order"].members, _MEMBERS)
     return {**made, "EventToPublish": _event()}
 
 
@@ -76,46 +77,48 @@ def _snapshot(updated: Schema) -> Schema:
         name: each for name, each in updated["properties"].items() if name not in of_change
     }
     required = [name for name in updated["required"] if name not in of_change]
-    what = "An order as it was last published."
-    return {**updated, "description": what, "properties": properties, "required": required}
+    description = "An order as it was last published."
+    return {**updated, "description": description, "properties": properties, "required": required}
 
 
-def _of_kind(kind: str) -> Schema:
+def _outgoing_data(kind: str) -> Schema:
     """The data of a known type as tills get it."""
-    least, naming = _least(kind), drafts.NAMING[kind]
+    minimal, naming = _minimal_data(kind), normalise.NAMING[kind]
     if len(naming) > 1:
         # Each of them may be the one that is not known.
-        least |= dict.fromkeys(naming & least.keys())
+        minimal |= dict.fromkeys(naming & minimal.keys())
     # What a type does not have is null in the others, but is not there in this one.
     members = [
-        each for each in drafts.TABLES[kind].members if each.name in least or not each.nullable
+        each for each in normalise.TABLES[kind].members if each.name in minimal or not each.nullable
     ]
-    schema = _got(members, least, _WHAT[kind])
-    if kind in drafts.ORDER_TYPES:
+    schema = _outgoing_schema(members, minimal, _DESCRIPTIONS[kind])
+    if kind in normalise.ORDER_TYPES:
         schema["properties"]["orderSource"] = {"const": "online"}
-        schema["properties"][drafts.SCHEDULED_TEXT] = {
+        schema["properties"][normalise.SCHEDULED_TEXT] = {
             "type": "string",
             "description": "A schedule that is not a time.",
         }
     return {**schema, **_one_of(naming)} if len(naming) > 1 else schema
 
 
-def _least(kind: str, **data: object) -> dict[str, Any]:
+def _minimal_data(kind: str, **data: object) -> dict[str, Any]:
     """The data of an event of which as little as possible is known."""
-    draft = drafts.draft(kind, {drafts.NAMING[kind][-1]: "1", **data})
-    if kind in drafts.ORDER_TYPES:
+    draft = normalise.draft(kind, {normalise.NAMING[kind][-1]: "1", **data})
+    if kind in normalise.ORDER_TYPES:
         change = orders.change(draft, None, datetime.now(UTC))
         assert change is not None
         draft = change.draft
     return dict(draft.data)
 
 
-def _got(members: Sequence[Member], least: Mapping[str, object], what: str) -> Schema:
+def _outgoing_schema(
+    members: Sequence[Field], minimal: Mapping[str, object], description: str
+) -> Schema:
     """An object with its members in the form in which they leave."""
     properties = {}
     for each in members:
         form = _form(each, "")
-        is_null = each.nullable and least.get(each.name) is None
+        is_null = each.nullable and minimal.get(each.name) is None
         properties[each.name] = {**form, "type": [form["type"], "null"]} if is_null else form
     properties[UNREADABLE] = {
         "type": "object",
@@ -123,23 +126,25 @@ def _got(members: Sequence[Member], least: Mapping[str, object], what: str) -> S
     }
     return {
         "type": "object",
-        "description": what,
+        "description": description,
         "properties": properties,
-        "required": [name for name in least if name in properties or name == "id"],
+        "required": [name for name in minimal if name in properties or name == "id"],
     }
 
 
-def _sent(members: Sequence[Member], what: str, naming: Sequence[str] = ()) -> Schema:
+def _incoming_schema(
+    members: Sequence[Field], description: str, naming: Sequence[str] = ()
+) -> Schema:
     """An object as it may be sent."""
     properties = {}
     for each in members:
         form = _form(each, "ToPublish")
         if each.name not in naming and "type" in form:
             form = {**form, "type": [form["type"], "null"]}
-        properties[each.name] = {**form, "x-also": list(each.others)} if each.others else form
+        properties[each.name] = {**form, "x-also": list(each.aliases)} if each.aliases else form
     return {
         "type": "object",
-        "description": f"{what} A value that posd cannot read is in `{UNREADABLE}`.",
+        "description": f"{description} A value that posd cannot read is in `{UNREADABLE}`.",
         "properties": properties,
         "x-tolerant": True,
         **({"required": [*naming]} if len(naming) == 1 else _one_of(naming)),
@@ -150,9 +155,9 @@ def _one_of(naming: Sequence[str]) -> Schema:
     return {"anyOf": [{"required": [name]} for name in naming]} if naming else {}
 
 
-def _form(member: Member, suffix: str) -> Schema:
+def _form(member: Field, suffix: str) -> Schema:
     """A member by itself."""
-    match drafts.FORMS[member.read]:
+    match normalise.FORMS[member.read]:
         case "items" | "addons" as parts:
             part = "Item" if parts == "items" else "Addon"
             return {"type": "array", "items": ref(f"{part}{suffix}")}
@@ -170,9 +175,9 @@ def _event() -> Schema:
             "type": {
                 "type": "string",
                 "pattern": "^[a-z][a-z0-9_]{0,49}$",
-                "not": {"anyOf": [{"enum": sorted(drafts.RESERVED)}, {"pattern": "^pos_"}]},
+                "not": {"anyOf": [{"enum": sorted(normalise.RESERVED)}, {"pattern": "^pos_"}]},
                 "description": "A known type, or any other type that is not reserved.",
-                "examples": [*drafts.TABLES],
+                "examples": [*normalise.TABLES],
             },
             "data": {"type": "object"},
         },
@@ -181,6 +186,6 @@ def _event() -> Schema:
                 "if": {"properties": {"type": {"const": kind}}},
                 "then": {"properties": {"data": ref(f"{name_of(kind)}ToPublish")}},
             }
-            for kind in drafts.TABLES
+            for kind in normalise.TABLES
         ],
     }

@@ -17,7 +17,7 @@ from typing import Any, Final
 from twisted.web.template import Tag, flattenString, tags
 
 from posd.protocol import jsontext
-from posd.web.http.error_catalog import EVERYWHERE
+from posd.web.http.error_catalog import COMMON_ERRORS
 from posd.web.openapi.page_members import Content, Node, line, members, name_in, prose, table
 
 _STYLE: Final = files("posd.web.openapi").joinpath("page.css").read_text("utf-8")
@@ -67,7 +67,7 @@ class _Page:
                     *prose(info["description"]),
                     *self._keys(),
                     *(part for tag in self._document["tags"] for part in self._section(tag)),
-                    *_everywhere(),
+                    *_common_errors(),
                     *self._shapes(),
                     Tag("footer")(
                         "The same description for programs: ",
@@ -102,7 +102,7 @@ class _Page:
                 for method, _, operation in self._tagged(tag["name"])
             )
         yield tags.b("Shapes")
-        yield tags.ul(tags.li(_link(f"#{name}", name)) for name in self._shared())
+        yield tags.ul(tags.li(_link(f"#{name}", name)) for name in self._linked_schemas())
 
     def _keys(self) -> Iterator[Tag]:
         yield tags.h2("How to call the API", id="calling")
@@ -116,7 +116,7 @@ class _Page:
         yield from prose(tag["description"])
         for method, path, operation in self._tagged(tag["name"]):
             yield Tag("article")(
-                *self._head(method, path, operation),
+                *self._heading(method, path, operation),
                 *self._parameters(operation),
                 *self._body(operation),
                 tags.h4("Example"),
@@ -125,7 +125,7 @@ class _Page:
                 id=operation["operationId"],
             )
 
-    def _head(self, method: str, path: str, operation: Node) -> Iterator[Tag]:
+    def _heading(self, method: str, path: str, operation: Node) -> Iterator[Tag]:
         yield tags.h3(_link(f"#{operation['operationId']}", operation["summary"]))
         parts = [
             tags.em(part) if part.startswith("{") else part for part in re.split(r"({\w+})", path)
@@ -194,7 +194,7 @@ class _Page:
             if "if" in rule
         }
         for code, when in _REFUSAL.findall(response["description"]):
-            if (int(status), code, when) in EVERYWHERE:
+            if (int(status), code, when) in COMMON_ERRORS:
                 continue
             name = beside.get(code)
             also = [f"`{each}`" for each in self._schemas[name]["properties"]] if name else []
@@ -204,7 +204,7 @@ class _Page:
         name = name_in(response)
         return response if name is None else self._document["components"]["responses"][name]
 
-    def _shared(self) -> list[str]:
+    def _linked_schemas(self) -> list[str]:
         """The schemas to which tables lead."""
         operations = jsontext.encode(self._document["paths"]).decode()
         inline = {*_REFERENCE.findall(operations)}
@@ -214,7 +214,7 @@ class _Page:
     def _shapes(self) -> Iterator[Tag]:
         yield tags.h2("Shapes")
         yield from prose("The objects in bodies, answers and messages to tills.")
-        for name in self._shared():
+        for name in self._linked_schemas():
             schema = self._schemas[name]
             yield Tag("article")(
                 tags.h3(_link(f"#{name}", name)),
@@ -236,14 +236,14 @@ def _parts(response: Node) -> Iterator[tuple[str, Node]]:
                 yield media, schema
 
 
-def _everywhere() -> Iterator[Tag]:
+def _common_errors() -> Iterator[Tag]:
     yield tags.h2("Errors of all calls", id=_GENERAL)
     yield tags.p(
         "An error has ",
         *line("`success` (false), `error` for people, `code` for programs, and `requestId`."),
         " A call can have those of these errors that apply to it:",
     )
-    yield _codes((str(status), code, line(when)) for status, code, when in sorted(EVERYWHERE))
+    yield _codes((str(status), code, line(when)) for status, code, when in sorted(COMMON_ERRORS))
 
 
 def _codes(rows: Any) -> Tag:

@@ -57,7 +57,9 @@ def form(schema: Node) -> list[Content]:
         values = schema.get("enum", [schema.get("const")])
         return _joined([tags.code(jsontext.encode(value).decode())] for value in values)
     kinds = schema.get("type", "any value")
-    return _joined(_simple(kind, schema) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    return _joined(
+        _type_words(kind, schema) for kind in ([kinds] if isinstance(kinds, str) else kinds)
+    )
 
 
 def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
@@ -73,7 +75,7 @@ def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
             (name, each, mark if (name in needed) == sent else "", _description(each))
             for name, each in properties.items()
         )
-    for sentence in _together(schema):
+    for sentence in _combined_rules(schema):
         yield tags.p(*sentence)
 
 
@@ -89,7 +91,7 @@ def table(rows: Iterable[tuple[str, Node, str, str]]) -> Tag:
     )
 
 
-def _simple(kind: str, schema: Node) -> list[Content]:
+def _type_words(kind: str, schema: Node) -> list[Content]:
     if kind == "array" and "items" in schema:
         return ["list of ", *form(schema["items"])]
     if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
@@ -119,7 +121,7 @@ def _limits(schema: Node) -> Iterator[str]:
         yield from _limits(part)
 
 
-def _together(schema: Node) -> Iterator[list[Content]]:
+def _combined_rules(schema: Node) -> Iterator[list[Content]]:
     """What a schema says of several members."""
     alternatives = [_alternative(each) for each in schema.get("anyOf", ())]
     if alternatives:

@@ -89,18 +89,18 @@ IDEMPOTENCY_KEY: Final = _in_header(
 
 def path_of(operation: Operation) -> Iterator[Parameter]:
     """The parts of an operation's address that have a value."""
-    for part in operation.parts:
+    for part in operation.segments:
         if part.startswith("{"):
             yield PATH[part.strip("{}")]
 
 
 def headers_of(operation: Operation) -> Iterator[Parameter]:
     """The headers that an operation looks at, beside those with the key."""
-    if "{tenant}" in operation.path or operation.own_keys:
+    if "{tenant}" in operation.path or operation.checks_key_itself:
         yield TENANT_ID
     if "{tenant}" in operation.path and operation.kinds & TILLS:
         yield DEVICE_ID
-    if operation.media == "text/event-stream":
+    if operation.media_type == "text/event-stream":
         yield LAST_EVENT_ID
     if operation.idempotent:
         yield IDEMPOTENCY_KEY

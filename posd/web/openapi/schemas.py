@@ -9,42 +9,42 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-from posd.web.http.models import Given, Taken, members
+from posd.web.http.models import RequestModel, ResponseModel, members
 from posd.web.openapi.event_schemas import Schema
 
 _REFS: Final = "#/components/schemas/{name}"
 
 
-def components(types: Iterable[type[Given] | type[Taken]]) -> dict[str, Schema]:
+def components(types: Iterable[type[ResponseModel] | type[RequestModel]]) -> dict[str, Schema]:
     """The schemas of these types, and of those within them, by the names of the types."""
-    wanted = dict.fromkeys(types)
-    _, made = msgspec.json.schema_components(wanted, ref_template=_REFS)
-    for kind in _structures(wanted):
-        schema = made[kind.cls.__name__] = _numbers(made[kind.cls.__name__])
+    requested = dict.fromkeys(types)
+    _, schemas = msgspec.json.schema_components(requested, ref_template=_REFS)
+    for kind in _structures(requested):
+        schema = schemas[kind.cls.__name__] = _numbers(schemas[kind.cls.__name__])
         schema.pop("title")
         schema["description"] = getdoc(kind.cls)
-        if issubclass(kind.cls, Given):
+        if issubclass(kind.cls, ResponseModel):
             _complete(schema, kind)
-        if issubclass(kind.cls, Given | Taken):
-            schema.update(kind.cls.beyond)
+        if issubclass(kind.cls, ResponseModel | RequestModel):
+            schema.update(kind.cls.extra_schema)
         if not schema["required"]:
             del schema["required"]
-    return made
+    return schemas
 
 
-def body(kind: type[Taken]) -> Schema:
+def body(kind: type[RequestModel]) -> Schema:
     """The schema of a body that `shapes.read` reads: with the other names that members come under."""
     schema = components([kind])[kind.__name__]
     for member in members(kind):
         found = schema["properties"][member.name]
-        if member.others:
-            found["x-also"] = [*member.others]
+        if member.aliases:
+            found["x-also"] = [*member.aliases]
         if member.is_text:
             _or_integer(found)
     return schema
 
 
-def parameters(kind: type[Taken]) -> Iterator[dict[str, Any]]:
+def parameters(kind: type[RequestModel]) -> Iterator[dict[str, Any]]:
     """The query parameters that are read into a type."""
     schema = components([kind])[kind.__name__]
     for member in members(kind):
@@ -54,8 +54,8 @@ def parameters(kind: type[Taken]) -> Iterator[dict[str, Any]]:
             parameter["required"] = True
         if "description" in found:
             parameter["description"] = found.pop("description")
-        if member.others:
-            parameter["x-also"] = [*member.others]
+        if member.aliases:
+            parameter["x-also"] = [*member.aliases]
         yield {**parameter, "schema": found}
 
 

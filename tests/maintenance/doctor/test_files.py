@@ -10,15 +10,15 @@ from pathlib import Path
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import TLS, Config, Database, Listener
-from posd.maintenance.doctor import Line, State, files
-from posd.maintenance.doctor.files import Reader
+from posd.config.model import Config, DatabaseConfig, ListenerConfig, TLSConfig
+from posd.maintenance.doctor import CheckResult, CheckState, files
+from posd.maintenance.doctor.files import FileReader
 
 PLAIN = (
     '[database]\ndsn = "postgresql:///posd"\n[[listen]]\nname = "web"\nendpoint = "tcp:port=9010"\n'
 )
-SOMEBODY = Reader("posd", 54321, frozenset({54321}))
-CONFIG = Config(Database("postgresql:///posd"), (Listener("web", "tcp:port=9010"),))
+SOMEBODY = FileReader("posd", 54321, frozenset({54321}))
+CONFIG = Config(DatabaseConfig("postgresql:///posd"), (ListenerConfig("web", "tcp:port=9010"),))
 
 
 class FilesCase(SynchronousTestCase):
@@ -34,15 +34,15 @@ class FilesCase(SynchronousTestCase):
 
 class ConfigurationTests(FilesCase):
     def test_one_that_can_be_used_is_given_with_one_good_line(self) -> None:
-        found, lines = files.configuration(self.path, {})
+        found, lines = files.load_configuration(self.path, {})
         self.assertEqual(found, CONFIG)
-        self.assertEqual([line.state for line in lines], [State.OK])
+        self.assertEqual([line.state for line in lines], [CheckState.OK])
 
     def test_every_problem_is_a_fault_of_its_own(self) -> None:
         self.path.write_text("[database]\npoolsize = 3\n[limits]\nconnections = -1\n")
-        found, lines = files.configuration(self.path, {})
+        found, lines = files.load_configuration(self.path, {})
         self.assertIsNone(found)
-        self.assertEqual({line.state for line in lines}, {State.FAULT})
+        self.assertEqual({line.state for line in lines}, {CheckState.FAULT})
         for key in ("database.poolsize", "database.dsn", "limits.connections"):
             self.assertEqual(sum(f": {key}: " in line.what for line in lines), 1)
 
@@ -54,32 +54,34 @@ class ConfigurationTests(FilesCase):
         self.path.write_text(
             f'{PLAIN}tls = true\n[tls]\ncertificate = "/nowhere/c.pem"\nprivate_key = "/nowhere/k.pem"\n'
         )
-        found, lines = files.configuration(self.path, {})
+        found, lines = files.load_configuration(self.path, {})
         self.assertIsNotNone(found)
-        self.assertEqual([(line.state, line.stops) for line in lines], [(State.FAULT, True)] * 2)
+        self.assertEqual(
+            [(line.state, line.stops) for line in lines], [(CheckState.FAULT, True)] * 2
+        )
         self.assertIn("tls.certificate: /nowhere/c.pem cannot be read", lines[0].what)
 
     def test_a_key_that_only_the_asker_may_not_read_is_no_fault(self) -> None:
         problem = "posd.toml: tls.private_key: /k.pem cannot be read (Permission denied); …"
-        for asks_as_posd, state in ((False, State.UNKNOWN), (True, State.FAULT)):
-            self.patch(files, "asks_as_posd", lambda answer=asks_as_posd: answer)
+        for asks_as_posd, state in ((False, CheckState.UNKNOWN), (True, CheckState.FAULT)):
+            self.patch(files, "runs_as_posd", lambda answer=asks_as_posd: answer)
             self.assertEqual(files._problem(problem, {}).state, state)
 
     def test_a_credential_is_found_where_systemd_keeps_it_for_the_unit(self) -> None:
         self.path.write_text(PLAIN.replace('"postgresql:///posd"', '{ credential = "dsn" }'))
-        (line,) = files.configuration(self.path, {})[1]
-        self.assertEqual(line.state, State.WARNING)
+        (line,) = files.load_configuration(self.path, {})[1]
+        self.assertEqual(line.state, CheckState.WARNING)
         self.assertIn("as root", str(line.remedy))
         (self.folder / "dsn").write_text("postgresql:///posd\n")
-        environ = files.environment({}, self.folder)
-        self.assertEqual(files.configuration(self.path, environ)[0], CONFIG)
+        environ = files.daemon_environment({}, self.folder)
+        self.assertEqual(files.load_configuration(self.path, environ)[0], CONFIG)
 
     def test_credentials_of_the_caller_are_not_overridden_and_missing_ones_not_invented(
         self,
     ) -> None:
         given = {"CREDENTIALS_DIRECTORY": "/given"}
-        self.assertEqual(files.environment(given, self.folder), given)
-        self.assertEqual(files.environment({}, self.folder / "none"), {})
+        self.assertEqual(files.daemon_environment(given, self.folder), given)
+        self.assertEqual(files.daemon_environment({}, self.folder / "none"), {})
 
 
 class PermissionTests(FilesCase):
@@ -92,24 +94,26 @@ class PermissionTests(FilesCase):
         self.reader = evolve(SOMEBODY, gids=frozenset({os.getgid()}))
         self.config = evolve(
             CONFIG,
-            listen=(Listener("https", "tcp:port=9010", tls=True),),
-            tls=TLS(private_key=str(self.key)),
+            listen=(ListenerConfig("https", "tcp:port=9010", tls=True),),
+            tls=TLSConfig(private_key=str(self.key)),
         )
 
-    def lines(self, config: Config | None = None, who: Reader | None = None) -> list[Line]:
-        found = files.permissions(self.path, config or self.config, who or self.reader)
+    def lines(
+        self, config: Config | None = None, who: FileReader | None = None
+    ) -> list[CheckResult]:
+        found = files.examine_permissions(self.path, config or self.config, who or self.reader)
         # Where the tests do not run as root, the files are not root's, of which there is a warning.
-        good = (State.OK,) if os.geteuid() == 0 else (State.OK, State.WARNING)
+        good = (CheckState.OK,) if os.geteuid() == 0 else (CheckState.OK, CheckState.WARNING)
         return [line for line in found if line.state not in good]
 
     def wrong(self, what: str, remedy: str, config: Config | None = None) -> None:
         (line,) = self.lines(config)
-        self.assertEqual(line.state, State.FAULT)
+        self.assertEqual(line.state, CheckState.FAULT)
         self.assertRegex(line.what, what)
         self.assertRegex(str(line.remedy), remedy)
 
     def test_files_with_the_rights_that_they_should_have_are_good(self) -> None:
-        told = [line for line in self.lines() if line.state is State.FAULT]
+        told = [line for line in self.lines() if line.state is CheckState.FAULT]
         self.assertEqual(told, [])
 
     def test_a_key_that_everybody_can_read(self) -> None:
@@ -121,7 +125,7 @@ class PermissionTests(FilesCase):
         self.wrong(r"posd\.toml can be written by everybody", "chmod o-w")
 
     def test_a_password_in_a_configuration_that_everybody_can_read(self) -> None:
-        database = Database("postgresql://posd:secret@db/posd")
+        database = DatabaseConfig("postgresql://posd:secret@db/posd")
         self.wrong(
             r"posd\.toml has a secret", "0640", config=evolve(self.config, database=database)
         )
@@ -140,20 +144,20 @@ class PermissionTests(FilesCase):
         self.key.unlink()
         (line,) = self.lines()
         self.assertEqual(
-            (line.state, line.what), (State.UNKNOWN, f"{self.key}: No such file or directory")
+            (line.state, line.what), (CheckState.UNKNOWN, f"{self.key}: No such file or directory")
         )
 
     def test_where_there_is_no_such_user_only_rights_of_others_are_looked_at(self) -> None:
-        self.assertIsNone(files.reader("nobody-of-this-name"))
-        lines = [*files.permissions(self.path, self.config, None)]
-        self.assertEqual(lines[0].state, State.UNKNOWN)
+        self.assertIsNone(files.file_reader("nobody-of-this-name"))
+        lines = [*files.examine_permissions(self.path, self.config, None)]
+        self.assertEqual(lines[0].state, CheckState.UNKNOWN)
         self.key.chmod(0o604)
-        lines = [*files.permissions(self.path, self.config, None)]
-        self.assertIn(State.FAULT, [line.state for line in lines])
+        lines = [*files.examine_permissions(self.path, self.config, None)]
+        self.assertIn(CheckState.FAULT, [line.state for line in lines])
 
     def test_root_can_read_everything(self) -> None:
         self.key.chmod(0o000)
-        self.assertIsNone(Reader("root", 0, frozenset()).can_read(self.key))
+        self.assertIsNone(FileReader("root", 0, frozenset()).can_read(self.key))
 
 
 class AskingTests(SynchronousTestCase):
@@ -161,10 +165,10 @@ class AskingTests(SynchronousTestCase):
 
     def seen(self, asker: int, name: str | None) -> list[int]:
         became: list[int] = []
-        self.patch(files, "reader", lambda name: SOMEBODY if name == "posd" else None)
+        self.patch(files, "file_reader", lambda name: SOMEBODY if name == "posd" else None)
         self.patch(os, "geteuid", lambda: asker)
         self.patch(os, "seteuid", became.append)
-        with files.seen_as(name):
+        with files.as_user(name):
             became.append(-1)
         return became
 

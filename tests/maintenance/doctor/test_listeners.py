@@ -14,12 +14,12 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import __version__
-from posd.config.model import TLS, Config, Database, Listener
-from posd.maintenance.doctor import Line, State, listeners
-from posd.security.private_ca import Made, make
+from posd.config.model import Config, DatabaseConfig, ListenerConfig, TLSConfig
+from posd.maintenance.doctor import CheckResult, CheckState, listeners
+from posd.security.private_ca import IssuedCertificate, make
 from posd.testing.ports import reserve
 
-NOTHING = Config(Database("postgresql:///posd"))
+NOTHING = Config(DatabaseConfig("postgresql:///posd"))
 
 
 class Answering(HTTPServer):
@@ -45,7 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ListenerCase(SynchronousTestCase):
-    def somebody(self, made: Made | None = None, *, mutual: bool = False) -> Answering:
+    def somebody(self, made: IssuedCertificate | None = None, *, mutual: bool = False) -> Answering:
         server = Answering(("127.0.0.1", 0), _Handler)
         if made is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -61,11 +61,13 @@ class ListenerCase(SynchronousTestCase):
         self.addCleanup(server.shutdown)
         return server
 
-    def found(self, endpoint: str, *, made: Made | None = None, mutual: bool = False) -> list[Line]:
-        listener = Listener("https", endpoint, tls=made is not None)
-        tls = TLS()
+    def found(
+        self, endpoint: str, *, made: IssuedCertificate | None = None, mutual: bool = False
+    ) -> list[CheckResult]:
+        listener = ListenerConfig("https", endpoint, tls=made is not None)
+        tls = TLSConfig()
         if made is not None:
-            tls = TLS(
+            tls = TLSConfig(
                 certificate=str(made.certificate_path),
                 private_key=str(made.key_path),
                 client_ca=str(made.ca_path) if mutual else None,
@@ -73,13 +75,18 @@ class ListenerCase(SynchronousTestCase):
         return [*listeners.examine(evolve(NOTHING, listen=(listener,), tls=tls))]
 
     def only(
-        self, endpoint: str, state: State, made: Made | None = None, *, mutual: bool = False
-    ) -> Line:
+        self,
+        endpoint: str,
+        state: CheckState,
+        made: IssuedCertificate | None = None,
+        *,
+        mutual: bool = False,
+    ) -> CheckResult:
         (line,) = self.found(endpoint, made=made, mutual=mutual)
         self.assertEqual((line.part, line.state), ("listener https", state), line)
         return line
 
-    def made(self, name: str = "tls") -> Made:
+    def made(self, name: str = "tls") -> IssuedCertificate:
         return make(Path(self.mktemp()) / name, ["localhost"])
 
 
@@ -95,20 +102,20 @@ def at(server: Answering) -> str:
 
 class FreeTests(ListenerCase):
     def test_a_port_where_nobody_listens_is_free(self) -> None:
-        line = self.only(f"tcp:port={unused()}:interface=127.0.0.1", State.OK)
+        line = self.only(f"tcp:port={unused()}:interface=127.0.0.1", CheckState.OK)
         self.assertIn("is free", line.what)
 
     def test_an_address_that_this_machine_does_not_have(self) -> None:
-        line = self.only(f"tcp:port={unused()}:interface=192.0.2.1", State.FAULT)
+        line = self.only(f"tcp:port={unused()}:interface=192.0.2.1", CheckState.FAULT)
         self.assertIn("no interface of this machine has the address 192.0.2.1", line.what)
 
     def test_a_socket_in_the_file_system(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="posd-doctor-"))
         self.addCleanup(shutil.rmtree, folder)
-        self.assertIn("is free", self.only(f"unix:{folder}/socket:mode=660", State.OK).what)
+        self.assertIn("is free", self.only(f"unix:{folder}/socket:mode=660", CheckState.OK).what)
 
     def test_a_socket_whose_folder_systemd_makes(self) -> None:
-        self.only("unix:/run/posd-nowhere/local.sock:mode=660", State.UNKNOWN)
+        self.only("unix:/run/posd-nowhere/local.sock:mode=660", CheckState.UNKNOWN)
 
     def test_a_socket_that_a_posd_has_left_will_be_replaced(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="posd-doctor-"))
@@ -116,31 +123,31 @@ class FreeTests(ListenerCase):
         path = folder / "socket"
         with socket.socket(socket.AF_UNIX) as gone:
             gone.bind(str(path))
-        self.assertTrue(self.only(f"unix:{path}", State.FAULT).stops)
+        self.assertTrue(self.only(f"unix:{path}", CheckState.FAULT).stops)
         (folder / "socket.lock").symlink_to("1234567")
-        self.only(f"unix:{path}", State.OK)
+        self.only(f"unix:{path}", CheckState.OK)
 
     def test_what_systemd_hands_over_is_for_posd_alone(self) -> None:
-        self.only("systemd:domain=INET:name=https", State.UNKNOWN)
+        self.only("systemd:domain=INET:name=https", CheckState.UNKNOWN)
 
     def test_a_daemon_that_sleeps_is_not_woken(self) -> None:
-        listener = Listener("https", at(self.somebody()))
+        listener = ListenerConfig("https", at(self.somebody()))
         (line,) = listeners.examine(evolve(NOTHING, listen=(listener,)), asleep=True)
-        self.assertEqual(line.state, State.UNKNOWN)
+        self.assertEqual(line.state, CheckState.UNKNOWN)
 
 
 class HeldTests(ListenerCase):
     def test_posd_that_is_ready_is_good(self) -> None:
-        self.assertIn("ready", self.only(at(self.somebody()), State.OK).what)
+        self.assertIn("ready", self.only(at(self.somebody()), CheckState.OK).what)
 
     def test_over_tls_too(self) -> None:
         made = self.made()
-        self.assertIn("ready", self.only(at(self.somebody(made)), State.OK, made).what)
+        self.assertIn("ready", self.only(at(self.somebody(made)), CheckState.OK, made).what)
 
     def test_posd_that_lacks_something_is_nobodys_mistake(self) -> None:
         server = self.somebody()
         server.status, server.body = 503, b'{"status":"unavailable","missing":["database"]}'
-        line = self.only(at(server), State.FAULT)
+        line = self.only(at(server), CheckState.FAULT)
         self.assertTrue(line.passing)
         self.assertIn("cannot serve: database", line.what)
 
@@ -148,51 +155,57 @@ class HeldTests(ListenerCase):
         server = self.somebody()
         server.server_name_told = "posd/0.0.1"
         _, line = self.found(at(server))
-        self.assertEqual((line.state, line.remedy), (State.WARNING, "systemctl restart posd"))
+        self.assertEqual((line.state, line.remedy), (CheckState.WARNING, "systemctl restart posd"))
 
     def test_another_certificate_than_that_of_the_file_waits_for_a_reload(self) -> None:
         _, line = self.found(at(self.somebody(self.made("old"))), made=self.made("new"))
-        self.assertEqual(line.state, State.WARNING)
+        self.assertEqual(line.state, CheckState.WARNING)
         self.assertIn("shows another certificate", line.what)
 
     def test_another_program_is_named_as_it_names_itself(self) -> None:
         server = self.somebody()
         server.server_name_told = "nginx"
-        self.assertIn("nginx answers", self.only(at(server), State.FAULT).what)
+        self.assertIn("nginx answers", self.only(at(server), CheckState.FAULT).what)
 
     def test_what_is_slow_to_answer_may_be_a_posd_that_runs(self) -> None:
         self.patch(listeners, "_SECONDS", 0.1)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             endpoint = f"tcp:port={silent.getsockname()[1]}:interface=127.0.0.1"
-            settings = evolve(NOTHING, listen=(Listener("https", endpoint),))
+            settings = evolve(NOTHING, listen=(ListenerConfig("https", endpoint),))
             (line,) = listeners.examine(settings, running=True)
-            self.assertEqual((line.state, line.passing, line.stops), (State.FAULT, True, False))
+            self.assertEqual(
+                (line.state, line.passing, line.stops), (CheckState.FAULT, True, False)
+            )
             (line,) = listeners.examine(settings)
-            self.assertEqual((line.state, line.passing, line.stops), (State.FAULT, False, True))
+            self.assertEqual(
+                (line.state, line.passing, line.stops), (CheckState.FAULT, False, True)
+            )
 
     def test_a_program_that_speaks_no_tls(self) -> None:
-        line = self.only(at(self.somebody()), State.FAULT, self.made())
+        line = self.only(at(self.somebody()), CheckState.FAULT, self.made())
         self.assertIn("is held by another program", line.what)
 
     def test_who_wants_a_clients_certificate_is_as_configured(self) -> None:
         made = self.made()
-        line = self.only(at(self.somebody(made, mutual=True)), State.OK, made, mutual=True)
+        line = self.only(at(self.somebody(made, mutual=True)), CheckState.OK, made, mutual=True)
         self.assertIn("asks for a client's certificate, as configured", line.what)
 
     def test_who_wants_one_that_is_not_configured_is_another_program(self) -> None:
         made = self.made()
-        line = self.only(at(self.somebody(made, mutual=True)), State.FAULT, made)
+        line = self.only(at(self.somebody(made, mutual=True)), CheckState.FAULT, made)
         self.assertIn("is held by another program", line.what)
 
     def test_who_only_hangs_up_is_not_taken_for_one_who_wants_a_certificate(self) -> None:
-        line = self.only(at(self.somebody()), State.FAULT, self.made(), mutual=True)
+        line = self.only(at(self.somebody()), CheckState.FAULT, self.made(), mutual=True)
         self.assertIn("is held by another program", line.what)
 
     def test_a_program_that_speaks_no_http(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             thread = threading.Thread(target=_hang_up, args=(server,))
             thread.start()
-            line = self.only(f"tcp:port={server.getsockname()[1]}:interface=127.0.0.1", State.FAULT)
+            line = self.only(
+                f"tcp:port={server.getsockname()[1]}:interface=127.0.0.1", CheckState.FAULT
+            )
             thread.join()
         self.assertIn("is held by another program", line.what)
 

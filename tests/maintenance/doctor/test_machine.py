@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import Config, Database, Limits
-from posd.maintenance.doctor import Line, State, machine
+from posd.config.model import Config, DatabaseConfig, LimitsConfig
+from posd.maintenance.doctor import CheckResult, CheckState, machine
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-CONFIG = Config(Database("postgresql:///posd"))
+CONFIG = Config(DatabaseConfig("postgresql:///posd"))
 RUNNING = {
     "Id": "posd.service",
     "LoadState": "loaded",
@@ -30,35 +30,35 @@ GIB = 1 << 30
 
 
 class ClockTests(SynchronousTestCase):
-    def state(self, now: datetime, kernel: int | None) -> State:
-        (line,) = machine.clock(now, lambda: kernel)
+    def state(self, now: datetime, kernel: int | None) -> CheckState:
+        (line,) = machine.examine_clock(now, lambda: kernel)
         return line.state
 
     def test_one_that_is_kept_right_is_good(self) -> None:
-        self.assertEqual(self.state(NOW, 0), State.OK)
+        self.assertEqual(self.state(NOW, 0), CheckState.OK)
 
     def test_one_that_nobody_keeps_right_is_worth_a_warning(self) -> None:
-        self.assertEqual(self.state(NOW, 5), State.WARNING)
+        self.assertEqual(self.state(NOW, 5), CheckState.WARNING)
 
     def test_where_the_kernel_says_nothing_nothing_is_said(self) -> None:
-        self.assertEqual(self.state(NOW, None), State.UNKNOWN)
+        self.assertEqual(self.state(NOW, None), CheckState.UNKNOWN)
 
     def test_one_from_before_posd_was_written_is_wrong(self) -> None:
-        self.assertEqual(self.state(datetime(1970, 1, 1, tzinfo=UTC), 0), State.FAULT)
+        self.assertEqual(self.state(datetime(1970, 1, 1, tzinfo=UTC), 0), CheckState.FAULT)
 
     def test_this_kernel_can_be_asked(self) -> None:
         self.assertIn(machine._kernel_clock(), (None, *range(-1, 6)))
 
     def test_the_databases_clock_has_to_agree_but_for_the_time_it_took_to_ask(self) -> None:
         for seconds, took, state in (
-            (1.0, 0.0, State.OK),
-            (-3.0, 2.0, State.OK),
-            (-3.0, 0.0, State.WARNING),
-            (61.0, 0.0, State.FAULT),
+            (1.0, 0.0, CheckState.OK),
+            (-3.0, 2.0, CheckState.OK),
+            (-3.0, 0.0, CheckState.WARNING),
+            (61.0, 0.0, CheckState.FAULT),
         ):
             with self.subTest(seconds=seconds):
                 database = NOW + timedelta(seconds=seconds)
-                line = machine.compared(NOW, database, timedelta(seconds=took))
+                line = machine.compare_clocks(NOW, database, timedelta(seconds=took))
                 self.assertEqual(line.state, state)
 
 
@@ -73,27 +73,27 @@ def shown(*units: Mapping[str, str]) -> Callable[[Sequence[str]], str]:
 
 
 class UnitTests(SynchronousTestCase):
-    def only(self, state: State, **changes: str) -> Line:
-        lines = machine.unit(None, shown({**RUNNING, **changes}))
-        (line,) = [line for line in lines if line.state is not State.OK]
+    def only(self, state: CheckState, **changes: str) -> CheckResult:
+        lines = machine.examine_unit(None, shown({**RUNNING, **changes}))
+        (line,) = [line for line in lines if line.state is not CheckState.OK]
         self.assertEqual(line.state, state)
         return line
 
     def test_one_that_runs_is_good_and_says_what_it_does(self) -> None:
-        (line,) = machine.unit(None, shown(RUNNING))
-        self.assertEqual((line.state, line.what), (State.OK, "it runs: 7 terminals connected"))
+        (line,) = machine.examine_unit(None, shown(RUNNING))
+        self.assertEqual((line.state, line.what), (CheckState.OK, "it runs: 7 terminals connected"))
 
     def test_one_that_waits_for_something_is_nobodys_mistake(self) -> None:
-        line = self.only(State.FAULT, StatusText="waiting for database: connection refused")
+        line = self.only(CheckState.FAULT, StatusText="waiting for database: connection refused")
         self.assertTrue(line.passing)
         self.assertIn("connection refused", line.what)
 
     def test_one_that_has_failed_and_one_that_is_stopped(self) -> None:
-        failed = self.only(State.FAULT, ActiveState="failed", Result="exit-code")
+        failed = self.only(CheckState.FAULT, ActiveState="failed", Result="exit-code")
         self.assertIn("exit-code", failed.what)
-        stopped = self.only(State.WARNING, ActiveState="inactive")
+        stopped = self.only(CheckState.WARNING, ActiveState="inactive")
         self.assertEqual(stopped.remedy, "systemctl start posd")
-        self.only(State.WARNING, ActiveState="activating")
+        self.only(CheckState.WARNING, ActiveState="activating")
 
     def test_of_several_instances_each_that_is_used_is_told_of(self) -> None:
         units = (
@@ -102,42 +102,44 @@ class UnitTests(SynchronousTestCase):
             {**RUNNING, "Id": "posd@2.service", "ActiveState": "failed"},
             {**RUNNING, "Id": "posd@3.service", "ActiveState": "inactive"},
         )
-        lines = [(line.part, line.state) for line in machine.unit(None, shown(*units))]
-        self.assertEqual(lines, [("daemon posd@1", State.OK), ("daemon posd@2", State.FAULT)])
+        lines = [(line.part, line.state) for line in machine.examine_unit(None, shown(*units))]
+        self.assertEqual(
+            lines, [("daemon posd@1", CheckState.OK), ("daemon posd@2", CheckState.FAULT)]
+        )
 
     def test_a_unit_that_is_not_what_systemd_has_read(self) -> None:
-        line = self.only(State.WARNING, NeedDaemonReload="yes")
+        line = self.only(CheckState.WARNING, NeedDaemonReload="yes")
         self.assertEqual(line.remedy, "systemctl daemon-reload")
 
     def test_a_unit_that_neither_boot_nor_a_till_starts(self) -> None:
-        self.only(State.WARNING, UnitFileState="disabled")
+        self.only(CheckState.WARNING, UnitFileState="disabled")
         socket = {"Id": "posd.socket", "ActiveState": "active", "UnitFileState": "enabled"}
         service = {**RUNNING, "UnitFileState": "disabled"}
-        states = {line.state for line in machine.unit(None, shown(service, socket))}
-        self.assertEqual(states, {State.OK})
+        states = {line.state for line in machine.examine_unit(None, shown(service, socket))}
+        self.assertEqual(states, {CheckState.OK})
 
     def test_where_there_is_no_unit_or_no_systemd_nothing_is_said(self) -> None:
-        self.only(State.UNKNOWN, LoadState="not-found")
-        (line,) = machine.unit(None, lambda arguments: None)
-        self.assertEqual(line.state, State.UNKNOWN)
+        self.only(CheckState.UNKNOWN, LoadState="not-found")
+        (line,) = machine.examine_unit(None, lambda arguments: None)
+        self.assertEqual(line.state, CheckState.UNKNOWN)
 
     def test_each_till_is_an_open_file(self) -> None:
-        many = evolve(CONFIG, limits=Limits(connections=70_000))
+        many = evolve(CONFIG, limits=LimitsConfig(connections=70_000))
         for config, allowed, state in (
-            (CONFIG, "65536", State.OK),
-            (CONFIG, "infinity", State.OK),
-            (CONFIG, "1024", State.FAULT),
-            (many, "65536", State.FAULT),
+            (CONFIG, "65536", CheckState.OK),
+            (CONFIG, "infinity", CheckState.OK),
+            (CONFIG, "1024", CheckState.FAULT),
+            (many, "65536", CheckState.FAULT),
         ):
             with self.subTest(allowed=allowed):
-                *_, line = machine.unit(config, shown({**RUNNING, "LimitNOFILE": allowed}))
+                *_, line = machine.examine_unit(config, shown({**RUNNING, "LimitNOFILE": allowed}))
                 self.assertEqual((line.part, line.state), ("open files", state))
 
 
 class SocketTests(SynchronousTestCase):
     def sleeps(self, socket: str, service: str) -> bool:
         socket_unit = {"Id": "posd.socket", "ActiveState": socket}
-        return machine.sleeps(shown({**RUNNING, "ActiveState": service}, socket_unit))
+        return machine.is_socket_activated(shown({**RUNNING, "ActiveState": service}, socket_unit))
 
     def test_a_daemon_that_systemd_would_start_for_the_first_till_is_not_woken(self) -> None:
         self.assertTrue(self.sleeps("active", "inactive"))
@@ -146,23 +148,23 @@ class SocketTests(SynchronousTestCase):
     def test_one_that_runs_and_one_without_a_socket_can_be_asked(self) -> None:
         self.assertFalse(self.sleeps("active", "active"))
         self.assertFalse(self.sleeps("inactive", "inactive"))
-        self.assertFalse(machine.sleeps(lambda arguments: None))
+        self.assertFalse(machine.is_socket_activated(lambda arguments: None))
 
 
 class DiskTests(SynchronousTestCase):
-    def state(self, free: int, total: int) -> State:
+    def state(self, free: int, total: int) -> CheckState:
         usage = SimpleNamespace(total=total, free=free)
         self.patch(shutil, "disk_usage", lambda path: usage)
-        return machine.disk("disk", Path("/var/lib")).state
+        return machine.examine_disk("disk", Path("/var/lib")).state
 
     def test_room_is_good_and_what_is_scarce_is_told(self) -> None:
-        self.assertEqual(self.state(50 * GIB, 100 * GIB), State.OK)
-        self.assertEqual(self.state(5 * GIB, 100 * GIB), State.WARNING)
-        self.assertEqual(self.state(1 * GIB, 100 * GIB), State.FAULT)
+        self.assertEqual(self.state(50 * GIB, 100 * GIB), CheckState.OK)
+        self.assertEqual(self.state(5 * GIB, 100 * GIB), CheckState.WARNING)
+        self.assertEqual(self.state(1 * GIB, 100 * GIB), CheckState.FAULT)
 
     def test_of_a_large_disk_a_small_part_is_much(self) -> None:
-        self.assertEqual(self.state(500 * GIB, 8000 * GIB), State.OK)
+        self.assertEqual(self.state(500 * GIB, 8000 * GIB), CheckState.OK)
 
     def test_a_folder_that_may_not_be_seen_is_on_the_disk_of_the_one_above(self) -> None:
-        line = machine.disk("disk", Path(self.mktemp()).absolute() / "not" / "there")
-        self.assertNotEqual(line.state, State.UNKNOWN)
+        line = machine.examine_disk("disk", Path(self.mktemp()).absolute() / "not" / "there")
+        self.assertNotEqual(line.state, CheckState.UNKNOWN)

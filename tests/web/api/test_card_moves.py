@@ -11,11 +11,11 @@ from decimal import Decimal
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.errors import BadRequest, Busy, PosdError, Refusal, StatementFailed, Unavailable
 from posd.store import card_movements, giftcards
-from posd.store.card_movements import Movement
-from posd.store.ledgers import Cause
+from posd.store.card_movements import CardMovement
+from posd.store.ledgers import MovementCause
 from posd.web.api import card_moves
 from posd.web.api.card_moves import CardMoves
 from tests.database_case import REACTOR, begin, until
@@ -30,27 +30,27 @@ class CardMovesTests(StoreCase):
 
     async def ready(self, cards: int = 0, amount: object = 50) -> CardMoves:
         """So many cards GC-0, GC-1, … with an amount on each."""
-        self.database = Database(REACTOR, self.dsn, size=4, statement_timeout=5.0, name=NAME)
+        self.database = Pool(REACTOR, self.dsn, size=4, statement_timeout=5.0, name=NAME)
         self.database.startService()
         self.addCleanup(self.database.stopService)
-        await until(lambda: self.database.use.idle == 4, "all links are up")
+        await until(lambda: self.database.usage.idle == 4, "all links are up")
         for number in range(cards):
             await giftcards.purchase(
-                self.database.of(1), KITCHEN, f"GC-{number}", amount, Cause("platform")
+                self.database.of(1), KITCHEN, f"GC-{number}", amount, MovementCause("platform")
             )
         return CardMoves(self.database)
 
     def spend(
         self, moves: CardMoves, card: object, amount: object = 1, seconds: float = 7.5, **about: str
-    ) -> Deferred[Movement]:
-        cause = Cause("device POS_1", **about)
-        move = giftcards.deduction(KITCHEN, f"GC-{card}", amount, cause)
+    ) -> Deferred[CardMovement]:
+        cause = MovementCause("device POS_1", **about)
+        move = giftcards.deduction_request(KITCHEN, f"GC-{card}", amount, cause)
         return begin(moves.make(KITCHEN, move, REACTOR.seconds() + seconds))
 
-    async def outcomes(self, spending: Sequence[Deferred[Movement]]) -> list[Decimal | str]:
+    async def outcomes(self, spending: Sequence[Deferred[CardMovement]]) -> list[Decimal | str]:
         """What is on the card after each movement, or the code of its refusal."""
 
-        async def outcome(each: Deferred[Movement]) -> Decimal | str:
+        async def outcome(each: Deferred[CardMovement]) -> Decimal | str:
             try:
                 return (await each).after
             except Refusal as refusal:
@@ -113,14 +113,17 @@ class CardMovesTests(StoreCase):
     async def test_a_card_that_is_sold_meanwhile_is_unknown_to_who_waited_for_another(self) -> None:
         await self.ready(1)
         asked = [
-            giftcards.deduction(KITCHEN, f"GC-{card}", 1, Cause("device POS_1")) for card in (0, 1)
+            giftcards.deduction_request(KITCHEN, f"GC-{card}", 1, MovementCause("device POS_1"))
+            for card in (0, 1)
         ]
         with self.admin.transaction():
             self.admin.run("UPDATE dinedesk_kitchen.gift_cards SET order_id = 'A-1'")
-            waiting = begin(card_movements.move(self.database.of(1), KITCHEN, asked))
+            waiting = begin(card_movements.move_many(self.database.of(1), KITCHEN, asked))
             waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid IS NOT NULL"
             await until(lambda: bool(self.admin.rows(waits)), "it waits for the lock")
-            await giftcards.purchase(self.database.of(1), KITCHEN, "GC-1", 50, Cause("platform"))
+            await giftcards.purchase(
+                self.database.of(1), KITCHEN, "GC-1", 50, MovementCause("platform")
+            )
         first, second = await waiting
         self.assertEqual(getattr(first, "after", None), 49)
         self.assertEqual(getattr(second, "code", None), "unknown_card")

@@ -7,17 +7,17 @@ import json
 from posd.errors import Forbidden
 from posd.security.request_rates import account
 from posd.values import KeyKind
-from posd.web.http import turns
+from posd.web.http import request_turns as turns
 from posd.web.http.bounded_request import BoundedRequest
 from tests.delivery_case import OTHER_STREAM, STREAM
-from tests.road_case import RoadCase, reply
+from tests.transports_case import TransportCase, reply
 
 EVENTS = "/api/kitchen/events"
 ACK = "/api/kitchen/events/ack"
 STREAMED = "/api/kitchen/events/stream"
 
 
-class PollTests(RoadCase):
+class PollTests(TransportCase):
     def test_an_answer_has_what_follows_and_where_to_go_on(self) -> None:
         answer = self.ask(f"{EVENTS}?after=8")
         self.assertEqual((answer.status, answer.headers["cache-control"]), (200, "no-store"))
@@ -70,7 +70,7 @@ class PollTests(RoadCase):
         self.stands(acked=9)
         answer = self.ask(EVENTS, X_Device_ID="BAR").json
         self.assertEqual([each["id"] for each in answer["events"]], [10])
-        self.assertEqual(self.books.settled, [(7, "BAR")])
+        self.assertEqual(self.progress_store.settled, [(7, "BAR")])
 
     def test_a_key_of_a_device_names_it(self) -> None:
         self.keys.kind, self.keys.key_device = KeyKind.DEVICE, "BAR"
@@ -123,7 +123,7 @@ class PollTests(RoadCase):
             self.assertEqual(self.refusal(target), (503, "unavailable"))
 
 
-class LongPollTests(RoadCase):
+class LongPollTests(TransportCase):
     def test_it_is_answered_when_there_is_an_event(self) -> None:
         socket = self.send(f"{EVENTS}?after=10&wait=30")
         self.assertEqual(socket.value(), b"")
@@ -169,17 +169,17 @@ class LongPollTests(RoadCase):
         socket = self.send(f"{EVENTS}?after=10&wait=60")
         socket.hang_up()
         self.assertEqual((self.connections.open, self.site.open_channels), (0, 0))
-        self.assertEqual(self.exchange.channels.tenants, [])
+        self.assertEqual(self.hub.channels.tenants, [])
 
     def test_one_that_went_while_its_key_was_looked_up_does_not_wait(self) -> None:
         self.store.pending = []
         socket = self.send(f"{EVENTS}?after=10&wait=60")
         socket.hang_up()
         self.store.pending.pop(0).callback(None)
-        self.assertEqual((self.connections.open, self.exchange.channels.tenants), (0, []))
+        self.assertEqual((self.connections.open, self.hub.channels.tenants), (0, []))
 
 
-class AckTests(RoadCase):
+class AckTests(TransportCase):
     def test_those_of_all_terminals_of_a_key_are_written_together(self) -> None:
         """Where the database is slow they wait for the same statements, and not for each other."""
         self.patch(BoundedRequest, "account", account(1, None, shared=True))
@@ -188,7 +188,7 @@ class AckTests(RoadCase):
         for number in range(10):
             self.send(ACK, method="POST", body=b'{"id":7}', X_Device_ID=f"TILL_{number}")
             self.clock.advance(0)
-        self.assertEqual(len(self.books.settled), 10)
+        self.assertEqual(len(self.progress_store.settled), 10)
 
     def acknowledge(self, body: bytes, device: str | None = "BAR") -> tuple[int, object]:
         answer = self.ask(ACK, method="POST", body=body, X_Device_ID=device)
@@ -198,7 +198,7 @@ class AckTests(RoadCase):
         self.stands(acked=8)
         answer = self.ask(ACK, method="POST", body=b'{"id":7}', X_Device_ID="BAR")
         self.assertEqual((answer.status, answer.json), (200, {"success": True, "id": 8}))
-        self.assertEqual(self.books.acks, [7])
+        self.assertEqual(self.progress_store.acks, [7])
 
     def test_what_cannot_be_is_refused(self) -> None:
         self.stands(acked=8)
@@ -214,7 +214,7 @@ class AckTests(RoadCase):
         ):
             with self.subTest(body=body):
                 self.assertEqual(self.acknowledge(body, device), refused)
-        self.assertEqual(self.books.acks, [])
+        self.assertEqual(self.progress_store.acks, [])
 
     def test_it_is_not_answered_where_it_was_not_written(self) -> None:
         self.stands(acked=3)

@@ -8,13 +8,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.model import Config, Database
-from posd.daemon.wiring import Parts
+from posd.config.model import Config, DatabaseConfig
+from posd.daemon.wiring import Application
 from posd.monitoring.health import Health
 from posd.web.api.health import HealthEndpoints
-from posd.web.http.dispatch import Reception
-from posd.web.http.operations import Ask
-from posd.web.http.requests import Answer
+from posd.web.http.dispatch import Dispatcher
+from posd.web.http.operations import Request
+from posd.web.http.responses import Response
 
 
 async def nobody() -> list[tuple[str, int]]:
@@ -29,9 +29,11 @@ class ReadyTests(SynchronousTestCase):
             {"notifications": lambda: self.there["notifications"]},
         )
 
-    def ready(self) -> Answer:
-        endpoints = HealthEndpoints(self.health, cast(Reception, None), nobody)
-        return self.successResultOf(Deferred.fromCoroutine(endpoints.ready(cast("Ask[Any]", None))))
+    def ready(self) -> Response:
+        endpoints = HealthEndpoints(self.health, cast(Dispatcher, None), nobody)
+        return self.successResultOf(
+            Deferred.fromCoroutine(endpoints.ready(cast("Request[Any]", None)))
+        )
 
     def test_a_node_that_has_everything_is_ready(self) -> None:
         answer = self.ready()
@@ -53,18 +55,20 @@ class ReadyTests(SynchronousTestCase):
 
 class StartTests(SynchronousTestCase):
     def test_a_posd_is_not_ready_before_it_listens_and_knows_that_the_schema_fits(self) -> None:
-        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        parts = Application(
+            MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+        )
         self.assertLessEqual({"listeners", "schema"}, {*parts.health.missing()})
         parts.listening = True
         self.assertNotIn("listeners", parts.health.missing())
-        parts.fitting = True
+        parts.schema_fits = True
         self.assertNotIn("schema", parts.health.missing())
         # No connection of theirs is there, since nothing was started.
         self.assertEqual(parts.health.degraded(), ["readers"])
 
     def test_one_whose_books_cannot_be_written_for_half_a_minute_is_not_ready(self) -> None:
         reactor = MemoryReactorClock()
-        parts = Parts(reactor, Config(database=Database(dsn="dbname=posd")))
+        parts = Application(reactor, Config(database=DatabaseConfig(dsn="dbname=posd")))
         parts.presence.startService()
         self.addCleanup(parts.presence.stopService)
         reactor.pump([1.0] * 30)
@@ -73,10 +77,12 @@ class StartTests(SynchronousTestCase):
         self.assertIn("books", parts.health.missing())
 
     def test_what_stands_still_degrades_and_does_not_end_readiness(self) -> None:
-        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        parts = Application(
+            MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
+        )
         before = parts.health.missing()
         parts.feed.outbox_seconds = 61.0
         self.assertEqual(parts.health.degraded(), ["outbox", "readers"])
-        parts.sequencer._shut.add(1)
+        parts.sequencer._request_quarantine.exclude(1)
         self.assertEqual(parts.health.degraded(), ["outbox", "readers", "tenants"])
         self.assertEqual(parts.health.missing(), before)

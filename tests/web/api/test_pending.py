@@ -11,18 +11,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database.pool import Database
+from posd.database.pool import Pool
 from posd.protocol import jsontext
-from posd.store.orders import Open
+from posd.store.orders import OpenOrder
 from posd.values import Tenant, TenantId
 from posd.web.api import pending
-from posd.web.http.operations import TenantAsk
-from posd.web.http.requests import Answer
+from posd.web.http.operations import TenantRequest
+from posd.web.http.responses import Response
 
 
 class WrittenTests(SynchronousTestCase):
     def written(self, snapshot: str, order_id: str = "A-1") -> str:
-        return pending._written(Open(order_id, snapshot, "sent_to_pos")).decode()
+        return pending._encoded_order(OpenOrder(order_id, snapshot, "sent_to_pos")).decode()
 
     def test_the_text_goes_out_as_it_was_stored(self) -> None:
         stored = (
@@ -87,17 +87,17 @@ class TogetherTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.sessions = Sessions()
         self.turns: list[str] = []
-        self.pages = pending.PendingOrders(cast(Database, self.sessions))
+        self.pages = pending.PendingEndpoints(cast(Pool, self.sessions))
 
-    def ask(self, name: str, limit: int = 50) -> Deferred[Answer]:
+    def ask(self, name: str, limit: int = 50) -> Deferred[Response]:
         ask = SimpleNamespace(
-            taken=pending.PendingTaken(limit=limit),
+            arguments=pending.PendingRequest(limit=limit),
             tenant=Tenant(1, "kitchen", "The Kitchen", "dinedesk_kitchen"),
-            call=SimpleNamespace(give_turn=lambda: self.turns.append(name)),
+            http_request=SimpleNamespace(release_turn=lambda: self.turns.append(name)),
         )
-        return Deferred.fromCoroutine(self.pages.pending(cast("TenantAsk[Any]", ask)))
+        return Deferred.fromCoroutine(self.pages.pending(cast("TenantRequest[Any]", ask)))
 
-    def position(self, asked: Deferred[Answer]) -> object:
+    def position(self, asked: Deferred[Response]) -> object:
         page = jsontext.decode(self.successResultOf(asked).encoded())
         assert isinstance(page, dict)
         self.assertEqual(

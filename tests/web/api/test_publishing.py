@@ -23,23 +23,23 @@ from posd.errors import (
     Unprocessable,
 )
 from posd.protocol import jsontext
-from posd.publishing.publication import Publication, Published
+from posd.publishing.publication import Publication, PublicationResult
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.request_rates import account
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.api import publishing
-from posd.web.api.publishing import Publisher
-from posd.web.http.call import Call, Door
-from posd.web.http.dispatch import Reception
-from posd.web.http.requests import Answer, answer
-from posd.web.http.turns import AT_ONCE, RequestTurns
-from tests.asked import Asked
-from tests.at_once import do_at_once
+from posd.web.api.publishing import PublishingEndpoints
+from posd.web.http.dispatch import Dispatcher
+from posd.web.http.http_request import HTTPRequest, ListenerContext
+from posd.web.http.request_turns import AT_ONCE, RequestTurns
+from posd.web.http.responses import Response, answer
+from tests.asked import FakeRequest
+from tests.at_once import run_pieces_at_once
 
-PUBLISHED: Final = Published((1042,), 3)
-OPEN: Final = Door()
+PUBLISHED: Final = PublicationResult((1042,), 3)
+OPEN: Final = ListenerContext()
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 
 
@@ -47,7 +47,7 @@ KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 class Keys:
     """The authenticator, who knows one tenant and the keys that are named after their kind."""
 
-    async def at_tenant(
+    async def find_credential(
         self, slug: str, key: str | None, device_id: str | None, address: str
     ) -> Credential:
         if slug != "kitchen" or key not in {kind.value for kind in KeyKind}:
@@ -55,11 +55,11 @@ class Keys:
         principal = Principal(1, KeyKind(key), KITCHEN)
         return Credential(principal, KITCHEN, None, False, True, ())
 
-    async def somewhere(self, key: str | None, address: str) -> None:
+    async def require_known_key(self, key: str | None, address: str) -> None:
         if key not in {kind.value for kind in KeyKind}:
             raise Unauthorized
 
-    async def unasked(self, slug: str) -> Tenant:
+    async def trusted_tenant(self, slug: str) -> Tenant:
         if slug != "kitchen":
             raise NotFound("There is no such tenant.", code="unknown_tenant")
         return KITCHEN
@@ -70,10 +70,10 @@ class Numbers:
     """The sequencer, which answers as it is told to."""
 
     asked: list[Publication] = field(factory=list)
-    result: Published | Refusal = PUBLISHED
+    result: PublicationResult | Refusal = PUBLISHED
     event_bytes: int = 128 * 1024
 
-    async def publish(self, publication: Publication) -> Published:
+    async def publish(self, publication: Publication) -> PublicationResult:
         self.asked.append(publication)
         if isinstance(self.result, Refusal):
             raise self.result
@@ -82,15 +82,15 @@ class Numbers:
 
 class PublishingCase(SynchronousTestCase):
     def setUp(self) -> None:
-        do_at_once(self)
+        run_pieces_at_once(self)
         self.clock = Clock()
         self.numbers = Numbers()
-        self.reception = Reception(cast(Authenticator, Keys()), self.clock.seconds)
-        self.publisher = Publisher(
-            self.reception, cast(Sequencer, self.numbers), 10, self.clock.seconds
+        self.dispatcher = Dispatcher(cast(Authenticator, Keys()), self.clock.seconds)
+        self.publisher = PublishingEndpoints(
+            self.dispatcher, cast(Sequencer, self.numbers), 10, self.clock.seconds
         )
 
-    def call(self, path: str, body: object, key: str | None = "platform", **how: Any) -> Answer:
+    def call(self, path: str, body: object, key: str | None = "platform", **how: Any) -> Response:
         """The answer to a POST; `body` is sent as JSON, bytes as they are."""
         return self.successResultOf(self.begin(path, body, key, **how))
 
@@ -100,11 +100,11 @@ class PublishingCase(SynchronousTestCase):
         body: object,
         key: str | None = "platform",
         *,
-        door: Door = OPEN,
+        listener_context: ListenerContext = OPEN,
         headers: Mapping[str, str] = {},
-    ) -> Deferred[Answer]:
+    ) -> Deferred[Response]:
         """A POST whose answer may have to wait."""
-        request: Any = Asked([part.encode() for part in path.strip("/").split("/")])
+        request: Any = FakeRequest([part.encode() for part in path.strip("/").split("/")])
         request.method = b"POST"
         request.path = path.encode()
         request.content = BytesIO(body if isinstance(body, bytes) else jsontext.encode(body))
@@ -113,24 +113,24 @@ class PublishingCase(SynchronousTestCase):
             sent["X-API-Key"] = key
         for name, value in sent.items():
             request.requestHeaders.setRawHeaders(name, [value])
-        call = Call(request, door)
+        call = HTTPRequest(request, listener_context)
         events, broadcast = self.publisher.operations
         if path == "/broadcast":
-            handler = partial(self.reception.serve, broadcast, {})
+            handler = partial(self.dispatcher.serve, broadcast, {})
         else:
-            handler = partial(self.reception.serve, events, {"tenant": path.split("/")[2]})
+            handler = partial(self.dispatcher.serve, events, {"tenant": path.split("/")[2]})
         return Deferred.fromCoroutine(answer(call, handler))
 
-    def events(self, body: object, key: str | None = "platform", **headers: str) -> Answer:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.call("/api/kitchen/events", body, key, headers=named)
+    def events(self, body: object, key: str | None = "platform", **headers: str) -> Response:
+        idempotency_key = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.call("/api/kitchen/events", body, key, headers=idempotency_key)
 
-    def assertRefused(self, given: Answer, status: int, code: str) -> None:
+    def assertRefused(self, given: Response, status: int, code: str) -> None:
         self.assertEqual((given.status, given.body["code"]), (status, code))
         self.assertIs(given.body["success"], False)
 
 
-def members(given: Answer) -> list[str]:
+def members(given: Response) -> list[str]:
     """The members that an answer warns of."""
     return [each["member"] for each in cast("list[dict[str, str]]", given.body["warnings"])]
 
@@ -152,7 +152,7 @@ class EventsTests(PublishingCase):
         (warning,) = cast("list[dict[str, str]]", given.body["warnings"])
         self.assertEqual((warning["member"], warning["code"]), ("totalAmount", "unreadable"))
         self.assertNotIn("14.20", jsontext.encode(given.body).decode())
-        self.numbers.result = Published((7, 8), 0)
+        self.numbers.result = PublicationResult((7, 8), 0)
         several = self.events({"events": [{"type": "notice", "data": {}}, event]})
         self.assertEqual(members(several), ["events[1].totalAmount"])
         self.assertEqual(
@@ -160,7 +160,7 @@ class EventsTests(PublishingCase):
         )
 
     def test_a_replayed_answer_has_its_warnings(self) -> None:
-        self.numbers.result = Published((7,), 0, replayed=True)
+        self.numbers.result = PublicationResult((7,), 0, replayed=True)
         event = {"type": "new_order", "data": {"orderId": 7, "totalAmount": "ten"}}
         self.assertEqual(members(self.events(event)), ["totalAmount"])
 
@@ -181,29 +181,29 @@ class EventsTests(PublishingCase):
             self.assertNotIn("warnings", self.events(body).body)
 
     def test_an_answer_has_an_end(self) -> None:
-        self.numbers.result = Published((None,) * 500, 0)
+        self.numbers.result = PublicationResult((None,) * 500, 0)
         event = {"type": "new_order", "data": {"orderId": 7, "total": "ten", "tax": "ten"}}
         self.assertEqual(len(members(self.events({"events": [event] * 500}))), 100)
 
     def test_several_events_are_told_theirs(self) -> None:
-        self.numbers.result = Published((7, None), 0)
+        self.numbers.result = PublicationResult((7, None), 0)
         given = self.events({"events": [{"type": "notice", "data": {}}] * 2})
         self.assertEqual(given.status, 201)
         self.assertEqual(given.body["ids"], [7, None])
 
     def test_what_says_nothing_new_is_200(self) -> None:
-        self.numbers.result = Published((None,), 3)
+        self.numbers.result = PublicationResult((None,), 3)
         given = self.events({"type": "notice", "data": {}})
         self.assertEqual((given.status, given.body["id"]), (200, None))
 
     def test_a_replayed_answer_says_so(self) -> None:
-        self.numbers.result = Published((1042,), 3, replayed=True)
+        self.numbers.result = PublicationResult((1042,), 3, replayed=True)
         given = self.events({"type": "notice", "data": {}}, Idempotency_Key="k")
         self.assertEqual((given.status, given.headers), (201, {"Idempotent-Replayed": "true"}))
 
     def test_what_stands_beside_the_data_is_kept(self) -> None:
         self.events({"type": "notice", "data": {}, "timestamp": "now", "priority": 2})
-        self.assertEqual(self.numbers.asked[0].drafts[0].beside, {"priority": 2})
+        self.assertEqual(self.numbers.asked[0].drafts[0].extra_members, {"priority": 2})
 
     def test_no_key_or_a_wrong_one_is_401(self) -> None:
         for key in (None, "wrong"):
@@ -268,7 +268,7 @@ class EventsTests(PublishingCase):
         self.numbers.event_bytes = 1024
         event = {"type": "new_order", "data": {"orderId": "7", "items": [{"name": "x" * 3000}]}}
         small = {"type": "notice", "data": {}}
-        self.patch(publishing, "one_event", lambda *_: self.fail("it was read"))
+        self.patch(publishing, "read_event", lambda *_: self.fail("it was read"))
         for given in (
             self.events(event),
             self.events({"events": [small, event]}),
@@ -384,22 +384,30 @@ class BroadcastTests(PublishingCase):
         self.assertRefused(self.call("/broadcast", unknown), 401, "unauthorized")
 
     def test_on_a_trusted_listener_no_key_is_needed_but_one_that_is_given_must_fit(self) -> None:
-        trusted = Door(trusted=True)
-        self.assertEqual(self.call("/broadcast", self.event, None, door=trusted).status, 200)
-        given = self.call("/broadcast", self.event, "wrong", door=trusted)
+        trusted = ListenerContext(trusted=True)
+        self.assertEqual(
+            self.call("/broadcast", self.event, None, listener_context=trusted).status, 200
+        )
+        given = self.call("/broadcast", self.event, "wrong", listener_context=trusted)
         self.assertRefused(given, 401, "unauthorized")
         unknown = self.event | {"tenant": "nowhere"}
-        given = self.call("/broadcast", unknown, None, door=trusted)
+        given = self.call("/broadcast", unknown, None, listener_context=trusted)
         self.assertRefused(given, 404, "unknown_tenant")
 
     def test_a_trusted_listener_listens_to_no_web_page(self) -> None:
-        trusted = Door(trusted=True)
+        trusted = ListenerContext(trusted=True)
         for headers in ({"Origin": "http://localhost"}, {"Host": "evil.example"}):
             request = {"Host": "localhost"} | headers
-            given = self.call("/broadcast", self.event, None, door=trusted, headers=request)
+            given = self.call(
+                "/broadcast", self.event, None, listener_context=trusted, headers=request
+            )
             self.assertRefused(given, 403, "forbidden")
         given = self.call(
-            "/broadcast", self.event, None, door=trusted, headers={"Content-Type": "text/plain"}
+            "/broadcast",
+            self.event,
+            None,
+            listener_context=trusted,
+            headers={"Content-Type": "text/plain"},
         )
         self.assertEqual(given.status, 415)
         self.assertEqual(self.numbers.asked, [])
@@ -412,8 +420,8 @@ class BroadcastTests(PublishingCase):
     def test_one_that_is_being_committed_does_not_hold_up_others_with_the_same_key(self) -> None:
         """The broadcaster sends the orders of all tenants with one key, each once."""
         turns = RequestTurns(self.clock)
-        self.reception.turns = turns
-        with patch.object(Asked, "account", account(1, None, shared=False)):
+        self.dispatcher.turns = turns
+        with patch.object(FakeRequest, "account", account(1, None, shared=False)):
             with patch.object(Numbers, "publish", lambda *_: Deferred()):
                 for _ in range(AT_ONCE + 1):
                     self.begin("/broadcast", self.event)
@@ -421,9 +429,9 @@ class BroadcastTests(PublishingCase):
 
     def test_events_that_are_being_committed_do_not_hold_up_others_with_the_same_key(self) -> None:
         """All that a platform sends meanwhile shares the next commit."""
-        self.reception.turns = RequestTurns(self.clock)
+        self.dispatcher.turns = RequestTurns(self.clock)
         path, event = "/api/kitchen/events", {"type": "notice", "data": {}}
-        with patch.object(Asked, "account", account(1, None, shared=False)):
+        with patch.object(FakeRequest, "account", account(1, None, shared=False)):
             with patch.object(Numbers, "publish", lambda *_: Deferred()):
                 for _ in range(AT_ONCE + 1):
                     self.begin(path, event)
@@ -436,6 +444,6 @@ class BroadcastTests(PublishingCase):
         self.assertEqual(idempotency.operation, "POST /broadcast")
 
     def test_a_replayed_answer_says_so(self) -> None:
-        self.numbers.result = evolve(Published((1,), 3), replayed=True)
+        self.numbers.result = evolve(PublicationResult((1,), 3), replayed=True)
         given = self.call("/broadcast", self.event, headers={"Idempotency-Key": "k"})
         self.assertEqual(given.headers, {"Idempotent-Replayed": "true"})

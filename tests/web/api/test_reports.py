@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from posd.web.api.reports import ReportTaken
+from posd.web.api.reports import ReportRequest
 from posd.web.http.models import members
 from tests import documents
 from tests.documents import words_in_code
@@ -155,7 +155,7 @@ class DocumentTests(ReportsCase):
         shown, given, _ = (
             table for table in documents.tables("docs/rest.md") if "reports/daily" in table.section
         )
-        names = {member.name: {*member.others} for member in members(ReportTaken)}
+        names = {member.name: {*member.aliases} for member in members(ReportRequest)}
         self.assertEqual({row[0].strip("`"): words_in_code(row[1]) for row in shown.rows}, names)
         answered = {name for row in given.rows for name in words_in_code(row[0])}
         self.assertEqual(answered, {*self.report().json["data"]})

@@ -36,7 +36,7 @@ class DirectReadTests(TLSCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(module, "IS_KNOWN", self.known and module.IS_KNOWN)
+        self.patch(module, "IS_SUPPORTED", self.known and module.IS_SUPPORTED)
         self.application: Any = Application()
         self.tls.wrappedProtocol = self.application
         self.reads = 0
@@ -115,16 +115,16 @@ class KnownTests(SynchronousTestCase):
     """posd calls OpenSSL only where it finds all that it uses."""
 
     def test_these_versions_are_known(self) -> None:
-        self.assertTrue(module.IS_KNOWN)
+        self.assertTrue(module.IS_SUPPORTED)
 
     def test_others_are_not(self) -> None:
         for name in ("_ssl", "_into_ssl", "_from_ssl"):
             connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
-            self.assertTrue(module.knows(TLSMemoryBIOProtocol, connection))
+            self.assertTrue(module.is_supported(TLSMemoryBIOProtocol, connection))
             delattr(connection, name)
-            self.assertFalse(module.knows(TLSMemoryBIOProtocol, connection), name)
+            self.assertFalse(module.is_supported(TLSMemoryBIOProtocol, connection), name)
         whole = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
-        self.assertFalse(module.knows(Protocol, whole))
+        self.assertFalse(module.is_supported(Protocol, whole))
 
 
 class OtherLibraryTests(DirectReadTests):

@@ -34,7 +34,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from posd.config.model import TLS
+from posd.config.model import TLSConfig
 from posd.security.client_tls import client_context
 from posd.security.handshakes import HandshakeRates
 from posd.security.private_ca import make
@@ -42,7 +42,7 @@ from posd.security.server_tls import ServerTLS
 from posd.web.http import direct_write as module
 from posd.web.http.direct_write import DirectSocket, DirectTLS, direct_write
 from posd.web.http.input_turns import InputTurns, PacedPlainFactory, PacedTLSFactory
-from posd.web.http.sockets import bound_buffers, socket_below
+from posd.web.http.sockets import limit_buffers, socket_transport
 
 reactor: Any = global_reactor
 
@@ -152,7 +152,7 @@ class OtherTransportTests(SynchronousTestCase):
         def observe(event: LogEvent) -> None:
             told.append(event["log_format"])
 
-        self.patch(module, "_unknown", set())
+        self.patch(module, "_reported_transports", set())
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
         for _ in range(2):
@@ -179,7 +179,7 @@ class OtherTransportTests(SynchronousTestCase):
         for change in (
             partial(self.patch, tls.getHandle(), "_ssl", None),
             partial(self.patch, tls.getHandle(), "_from_ssl", None),
-            partial(self.patch, module, "_CALLED", ("SSL_written",)),
+            partial(self.patch, module, "_REQUIRED_FUNCTIONS", ("SSL_written",)),
         ):
             self.assertIsInstance(getattr(direct_write(tls), "__self__", None), DirectTLS)
             patch = change()
@@ -192,7 +192,7 @@ class _Factory(PacedTLSFactory):
 
     def __init__(self, folder: str, wrapped: Any = None) -> None:
         made = make(Path(folder), ["localhost"])
-        tls = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
+        tls = ServerTLS(TLSConfig(str(made.certificate_path), str(made.key_path)))
         turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
         super().__init__(tls, wrapped or Factory.forProtocol(Protocol), turns)
         self.authority = made.ca_path
@@ -327,14 +327,14 @@ class NetworkTests(TestCase):
         self.client.transport.write(b"hello")
         await self.until(lambda: self.accepted and self.accepted[0].received)
         self.transport = self.accepted[0].transport
-        bound_buffers(self.transport)
+        limit_buffers(self.transport)
         self.write = direct_write(self.transport)
         self.writer: Any = getattr(self.write, "__self__", None)
 
     @property
     def waits(self) -> bool:
         """Whether Twisted has something to send."""
-        socket = socket_below(self.transport)
+        socket = socket_transport(self.transport)
         return bool(socket.dataBuffer or socket._tempDataBuffer)
 
     def accept(self) -> Client:

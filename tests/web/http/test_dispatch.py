@@ -13,43 +13,43 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Conflict, Forbidden, Unauthorized
 from posd.protocol import jsontext
-from posd.protocol.jsontext import Written
+from posd.protocol.jsontext import RawJSON
 from posd.security.auth import Authenticator
 from posd.security.request_rates import account
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
-from posd.web.admission import Gate
-from posd.web.http.call import Call, Door
-from posd.web.http.dispatch import Reception
-from posd.web.http.error_catalog import every
-from posd.web.http.models import Amount, Success, Taken
+from posd.web.admission import WebSocketAdmission
+from posd.web.http.dispatch import Dispatcher
+from posd.web.http.error_catalog import all_errors
+from posd.web.http.http_request import HTTPRequest, ListenerContext
+from posd.web.http.models import Amount, RequestModel, SuccessModel
 from posd.web.http.operations import (
     ADMINS,
     ANYBODY_AT_TENANT,
     NOBODY,
     TILLS,
-    Ask,
+    DeclaredError,
     Operation,
-    Refused,
-    TenantAsk,
-    given,
+    Request,
+    TenantRequest,
+    model_response,
 )
-from posd.web.http.requests import Answer
-from posd.web.http.router import Rooms, Root
-from posd.web.http.turns import AT_ONCE, RequestTurns
-from tests.asked import Asked
-from tests.at_once import do_at_once
+from posd.web.http.request_turns import AT_ONCE, RequestTurns
+from posd.web.http.responses import Response
+from posd.web.http.router import RootResource, Routes
+from tests.asked import FakeRequest
+from tests.at_once import run_pieces_at_once
 
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
-OPEN: Final = Door()
-TRUSTED: Final = Door(trusted=True)
+OPEN: Final = ListenerContext()
+TRUSTED: Final = ListenerContext(trusted=True)
 
 
-class Money(Taken, frozen=True):
+class Money(RequestModel, frozen=True):
     amount: Amount
 
 
-class Limit(Taken, frozen=True):
+class Limit(RequestModel, frozen=True):
     limit: int = 50
 
 
@@ -63,7 +63,7 @@ class Keys:
             raise Unauthorized
         return Principal(1, KeyKind(kind), KITCHEN, device or None)
 
-    async def at_tenant(
+    async def find_credential(
         self, slug: str, key: str | None, device_id: str | None, address: str
     ) -> Credential:
         principal = self.principal(key)
@@ -75,7 +75,7 @@ class Keys:
             raise Forbidden("Another device.", code="device_mismatch")
         return Credential(principal, KITCHEN, None, False, True, ())
 
-    async def anywhere(self, key: str | None, address: str) -> Principal:
+    async def find_principal(self, key: str | None, address: str) -> Principal:
         return evolve(self.principal(key), tenant=None)
 
 
@@ -83,20 +83,20 @@ class Keys:
 class Rows:
     """Operations that remember what they were asked."""
 
-    asked: list[Ask[Any]] = field(factory=list)
+    asked: list[Request[Any]] = field(factory=list)
 
-    async def note(self, ask: Ask[Any]) -> Answer:
+    async def note(self, ask: Request[Any]) -> Response:
         self.asked.append(ask)
-        return given(Success())
+        return model_response(SuccessModel())
 
     def row(self, method: str, path: str, kinds: frozenset[KeyKind], **more: Any) -> Operation:
-        return Operation(method, path, self.note, "It is noted", kinds, {200: Success}, **more)
+        return Operation(method, path, self.note, "It is noted", kinds, {200: SuccessModel}, **more)
 
     @property
     def all(self) -> tuple[Operation, ...]:
         return (
-            self.row("POST", "/api/{tenant}/sales", TILLS, takes=Money),
-            self.row("GET", "/api/{tenant}/sales", ANYBODY_AT_TENANT, takes=Limit),
+            self.row("POST", "/api/{tenant}/sales", TILLS, request_model=Money),
+            self.row("GET", "/api/{tenant}/sales", ANYBODY_AT_TENANT, request_model=Limit),
             self.row("GET", "/api/{tenant}/cards/{card}/balance", TILLS),
             self.row("GET", "/api/{tenant}/cards/lost", TILLS),
             self.row("GET", "/api/admin/keys", ADMINS),
@@ -107,9 +107,9 @@ class Rows:
 
 class ReceptionCase(SynchronousTestCase):
     def setUp(self) -> None:
-        do_at_once(self)
+        run_pieces_at_once(self)
         self.rows = Rows()
-        self.reception = Reception(cast(Authenticator, Keys()), Clock().seconds)
+        self.dispatcher = Dispatcher(cast(Authenticator, Keys()), Clock().seconds)
 
     def ask(
         self,
@@ -118,12 +118,12 @@ class ReceptionCase(SynchronousTestCase):
         key: str | None = "tenant",
         body: object = None,
         *,
-        door: Door = OPEN,
+        listener_context: ListenerContext = OPEN,
         query: Mapping[str, str] = {},
         headers: Mapping[str, str] = {},
     ) -> tuple[int, dict[str, Any]]:
         """The answer's status and members."""
-        request: Any = Asked([part.encode("latin-1") for part in path.split("/")[1:]])
+        request: Any = FakeRequest([part.encode("latin-1") for part in path.split("/")[1:]])
         request.method, request.path = method.encode(), path.encode("latin-1")
         request.content = BytesIO(b"" if body is None else jsontext.encode(body))
         request.args = {name.encode(): [value.encode()] for name, value in query.items()}
@@ -132,13 +132,13 @@ class ReceptionCase(SynchronousTestCase):
             sent["X-API-Key"] = key
         for name, value in sent.items():
             request.requestHeaders.setRawHeaders(name, [value])
-        rooms = Rooms(cast(Gate, None), self.reception, self.rows.all)
-        Root(door, rooms).render(request)
+        routes = Routes(cast(WebSocketAdmission, None), self.dispatcher, self.rows.all)
+        RootResource(listener_context, routes).render(request)
         return request.status, cast(Any, jsontext.decode(request.body))
 
     @property
-    def asked(self) -> TenantAsk[Any]:
-        return cast("TenantAsk[Any]", self.rows.asked[-1])
+    def asked(self) -> TenantRequest[Any]:
+        return cast("TenantRequest[Any]", self.rows.asked[-1])
 
     def assertRefused(self, answer: tuple[int, dict[str, Any]], status: int, code: str) -> None:
         self.assertEqual((answer[0], answer[1]["code"]), (status, code))
@@ -172,7 +172,10 @@ class AddressTests(ReceptionCase):
         for path in ("/api/kitchen/cards/\xff/balance", "/api/\xff/cards/7/balance/"):
             self.assertRefused(self.ask("GET", path, None), 400, "invalid_path")
         self.assertEqual(
-            ["invalid_path" in {refused.code for refused in every(row)} for row in self.rows.all],
+            [
+                "invalid_path" in {refused.code for refused in all_errors(row)}
+                for row in self.rows.all
+            ],
             ["{" in row.path for row in self.rows.all],
         )
 
@@ -201,9 +204,9 @@ class KeyTests(ReceptionCase):
         self.assertRefused(answer, 403, "tenant_mismatch")
 
     def test_a_trusted_listener_asks_for_no_key_where_the_row_says_so(self) -> None:
-        self.assertEqual(self.ask("GET", "/health", None, door=TRUSTED)[0], 200)
+        self.assertEqual(self.ask("GET", "/health", None, listener_context=TRUSTED)[0], 200)
         self.assertEqual(self.ask("GET", "/health", None)[0], 401)
-        self.assertEqual(self.ask("GET", "/api/admin/keys", None, door=TRUSTED)[0], 401)
+        self.assertEqual(self.ask("GET", "/api/admin/keys", None, listener_context=TRUSTED)[0], 401)
 
     def test_who_needs_no_key_is_asked_for_none(self) -> None:
         self.assertEqual(self.ask("GET", "/health/live", None)[0], 200)
@@ -216,10 +219,10 @@ class KeyTests(ReceptionCase):
             ("tenant", {}, None, "tenant"),
             ("platform", {"X-Device-ID": "bar"}, None, "platform"),
         )
-        for key, header, device, who in cases:
+        for key, header, device, actor in cases:
             with self.subTest(key=key, header=header):
                 self.ask("GET", "/api/kitchen/sales", key, headers=header)
-                self.assertEqual((self.asked.device_id, self.asked.who), (device, who))
+                self.assertEqual((self.asked.device_id, self.asked.actor), (device, actor))
 
     def test_a_terminal_that_the_key_may_not_name_is_403(self) -> None:
         answer = self.ask("GET", "/api/kitchen/sales", "tenant", headers={"X-Device-ID": "keyed"})
@@ -233,12 +236,12 @@ class KeyTests(ReceptionCase):
 class TakenTests(ReceptionCase):
     def test_a_body_is_read_as_the_row_says(self) -> None:
         self.ask("POST", "/api/kitchen/sales", body={"amount": 7})
-        self.assertEqual(self.asked.taken, Money(amount=cast(Any, 7)))
+        self.assertEqual(self.asked.arguments, Money(amount=cast(Any, 7)))
         self.assertEqual(self.asked.operation, "POST /api/kitchen/sales")
 
     def test_a_query_is_too(self) -> None:
         self.ask("GET", "/api/kitchen/sales", query={"limit": "7"})
-        self.assertEqual(self.asked.taken, Limit(limit=7))
+        self.assertEqual(self.asked.arguments, Limit(limit=7))
 
     def test_what_does_not_fit_is_refused_with_the_members_name(self) -> None:
         answer = self.ask("POST", "/api/kitchen/sales", body={})
@@ -250,7 +253,7 @@ class TakenTests(ReceptionCase):
     def test_what_is_no_number_is_refused_with_the_members_name(self) -> None:
         for number in ("NaN", "Infinity", "-Infinity", "1e400", "1e40", "7" * 41):
             for rest in ("", ',"notes":7', f',"notes":{number}'):
-                body = Written(f'{{"amount":{number}{rest}}}'.encode())
+                body = RawJSON(f'{{"amount":{number}{rest}}}'.encode())
                 answer = self.ask("POST", "/api/kitchen/sales", body=body)
                 self.assertRefused(answer, 422, "invalid_amount")
                 self.assertEqual(answer[1]["field"], "amount")
@@ -259,7 +262,7 @@ class TakenTests(ReceptionCase):
 
     def test_one_in_what_nobody_looks_at_is_no_json(self) -> None:
         for notes in ("NaN", '{"amount":NaN}', "[-Infinity]"):
-            body = Written(f'{{"amount":1,"notes":{notes}}}'.encode())
+            body = RawJSON(f'{{"amount":1,"notes":{notes}}}'.encode())
             answer = self.ask("POST", "/api/kitchen/sales", body=body)
             self.assertRefused(answer, 400, "invalid_json")
         self.assertEqual(self.rows.asked, [])
@@ -267,7 +270,7 @@ class TakenTests(ReceptionCase):
     def test_a_number_of_too_many_digits_that_is_no_amount_is_refused_as_what_it_is(self) -> None:
         for number in ("1e400", "1e40", "-1e999999999999", "7" * 41, "0." + "7" * 60_000):
             for body in (f'{{"amount":1,"notes":{number}}}', f'{{"amount":1,"notes":[{number}]}}'):
-                answer = self.ask("POST", "/api/kitchen/sales", body=Written(body.encode()))
+                answer = self.ask("POST", "/api/kitchen/sales", body=RawJSON(body.encode()))
                 self.assertRefused(answer, 400, "number_out_of_range")
         self.assertEqual(self.rows.asked, [])
         self.assertEqual(self.flushLoggedErrors(), [])
@@ -278,38 +281,38 @@ class TurnTests(ReceptionCase):
         """A movement of money is rolled back where its till has given it up meanwhile."""
         clock = Clock()
         turns = RequestTurns(clock)
-        self.reception = Reception(cast(Authenticator, Keys()), clock.seconds, turns=turns)
+        self.dispatcher = Dispatcher(cast(Authenticator, Keys()), clock.seconds, turns=turns)
         clock.advance(10)
-        who = account(1, None, shared=False)
+        actor = account(1, None, shared=False)
         for _ in range(AT_ONCE):
-            Deferred.fromCoroutine(turns.take((who.together, "kitchen")))
-        request: Any = Asked([])
-        request.account, request.content = who, BytesIO(b"")
+            Deferred.fromCoroutine(turns.acquire((actor.shared_scope, "kitchen")))
+        request: Any = FakeRequest([])
+        request.account, request.content = actor, BytesIO(b"")
         request.requestHeaders.setRawHeaders("X-API-Key", ["tenant"])
         row = self.rows.row("GET", "/api/{tenant}/cards/lost", TILLS)
-        call = Call(request, OPEN)
-        answered = Deferred.fromCoroutine(self.reception.serve(row, {"tenant": "kitchen"}, call))
+        call = HTTPRequest(request, OPEN)
+        answered = Deferred.fromCoroutine(self.dispatcher.serve(row, {"tenant": "kitchen"}, call))
         self.assertEqual(self.rows.asked, [])
         clock.advance(0.25)
         clock.advance(0)
         self.successResultOf(answered)
-        self.assertEqual(self.asked.arrived, 10)
+        self.assertEqual(self.asked.arrived_at, 10)
 
 
 class NameTests(ReceptionCase):
-    def named(self, moved: object, headers: Mapping[str, str] = {}) -> Any:
+    def idempotency_key(self, moved: object, headers: Mapping[str, str] = {}) -> Any:
         self.ask("GET", "/api/kitchen/sales", headers=headers)
-        return self.asked.named(moved)
+        return self.asked.idempotency_key(moved)
 
     def test_a_call_is_named_by_tenant_caller_address_and_key(self) -> None:
-        named = self.named([1], {"Idempotency-Key": "k", "X-Device-ID": "bar"})
-        self.assertEqual(named.scope, (1, "device bar", "GET /api/kitchen/sales", "k"))
-        self.assertIsNone(self.named([1]))
+        idempotency_key = self.idempotency_key([1], {"Idempotency-Key": "k", "X-Device-ID": "bar"})
+        self.assertEqual(idempotency_key.scope, (1, "device bar", "GET /api/kitchen/sales", "k"))
+        self.assertIsNone(self.idempotency_key([1]))
 
     def test_what_is_moved_makes_the_fingerprint(self) -> None:
-        one = self.named({"a": 1, "b": 2}, {"Idempotency-Key": "k"})
-        self.assertEqual(one, self.named({"b": 2, "a": 1}, {"X-Idempotency-Key": "k"}))
-        self.assertNotEqual(one, self.named({"a": 1, "b": 3}, {"Idempotency-Key": "k"}))
+        one = self.idempotency_key({"a": 1, "b": 2}, {"Idempotency-Key": "k"})
+        self.assertEqual(one, self.idempotency_key({"b": 2, "a": 1}, {"X-Idempotency-Key": "k"}))
+        self.assertNotEqual(one, self.idempotency_key({"a": 1, "b": 3}, {"Idempotency-Key": "k"}))
 
 
 class DeclarationTests(ReceptionCase):
@@ -317,13 +320,13 @@ class DeclarationTests(ReceptionCase):
 
     def test_every_operation_declares_that_it_may_be_asked_too_much(self) -> None:
         for row in self.rows.all:
-            declared = {(each.status, each.code) for each in every(row)}
-            self.assertIn((429, "too_many_requests"), declared, row.path)
+            is_declared = {(each.status, each.code) for each in all_errors(row)}
+            self.assertIn((429, "too_many_requests"), is_declared, row.path)
 
-    async def refuse(self, ask: Ask[Any]) -> Answer:
+    async def refuse(self, ask: Request[Any]) -> Response:
         raise Conflict("It is sold already.", code="sold")
 
-    def sell(self, *refusals: Refused) -> tuple[int, dict[str, Any]]:
+    def sell(self, *refusals: DeclaredError) -> tuple[int, dict[str, Any]]:
         path = "/api/{tenant}/sell"
         self.patch(
             Rows,
@@ -338,9 +341,9 @@ class DeclarationTests(ReceptionCase):
         self.assertEqual(logged.value.code, "sold")
 
     def test_one_that_is_declared_is_answered(self) -> None:
-        self.assertRefused(self.sell(Refused(409, "sold", "It is gone.")), 409, "sold")
+        self.assertRefused(self.sell(DeclaredError(409, "sold", "It is gone.")), 409, "sold")
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_one_that_is_declared_with_another_status_is_not_declared(self) -> None:
-        self.assertRefused(self.sell(Refused(400, "sold", "It is gone.")), 409, "sold")
+        self.assertRefused(self.sell(DeclaredError(400, "sold", "It is gone.")), 409, "sold")
         self.assertEqual(len(self.flushLoggedErrors(Conflict)), 1)

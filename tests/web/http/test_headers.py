@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.web.http.headers import Target, is_host, is_loopback, members, read_target
+from posd.web.http.headers import RequestTarget, is_host, is_loopback, members, read_target
 
 
 class ListTests(SynchronousTestCase):
@@ -57,7 +57,7 @@ class HostTests(SynchronousTestCase):
 class TargetTests(SynchronousTestCase):
     def test_origin_form_is_taken_as_it_is(self) -> None:
         for target in (b"/", b"//x", b"/a%2Fb?c=%00", b"/?", b'/"{|}"', b"/..%2f", b"/:80"):
-            self.assertEqual(read_target(b"GET", target), Target(target))
+            self.assertEqual(read_target(b"GET", target), RequestTarget(target))
 
     def test_absolute_form_has_an_authority(self) -> None:
         for target, origin, authority in (
@@ -66,10 +66,10 @@ class TargetTests(SynchronousTestCase):
             (b"http://[::1]:80?a", b"/?a", b"[::1]:80"),
             (b"http://a//b", b"//b", b"a"),
         ):
-            self.assertEqual(read_target(b"GET", target), Target(origin, authority))
+            self.assertEqual(read_target(b"GET", target), RequestTarget(origin, authority))
 
     def test_an_asterisk_is_for_options(self) -> None:
-        self.assertEqual(read_target(b"OPTIONS", b"*"), Target(b"*"))
+        self.assertEqual(read_target(b"OPTIONS", b"*"), RequestTarget(b"*"))
         self.assertIsNone(read_target(b"GET", b"*"))
 
     def test_what_is_no_target(self) -> None:

@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from posd.config.model import TLS
+from posd.config.model import TLSConfig
 from posd.security.handshakes import HandshakeRates
 from posd.security.private_ca import make
 from posd.security.server_tls import ServerTLS
@@ -54,15 +54,15 @@ class Connection:
     name: str
     went_on: list[str]
     spend: Callable[[], None]
-    where: str = "192.0.2.1"
+    bucket_key: str = "192.0.2.1"
     owner: object | None = None
-    counts: bool = False
+    begins_handshake: bool = False
     pieces: int = 1
     aborted: bool = False
 
-    def go_on(self) -> bool:
+    def process_next(self) -> bool:
         self.went_on.append(self.name)
-        self.counts = False
+        self.begins_handshake = False
         self.pieces -= 1
         self.spend()
         return self.pieces > 0
@@ -87,12 +87,12 @@ class TurnsTests(SynchronousTestCase):
         self.turns = InputTurns(self.clock, HandshakeRates(self.clock.seconds))
         self.went_on: list[str] = []
 
-    def work(self, name: str, seconds: float = 0.0005, **how: Any) -> Connection:
+    def submit(self, name: str, seconds: float = 0.0005, **how: Any) -> Connection:
         def spend() -> None:
             self.now += seconds
 
         made = Connection(name, self.went_on, spend, **how)
-        self.turns.work(made)
+        self.turns.submit(made)
         return made
 
     def said(self) -> list[str]:
@@ -108,48 +108,48 @@ class TurnsTests(SynchronousTestCase):
 
     def test_at_once_while_nobody_waits_and_there_is_time(self) -> None:
         for number in range(4):
-            self.work(str(number), owner=1)
+            self.submit(str(number), owner=1)
         self.assertEqual(self.said(), [*"01"])
         self.assertEqual([self.turn(), self.turn(), self.turn()], [[*"23"], [], []])
-        self.work("4", owner=1)
+        self.submit("4", owner=1)
         self.assertEqual(self.said(), ["4"])
         self.turn()
         self.assertEqual((len(self.turns), self.clock.getDelayedCalls()), (0, []))
 
     def test_one_that_takes_long_is_alone_in_its_turn(self) -> None:
         for number in range(3):
-            self.work(str(number), 1.0, owner=1)
+            self.submit(str(number), 1.0, owner=1)
         self.assertEqual([self.said(), self.turn(), self.turn()], [["0"], ["1"], ["2"]])
 
     def test_what_one_sends_in_many_pieces_waits_for_others_between_them(self) -> None:
-        self.work("long", owner=1, pieces=6)
-        self.work("short", owner=2)
+        self.submit("long", owner=1, pieces=6)
+        self.submit("short", owner=2)
         self.assertEqual(self.said(), ["long"] * 2)
         self.assertEqual(self.turn(), ["long", "short"])
         self.assertEqual(self.turn() + self.turn(), ["long"] * 3)
 
     def test_owners_take_turns_however_many_connections_they_have(self) -> None:
         for number in range(100):
-            self.work(f"noise {number}", owner="noisy")
-        self.work("quiet", owner="quiet")
+            self.submit(f"noise {number}", owner="noisy")
+        self.submit("quiet", owner="quiet")
         self.said()
         self.assertEqual(self.turn(), ["noise 2", "quiet"])
 
     def test_strangers_come_after_owners_but_one_in_each_turn(self) -> None:
         for number in range(6):
-            self.work(f"stranger {number}", where=f"192.0.2.{number}")
+            self.submit(f"stranger {number}", bucket_key=f"192.0.2.{number}")
         for number in range(3):
-            self.work(f"till {number}", owner=1)
+            self.submit(f"till {number}", owner=1)
         self.said()
         self.assertEqual(self.turn(), ["till 0", "till 1", "stranger 2"])
         self.assertEqual(self.turn(), ["till 2", "stranger 3"])
 
     def test_whom_one_wakes_does_not_run_inside_it(self) -> None:
         def wake() -> None:
-            self.work("woken", owner=2)
+            self.submit("woken", owner=2)
             self.went_on.append("waker ends")
 
-        self.turns.work(Connection("waker", self.went_on, wake, owner=1))
+        self.turns.submit(Connection("waker", self.went_on, wake, owner=1))
         self.assertEqual(self.said(), ["waker", "waker ends"])
         self.assertEqual(self.turn(), ["woken"])
 
@@ -158,45 +158,45 @@ class TurnsTests(SynchronousTestCase):
             raise ZeroDivisionError
 
         failing = Connection("failing", self.went_on, fail, owner=1, pieces=9)
-        self.turns.work(failing)
-        self.work("other", owner=2)
+        self.turns.submit(failing)
+        self.submit("other", owner=2)
         self.assertEqual((self.said(), failing.aborted), (["failing", "other"], True))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_an_address_that_begins_too_many_handshakes_waits_and_no_other_one(self) -> None:
         for number in range(2010):
-            self.work(str(number), 0.0, counts=True)
-        till = self.work("till", 0.0, where="192.0.2.2", counts=True)
+            self.submit(str(number), 0.0, begins_handshake=True)
+        till = self.submit("till", 0.0, bucket_key="192.0.2.2", begins_handshake=True)
         self.said()
         self.turn()
         self.assertEqual((till.pieces, len(self.turns)), (0, 10))
         # What has begun goes on when it is its turn, and who comes meanwhile comes after the others.
-        self.work("second part", 0.0)
-        self.work("last", 0.0, counts=True)
+        self.submit("second part", 0.0)
+        self.submit("last", 0.0, begins_handshake=True)
         self.assertEqual(self.said() + self.turn(), ["second part"])
         self.now += 0.1
         self.turn()
         self.assertEqual(self.turn(), [str(number) for number in range(2000, 2005)])
         for _ in range(6):
-            self.turns.known("192.0.2.1")
+            self.turns.refund_handshake("192.0.2.1")
         self.now += 0.02
         self.turn()
         self.assertEqual(self.turn()[-1], "last")
         self.assertEqual(len(self.turns), 0)
 
     def test_what_has_begun_does_not_rest_with_what_is_to_begin(self) -> None:
-        self.work("busy", 1.0, owner=1)
+        self.submit("busy", 1.0, owner=1)
         while not self.turns._handshakes.begin("192.0.2.1"):
             pass
-        self.work("hello", counts=True)
-        self.work("second part")
+        self.submit("hello", begins_handshake=True)
+        self.submit("second part")
         self.said()
         self.assertEqual(self.turn(), ["second part"])
         self.assertEqual((self.turn(), len(self.turns)), ([], 1))
 
     def test_a_handshake_that_waits_is_charged_once(self) -> None:
-        self.work("busy", 1.0, owner=1)
-        self.work("hello", 0.0, counts=True)
+        self.submit("busy", 1.0, owner=1)
+        self.submit("hello", 0.0, begins_handshake=True)
         self.said()
         self.assertEqual(self.turn(), ["hello"])
         charged = 2000
@@ -238,7 +238,7 @@ class PacedCase(SynchronousTestCase):
         def spend() -> None:
             self.now += 1
 
-        self.turns.work(Connection("busy", [], spend, owner="busy"))
+        self.turns.submit(Connection("busy", [], spend, owner="busy"))
 
     def turn(self) -> None:
         turn(self.clock)
@@ -354,7 +354,7 @@ class PacedPlainTests(PacedCase):
         connection: Any = outer.buildProtocol(self.peer)
         connection.makeConnection(self.transport)
         connection.dataReceived(b"PROXY TCP4 198.51.100.7 192.0.2.9 5 6\r\nfirst")
-        self.assertEqual(connection.wrappedProtocol.where, "198.51.100.7")
+        self.assertEqual(connection.wrappedProtocol.bucket_key, "198.51.100.7")
         self.assertEqual(bytes(self.said.data), b"first")
 
     def test_the_end_comes_after_what_came_before_it(self) -> None:
@@ -410,7 +410,7 @@ class PacedTLSTests(PacedCase):
     def setUp(self) -> None:
         super().setUp()
         made = make(Path(self.mktemp()), ["localhost"])
-        server = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
+        server = ServerTLS(TLSConfig(str(made.certificate_path), str(made.key_path)))
         self.factory = PacedTLSFactory(server, self.wrapped, self.turns)
         self.protocol = self.connection()
         self.client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
@@ -450,7 +450,7 @@ class PacedTLSTests(PacedCase):
 
     def test_a_handshake_is_charged_once(self) -> None:
         self.protocol.dataReceived(self.flight())
-        self.assertFalse(self.protocol.counts)
+        self.assertFalse(self.protocol.begins_handshake)
         while not self.turns._handshakes.begin("192.0.2.1"):
             pass
         self.protocol.dataReceived(self.flight())
@@ -460,15 +460,15 @@ class PacedTLSTests(PacedCase):
 
     def test_a_proxy_is_not_charged(self) -> None:
         """Strangers who come through it would hold up the tills that do too."""
-        self.assertTrue(self.protocol.counts)
+        self.assertTrue(self.protocol.begins_handshake)
         self.factory.proxies = [ip_network("192.0.2.0/24")]
-        self.assertFalse(self.connection().counts)
+        self.assertFalse(self.connection().begins_handshake)
 
     def test_that_of_a_client_with_a_valid_key_is_not_counted(self) -> None:
         while not self.turns._handshakes.begin("192.0.2.1"):
             pass
-        self.protocol.belongs_to(1)
-        self.protocol.belongs_to(2)
+        self.protocol.set_owner(1)
+        self.protocol.set_owner(2)
         self.assertEqual(self.protocol.owner, 2)
         self.assertEqual(self.turns._handshakes.begin("192.0.2.1"), 0)
         self.assertGreater(self.turns._handshakes.begin("192.0.2.1"), 0)
@@ -556,7 +556,7 @@ class LostSocketTests(SynchronousTestCase):
         transport = Server(accepted, paced, place, cast(Any, None), 0, reactor)
         paced.makeConnection(transport)
         paced.dataReceived(data[:1])
-        self.turns.work(Connection("long", [], self.spend, owner=1))
+        self.turns.submit(Connection("long", [], self.spend, owner=1))
         paced.dataReceived(data[1:])
         transport.connectionLost(Failure(ConnectionDone()))
         turn(self.clock)

@@ -14,40 +14,40 @@ from posd.protocol import jsontext
 from posd.web.http.models import (
     UNSET,
     Amount,
-    Given,
     Identity,
     Points,
-    Taken,
+    RequestModel,
+    ResponseModel,
     Unset,
-    called,
-    plain,
+    also_named,
     read,
     refuse_numbers,
+    to_json_members,
 )
 
 
-class Line(Taken, frozen=True):
+class Line(RequestModel, frozen=True):
     price: Amount
 
 
-class Sale(Taken, frozen=True):
+class Sale(RequestModel, frozen=True):
     amount: Amount
-    order_id: Annotated[Identity | None, called("order_reference")] = None
+    order_id: Annotated[Identity | None, also_named("order_reference")] = None
     points: Points | Unset = UNSET
     lines: list[Line] = []
 
 
-class Key(Taken, frozen=True):
+class Key(RequestModel, frozen=True):
     kind: Literal["device", "tenant"]
 
 
-class Paid(Given, frozen=True):
+class Paid(ResponseModel, frozen=True):
     new_balance: Amount
     left_out: str | Unset = UNSET
     nothing: str | None = None
 
 
-class Page(Taken, frozen=True):
+class Page(RequestModel, frozen=True):
     limit: int = 50
     include_all: bool = False
 
@@ -130,7 +130,7 @@ class ReadTests(SynchronousTestCase):
     @settings(deadline=None)
     def test_any_amount_comes_through_as_it_was_written(self, amount: Decimal) -> None:
         text = jsontext.encode({"amount": amount}).decode()
-        given_back = plain(Paid(new_balance=self.sale(text).amount))["newBalance"]
+        given_back = to_json_members(Paid(new_balance=self.sale(text).amount))["newBalance"]
         self.assertEqual(given_back, amount)
 
 
@@ -154,5 +154,5 @@ class EnumTests(SynchronousTestCase):
 
 class PlainTests(SynchronousTestCase):
     def test_an_answer_has_nulls_and_lacks_what_is_unset(self) -> None:
-        answer = plain(Paid(new_balance=Decimal("7.50")))
+        answer = to_json_members(Paid(new_balance=Decimal("7.50")))
         self.assertEqual(jsontext.encode(answer), b'{"newBalance":7.50,"nothing":null}')

@@ -19,12 +19,12 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.errors import TooManyRequests
 from posd.security.key_index import KeyIndex, KnownKey
-from posd.security.request_rates import Purpose, RequestRates, account
+from posd.security.request_rates import RatePurpose, RequestRates, account
 from posd.web.http.bounded_request import BoundedRequest
-from posd.web.http.call import Call, Door
 from posd.web.http.channel import BoundedChannel
+from posd.web.http.http_request import HTTPRequest, ListenerContext
 from posd.web.http.rate_gate import RateGate
-from posd.web.http.requests import Answer, respond
+from posd.web.http.responses import Response, respond
 from posd.web.http.site import BoundedSite
 
 TILL, PLATFORM, DEVICE, GLOBAL = "pos_till", "pos_platform", "pos_device", "pos_global"
@@ -35,7 +35,7 @@ KIB = 1024
 class Index:
     """The index of keys: three keys of the kitchen. Implements what the gate asks of `KeyIndex`."""
 
-    read: bool = True
+    is_loaded: bool = True
 
     def find(self, sha256: bytes, slug: str | None = None) -> KnownKey | None:
         for number, key in enumerate((TILL, PLATFORM, DEVICE), 1):
@@ -53,20 +53,20 @@ class Index:
 class Served(Resource):
     """Answers with how long the body was."""
 
-    door: Door
+    listener_context: ListenerContext
     isLeaf = True
     taken: int = 0
 
     def __attrs_post_init__(self) -> None:
         Resource.__init__(self)
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: HTTPRequest) -> Response:
         call.check_rate()
         self.taken += 1
-        return Answer({"size": call.size})
+        return Response({"size": call.size})
 
     def render(self, request: Request) -> int:
-        respond(Call(cast(BoundedRequest, request), self.door), self._answer)
+        respond(HTTPRequest(cast(BoundedRequest, request), self.listener_context), self._answer)
         return NOT_DONE_YET
 
 
@@ -78,15 +78,15 @@ class Reply:
 
 
 class GateCase(SynchronousTestCase):
-    door = Door()
+    listener_context = ListenerContext()
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.rates = RequestRates(5, 100 * KIB, 20, self.clock.seconds)
         self.index = Index()
-        self.resource = Served(self.door)
-        gate = RateGate(cast(KeyIndex, self.index), self.rates, self.door)
-        self.site = BoundedSite(self.resource, self.clock, 1000, gate=gate)
+        self.resource = Served(self.listener_context)
+        rate_gate = RateGate(cast(KeyIndex, self.index), self.rates, self.listener_context)
+        self.site = BoundedSite(self.resource, self.clock, 1000, rate_gate=rate_gate)
 
     def connect(self, host: str = "192.0.2.1") -> tuple[BoundedChannel, StringTransport]:
         channel = cast(BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", host, 1)))
@@ -170,7 +170,7 @@ class CredentialTests(GateCase):
     def test_a_name_is_the_same_in_a_request_and_in_frames(self) -> None:
         """Clients send names in UTF-8, and a terminal is known by the text."""
         self.assertEqual(self.asked(key=TILL, X_Device_ID="Küche"), 50)
-        frames = account(1, "Küche", shared=True, purpose=Purpose.FRAMES)
+        frames = account(1, "Küche", shared=True, purpose=RatePurpose.FRAMES)
         self.assertGreater(self.rates.heard(frames, 1, 0), 0)
 
     def test_a_devices_key_has_one_rate_whatever_it_names(self) -> None:
@@ -186,7 +186,7 @@ class CredentialTests(GateCase):
         self.assertEqual(self.asked(key=TILL, path="/ws/pos/%6bitchen?last_event_id=1"), 0)
 
     def test_before_all_keys_are_read_nobody_is_charged(self) -> None:
-        self.index.read = False
+        self.index.is_loaded = False
         self.assertEqual(self.asked(tries=300), 300)
 
 
@@ -211,7 +211,7 @@ class StrangerTests(GateCase):
 
 
 class TrustedTests(GateCase):
-    door = Door(trusted=True)
+    listener_context = ListenerContext(trusted=True)
 
     def test_local_programs_without_a_key_are_not_charged(self) -> None:
         self.assertEqual(self.asked(tries=300, key=None, host="127.0.0.1"), 300)
@@ -316,7 +316,7 @@ class PauseTests(GateCase):
             transport.clear()
             channel.dataReceived(request("wrong", "/"))
             self.assertEqual(reply(transport.value()).status, 429)
-            (until,) = {each.getTime() for each in [cast(Any, channel)._rest]}
+            (until,) = {each.getTime() for each in [cast(Any, channel)._pause_timer]}
             rests.append(until - self.clock.seconds())
             self.clock.advance(rests[-1])
         self.assertEqual(rests, [1, 2, 4, 8, 8, 8])
@@ -324,7 +324,7 @@ class PauseTests(GateCase):
     def test_a_platform_is_read_after_the_429_of_one_tenant(self) -> None:
         """The next request on its connection may be an order of another tenant."""
 
-        async def refuse(call: Call) -> Answer:
+        async def refuse(call: HTTPRequest) -> Response:
             raise TooManyRequests("This tenant exceeds its rate of events.")
 
         self.patch(self.resource, "_answer", refuse)
@@ -343,7 +343,7 @@ class PauseTests(GateCase):
 
 
 class ProxyTests(GateCase):
-    door = Door(proxies=(ip_network("198.51.100.0/24"),))
+    listener_context = ListenerContext(proxies=(ip_network("198.51.100.0/24"),))
 
     def test_its_connection_is_read_on_for_its_other_clients(self) -> None:
         """nginx with `keepalive` sends requests of all clients on the connections that it has."""

@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.web.http.call import Call
-from posd.web.http.refusal_log import Strangers
+from posd.web.http.http_request import HTTPRequest
+from posd.web.http.refusal_log import RefusalLog
 
 
 @define
@@ -25,14 +25,14 @@ class StrangersTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.codes: list[str] = []
-        self.strangers = Strangers(self.clock.seconds, self.codes.append)
+        self.refusal_log = RefusalLog(self.clock.seconds, self.codes.append)
 
     def refuse(self, address: str, slug: str = "kitchen", times: int = 1) -> list[dict[str, Any]]:
         """Refuse a till from there; what was logged."""
         with capturedLogs() as logged:
             for _ in range(times):
-                call = cast(Call, Caller(address))
-                self.strangers.till_refused(call, slug, 401, "unauthorized")
+                call = cast(HTTPRequest, Caller(address))
+                self.refusal_log.handshake_refused(call, slug, 401, "unauthorized")
         return [*logged]
 
     def test_a_line_says_who_wanted_what_and_what_was_answered(self) -> None:

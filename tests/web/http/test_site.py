@@ -22,7 +22,7 @@ from posd.web.http import channel as channel_module
 from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES, BoundedRequest
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.site import BoundedSite
-from posd.web.http.wrong_protocol import HINTS, Spoken
+from posd.web.http.wrong_protocol import HINTS, KnownProtocol
 
 _GET = b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n"
 _POST = b"POST / HTTP/1.1\r\nHost: posd\r\n"
@@ -74,7 +74,7 @@ class HalfClosedTests(SynchronousTestCase):
 
     def test_a_stream_and_a_poll_are_over(self) -> None:
         self.channel.dataReceived(_GET)
-        self.channel.hold(lambda: None)
+        self.channel.detach_request(lambda: None)
         self.channel.readConnectionLost()
         self.assertTrue(self.transport.disconnected)
 
@@ -99,7 +99,7 @@ class HeldTests(SynchronousTestCase):
         transport = StringTransport()
         channel.makeConnection(transport)
         channel.dataReceived(_GET)
-        channel.hold(self.lost)
+        channel.detach_request(self.lost)
         return channel, transport
 
     def lost(self) -> None:
@@ -120,12 +120,12 @@ class HeldTests(SynchronousTestCase):
         channel, _ = self.held()
         channel.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.losses, 1)
-        channel.let_go()
+        channel.reattach_request()
         self.assertEqual(self.site.open_channels, 0)
 
     def test_once_let_go_it_is_a_connection_like_any_other(self) -> None:
         channel, transport = self.held()
-        channel.let_go()
+        channel.reattach_request()
         self.assertEqual(self.site.open_channels, 1)
         assert self.resource.waiting is not None
         self.resource.waiting[0].finish()
@@ -465,15 +465,18 @@ class SiteTests(SynchronousTestCase):
         self.assertTrue(transport.disconnecting)
 
     def test_another_protocol_is_refused_at_once_and_noticed(self) -> None:
-        noticed: list[Spoken] = []
+        log_connection: list[KnownProtocol] = []
         site = BoundedSite(
-            self.resource, self.clock, 3, mistaken=lambda spoken, transport: noticed.append(spoken)
+            self.resource,
+            self.clock,
+            3,
+            on_wrong_protocol=lambda spoken, transport: log_connection.append(spoken),
         )
         self.site = site
         for opening, spoken in (
-            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", Spoken.TLS),
-            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + _GET, Spoken.PROXY),
-            (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12) + _GET, Spoken.PROXY),
+            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", KnownProtocol.TLS),
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + _GET, KnownProtocol.PROXY),
+            (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12) + _GET, KnownProtocol.PROXY),
         ):
             channel, transport = self.connect()
             channel.dataReceived(opening)
@@ -483,7 +486,9 @@ class SiteTests(SynchronousTestCase):
             self.assertEqual(json.loads(body)["error"], HINTS[spoken])
             self.assertTrue(transport.disconnecting)
             channel.connectionLost(Failure(ConnectionDone()))
-        self.assertEqual(noticed, [Spoken.TLS, Spoken.PROXY, Spoken.PROXY])
+        self.assertEqual(
+            log_connection, [KnownProtocol.TLS, KnownProtocol.PROXY, KnownProtocol.PROXY]
+        )
         self.assertEqual(self.resource.taken, 0)
 
     def test_a_protocol_is_recognised_however_its_bytes_come(self) -> None:

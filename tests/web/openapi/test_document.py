@@ -10,20 +10,27 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.protocol import jsontext
-from posd.web.http.error_catalog import EVERYWHERE, every
+from posd.web.http.error_catalog import COMMON_ERRORS, all_errors
 from posd.web.http.models import (
     UNSET,
     Amount,
-    Given,
     Identity,
     Points,
-    Success,
-    Taken,
+    RequestModel,
+    ResponseModel,
+    SuccessModel,
     Unset,
-    called,
+    also_named,
 )
-from posd.web.http.operations import NOBODY, PLATFORMS, TILLS, Operation, Refused, given
-from posd.web.http.requests import Answer
+from posd.web.http.operations import (
+    NOBODY,
+    PLATFORMS,
+    TILLS,
+    DeclaredError,
+    Operation,
+    model_response,
+)
+from posd.web.http.responses import Response
 from posd.web.openapi import document as openapi
 from posd.web.openapi.parameters import PATH
 from tests import documents
@@ -42,25 +49,25 @@ _ELSEWHERE = frozenset(
 )
 
 
-class Row(Taken, frozen=True):
+class Row(RequestModel, frozen=True):
     """A line of a bill."""
 
     price: Amount
 
 
-class Spent(Taken, frozen=True):
+class Spent(RequestModel, frozen=True):
     """What is spent."""
 
     amount: Amount
-    order_id: Annotated[Identity | Unset, called("order_reference")] = UNSET
+    order_id: Annotated[Identity | Unset, also_named("order_reference")] = UNSET
     rows: list[Row] = []
 
 
-class Asked(Taken, frozen=True):
+class Asked(RequestModel, frozen=True):
     most_points: Points = 50
 
 
-class Left(Success, frozen=True):
+class Left(SuccessModel, frozen=True):
     """What is left.
 
     More about it.
@@ -70,16 +77,16 @@ class Left(Success, frozen=True):
     note: str | Unset = UNSET
 
 
-class Short(Given, frozen=True):
+class Short(ResponseModel, frozen=True):
     current_balance: Amount
 
 
-async def nothing(ask: Any) -> Answer:
-    return given(Success())
+async def nothing(ask: Any) -> Response:
+    return model_response(SuccessModel())
 
 
 def row(method: str = "POST", path: str = "/api/{tenant}/spend", **more: Any) -> Operation:
-    default: dict[str, Any] = {"summary": "Spend", "kinds": TILLS, "gives": {200: Left}}
+    default: dict[str, Any] = {"summary": "Spend", "kinds": TILLS, "response_models": {200: Left}}
     return Operation(method, path, nothing, **(default | more))
 
 
@@ -133,7 +140,7 @@ class WholeTests(SynchronousTestCase):
             for name in web | store
             for code in codes_in(ast.parse(MODULES[name].read_text("utf-8")))
         }
-        known = {code for _, code, _ in EVERYWHERE}
+        known = {code for _, code, _ in COMMON_ERRORS}
         known |= {each.code for operation in operations() for each in operation.refusals}
         self.assertEqual(given_out - known - _ELSEWHERE, set())
 
@@ -177,28 +184,30 @@ class OperationTests(SynchronousTestCase):
             self.assertEqual([each["name"] for each in found if each["in"] == "header"], names)
 
     def test_the_query_of_a_get_is_made_of_its_type(self) -> None:
-        found = self.described(row("GET", takes=Asked))["parameters"]
+        found = self.described(row("GET", request_model=Asked))["parameters"]
         (query,) = (each for each in found if each["in"] == "query")
         self.assertEqual((query["name"], query["x-also"]), ("mostPoints", ["most_points"]))
         self.assertEqual(query["schema"]["default"], 50)
         self.assertNotIn("required", query)
 
     def test_an_answer_that_is_no_structure_has_its_own_type(self) -> None:
-        found = self.described(row("GET", gives={200: "A page."}, media="text/html"))
+        found = self.described(row("GET", response_models={200: "A page."}, media_type="text/html"))
         answer = found["responses"]["200"]
         self.assertEqual(answer["description"], "A page.")
         self.assertEqual(answer["content"], {"text/html": {"schema": {"type": "string"}}})
 
     def test_a_stream_says_what_it_consists_of(self) -> None:
-        found = self.described(row("GET", media="text/event-stream"))
+        found = self.described(row("GET", media_type="text/event-stream"))
         (content,) = found["responses"]["200"]["content"].values()
         data = content["schema"]["properties"]["data"]
         self.assertIn({"$ref": "#/components/schemas/Left"}, data["contentSchema"]["anyOf"])
         self.assertIn("Last-Event-ID", [each["name"] for each in found["parameters"]])
 
     def test_a_status_of_a_success_and_of_a_refusal_is_either(self) -> None:
-        refused = Refused(503, "shut", "It is shut.")
-        found = self.described(row(gives={503: Left}, refusals=(refused,)))["responses"]["503"]
+        refused = DeclaredError(503, "shut", "It is shut.")
+        found = self.described(row(response_models={503: Left}, refusals=(refused,)))["responses"][
+            "503"
+        ]
         either = found["content"]["application/json"]["schema"]["anyOf"]
         self.assertEqual(either[0], {"$ref": "#/components/schemas/Left"})
         self.assertIn("shut", str(either[1]))
@@ -208,7 +217,7 @@ class SchemaTests(SynchronousTestCase):
     """How types become schemas."""
 
     def setUp(self) -> None:
-        self.whole = made(row(takes=Spent))
+        self.whole = made(row(request_model=Spent))
         self.schemas = self.whole["components"]["schemas"]
 
     def fits(self, name: str, value: object) -> bool:
@@ -237,15 +246,18 @@ class RefusalTests(SynchronousTestCase):
     """What an operation may be refused with, and how that is described."""
 
     def codes(self, operation: Operation) -> set[str]:
-        return {each.code for each in every(operation)}
+        return {each.code for each in all_errors(operation)}
 
     def test_what_follows_from_a_row_need_not_be_in_it(self) -> None:
         for operation, codes in (
             (row("GET", "/health", kinds=NOBODY), {"internal_error", "too_large"}),
             (row("GET", "/health", kinds=PLATFORMS), {"unauthorized", "too_many_attempts", "busy"}),
             (row("GET"), {"invalid_tenant", "tenant_mismatch", "device_key_required"}),
-            (row("GET", takes=Asked), {"invalid_field", "invalid_query", "invalid_amount"}),
-            (row(takes=Spent), {"invalid_json", "unsupported_media_type", "too_many_requests"}),
+            (row("GET", request_model=Asked), {"invalid_field", "invalid_query", "invalid_amount"}),
+            (
+                row(request_model=Spent),
+                {"invalid_json", "unsupported_media_type", "too_many_requests"},
+            ),
             (row(idempotent=True), {"still_running", "idempotency_mismatch"}),
         ):
             self.assertEqual(codes - self.codes(operation), set())
@@ -254,20 +266,20 @@ class RefusalTests(SynchronousTestCase):
         for operation, codes in (
             (row("GET", "/health", kinds=NOBODY), {"unauthorized", "invalid_tenant", "busy"}),
             (row("GET"), {"invalid_json", "outcome_unknown", "invalid_query", "still_running"}),
-            (row("GET", takes=Asked), {"invalid_json", "unsupported_media_type"}),
+            (row("GET", request_model=Asked), {"invalid_json", "unsupported_media_type"}),
             (row(), {"invalid_json", "invalid_amount", "invalid_field"}),
         ):
             self.assertEqual(codes & self.codes(operation), set())
 
     def test_the_word_of_a_row_counts_more(self) -> None:
-        own = Refused(403, "forbidden", "Not on Sundays.")
-        found = [each for each in every(row(refusals=(own,))) if each.code == "forbidden"]
+        own = DeclaredError(403, "forbidden", "Not on Sundays.")
+        found = [each for each in all_errors(row(refusals=(own,))) if each.code == "forbidden"]
         self.assertEqual(found, [own])
 
     def test_one_status_has_all_its_codes_and_what_stands_beside_each(self) -> None:
         refusals = (
-            Refused(400, "insufficient_balance", "There is less on it.", Short),
-            Refused(400, "card_blocked", "It is blocked."),
+            DeclaredError(400, "insufficient_balance", "There is less on it.", Short),
+            DeclaredError(400, "card_blocked", "It is blocked."),
         )
         whole = made(row(refusals=refusals))
         response = whole["paths"]["/api/{tenant}/spend"]["post"]["responses"]["400"]
@@ -294,7 +306,7 @@ class RefusalTests(SynchronousTestCase):
             again = [
                 each.code
                 for each in operation.refusals
-                if (each.status, each.code, each.when) in EVERYWHERE
+                if (each.status, each.code, each.when) in COMMON_ERRORS
             ]
             with self.subTest(path=operation.path):
                 self.assertEqual(again, [])
@@ -305,13 +317,15 @@ class AnswerTests(SynchronousTestCase):
 
     def test_every_operation_that_answers_in_json_shows_one_that_its_schema_allows(self) -> None:
         for operation in operations():
-            if operation.media != "application/json" or operation.path == "/openapi.json":
+            if operation.media_type != "application/json" or operation.path == "/openapi.json":
                 continue
             with self.subTest(operation=operation.path, method=operation.method):
                 responses = described()["paths"][operation.path][operation.method.lower()][
                     "responses"
                 ]
-                content = responses[str(next(iter(operation.gives)))]["content"]["application/json"]
+                content = responses[str(next(iter(operation.response_models)))]["content"][
+                    "application/json"
+                ]
                 shape = Shape(content["schema"], described())
                 self.assertEqual(shape.objections(content["example"]), [])
 
@@ -324,7 +338,7 @@ class AnswerTests(SynchronousTestCase):
                 asked = call(block.text)
             elif block.of("json", "answer") and asked is not None:
                 shown.add((asked, jsontext.encode(decoded(jsontext.decode(block.text)))))
-        for name, answer in decoded(openapi._ANSWERS).items():
+        for name, answer in decoded(openapi._EXAMPLES).items():
             method, path = name.split(" ")
             examples = [
                 decoded(jsontext.decode(text))

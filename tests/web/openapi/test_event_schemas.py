@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unprocessable
-from posd.events import normalise as drafts
-from posd.events import orders
+from posd.events import normalise, orders
 from posd.web.openapi.event_schemas import components, name_of
 from tests.description_case import Shape, decoded
 from tests.json_strategies import values
@@ -22,8 +21,8 @@ _NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 def got(kind: str, data: dict[str, Any]) -> dict[str, Any] | None:
     """What tills get of an event."""
-    draft = drafts.draft(kind, data)
-    if kind in drafts.ORDER_TYPES:
+    draft = normalise.draft(kind, data)
+    if kind in normalise.ORDER_TYPES:
         change = orders.change(draft, None, _NOW)
         if change is None:
             return None
@@ -35,8 +34,8 @@ def names(kind: str) -> st.SearchStrategy[dict[str, Any]]:
     """Data with any values under the names that the type's table knows."""
     known = [
         spelling
-        for member in drafts.TABLES[kind].members
-        for spelling in (member.name, *member.others)
+        for member in normalise.TABLES[kind].members
+        for spelling in (member.name, *member.aliases)
     ]
     return st.dictionaries(st.sampled_from(known), values, max_size=12)
 
@@ -46,16 +45,16 @@ class EventSchemaTests(SynchronousTestCase):
         self.assertEqual(Shape.named(name, WHOLE).objections(value), [])
 
     def test_the_members_are_those_of_the_tables(self) -> None:
-        for kind, table in drafts.TABLES.items():
+        for kind, table in normalise.TABLES.items():
             sent = WHOLE["components"]["schemas"][f"{name_of(kind)}ToPublish"]["properties"]
             with self.subTest(type=kind):
                 self.assertEqual([*sent], [member.name for member in table.members])
                 for member in table.members:
-                    self.assertEqual(sent[member.name].get("x-also", []), [*member.others])
+                    self.assertEqual(sent[member.name].get("x-also", []), [*member.aliases])
 
     @settings(max_examples=150)
     @given(
-        st.sampled_from([*drafts.TABLES]).flatmap(
+        st.sampled_from([*normalise.TABLES]).flatmap(
             lambda kind: st.tuples(st.just(kind), names(kind))
         )
     )
@@ -100,7 +99,7 @@ class EventSchemaTests(SynchronousTestCase):
             with self.subTest(event=event):
                 self.assertFalse(shape.fits(event))
                 with self.assertRaises(Unprocessable):
-                    drafts.draft(event["type"], event.get("data"))
+                    normalise.draft(event["type"], event.get("data"))
         self.assertTrue(shape.fits({"type": "notice", "data": {"any": 1}}))
 
     def test_what_tills_get_is_strict(self) -> None:

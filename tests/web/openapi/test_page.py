@@ -12,17 +12,17 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.web.http.error_catalog import EVERYWHERE
-from posd.web.http.models import Given
-from posd.web.http.operations import NOBODY, Ask, Operation, Refused
-from posd.web.http.requests import Answer
+from posd.web.http.error_catalog import COMMON_ERRORS
+from posd.web.http.models import ResponseModel
+from posd.web.http.operations import NOBODY, DeclaredError, Operation, Request
+from posd.web.http.responses import Response
 from posd.web.openapi import page
 from posd.web.openapi.document import document
 from posd.web.openapi.endpoints import Description
 from tests.description_case import described, operations
 
 
-class Shut(Given, frozen=True):
+class Shut(ResponseModel, frozen=True):
     """It is shut."""
 
     opens_again: str
@@ -95,13 +95,13 @@ class PageTests(SynchronousTestCase):
                 *(f"{each.status}{each.code}" for each in operation.refusals),
             ):
                 self.assertIn(words, text)
-        for status, code, _ in EVERYWHERE:
+        for status, code, _ in COMMON_ERRORS:
             self.assertIn(f"{status}{code}", text)
 
     def test_a_status_of_a_success_and_of_a_refusal_shows_both(self) -> None:
         row = Operation(
             *("GET", "/shop", cast(Any, None), "Whether it is open", NOBODY, {503: Shut}),
-            refusals=(Refused(503, "flooded", "There is water in it."),),
+            refusals=(DeclaredError(503, "flooded", "There is water in it."),),
             tag="Health",
         )
         seen = Seen(self.rendered(document([row])))
@@ -129,19 +129,19 @@ class PageTests(SynchronousTestCase):
 
 
 class EndpointTests(SynchronousTestCase):
-    def answered(self, path: str) -> Answer:
+    def answered(self, path: str) -> Response:
         (row,) = (each for each in Description(()).operations if each.path == path)
         call: Any = None  # neither looks at it
-        ask: Ask[Any] = Ask(call, {}, None, arrived=0.0)
+        ask: Request[Any] = Request(call, {}, None, arrived_at=0.0)
         return self.successResultOf(Deferred.fromCoroutine(row.handler(ask)))  # type: ignore[arg-type]
 
     def test_for_programs_it_is_json(self) -> None:
         answer = self.answered("/openapi.json")
-        self.assertEqual(answer.media, "application/json")
+        self.assertEqual(answer.media_type, "application/json")
         self.assertIn(b'"/docs"', answer.encoded())
 
     def test_for_people_it_is_html_that_a_browser_takes_as_it_is(self) -> None:
         answer = self.answered("/docs")
-        self.assertEqual(answer.media, "text/html; charset=utf-8")
+        self.assertEqual(answer.media_type, "text/html; charset=utf-8")
         self.assertEqual(answer.headers, page.HEADERS)
         self.assertTrue(answer.encoded().startswith(b"<!doctype html>\n<html"))

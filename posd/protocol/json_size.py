@@ -1,0 +1,42 @@
+"""How long a value is at least as a JSON text, found out in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Final
+
+_STEP_VALUES: Final = 1000
+
+
+def exceeds(value: object, most_bytes: int, most_values: int) -> Generator[None, None, bool]:
+    """Whether a value consists of more than so many values, or its JSON text has more than `most_bytes`
+    bytes.
+
+    The bytes are a count that is never too high. It yields after each thousand values and ends as soon as
+    a count is over. A text counts its characters and quotes, a number or a literal its shortest form of
+    one character, a container its brackets and separators.
+    """
+    size, value_count, stack = 0, 0, [value]
+    while stack:
+        each = stack.pop()
+        value_count += 1
+        size += 1
+        if isinstance(each, str):
+            size += len(each) + 1
+        elif isinstance(each, Mapping):
+            for name, member in each.items():
+                # Two quotes and a colon.
+                size += len(name) + 3
+                stack.append(member)
+                if len(stack) % _STEP_VALUES == 0:
+                    if size > most_bytes or value_count + len(stack) > most_values:
+                        return True
+                    yield
+        elif isinstance(each, list | tuple):
+            size += len(each)
+            stack += each
+        if size > most_bytes or value_count + len(stack) > most_values:
+            return True
+        if value_count % _STEP_VALUES == 0:
+            yield
+    return False
