@@ -83,7 +83,7 @@ TABLE = (
     row("web.http", f"{WORDS} memo protocol store security web.admission web.http"),
     row(
         "web.api",
-        f"{WORDS} config protocol events database.pool database.gathering database.migrations store "
+        f"{WORDS} config protocol events database.pool database.keyed_coalescing database.migrations store "
         "publishing delivery security monitoring web",
     ),
     row("web.openapi", f"{WORDS} protocol events web.http web.openapi"),

@@ -15,8 +15,8 @@ ROOT = Path(posd.__file__).parent
 SHARED: dict[str, str] = {}
 """Class names that two modules define, because they are the same thing on both sides of a wire."""
 
-OLD = frozenset(
-    [
+OLD = {
+    *(
         "Exchange",
         "Roster",
         "Attendance",
@@ -27,6 +27,8 @@ OLD = frozenset(
         "Register",
         "Books",
         "Dismissals",
+    ),
+    *(
         "Polls",
         "Wish",
         "Harvest",
@@ -38,6 +40,8 @@ OLD = frozenset(
         "Door",
         "Gate",
         "Rooms",
+    ),
+    *(
         "Crossing",
         "Addresses",
         "Reception",
@@ -48,16 +52,10 @@ OLD = frozenset(
         "Refused",
         "Takeover",
         "Strangers",
-        "Mentions",
-        "Parts",
-        "Instruments",
-        "Survey",
-        "Lag",
-        "Ending",
-        "Next",
-    ]
-)
-"""Class names of the first version whose concepts have standard names now: see the glossary in CONTRIBUTING.md."""
+    ),
+    *("Mentions", "Parts", "Instruments", "Survey", "Lag", "Ending", "Next"),
+}
+"""Class names of the first version. CONTRIBUTING.md has a glossary with the terms that replace them."""
 
 
 def classes() -> dict[str, list[str]]:

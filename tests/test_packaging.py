@@ -58,7 +58,7 @@ _LOOK_AROUND = """
         "plugins": [plugin.tapname for plugin in getPlugins(IServiceMaker)],
         "sql": sorted(below(resources.sql())),
         "config": resources.example_config().read_text("utf-8"),
-        "unit": resources.unit().read_text("utf-8"),
+        "unit": resources.systemd_unit().read_text("utf-8"),
         "systemd": sorted(below(resources.systemd())),
     }))
 """
