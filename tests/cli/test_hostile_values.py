@@ -94,7 +94,7 @@ class HostileCase(SynchronousTestCase):
         # What waits for a server or starts one: other tests do.
         self.patch(listening, "run", unreached)
         self.patch(publishing, "run", unreached)
-        self.patch(demo, "stage", unreached)
+        self.patch(demo, "demo_server", unreached)
 
     def files(self) -> Iterator[str]:
         """Paths of what no command expects."""

@@ -44,7 +44,7 @@ class RestsTests(SynchronousTestCase):
     def test_a_port_rests_while_there_is_no_descriptor(self) -> None:
         clock, port = Clock(), Port(backlog=10)
         short = ["Too many open files"]
-        self.patch(accepting, "shortage", lambda: short[0] if short else None)
+        self.patch(accepting, "socket_shortage", lambda: short[0] if short else None)
         accepting.AcceptPauses(clock, port)
         port.doRead()
         self.assertFalse(port.reading)

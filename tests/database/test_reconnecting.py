@@ -12,7 +12,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from posd.database import bound
-from posd.database import connection as module
+from posd.database import reconnecting as module
 from posd.database.connection import ConnectionLost
 from posd.database.reconnect_pauses import ReconnectPauses
 from posd.database.reconnecting import Executor, ReconnectingConnection

@@ -515,7 +515,7 @@ class AcknowledgedTests(ChannelCase):
         self.listener()
         self.log.commit(3)
         self.channel.append([event(seq) for seq in (11, 12, 13)])
-        self.patch(self.channel, "instruments", SimpleNamespace(reached=reached))
+        self.patch(self.channel, "counters", SimpleNamespace(reached=reached))
         for seq in (12, 11, 12, 13, 10, 13):
             self.channel.acknowledged(seq)
         self.assertEqual(measured, [2, 1])

@@ -231,7 +231,7 @@ class PresenceTests(DatabaseCase):
         said = presence._messages._pending.sizes[KITCHEN.id]
         for number in range(3):
             presence.refused(front, number, "x" * 60_000)
-        self.patch(presence_store, "said", _away)
+        self.patch(presence_store, "insert_messages", _away)
         await presence.flush()
         self.assertEqual(presence._messages._pending.sizes[KITCHEN.id], said)
         self.assertEqual(presence._messages._pending.nacks, {})

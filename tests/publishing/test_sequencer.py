@@ -71,34 +71,40 @@ class PublishingTests(SequencerCase):
         sequencer = await self.started()
         await sequencer.publish(publication(notice(1)))
         called: list[str] = []
-        for name in ("take", "published", "record", "record_and_commit", "record_at_once"):
+        for name in (
+            "take_rows",
+            "stored_orders",
+            "record_entries",
+            "record_and_commit",
+            "record_plain_and_commit",
+        ):
             self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
         # About no order: there is nothing to compare.
         await sequencer.publish(publication(notice(2)))
-        self.assertEqual(called, ["record_at_once"])
+        self.assertEqual(called, ["record_plain_and_commit"])
         await sequencer.publish(publication(order("7")))
         await sequencer.publish(publication(order("7")))
         # The second one says nothing new.
-        self.assertEqual(called[1:], ["take", "record_and_commit", "take"])
+        self.assertEqual(called[1:], ["take_rows", "record_and_commit", "take_rows"])
         data = '{"orderId":"7","status":"cooking"}'
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'order_updated', %s)", data)
         sequencer.wake()
         await until(lambda: not self.waiting, "the row was taken")
-        self.assertEqual(called[4:], ["take", "published", "record_and_commit"])
+        self.assertEqual(called[4:], ["take_rows", "stored_orders", "record_and_commit"])
 
     async def test_older_rows_of_the_outbox_come_before_events_about_no_order(self) -> None:
         sequencer = await self.started()
         await sequencer.publish(publication(notice(1)))
         await until(lambda: not sequencer._working, "it is at rest")
         called: list[str] = []
-        for name in ("take", "record_at_once"):
+        for name in ("take_rows", "record_plain_and_commit"):
             self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
         # The rows stay where they are for as long as this node is not the doorman.
         fence, sequencer.fence = sequencer.fence, None
         self.publish("note", {"number": 2})
         asked = begin(sequencer.publish(publication(notice(3))))
         await until(lambda: len(called) > 1, "it was tried")
-        self.assertEqual(called[:2], ["record_at_once", "take"])
+        self.assertEqual(called[:2], ["record_plain_and_commit", "take_rows"])
         sequencer.fence = fence
 
         def is_answered() -> bool:

@@ -96,9 +96,9 @@ class NetworkCase(TestCase):
         self.store = Store()
         self.log = self.store.log
         for name, found in (
-            ("heads", self.store.find_heads),
-            ("after", self.store.find_events),
-            ("pages", self.store.find_pages),
+            ("load_heads", self.store.find_heads),
+            ("events_after", self.store.find_events),
+            ("load_pages", self.store.find_pages),
         ):
             self.patch(stream, name, found)
         self.hub = Hub(

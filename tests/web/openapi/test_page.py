@@ -116,7 +116,7 @@ class PageTests(SynchronousTestCase):
         operation = evil["paths"]["/broadcast"]["post"]
         operation["summary"] = operation["description"] = _EVIL
         operation["requestBody"]["content"]["application/json"]["example"] = {"a": _EVIL}
-        evil["components"]["schemas"]["BroadcastTaken"]["properties"][_EVIL] = {"const": _EVIL}
+        evil["components"]["schemas"]["BroadcastRequest"]["properties"][_EVIL] = {"const": _EVIL}
         seen = Seen(self.rendered(evil))
         self.assertNotIn("script", seen.tags)
         self.assertEqual({*seen.tags} - {*self.seen.tags}, set())
