@@ -36,6 +36,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "listen": "listening",
         "stream": "streams",
         "replay": "replaying",
+        "card": "ledgers",
+        "points": "ledgers",
         "prune": "pruning",
         "forget": "forgetting",
     },

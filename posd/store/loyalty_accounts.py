@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.reconnecting import Executor, Querier, Row
+from posd.database.reconnecting import Querier, Row
 from posd.events import money
 from posd.store import ledgers, shop
 from posd.values import Tenant
@@ -22,15 +22,6 @@ _ACCOUNTS: Final = """
            (r.movement).id, (r.movement).transaction_type, (r.movement).points, (r.movement).balance_after,
            (r.movement).order_id, (r.movement).reason, (r.movement).created_at
       FROM posd_hooks."points_read${shop}"(%(phones)s::text[], %(recent)s) AS r
-"""
-_OPEN: Final = """
-    INSERT INTO {schema}.loyalty_accounts AS a (phone, customer_name, email)
-    VALUES (%(phone)s, %(name)s, %(email)s)
-    ON CONFLICT (phone) DO UPDATE SET
-        member_since = coalesce(a.member_since, excluded.member_since),
-        customer_name = coalesce(excluded.customer_name, a.customer_name),
-        email = coalesce(excluded.email, a.email)
-    RETURNING id
 """
 
 
@@ -97,19 +88,3 @@ def _account(tenant: Tenant, rows: Sequence[Row]) -> LoyaltyAccount:
         member_since=since,
         recent=tuple(PointsTransaction(*row[9:]) for row in rows if row[9] is not None),
     )
-
-
-async def open_account(
-    executor: Executor,
-    tenant: Tenant,
-    phone: str,
-    *,
-    name: str | None = None,
-    email: str | None = None,
-) -> int:
-    """Make a customer's account, or add to one what is known now; its id."""
-    values: dict[str, object] = {"phone": phone, "name": name, "email": email}
-    ((account_id,),) = await ledgers.run_on_own_tables(
-        executor, tenant, "loyalty_accounts", _OPEN, values
-    )
-    return int(account_id)

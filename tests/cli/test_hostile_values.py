@@ -52,6 +52,10 @@ VALID: Final = {
     "device": "POS_1",
     "first": "1",
     "region": "GB",
+    "number": "GC-1",
+    "amount": "1",
+    "phone": "07700900123",
+    "change": "1",
 }
 """What a parameter is given while another one is tried."""
 LONGEST: Final = 1000
