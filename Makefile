@@ -51,7 +51,7 @@ demo: $(VENV)/.embedded
 
 # What the tests of calamities measure is printed where one process runs them; others keep it in a file.
 test: $(VENV)/.test
-	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
+	@$(BIN)/python -m tests $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
 	grep -hs '^recovery: ' _trial_temp/*/out.log | sort; exit $$status
 
 # Rows say `not run:` where there is no C compiler, no headers of OpenSSL, no node or no npm.

@@ -1,4 +1,4 @@
-"""Tests of posd, one file for each module; run them with `python -m twisted.trial tests`.
+"""Tests of posd, one file for each module; run them with `python -m tests -j4 tests` (`tests.__main__`).
 
 Hypothesis looks at the same examples in every run, so that a run says something about the change
 and not about luck; HYPOTHESIS_PROFILE=explore looks at new ones, and at ten times as many. Time

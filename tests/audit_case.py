@@ -187,9 +187,7 @@ def _keep(executor: BlockingExecutor) -> None:
 @cache
 def database() -> str:
     """The one database of all these tests."""
-    dsn = test_server().fresh_database(test_server().template(after_a_busy_day))
-    migrations.bootstrap(dsn)
-    return dsn
+    return test_server().fresh_database(test_server().template(after_a_busy_day))
 
 
 class AuditCase(SynchronousTestCase):

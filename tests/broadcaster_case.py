@@ -110,7 +110,7 @@ def silence(request: Any) -> object:
 class BroadcasterCase(TestCase):
     """What both transports must do; a subclass says how to make one and how to call it."""
 
-    timeout = 20
+    timeout = 300
 
     @abstractmethod
     def broadcaster(self, url: str, **options: Any) -> Any:

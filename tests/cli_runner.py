@@ -54,10 +54,7 @@ def posctl(
 def migrated_database() -> str:
     """A database with the main schema and the tenant `kitchen`, and nothing else; its DSN."""
     server = test_server()
-    dsn = server.fresh_database(server.template(with_kitchen))
-    # Rights on the database itself are not copied from a template.
-    migrations.bootstrap(dsn)
-    return dsn
+    return server.fresh_database(server.template(with_kitchen))
 
 
 def with_kitchen(dsn: str) -> None:

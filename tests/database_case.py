@@ -20,7 +20,7 @@ from tests.schema_case import Client
 T = TypeVar("T")
 
 REACTOR: Final[Any] = reactor
-DEADLINE: Final = 20.0
+DEADLINE: Final = 300.0
 
 
 class DatabaseCase(TestCase):
@@ -29,7 +29,7 @@ class DatabaseCase(TestCase):
     What is logged as an error fails a test, also what is found out only when memory is freed.
     """
 
-    timeout = 60
+    timeout = 600
 
     def setUp(self) -> None:
         server = test_server()

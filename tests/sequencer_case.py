@@ -12,7 +12,6 @@ from psycopg2.extras import Json
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from posd.database import migrations
 from posd.database.dsn import with_reader_user
 from posd.database.reconnecting import ReconnectingConnection, TransactionExecutor
 from posd.database.shop_readers import ShopReaders
@@ -66,7 +65,6 @@ class Logged:
 class SequencerCase(DatabaseCase):
     def setUp(self) -> None:
         super().setUp()
-        migrations.bootstrap(self.dsn)
         self.clock = Clock()
         self.doormen: dict[Sequencer, Doorman] = {}
 
@@ -75,7 +73,7 @@ class SequencerCase(DatabaseCase):
 
     async def linked(self, dsn: str | None = None) -> CountingLink:
         connection = CountingLink(
-            REACTOR, dsn or self.dsn, name="posd sequencer", statement_timeout=5.0
+            REACTOR, dsn or self.dsn, name="posd sequencer", statement_timeout=300.0
         )
         await self.up(connection)
         return connection

@@ -6,7 +6,6 @@ from collections.abc import Awaitable
 from typing import Final
 from uuid import UUID
 
-from posd.database import migrations
 from posd.database.reconnecting import ReconnectingConnection
 from posd.errors import Refusal
 from posd.testing.postgres import test_server
@@ -22,13 +21,9 @@ class StoreCase(DatabaseCase):
     def template(self) -> str:
         return test_server().template(two_shops)
 
-    def setUp(self) -> None:
-        super().setUp()
-        migrations.bootstrap(self.dsn)
-
     async def executor(self) -> ReconnectingConnection:
         return await self.up(
-            ReconnectingConnection(REACTOR, self.dsn, name="posd store", statement_timeout=5.0)
+            ReconnectingConnection(REACTOR, self.dsn, name="posd store", statement_timeout=300.0)
         )
 
     def stream(self) -> StreamName:

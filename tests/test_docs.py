@@ -22,7 +22,7 @@ PAGES = (
 )
 _LONGEST = 110
 _FIRST_SCREEN = 24
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 
 # What is another one in each run: the process, folders, times of day, and how long it took.
 _CHANCE = re.compile(

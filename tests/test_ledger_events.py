@@ -79,7 +79,7 @@ class StatementLink(ReconnectingConnection):
 class LedgerEventTests(SequencerCase):
     async def executor(self) -> ReconnectingConnection:
         return await self.up(
-            ReconnectingConnection(REACTOR, self.dsn, name="posd store", statement_timeout=5.0)
+            ReconnectingConnection(REACTOR, self.dsn, name="posd store", statement_timeout=300.0)
         )
 
     def told(self) -> list[tuple[str, Any]]:
@@ -193,7 +193,9 @@ class LedgerEventTests(SequencerCase):
         )
 
     async def test_a_batch_without_movements_costs_no_statement_more(self) -> None:
-        connection = StatementLink(REACTOR, self.dsn, name="posd sequencer", statement_timeout=5.0)
+        connection = StatementLink(
+            REACTOR, self.dsn, name="posd sequencer", statement_timeout=300.0
+        )
         connection.transactions = []
         executor, sequencer = await self.executor(), await self.started(await self.up(connection))
         self.place_order()

@@ -19,12 +19,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.daemon.service import is_local
 from posd.security import private_ca as certificates
-from posd.testing.postgres import PostgresServer, test_server
+from posd.testing.postgres import test_server
 from tests.integration.harness import ROOT, TWISTD, Daemon, Shop
 from tests.integration.wire import Till
 from tests.scrapes import read_samples
 
-SECONDS = 30.0
+SECONDS = 300.0
 
 
 def run(arguments: list[str], folder: Path, program: str = "twistd") -> tuple[int, str]:
@@ -339,7 +339,7 @@ class RunningTests(SynchronousTestCase):
 
 class OutageTests(SynchronousTestCase):
     def test_a_database_that_comes_later_and_goes_is_waited_for(self) -> None:
-        server = PostgresServer.start(durable=True)
+        server = test_server().another(durable=True)
         self.addCleanup(server.stop)
         shop = Shop.open(server=server)
         self.addCleanup(shop.close)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database import migrations
 from posd.testing.postgres import test_server
 from tests.audit_case import PHONE, after_a_busy_day
 from tests.cli_runner import execute, posctl
@@ -19,7 +18,6 @@ class UpkeepTests(SynchronousTestCase):
         server = test_server()
         self.dsn = server.fresh_database(server.template(after_a_busy_day))
         self.addCleanup(server.drop_database, self.dsn)
-        migrations.bootstrap(self.dsn)
 
     def run_posctl(self, *arguments: str) -> str:
         ran = posctl(*arguments, dsn=self.dsn)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
 
 import psycopg2
 from attrs import define, field
@@ -32,6 +33,18 @@ __all__ = [
     "find_binaries",
     "test_server",
 ]
+
+_GRANTS_AND_SETTINGS = """
+SELECT format('GRANT %%s ON DATABASE %%I TO %%s', acl.privilege_type, %(name)s, acl.grantee::regrole)
+  FROM pg_database AS d, aclexplode(d.datacl) AS acl
+ WHERE d.datname = %(template)s AND acl.grantee <> 0 AND acl.grantee <> d.datdba
+ UNION ALL
+SELECT format('ALTER ROLE %%s IN DATABASE %%I SET %%I = %%L', s.setrole::regrole, %(name)s,
+              split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1))
+  FROM pg_database AS d
+  JOIN pg_db_role_setting AS s ON s.setdatabase = d.oid AND s.setrole <> 0, unnest(s.setconfig) AS setting
+ WHERE d.datname = %(template)s
+"""
 
 
 @define(eq=False)
@@ -54,8 +67,14 @@ class TestServer:
         if self.server is not None and self.server.binaries.version >= 15:
             # The default, through the write-ahead log, takes twice the time where there is no fsync.
             create += " STRATEGY file_copy"
-        self._execute(create, name, template or "template0")
-        self._databases.add(name)
+        with self._administering() as cursor:
+            _run(cursor, create, name, template or "template0")
+            self._databases.add(name)
+            if template is not None:
+                # A copy has everything of its template but these.
+                cursor.execute(_GRANTS_AND_SETTINGS, {"name": name, "template": template})
+                for (statement,) in cursor.fetchall():
+                    cursor.execute(statement)
         return self.dsn(name)
 
     def template(self, prepare: Callable[[str], None]) -> str:
@@ -78,6 +97,12 @@ class TestServer:
         self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
         self._databases.discard(name)
 
+    def another(self, *, durable: bool = False, settings: Mapping[str, str] = {}) -> PostgresServer:
+        """Start a server for one test, with parameters of its own; its caller stops it."""
+        if self.server is None:
+            return PostgresServer.start(durable=durable, settings=settings)
+        return self.server.another(durable=durable, settings=settings)
+
     def close(self) -> None:
         """Stop our server, or leave the user's as it was."""
         if self.server is not None:
@@ -87,11 +112,20 @@ class TestServer:
             self.drop_database(self.dsn(name))
 
     def _execute(self, statement: str, *names: str) -> None:
+        with self._administering() as cursor:
+            _run(cursor, statement, *names)
+
+    @contextmanager
+    def _administering(self) -> Iterator[Any]:
         # CREATE and DROP DATABASE cannot run in a transaction block.
         with closing(psycopg2.connect(self._dsn)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+                yield cursor
+
+
+def _run(cursor: Any, statement: str, *names: str) -> None:
+    cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 _shared: TestServer | None = None
@@ -105,7 +139,7 @@ def test_server(environ: Mapping[str, str] = os.environ) -> TestServer:
         if dsn:
             _shared = TestServer(dsn)
         else:
-            server = PostgresServer.start()
+            server = PostgresServer.start(keep_fresh=True)
             _shared = TestServer(server.dsn(), server)
         atexit.register(_shared.close)
     return _shared

@@ -21,7 +21,7 @@ from posd.events import normalise
 from posd.protocol.jsontext import decode
 from tests.integration.harness import ROOT
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class DemoTests(SynchronousTestCase):
@@ -56,7 +56,7 @@ class DemoTests(SynchronousTestCase):
         self.assertEqual(list(times), ["sql", "rest"])
         for number, road in enumerate(times.values(), 1):
             self.assertEqual(road["id"], number)
-            self.assertTrue(0 < road["milliseconds"] < 15_000, road)
+            self.assertTrue(0 < road["milliseconds"] < 300_000, road)
 
     def test_it_goes_on_until_it_is_interrupted_and_leaves_nothing(self) -> None:
         process = self.demo("--json")

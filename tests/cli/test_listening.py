@@ -25,7 +25,7 @@ from posd.client import ReceivedEvent
 from tests.cli_runner import posctl
 from tests.till_case import KEY, Curt, Desk, refusal
 
-PATIENCE = 20.0
+PATIENCE = 300.0
 """Seconds after which a test gives up on a process."""
 
 
@@ -54,7 +54,7 @@ class Listener(ProcessProtocol):
 class ProcessTests(TestCase):
     """A terminal on the one side, posd on the other."""
 
-    timeout = 60
+    timeout = 600
 
     def setUp(self) -> None:
         self.desks: DeferredQueue[Desk] = DeferredQueue()

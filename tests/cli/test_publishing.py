@@ -36,7 +36,7 @@ class PublishTests(SynchronousTestCase):
             input=data,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         return Ran(ran.returncode, ran.stdout, ran.stderr)

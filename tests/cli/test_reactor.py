@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.harness import ROOT
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 _EARLY = """
 import os, signal, sys

@@ -7,7 +7,6 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database import migrations
 from posd.store import export
 from posd.testing.postgres import test_server
 from tests.audit_case import after_a_busy_day
@@ -302,7 +301,6 @@ class ExportTests(SynchronousTestCase):
         self.patch(export, "BATCH", 2)
         dsn = test_server().fresh_database(test_server().template(after_a_busy_day))
         self.addCleanup(test_server().drop_database, dsn)
-        migrations.bootstrap(dsn)
         ran = posctl("tenant", "export", "kitchen", dsn=as_role(dsn, "posd"))
         self.assertEqual((ran.code, ran.err), (0, ""))
         lines = [json.loads(line) for line in ran.out.splitlines()]

@@ -36,7 +36,7 @@ class Shop(Desk):
 
 
 class NetworkCase(TestCase):
-    timeout = 30
+    timeout = 300
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp())

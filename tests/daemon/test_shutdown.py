@@ -70,7 +70,7 @@ class StoppingTests(SynchronousTestCase):
         part = self.begin("the feed", 5.0, Deferred())
         with capturedLogs() as logs:
             self.stopping.exit_forcibly_after(0.01, 70, exit_now)
-            self.assertTrue(ended.wait(20))
+            self.assertTrue(ended.wait(300))
         self.assertEqual(statuses, [70])
         (line,) = (each for each in logs if each["log_level"] == LogLevel.critical)
         self.assertEqual(line["name"], "the feed")

@@ -259,7 +259,7 @@ def started_with(names: str, *sockets: socket.socket) -> subprocess.CompletedPro
         pass_fds=descriptors,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -16,7 +16,6 @@ from posd.database import provisioning as provision
 from posd.database.migrations import Migration, version_mismatch
 from posd.errors import SchemaError
 from posd.testing.postgres import test_server
-from posd.testing.server import PostgresServer
 from tests.schema_case import Client, SchemaCase, at_once, eventually
 
 WANTED = ("main/001_first.sql", "main/002_second.sql")
@@ -76,7 +75,7 @@ class BootstrapTests(SynchronousTestCase):
     """A cluster that has never heard of posd."""
 
     def setUp(self) -> None:
-        self.server = PostgresServer.start()
+        self.server = test_server().another()
         self.addCleanup(self.server.stop)
 
     def client(self, dbname: str = "postgres", user: str = "postgres") -> Client:

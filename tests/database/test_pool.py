@@ -10,7 +10,7 @@ from posd.database import pool as module
 from posd.database.pool import Pool
 from posd.database.reconnecting import Executor
 from posd.errors import Busy, StatementFailed, Unavailable
-from posd.testing.postgres import PostgresServer
+from posd.testing.postgres import test_server
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 
 NAME = "posd pool"
@@ -245,7 +245,7 @@ class OutageTests(PoolCase):
         self.assertEqual(database.usage.idle, 1)
 
     async def test_a_pool_heals_when_its_server_restarts(self) -> None:
-        server = PostgresServer.start()
+        server = test_server().another()
         self.addCleanup(server.stop)
         database = await self.started(3, dsn=server.dsn())
         running = begin(database.query("SELECT pg_sleep(20)"))

@@ -17,7 +17,7 @@ from posd.database.connection import ConnectionLost
 from posd.database.reconnect_pauses import ReconnectPauses
 from posd.database.reconnecting import Executor, ReconnectingConnection
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
-from posd.testing.postgres import PostgresServer
+from posd.testing.postgres import test_server
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 
 INSERT = "INSERT INTO public.t VALUES (%s)"
@@ -719,7 +719,7 @@ class RestartTests(LinkCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.server = PostgresServer.start()
+        self.server = test_server().another()
         self.addCleanup(self.server.stop)
 
     async def test_an_idle_link_heals_when_the_server_restarts(self) -> None:

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 from attrs import define, field
 from twisted.internet.defer import Deferred
 
-from posd.database import migrations
 from posd.database.pool import Pool
 from posd.delivery import feed as module
 from posd.delivery.feed import Feed
@@ -110,7 +109,6 @@ class FeedCase(DatabaseCase):
 
     def setUp(self) -> None:
         super().setUp()
-        migrations.bootstrap(self.dsn)
         self.door, self.tills, self.keys = Door(), Tills(), Keys()
 
     def new(self, database: Pool) -> Feed:
@@ -357,8 +355,39 @@ class FirstCanaryTests(FeedCase):
         await feed._send_canary()
         self.assertEqual((feed.canaries_missed, feed.canary_is_missing, feed.up), (0, False, True))
 
+    async def test_one_that_is_lost_is_counted_once_and_makes_it_listen_anew(self) -> None:
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        await feed._connection.execute("UNLISTEN *")
+        await feed._send_canary()
+        # Whatever is on its way now has taken too long.
+        self.patch(module, "_CANARY_SECONDS", 0)
+        await feed._send_canary()
+        self.assertEqual((feed.canaries_missed, feed.canary_is_missing), (1, True))
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        await until(lambda: feed.up and not feed.canary_is_missing, "it hears again")
+        await self.passed()
+        self.assertEqual((feed.canaries_missed, feed.canary_is_missing), (1, False))
+
+    async def test_a_connection_that_is_lost_is_not_a_canary_that_is(self) -> None:
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        feed = await self.started()
+        for _ in range(3):
+            await until(lambda: feed.canary_seconds is not None, "the canary came")
+            await feed._connection.execute("UNLISTEN *")
+            await feed._send_canary()
+            for pid in self.backends("posd feed"):
+                self.admin.run("SELECT pg_terminate_backend(%s)", pid)
+            await until(lambda: feed.canary_seconds is None, "the connection went")
+            self.tills.checked.clear()
+            await until(lambda: feed.up and bool(self.tills.checked), "it looks what it missed")
+        self.assertEqual(feed.canaries_missed, 0)
+
 
 class CanaryTests(FeedCase):
+    """Canaries that are sent from time to time. On a busy machine, some of them take longer than that."""
+
     def setUp(self) -> None:
         super().setUp()
         self.patch(module, "_CANARY_SECONDS", 0.1)
@@ -366,29 +395,15 @@ class CanaryTests(FeedCase):
     async def test_a_canary_that_comes_is_timed(self) -> None:
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
-        self.assertLess(feed.canary_seconds or 0.0, 5.0)
+        self.assertGreater(feed.canary_seconds or 0.0, 0.0)
 
-    async def test_a_canary_that_is_lost_makes_it_listen_anew(self) -> None:
+    async def test_a_canary_that_is_lost_is_noticed(self) -> None:
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
+        missed = feed.canaries_missed
         await feed._connection.execute("UNLISTEN *")
-        await until(lambda: feed.canaries_missed == 1, "one was missed")
-        self.assertTrue(feed.canary_is_missing)
+        await until(lambda: feed.canaries_missed > missed, "one was missed")
         await until(lambda: feed.up and feed.canary_seconds is not None, "it hears again")
-        await self.passed()
-        self.assertEqual(feed.canaries_missed, 1)
-        self.assertFalse(feed.canary_is_missing)
-
-    async def test_a_connection_that_is_lost_is_not_a_canary_that_is(self) -> None:
-        feed = await self.started()
-        for _ in range(3):
-            await until(lambda: feed.canary_seconds is not None, "the canary came")
-            for pid in self.backends("posd feed"):
-                self.admin.run("SELECT pg_terminate_backend(%s)", pid)
-            await until(lambda: feed.canary_seconds is None, "the connection went")
-            self.tills.checked.clear()
-            await until(lambda: feed.up and bool(self.tills.checked), "it looks what it missed")
-        self.assertEqual(feed.canaries_missed, 0)
 
 
 class StoppingTests(FeedCase):

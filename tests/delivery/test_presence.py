@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 from twisted.internet.defer import gatherResults
 from twisted.logger import LogLevel, capturedLogs
 
-from posd.database import migrations
 from posd.database.pool import Pool
 from posd.delivery import bulk_writer
 from posd.delivery.pending_writes import subscription
@@ -35,7 +34,6 @@ class PresenceTests(DatabaseCase):
 
     def setUp(self) -> None:
         super().setUp()
-        migrations.bootstrap(self.dsn)
         self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 100")
 
     async def database(self) -> Pool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import PostgresServer
-from tests.integration.harness import TWISTD, Daemon, Shop
+from posd.testing.postgres import test_server
+from tests.integration.harness import Daemon, Shop
 from tests.integration.load import Load
 from tests.integration.wire import Ended, Refused, Till
 from tests.integration.wire_case import until
@@ -27,19 +27,18 @@ class ChaosCase(SynchronousTestCase):
     """A shop `kitchen` on a durable server that is only this test's."""
 
     def setUp(self) -> None:
-        self.server = PostgresServer.start(durable=True)
+        self.server = test_server().another(durable=True)
         self.addCleanup(self.server.stop)
         self.shop = Shop.open([SLUG], server=self.server)
         self.addCleanup(self.shop.close)
         self.key = self.shop.key()
 
     def node(self, dsn: str | None = None) -> Daemon:
-        return self.shop.start(LIMITS, dsn=dsn, twistd=TWISTD)
+        return self.shop.start(LIMITS, dsn=dsn)
 
-    def again(self, posd: Daemon) -> None:
-        """Start a daemon where another one was."""
-        # The time that a whole start takes is in what these tests report.
-        self.shop.start(LIMITS, port=posd.port, twistd=TWISTD)
+    def again(self, posd: Daemon, twistd: Sequence[str] = ()) -> None:
+        """Start a daemon where another one was; see `Shop.start`."""
+        self.shop.start(LIMITS, port=posd.port, twistd=twistd)
 
     def busy(self, *nodes: Daemon) -> Load:
         """Writers on every road and tills of every kind, all of them well under way."""
@@ -72,7 +71,7 @@ class ChaosCase(SynchronousTestCase):
             except (Refused, Ended, OSError):
                 return None
 
-        till = until(attempt, "a till is let in", 40)
+        till = until(attempt, "a till is let in", 300)
         assert till is not None
         return till
 
@@ -83,7 +82,7 @@ class ChaosCase(SynchronousTestCase):
             "SELECT dinedesk_main.pos_publish(%s, 'note', '{}') FROM generate_series(1, %s)",
             (SLUG, count),
         )
-        until(lambda: self.head() >= before + count, f"{count} events after {before}", 40)
+        until(lambda: self.head() >= before + count, f"{count} events after {before}", 300)
 
     def head(self) -> int:
         ((head,),) = self.shop.query("SELECT last_seq FROM dinedesk_main.pos_heads")

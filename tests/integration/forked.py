@@ -20,9 +20,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
+
+from posd.security.key_index import KeyIndex
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -153,6 +157,7 @@ def _main() -> None:
                 os.close(answering)
                 order = json.loads(line)
                 _become(order)
+                _tell_looks(order["log"])
                 program = twistd.run if order["arguments"][0] == "twistd" else posd.cli.main
                 program()
                 return
@@ -163,6 +168,25 @@ def _main() -> None:
         os.waitpid(between, 0)
         with open(answer) as told:  # noqa: PTH123
             print(told.readline(), end="", flush=True)
+
+
+def _tell_looks(log: str) -> None:
+    """Have the daemon write down when its last look for new keys began, once that look has ended."""
+    look = KeyIndex._bring_up_to_date
+
+    async def told(index: KeyIndex) -> None:
+        began = time.monotonic()
+        await look(index)
+        # There may be no descriptor left.
+        with suppress(OSError), open(looks_of(log), "w") as file:  # noqa: PTH123
+            file.write(f"{began:.9f}\n")
+
+    KeyIndex._bring_up_to_date = told  # type: ignore[method-assign, assignment]
+
+
+def looks_of(log: Path | str) -> str:
+    """Where a forked daemon with this log tells when it has looked for new keys."""
+    return f"{log}.looks"
 
 
 def _become(order: dict[str, Any]) -> None:

@@ -6,11 +6,10 @@ that something unforeseen happened, and so must every answer on the way.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -18,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.harness import Daemon, Shop
 from tests.integration.peer import PING, TEXT, Answer, Peer, frame
+from tests.integration.shared import shared
 from tests.integration.wire_case import until
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -29,13 +29,18 @@ LEAKED: Final = ("Traceback", "Error:", "psycopg", "twisted", "/posd/", "SELECT 
 _numbers = itertools.count(1)
 
 
-@functools.cache
-def besieged(
-    configuration: str, dsn: Callable[[Shop], str] = lambda shop: shop.dsn
+@shared
+def besieged(stack: ExitStack, configuration: str) -> tuple[Shop, Daemon]:
+    """A shop and its daemon, for all tests that want it like that."""
+    return under_siege(stack, configuration)
+
+
+def under_siege(
+    stack: ExitStack, configuration: str, dsn: Callable[[Shop], str] = lambda shop: shop.dsn
 ) -> tuple[Shop, Daemon]:
     """A shop and its daemon, which logs as much as it can. `dsn` is its way to the database."""
     shop = Shop.open([])
-    atexit.register(shop.close)
+    stack.callback(shop.close)
     shop.add_tenant(NEIGHBOUR)
     (shop.folder / "conf.d").mkdir()
     (shop.folder / "conf.d" / "loud.toml").write_text('[logging]\nlevel = "debug"\n')

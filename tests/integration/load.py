@@ -37,7 +37,7 @@ _ISOLATION: Final = (
     ISOLATION_LEVEL_SERIALIZABLE,
 )
 _PAUSE: Final = 0.02
-_GIVE_UP: Final = 90.0
+_GIVE_UP: Final = 300.0
 
 
 class RolledBack(Exception):

@@ -94,7 +94,7 @@ class Line:
             self.hang_up()
         if self._connection is None:
             self._connection = http.client.HTTPSConnection(
-                "localhost", self.posd.port, timeout=30, context=self.posd.tls()
+                "localhost", self.posd.port, timeout=300, context=self.posd.tls()
             )
         self._connection.request(method, place, sent, headers)
         return self._connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.integration.chaos_case import LIMITS, SLUG, ChaosCase, report
+from tests.integration.harness import TWISTD
 from tests.integration.postgres_proxy import Proxy
 from tests.integration.wire import Refused, Till
 from tests.integration.wire_case import until
@@ -19,7 +20,8 @@ class ProcessTests(ChaosCase):
 
         def calamity() -> None:
             posd.kill()
-            self.again(posd)
+            # What this reports has a whole start in it.
+            self.again(posd, TWISTD)
 
         self.survives(load, "posd kill -9", calamity)
 
@@ -34,7 +36,8 @@ class ProcessTests(ChaosCase):
 
         def calamity() -> None:
             self.assertEqual(posd.stop(), 0)
-            self.again(posd)
+            # What this reports has a whole start in it.
+            self.again(posd, TWISTD)
 
         self.survives(load, "posd SIGTERM and start", calamity)
 
@@ -133,7 +136,7 @@ class NotifyTests(ChaosCase):
         till = self.dial(self.posd)
         self.proxy.deaf = True
         began = time.monotonic()
-        until(lambda: "NOTIFY does not arrive" in self.posd.log(), "the canary is missed", 40)
+        until(lambda: "NOTIFY does not arrive" in self.posd.log(), "the canary is missed", 300)
         report("every NOTIFY lost → noticed", time.monotonic() - began)
         self.proxy.deaf = False
         self.publish(1)
@@ -186,7 +189,7 @@ class NodesTests(ChaosCase):
         until(lambda: self.connected() == 3, "all are in the books")
         began = time.monotonic()
         self.one.kill()
-        until(lambda: self.connected() == 1, "those of the dead node are gone", 40)
+        until(lambda: self.connected() == 1, "those of the dead node are gone", 300)
         report("a node kill -9 → its tills out of the books", time.monotonic() - began)
 
     def test_a_device_of_a_dead_node_goes_on_at_another(self) -> None:

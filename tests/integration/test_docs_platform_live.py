@@ -157,7 +157,7 @@ class PageTests(SynchronousTestCase):
             stdin=subprocess.DEVNULL,
             text=True,
             check=False,
-            timeout=60,
+            timeout=3000,
         )
         return ran.stdout
 
@@ -226,7 +226,7 @@ class OtherClaimsTests(SynchronousTestCase):
             ({**json_type, "Host": "evil.example"}, 403),
             ({"Content-Type": "text/plain"}, 415),
         ):
-            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
                 connection.request(
                     "POST",
                     "/broadcast",

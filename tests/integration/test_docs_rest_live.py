@@ -107,7 +107,7 @@ class PageTests(SynchronousTestCase):
             stdin=subprocess.DEVNULL,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
         return ran.stdout
 

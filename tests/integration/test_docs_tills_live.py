@@ -28,7 +28,7 @@ from tests.integration.wire import Refused, Till
 from tests.server_sent import events_in
 
 PAGE = "docs/tills.md"
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 _MOMENT = re.compile(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"')
 _CHANCE = re.compile(r'("(?:connectionId|requestId)":)"[0-9a-f-]+"')
@@ -380,7 +380,7 @@ class TryTests(SynchronousTestCase):
                 env=self.environ,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
                 check=False,
             )
             self.assertEqual(ran.returncode, 0, (line, ran.stdout, ran.stderr))
@@ -392,7 +392,7 @@ class TryTests(SynchronousTestCase):
         else:
             self.fail("the demo ended without a word about the posd that was killed")
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
         self.assertEqual(process.returncode, 0, out)
         self.assertFalse((self.folder / "demo").exists())
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.integration.harness import Daemon, Shop
 from tests.integration.wire import Till
 
-_SECONDS = 20.0
+_SECONDS = 300.0
 ASLEEP = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7097, 10)"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import http.client
 import json
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Final
 
 from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.harness import Daemon, Reply, Shop
+from tests.integration.shared import shared
 from tests.integration.wire import Refused, Till
 
 TILLS: Final = frozenset(("tenant", "device"))
@@ -108,13 +109,8 @@ class Called:
 class Scene:
     """Two shops with the same names in both, and keys of every kind for each."""
 
-    _scene: Scene | None = None
-
-    def __init__(self, shop: Shop | None = None, posd: Daemon | None = None) -> None:
-        self.shop = shop or Shop.open(["kitchen", "grill"])
-        atexit.register(self.shop.close)
-        more = "[limits]\nfailed_auth_per_minute = 100000\n"
-        self.posd: Daemon = posd or self.shop.start(more)
+    def __init__(self, shop: Shop, posd: Daemon) -> None:
+        self.shop, self.posd = shop, posd
         self.keys = {
             slug: {
                 "tenant": self.shop.key("tenant", slug),
@@ -128,12 +124,6 @@ class Scene:
         self.fill("grill", SECRET, IN_BOTH)
         self.fill("grill", SECRET, OF_GRILL)
         self.operations = [*self.described()]
-
-    @classmethod
-    def get(cls) -> Scene:
-        if cls._scene is None:
-            cls._scene = cls()
-        return cls._scene
 
     def fill(self, slug: str, customer: str, names: dict[str, str]) -> None:
         platform = self.keys[slug]["platform"]
@@ -177,7 +167,7 @@ class Scene:
     def begin_stream(self, address: str, key: str | None) -> Reply:
         """The head of the answer, and of a stream what comes first."""
         connection = http.client.HTTPSConnection(
-            "localhost", self.posd.port, timeout=30, context=self.posd.tls()
+            "localhost", self.posd.port, timeout=300, context=self.posd.tls()
         )
         try:
             connection.request("GET", address, headers={"X-API-Key": key} if key else {})
@@ -207,9 +197,16 @@ class Scene:
         }
 
 
+@shared
+def scene(stack: ExitStack) -> Scene:
+    shop = Shop.open(["kitchen", "grill"])
+    stack.callback(shop.close)
+    return Scene(shop, shop.start("[limits]\nfailed_auth_per_minute = 100000\n"))
+
+
 class EveryEndpointCase(SynchronousTestCase):
     def setUp(self) -> None:
-        self.scene = Scene.get()
+        self.scene = scene()
         self.kitchen, self.grill = self.scene.keys["kitchen"], self.scene.keys["grill"]
 
     def at_tenants(self) -> Iterator[Called]:

@@ -15,7 +15,7 @@ from attrs import evolve
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from posd.database import migrations
-from posd.testing.postgres import PostgresServer
+from posd.testing.postgres import PostgresServer, test_server
 from tests.failover.verdict import Verdict
 from tests.integration.chaos_case import LIMITS, SLUG, ChaosCase
 from tests.integration.harness import Daemon, Reply, Shop, free_port
@@ -52,7 +52,7 @@ class FailoverCase(ChaosCase):
         ports = (free_port(), free_port())
         # What is told to be committed is in the kernel at least; nobody cuts the power here.
         confirmed = {"synchronous_commit": "on", "listen_addresses": "127.0.0.1"}
-        self.server = PostgresServer.start(settings={**confirmed, "port": str(ports[0])})
+        self.server = test_server().another(settings={**confirmed, "port": str(ports[0])})
         self.addCleanup(self.server.stop)
         self.shop = Shop.open([SLUG], server=self.server)
         self.addCleanup(self.shop.close)
@@ -76,7 +76,7 @@ class FailoverCase(ChaosCase):
         """Wait until the primary sees the standby in this state, or does not see it."""
         wanted = [(state, sync_state) for state in states]
         seen = "SELECT state, sync_state FROM pg_stat_replication"
-        until(lambda: query(self.server, seen) == wanted, f"the standby is {wanted}", 40)
+        until(lambda: query(self.server, seen) == wanted, f"the standby is {wanted}", 300)
 
     def replicate_synchronously(self) -> None:
         configure(self.server, "synchronous_standby_names", "*")
@@ -108,7 +108,7 @@ class FailoverCase(ChaosCase):
     def wait_for_replay(self) -> None:
         ((written,),) = query(self.server, "SELECT pg_current_wal_lsn()::text")
         replayed = f"SELECT pg_last_wal_replay_lsn() >= '{written}'"
-        until(lambda: query(self.standby, replayed) == [(True,)], "the standby has it all", 40)
+        until(lambda: query(self.standby, replayed) == [(True,)], "the standby has it all", 300)
 
     def fail_over(self) -> None:
         """The primary dies and stays away; the standby takes over."""
@@ -136,9 +136,9 @@ class BootstrapTests(FailoverCase):
         there = "SELECT 1 FROM pg_database WHERE datname = 'another'"
         with ThreadPoolExecutor(1) as threads:
             made = threads.submit(migrations.bootstrap, dsn)
-            until(lambda: query(self.server, there), "the database is made", 40)
+            until(lambda: query(self.server, there), "the database is made", 300)
             query(self.standby, "SELECT pg_wal_replay_resume()")
-            self.assertTrue(made.result(40))
+            self.assertTrue(made.result(300))
 
 
 class SynchronousTests(FailoverCase):
@@ -166,7 +166,7 @@ class SynchronousTests(FailoverCase):
         stream = till.connected["streamId"]
         till.hang_up()
         self.fail_over()
-        posd.wait_ready(40)
+        posd.wait_ready()
         again = self.dial_again(posd, f"?last_event_id=3&stream_id={stream}", device="POS_BAR_1")
         greeting = again.connected
         self.assertEqual((greeting["resync"], greeting["resumedFrom"]), (None, 3))
@@ -187,14 +187,14 @@ class SynchronousTests(FailoverCase):
         waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = 'posd'"
         with ThreadPoolExecutor(1) as threads:
             answer = threads.submit(publish)
-            until(lambda: query(self.server, waits), "the COMMIT waits for the standby", 40)
+            until(lambda: query(self.server, waits), "the COMMIT waits for the standby", 300)
             self.assertTrue(till.next_is_pong(1))
             self.assertFalse(answer.done())
             self.resume_replication()
-            reply = answer.result(40)
+            reply = answer.result(300)
         # After ten seconds posd answers that it does not know; then the same call is made again.
         self.assertIn(reply.status, (201, 503))
-        until(lambda: publish().status in (200, 201), "it is confirmed", 40)
+        until(lambda: publish().status in (200, 201), "it is confirmed", 300)
         self.assertEqual(till.receive()["id"], 1)
         self.assertTrue(till.next_is_pong(2))
 
@@ -226,7 +226,7 @@ class AsynchronousTests(FailoverCase):
         for till in (self.ahead, self.unnamed):
             till.hang_up()
         self.fail_over()
-        self.posd.wait_ready(40)
+        self.posd.wait_ready()
         self.publish(3)
 
     def follow(self, device: str | None = None) -> Till:
@@ -268,7 +268,7 @@ class AsynchronousLoadTests(FailoverCase):
         self.cut_replication()
         load.past(load.head() + 20)
         self.fail_over()
-        until(lambda: self.went_on(load), "every till has come back", 40)
+        until(lambda: self.went_on(load), "every till has come back", 300)
         load.finish()
         self.assertEqual([node.process.poll() for node in nodes], [None, None])
         verdict = Verdict.over(load, [each for rover in load.rovers for each in rover.faults])

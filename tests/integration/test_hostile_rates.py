@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import itertools
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from psycopg2.extensions import parse_dsn
 
 from tests.integration.harness import Daemon, Shop
-from tests.integration.hostile_case import HostileCase, besieged
+from tests.integration.hostile_case import HostileCase, under_siege
 from tests.integration.peer import PING, PONG, TEXT, Answer, Peer, frame, request
 from tests.integration.postgres_proxy import Proxy
+from tests.integration.shared import shared
 from tests.integration.wire_case import until
 
 _NOTE: Final = {"type": "note", "data": {"n": 1}}
@@ -27,8 +27,8 @@ _FOR_ANYBODY: Final = b"ORDER BY k.tenant_id NULLS FIRST"
 """By these a statement is known that looks a key up (`posd.store.credentials`)."""
 
 
-@functools.cache
-def watched(configuration: str) -> tuple[Shop, Daemon, Proxy]:
+@shared
+def watched(stack: ExitStack, configuration: str) -> tuple[Shop, Daemon, Proxy]:
     """A shop, its daemon, and what is between it and PostgreSQL."""
     proxies: list[Proxy] = []
 
@@ -36,11 +36,11 @@ def watched(configuration: str) -> tuple[Shop, Daemon, Proxy]:
         database = parse_dsn(shop.dsn)
         proxy = Proxy(Path(database["host"]), watched=(_FOR_A_TENANT, _FOR_ANYBODY))
         proxy.start()
-        atexit.register(proxy.stop)
+        stack.callback(proxy.stop)
         proxies.append(proxy)
         return proxy.dsn(database["dbname"])
 
-    return *besieged(configuration, way), proxies[0]
+    return *under_siege(stack, configuration, way), proxies[0]
 
 
 class RatesCase(HostileCase):

@@ -14,7 +14,7 @@ from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import PostgresServer, test_server
+from posd.testing.postgres import test_server
 from tests.integration.harness import Daemon, Shop
 from tests.integration.shop_mischief import Mischief
 from tests.integration.wire import Till
@@ -30,7 +30,7 @@ class HostileShopTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         # Its log is looked into.
-        self.server = test_server().server or PostgresServer.start()
+        self.server = test_server().server or test_server().another()
         if self.server is not test_server().server:
             self.addCleanup(self.server.stop)
 

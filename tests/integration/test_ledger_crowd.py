@@ -84,7 +84,7 @@ class Till:
 
 
 class CrowdTests(StoreCase):
-    timeout = 120
+    timeout = 600
 
     async def crowd(self, dice: random.Random) -> list[Till]:
         tills = []

@@ -22,7 +22,7 @@ from tests.integration.harness import Daemon, Shop
 from tests.integration.wire_case import until
 from tests.odd_certificates import issue_odd_certificate
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class MetricsTests(WireCase):
     )
 
     def scrape(self) -> str:
-        with closing(http.client.HTTPConnection("127.0.0.1", LOCAL, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", LOCAL, timeout=300)) as connection:
             connection.request("GET", "/metrics")
             answer = connection.getresponse()
             self.assertEqual(answer.status, 200)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import http.client
 import itertools
 import os
@@ -12,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.broadcaster import BlockingBroadcaster, Credentials, PublishFailed
 from posd.security.private_ca import IssuedCertificate, make_client
 from tests.integration.harness import ROOT, Daemon, Shop
+from tests.integration.shared import shared
 from tests.integration.wire import WAIT, Till
 from tests.integration.wire_case import until
 
@@ -41,10 +40,10 @@ class Mutual(Daemon):
         return context
 
 
-@functools.cache
-def running() -> tuple[Shop, Mutual]:
+@shared
+def running(stack: ExitStack) -> tuple[Shop, Mutual]:
     shop = Shop.open()
-    atexit.register(shop.close)
+    stack.callback(shop.close)
     own = make_client(shop.folder / "tills", "POS_1")
     (shop.folder / "conf.d").mkdir()
     (shop.folder / "conf.d" / "mutual.toml").write_text(

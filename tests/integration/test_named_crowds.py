@@ -11,7 +11,7 @@ from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import PostgresServer
+from posd.testing.postgres import test_server
 from tests.integration.crowd import Crowd
 from tests.integration.harness import Daemon, Shop, free_port
 from tests.integration.postgres_proxy import Proxy
@@ -38,7 +38,7 @@ class NamedCrowdCase(SynchronousTestCase):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         self.slugs = [f"shop-{number}" for number in range(_SHOPS)]
-        self.server = PostgresServer.start()
+        self.server = test_server().another()
         self.addCleanup(self.server.stop)
         self.shop = Shop.open(self.slugs, server=self.server)
         self.addCleanup(self.shop.close)

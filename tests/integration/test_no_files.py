@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import http.client
 import json
 import resource
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.harness import ROOT, Shop
 from tests.integration.peer import Peer, request
+from tests.integration.shared import shared
 from tests.integration.test_every_endpoint import IN_BOTH, Called, Scene
 from tests.integration.wire import Till
 from tests.integration.wire_case import until
@@ -24,13 +24,14 @@ _PROCESS: Final = "'/proc/self/"
 """What Prometheus is told of the process comes from the kernel, at each scrape."""
 
 
-@functools.cache
-def audited(purpose: str) -> tuple[Scene, Path, int]:
+@shared
+def audited(stack: ExitStack, purpose: str) -> tuple[Scene, Path, int]:
     """Two shops, the file where their daemon writes down what it opens, and its size after the start.
 
     Each purpose has a daemon of its own.
     """
     shop = Shop.open(["kitchen", "grill"])
+    stack.callback(shop.close)
     # What is loaded when it is first needed differs from shop to shop.
     shop.query(
         "UPDATE dinedesk_main.tenants SET timezone = 'Asia/Tokyo', default_region = 'JP', currency = 'BHD'"
@@ -140,7 +141,7 @@ class NoDescriptorTests(SynchronousTestCase):
         self.scene, _, _ = audited("descriptors")
         self.posd = self.scene.posd
         self.connection = http.client.HTTPSConnection(
-            "localhost", self.posd.port, timeout=30, context=self.posd.tls()
+            "localhost", self.posd.port, timeout=300, context=self.posd.tls()
         )
         self.addCleanup(self.connection.close)
         self.assertEqual(self.ask("GET", "/health/live"), 200)

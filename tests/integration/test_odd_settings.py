@@ -8,7 +8,7 @@ from contextlib import closing
 import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import PostgresServer
+from posd.testing.postgres import test_server
 from tests.cli_runner import posctl
 from tests.integration.harness import Shop
 from tests.integration.wire import Till
@@ -20,7 +20,7 @@ NAME = "Zoë 🍕 O'Neill \\ \" \\' end"
 
 class OddSettingsTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.server = PostgresServer.start()
+        self.server = test_server().another()
         self.addCleanup(self.server.stop)
         with closing(psycopg2.connect(self.server.dsn())) as connection:
             connection.autocommit = True

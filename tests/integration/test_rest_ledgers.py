@@ -57,7 +57,7 @@ class Counter:
 
     def connection(self) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(
-            "localhost", self.posd.port, timeout=60, context=self.posd.tls()
+            "localhost", self.posd.port, timeout=300, context=self.posd.tls()
         )
 
     def ask(

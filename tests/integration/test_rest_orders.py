@@ -332,7 +332,7 @@ class LookingTests(OrdersCase):
         body = b'{"orderId":"A-1","totalAmount":12.30,"items":[{"name":"Naan","price":3.50}]}'
         self.place(body)
         connection = http.client.HTTPSConnection(
-            "localhost", self.posd.port, timeout=30, context=self.posd.tls()
+            "localhost", self.posd.port, timeout=300, context=self.posd.tls()
         )
         self.addCleanup(connection.close)
         connection.request(

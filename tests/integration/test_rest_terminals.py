@@ -277,7 +277,7 @@ class PendingTests(TerminalCase):
         body = b'{"orderId":"A-2","totalAmount":12.30,"createdAt":"2026-01-01T00:00:00Z"}'
         self.ask("POST", "/orders", body, self.platform)
         connection = http.client.HTTPSConnection(
-            "localhost", self.posd.port, timeout=30, context=self.posd.tls()
+            "localhost", self.posd.port, timeout=300, context=self.posd.tls()
         )
         self.addCleanup(connection.close)
         connection.request(

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg2
 
 from posd.database import migrations
-from posd.testing.server import PostgresServer
+from posd.testing.postgres import test_server
 from tests.schema_case import CASHIER, GRILL_SHOP, KITCHEN_SHOP, SchemaCase, add, two_shops
 
 PUBLISH = "SELECT dinedesk_main.pos_publish(%s, %s, %s::jsonb)"
@@ -297,7 +297,7 @@ class TwoPhaseTests(SchemaCase):
 
     def test_it_may_do_without_the_notification(self) -> None:
         """Prepared, its transaction keeps its share of the lock, so the doorman does not fall asleep."""
-        server = PostgresServer.start(settings={"max_prepared_transactions": "2"})
+        server = test_server().another(settings={"max_prepared_transactions": "2"})
         self.addCleanup(server.stop)
         dsn = server.dsn("shops")
         two_shops(dsn)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import psycopg2
 
-from posd.testing.server import PostgresServer
+from posd.testing.postgres import test_server
 from tests.schema_case import NODE, Entry, SchemaCase, two_shops
 
 OTHER_NODE = UUID("1c2a5b0e-0f4e-4d6d-9c39-3f3a7b2b8e11")
@@ -315,7 +315,7 @@ class FingerprintTests(SchemaCase):
         self.assertNotEqual(self.admin.value(self.FINGERPRINT), known)
 
     def test_a_standby_that_was_promoted_has_another_at_once(self) -> None:
-        server = PostgresServer.start()
+        server = test_server().another()
         self.addCleanup(server.stop)
         dsn = server.dsn("shops")
         two_shops(dsn)

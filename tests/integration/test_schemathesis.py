@@ -22,7 +22,7 @@ from tests.integration.harness import Shop
 
 _SEED = 20261122
 _EXAMPLES = 10
-_PATIENCE = 300.0
+_PATIENCE = 900.0
 _LIMITS = """
 [limits]
 failed_auth_per_minute = 1000000

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import re
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Final
 
 import psycopg2
 from psycopg2.extensions import make_dsn
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.postgres import PostgresServer
+from posd.testing.postgres import test_server
 from tests.cli_runner import posctl
 from tests.integration.canaries import Canaries
 from tests.integration.harness import Shop
 from tests.integration.secrets_drive import CARD, EMAIL, PHONE, Asked, Drive
+from tests.integration.shared import shared
 from tests.integration.wire_case import until
 
 FORMATS: Final = ("json", "journal", "text")
@@ -43,14 +43,12 @@ _MENDED: Final = "DROP TRIGGER refuse ON {table}"
 class Scene:
     """A posd with everything said to it, and with a database that refuses everything afterwards."""
 
-    _scene: Scene | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, stack: ExitStack) -> None:
         # One's own, since its log is looked at; the daemon comes as the role that it has in a shop.
-        self.server = PostgresServer.start()
-        atexit.register(self.server.stop)
+        self.server = test_server().another()
+        stack.callback(self.server.stop)
         self.shop = Shop.open(["kitchen", "grill"], server=self.server)
-        atexit.register(self.shop.close)
+        stack.callback(self.shop.close)
         (self.shop.folder / "conf.d").mkdir()
         self.configure("json")
         self.dsn = str(make_dsn(self.shop.dsn, user="posd"))
@@ -60,12 +58,6 @@ class Scene:
         self.metrics = self.scrape()
         self.well = len(self.drive.asked)
         self.spoil()
-
-    @classmethod
-    def get(cls) -> Scene:
-        if cls._scene is None:
-            cls._scene = cls()
-        return cls._scene
 
     def configure(self, format_name: str) -> None:
         path = self.shop.folder / "conf.d" / "logging.toml"
@@ -115,11 +107,16 @@ class Scene:
         return canaries
 
 
+@shared
+def scene(stack: ExitStack) -> Scene:
+    return Scene(stack)
+
+
 class SecretsTests(SynchronousTestCase):
     """After all that, nothing of it is to be found."""
 
     def setUp(self) -> None:
-        self.scene = Scene.get()
+        self.scene = scene()
         self.drive, self.canaries = self.scene.drive, self.scene.canaries
 
     maxDiff = None
@@ -201,7 +198,7 @@ class SecretsTests(SynchronousTestCase):
             input=order,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         said += ended.stdout + ended.stderr

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from decimal import Decimal
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final
 
 from attrs import frozen
@@ -14,8 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.events.fields import snake
 from tests import strict_till
 from tests.cli_runner import as_role, posctl
+from tests.integration.harness import Shop
+from tests.integration.shared import shared
 from tests.integration.shop_player import Player
-from tests.integration.wire_case import running, until
+from tests.integration.wire_case import until
 from tests.shop_books import CARDS, PLATFORM, POINTS, TENDERS, WAY, Told, movements
 from tests.shop_day import ShopDay
 from tests.shop_deeds import DATE, FRONT, TILLS, Reported
@@ -104,14 +106,16 @@ def evening(seed: int) -> Evening:
     return played
 
 
-@cache
-def _played(seed: int) -> Evening | AssertionError:
+@shared
+def _played(stack: ExitStack, seed: int) -> Evening | AssertionError:
     """Play a day, once for all tests."""
-    shop, posd = running("[limits]\nfailed_auth_per_minute = 10000")
+    shop = Shop.open([])
+    stack.callback(shop.close)
+    posd = shop.start("[limits]\nfailed_auth_per_minute = 10000")
     slug = f"day-{seed}"
     shop.add_tenant(slug)
     day, player = ShopDay.of(seed), Player(shop, posd, slug)
-    atexit.register(player.close)
+    stack.callback(player.close)
     try:
         player.open()
         for moment in day.moments:

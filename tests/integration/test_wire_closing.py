@@ -92,13 +92,13 @@ class RevocationTests(WireCase):
     def test_a_revoked_key_closes_its_connections_and_no_others(self) -> None:
         revoked, other = self.connected(_DEVICE), self.connected("POS_BAR_2")
         self.change("revoked_at = now()", _DEVICE)
-        self.assert_ended(revoked.ended(5), 4001)
+        self.assert_ended(revoked.ended(), 4001)
         self.assertTrue(other.next_is_pong(1))
 
     def test_a_key_that_is_deleted_is_as_good_as_revoked(self) -> None:
         till = self.connected(_DEVICE)
         self.rows("DELETE FROM dinedesk_main.pos_api_keys WHERE {mine}")
-        self.assert_ended(till.ended(5), 4001)
+        self.assert_ended(till.ended(), 4001)
 
     def test_a_key_ends_when_its_time_has_come(self) -> None:
         till = self.connected(_DEVICE)
@@ -110,20 +110,24 @@ class RevocationTests(WireCase):
         self.rows(write, "a-key-of-old", self.slug)
         till = self.dial(key="a-key-of-old")
         self.rows(write, "a-key-of-now", self.slug)
-        self.assert_ended(till.ended(5), 4001)
+        self.assert_ended(till.ended(), 4001)
 
     def test_a_tenant_that_is_disabled_has_no_tills(self) -> None:
         till = self.dial()
         self.rows("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = %s", self.slug)
-        self.assert_ended(till.ended(5), 4001)
-
-    def test_posd_sends_home_within_a_second_or_so(self) -> None:
-        till = self.connected(_DEVICE)
-        began = time.monotonic()
-        self.change("revoked_at = now()", _DEVICE)
         self.assert_ended(till.ended(), 4001)
-        # By NOTIFY, and not by the look every five seconds. The machine may be busy.
-        self.assertLess(time.monotonic() - began, 4.5)
+
+    def test_posd_sends_home_by_a_notification_and_not_by_the_look_every_five_seconds(self) -> None:
+        spans: list[float] = []
+        # One that begins with the end of another begins with a look, if it was a look that ended that.
+        while min(spans[1:], default=5.0) > 4.5:
+            self.assertLess(len(spans), 10, spans)
+            device = f"POS_BAR_{len(spans)}"
+            till = self.connected(device)
+            self.change("revoked_at = now()", device)
+            began = time.monotonic()
+            self.assert_ended(till.ended(), 4001)
+            spans.append(time.monotonic() - began)
 
 
 class FarewellTests(WireCase):
@@ -155,7 +159,7 @@ class FarewellTests(WireCase):
         with ThreadPoolExecutor(6) as crowd:
             watching = [crowd.submit(watch, till) for till in (*old, *new)]
             posd.terminate()
-            codes = [each.result(30) for each in watching]
+            codes = [each.result(300) for each in watching]
         self.assertEqual(codes, [1006] * 3 + [1001] * 3)
         self.assertLess(max(moments[till] for till in new), max(moments[till] for till in old))
         self.assertEqual(posd.stop(), 0)
@@ -179,22 +183,22 @@ class PatienceTests(SynchronousTestCase):
         self.assertEqual(ended.code, code)
 
     def test_a_connection_that_has_stood_for_ten_seconds_has_its_devices_place(self) -> None:
-        ended, seconds = _waiting()["displaced"].result(60)
+        ended, seconds = _waiting()["displaced"].result(300)
         self.assert_ended(ended, 4009)
         self.assertGreater(seconds, 9)
 
     def test_a_till_that_is_not_heard_any_more_is_dropped(self) -> None:
-        ended, seconds, pings = _waiting()["silent"].result(60)
+        ended, seconds, pings = _waiting()["silent"].result(300)
         self.assert_ended(ended, 1006)
         # Two heartbeats and five seconds, and up to five more until it is looked at.
         self.assertGreater(seconds, 6)
         self.assertGreater(pings, 0)
 
     def test_one_that_says_anything_at_all_is_kept(self) -> None:
-        self.assertTrue(_waiting()["talking"].result(60))
+        self.assertTrue(_waiting()["talking"].result(300))
 
     def test_a_till_that_takes_nothing_for_a_minute_is_given_up_and_loses_nothing(self) -> None:
-        code, ids = _waiting()["stalled"].result(120)
+        code, ids = _waiting()["stalled"].result(600)
         self.assertEqual(code, 1013)
         self.assertEqual(ids, list(range(1, 201)))
 
@@ -204,7 +208,11 @@ def _waiting() -> dict[str, Future[Any]]:
     """Begin to wait for everything; what came of each."""
     names = ("displaced", "silent", "talking", "stalled")
     crowd = ThreadPoolExecutor(len(names))
-    return {name: crowd.submit(Waiting(name).wait) for name in names}
+    waiting = {name: Waiting(name) for name in names}
+    # One after the other: who adds a tenant does not wait for long for others who do.
+    for each in waiting.values():
+        each.setUp()
+    return {name: crowd.submit(getattr(each, name)) for name, each in waiting.items()}
 
 
 class Waiting(WireCase):
@@ -212,27 +220,23 @@ class Waiting(WireCase):
 
     configuration = '[limits]\nfailed_auth_per_minute = 10000\n[delivery]\nheartbeat = "1s"'
 
-    def wait(self) -> object:
-        self.setUp()
-        return getattr(self, self._testMethodName)()
-
     def displaced(self) -> tuple[Ended, float]:
         old, new = self.dial(device=_DEVICE), self.dial(device=_DEVICE)
         began = time.monotonic()
         with ThreadPoolExecutor(1) as beside:
             # It reads, so it answers posd's pings; but for that it says nothing.
-            reading = beside.submit(new.receive, 60)
-            ended = old.ended(60)
+            reading = beside.submit(new.receive, 300)
+            ended = old.ended()
             seconds = time.monotonic() - began
             self.publish(1)
-            reading.result(60)
+            reading.result(300)
         return ended, seconds
 
     def silent(self) -> tuple[Ended, float, int]:
         till = self.dial()
         till.answering = False
         began = time.monotonic()
-        ended = till.ended(60)
+        ended = till.ended()
         return ended, time.monotonic() - began, till.pings
 
     def talking(self) -> bool:
@@ -249,7 +253,7 @@ class Waiting(WireCase):
         till = self.dial(after=0, receive_buffer=4096)
         self.publish(200, size=30_000)
         mark = f"connection={till.connected['connectionId']} "
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 500
         while mark not in self.posd.log():
             if time.monotonic() > deadline:
                 raise AssertionError("the till is not given up")

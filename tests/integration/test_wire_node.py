@@ -21,7 +21,7 @@ from tests.integration.wire_case import WireCase
 
 _SCRIPT: Final = Path(__file__).with_name("node") / "till.mjs"
 _VERSION: Final = "8"
-_SECONDS: Final = 60
+_SECONDS: Final = 300
 
 
 @functools.cache

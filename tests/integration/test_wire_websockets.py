@@ -231,7 +231,7 @@ class WholeLibraryTests(WireCase):
             ssl=self.posd.tls(),
             additional_headers={"X-API-Key": self.key},
             proxy=None,
-            open_timeout=30,
+            open_timeout=300,
         ) as till:
             self.assertIn('"type":"connected"', str(await till.recv()))
             # It offers permessage-deflate by default; posd does not take it up.

@@ -32,7 +32,7 @@ from tests.integration.harness import Daemon
 
 Message = dict[str, Any]
 
-WAIT: Final = 60.0
+WAIT: Final = 300.0
 """Seconds for what comes at once; so many because the machine may be busy with something else."""
 
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.harness import Daemon, Shop
+from tests.integration.shared import shared
 from tests.integration.wire import WAIT, Ended, Message, Refused, Till
 
 T = TypeVar("T")
@@ -35,11 +35,11 @@ def next_slug() -> str:
     return f"shop-{next(_numbers)}"
 
 
-@functools.cache
-def running(configuration: str) -> tuple[Shop, Daemon]:
-    """A shop without tenants and its daemon, for all tests of this process that want it like that."""
+@shared
+def running(stack: ExitStack, configuration: str) -> tuple[Shop, Daemon]:
+    """A shop without tenants and its daemon, for all tests that want it like that."""
     shop = Shop.open([])
-    atexit.register(shop.close)
+    stack.callback(shop.close)
     return shop, shop.start(configuration)
 
 

@@ -17,7 +17,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
-from posd.database import migrations
 from posd.database.pool import Pool
 from posd.database.reconnecting import Parameters, Row
 from posd.errors import (
@@ -60,12 +59,11 @@ class AuthCase(DatabaseCase):
 
     def setUp(self) -> None:
         super().setUp()
-        migrations.bootstrap(self.dsn)
         self.clock = Clock()
 
     async def authenticator(self, *, per_minute: int = 20, read: bool = False) -> Authenticator:
         """Its index has read all keys if `read`."""
-        self.database = CountingDatabase(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        self.database = CountingDatabase(REACTOR, self.dsn, size=2, statement_timeout=300.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
         await self.database.when_up()

@@ -55,7 +55,7 @@ class Teller(SpeakFirstClient):
 
 
 class TrustCase(TestCase):
-    timeout = 30
+    timeout = 300
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp())

@@ -9,7 +9,6 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 
-from posd.database import migrations
 from posd.database.pool import Pool
 from posd.errors import Unavailable
 from posd.security import key_index as module
@@ -32,9 +31,8 @@ class IndexCase(DatabaseCase):
 
     async def setUp(self) -> None:  # type: ignore[override]
         super().setUp()
-        migrations.bootstrap(self.dsn)
         self.clock = Clock()
-        self.database = Pool(REACTOR, self.dsn, size=4, statement_timeout=5.0)
+        self.database = Pool(REACTOR, self.dsn, size=4, statement_timeout=300.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
         await self.database.when_up()

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.testing import keeper
 
-SECONDS = 30.0
+SECONDS = 300.0
 _WAIT = "import signal; signal.pause()"
 _AS_IN_THE_BACKGROUND = 'trap "" QUIT INT; exec "$@"'
 """What a shell without job control does for `command &` (POSIX, Shell Command Language §2.11)."""

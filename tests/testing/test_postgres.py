@@ -465,6 +465,26 @@ class DatabaseTests(SynchronousTestCase):
         self.assertEqual(len(prepared), 1)
         self.addCleanup(self.server.drop_database, prepared[0])
 
+    def test_what_is_granted_and_set_on_a_template_is_on_its_copies(self) -> None:
+        query(self.server.dsn(), 'CREATE ROLE "The Cook"')
+        self.addCleanup(query, self.server.dsn(), 'DROP ROLE "The Cook"')
+
+        def prepare(dsn: str) -> None:
+            name = parse_dsn(dsn)["dbname"]
+            query(dsn, f'GRANT CREATE ON DATABASE {name} TO "The Cook"')
+            query(dsn, f"ALTER ROLE \"The Cook\" IN DATABASE {name} SET work_mem = '3MB'")
+            self.addCleanup(self.server.drop_database, dsn)
+
+        copy = self.fresh(self.server.template(prepare))
+        may = "SELECT has_database_privilege('The Cook', current_database(), 'CREATE')"
+        self.assertEqual(query(copy, may), [(True,)])
+        self.assertEqual(query(self.fresh(), may), [(False,)])
+        mine = (
+            "SELECT setconfig FROM pg_db_role_setting JOIN pg_database AS d ON d.oid = setdatabase"
+            " WHERE datname = current_database()"
+        )
+        self.assertEqual(query(copy, mine), [(["work_mem=3MB"],)])
+
     def test_nobody_connects_to_a_template_once_it_is_prepared(self) -> None:
         prepared: list[str] = []
         self.server.template(prepared.append)
@@ -492,6 +512,15 @@ class DatabaseTests(SynchronousTestCase):
         users.close()
         self.assertRaises(psycopg2.OperationalError, psycopg2.connect, dsn)
         self.assertEqual(query(self.server.dsn(), "SELECT 1"), [(1,)])
+
+    def test_another_server_begins_as_ours_did(self) -> None:
+        query(self.server.dsn(), "CREATE ROLE cook")
+        self.addCleanup(query, self.server.dsn(), "DROP ROLE cook")
+        another = test_server().another(settings={"work_mem": "3MB"})
+        self.addCleanup(another.stop)
+        self.assertEqual(query(another.dsn(), "SHOW work_mem"), [("3MB",)])
+        self.assertEqual(query(another.dsn(), "SELECT 1 FROM pg_roles WHERE rolname = 'cook'"), [])
+        self.assertNotEqual(another.dsn(), self.server.dsn())
 
     def test_a_server_of_ours_stops_with_the_tests(self) -> None:
         own = PostgresServer.start()

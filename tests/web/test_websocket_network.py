@@ -88,7 +88,7 @@ class Till(Protocol):
 class NetworkCase(TestCase):
     """A node whose only till is at the other end of a real socket."""
 
-    timeout = 60
+    timeout = 300
     tls: ClassVar[bool] = False
     request: ClassVar[bytes] = UPGRADE % b""
 

@@ -59,7 +59,6 @@ class DatabaseCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.dsn = test_server().fresh_database(test_server().template(two_shops))
         self.addCleanup(test_server().drop_database, self.dsn)
-        migrations.bootstrap(self.dsn)
 
     def found(self, *changes: str, config: Config | None = CONFIG) -> list[CheckResult]:
         """What is not as it should be after these statements, but for what tests do to be quick."""

@@ -26,7 +26,7 @@ ROWS = "dinedesk_kitchen.pos_gift_card_transactions"
 
 
 class CardMovesTests(StoreCase):
-    timeout = 60
+    timeout = 300
 
     async def ready(self, cards: int = 0, amount: object = 50) -> CardMoves:
         """So many cards GC-0, GC-1, … with an amount on each."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+from contextlib import ExitStack
 from typing import Any
 
-from tests.integration.harness import Daemon, Reply
+from tests.integration.harness import Daemon, Reply, Shop
 from tests.integration.leaving import leave
-from tests.integration.wire_case import WireCase, running, until
+from tests.integration.shared import shared
+from tests.integration.wire_case import WireCase, until
 
 _numbers = itertools.count(1)
 
@@ -278,7 +279,7 @@ class TerminalTests(OperatorCase):
         self.assert_ended(till.ended(), 1006)
 
     def test_it_is_found_on_whichever_node_it_is(self) -> None:
-        till = self.dial(device="BAR", after=0, to=another_node(self.configuration))
+        till = self.dial(device="BAR", after=0, to=another_node(self.shop))
         until(lambda: self.terminals()[0]["connectedSince"], "it is in the books")
         self.assertTrue(self.disconnect("BAR").json["wasConnected"])
         self.assert_ended(till.ended(), 1001)
@@ -383,7 +384,9 @@ class RightsTests(OperatorCase):
         self.assertEqual(self.ask("GET", f"/{self.slug}/keys", X_Tenant_ID=self.slug).status, 200)
 
 
-@functools.cache
-def another_node(configuration: str) -> Daemon:
-    """A second posd of the same shop, for all tests of this process."""
-    return running(configuration)[0].start(configuration)
+@shared
+def another_node(stack: ExitStack, shop: Shop) -> Daemon:
+    """A second posd of the same shop, for all tests of that shop."""
+    node = shop.start(OperatorCase.configuration)
+    stack.callback(node.kill)
+    return node

@@ -303,7 +303,7 @@ class Client(Protocol):
 class NetworkTests(TestCase):
     """On the transports that the daemon has. They fail where Twisted has other transports than posd knows."""
 
-    timeout = 30
+    timeout = 300
     tls: ClassVar[bool] = False
     expected: ClassVar[type[DirectSocket]] = DirectSocket
 
