@@ -33,8 +33,8 @@ from posd.testing.server import PostgresServer, ServerFailed
 
 _START_A_SERVER = """
     import sys
-    from posd.testing.server import Server
-    server = Server.start()
+    from posd.testing.server import PostgresServer
+    server = PostgresServer.start()
     print(server.pid, server.folder, flush=True)
     sys.stdin.read()
 """
