@@ -15,8 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery.channel import TenantChannel
 from posd.delivery.send_queue import SendBudget, SendQueue
-from posd.delivery.session import ProgressSink as ProgressSink
-from posd.delivery.session import Session, SessionTransport
+from posd.delivery.session import Session
+from posd.delivery.session_interfaces import ProgressSink as ProgressSink
+from posd.delivery.session_interfaces import SessionTransport
 from posd.errors import Unavailable
 from posd.protocol.encodings import WEBSOCKET, WireFormat
 from posd.protocol.jsontext import decode

@@ -1,11 +1,12 @@
-"""A tenant's stream on this node: read once for all tills, encoded once per dialect, written to every till.
+"""The channel of a tenant's stream on this node.
 
-Events that this node has committed are handed over (`append`), and are not read from the log.
+A channel reads each event once, encodes it once for each wire format, and writes it to all connected tills.
+Events that this node has committed are passed to `append` and are not read from the database.
 
-`tail` is the last event that was given to the live sessions. A session is live when it has been given
-everything up to the tail. From then on it is given new events in the same turn of the reactor as all other
-live sessions. Before that it asks for pages that follow its own position. Only `_fan_out` moves the tail, and
-it does not wait for anything. So a session that goes live misses no event and gets none twice.
+`tail` is the last event that was given to the live sessions. A session becomes live when its position
+equals the tail. From then on it gets new events in the same reactor turn as all other live sessions. Until
+then it requests the pages that follow its position. Only `_fan_out` moves the tail, and `_fan_out` does not
+wait. So a session that becomes live misses no event and gets no event twice.
 """
 
 from __future__ import annotations
@@ -37,56 +38,59 @@ from posd.values import (
 )
 
 _PAGE_EVENTS: Final = 250
-"""In a page for a session that catches up. A page costs posd and PostgreSQL as much as forty events."""
+"""Events in a page for a session that catches up. A page costs posd and PostgreSQL as much as forty events.
+"""
 _TAIL_EVENTS: Final = 100
-"""In a page for the live sessions. One statement reads such a page for up to thirty channels."""
+"""Events in a page for the live sessions. One statement reads such pages for up to thirty channels."""
 _RECENT_BYTES: Final = 64 * 1024
-"""Of a channel's last events, kept in memory so that a till that was slow for a moment needs no statement."""
+"""Bytes of recent events that a channel keeps, so that a till that was slow for a moment needs no
+statement.
+"""
 
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
-"""Reads up to so many events after a position from the log, in order.
+"""Reads up to the given number of events after a position from the database, in order.
 
-Raises `EventsPruned` if the next one is not kept any more, and `StreamRenamed` if the stream has another
-name."""
+Raises `EventsPruned` if the next event has been deleted, and `StreamRenamed` if the stream has another id.
+"""
 
 
 class StreamBroken(PosdError):
-    """Events are missing in the log."""
+    """Events are missing in the stream."""
 
 
 class Subscriber(Protocol):
-    """A session as its channel sees it."""
+    """The part of a session that its channel uses."""
 
     @property
     def wire_format(self) -> WireFormat:
-        """How its events are written. It is always the same."""
+        """The wire format of its events. It does not change."""
 
     @property
     def send_queue(self) -> SendQueue:
-        """Its send queue. It is always the same."""
+        """Its send queue. It does not change."""
 
     def catch_up(self) -> None:
-        """Stop being live, and read on from its own position. Does nothing if it reads already."""
+        """Leave the live state and read from its own position. Does nothing if it is already reading."""
 
     def end(self, closing: CloseReason) -> None:
-        """Close it."""
+        """Close the session."""
 
 
 class PageReader(Protocol):
-    """Somebody who is told that there is something new, and reads it page by page."""
+    """A waiting poll: it is told about new events and reads them page by page."""
 
     def more_available(self) -> None:
-        """There may be more now."""
+        """There may be new events."""
 
     def end(self, closing: CloseReason) -> None:
         """The channel has ended."""
 
 
 class TenantChannel:
-    """One tenant's sessions on this node, and who else waits for its events.
+    """The sessions and polls of one tenant on this node.
 
-    It begins at `head` and lives as long as there is anybody. `read_tail` reads what is new, for all who are
-    live; `read` reads for those who catch up.
+    A channel starts at `head` and exists while it has a session or a poll. `read_tail` reads new events for
+    the live sessions. `read` reads pages for the sessions that catch up and for polls.
     """
 
     _log = Logger()
@@ -106,52 +110,53 @@ class TenantChannel:
         self.stream_id = head.stream_id
         self.tail = head.last_seq
         self.sessions: set[Subscriber] = set()
-        # The live sessions by dialect and send queue. The loop of `_write_chunk` needs only the queues.
+        # The live sessions by wire format and send queue. The loop of `_write_chunk` needs only the
+        # queues.
         self._live: dict[WireFormat, dict[SendQueue, Subscriber]] = {}
         self._page_readers: set[PageReader] = set()
         self._read = read
         self._read_tail = read_tail or read
         self._delivered = delivered
         self._on_ended = ended
-        # The last events up to the tail, without a gap.
+        # The most recent events up to the tail, without a gap.
         self._recent: deque[EncodedEvent] = deque()
         self._recent_bytes = 0
-        # The last event of which the database has told, and so certainly in the log.
+        # The last event that a read of the database has reported. It is certainly stored.
         self._head = self.tail
-        # Where reading ends. A hint may have set it too high.
+        # The position up to which `_read_on` reads. A hint may have set it too high.
         self._target = self.tail
-        # The last event that some till has acknowledged.
+        # The highest event that a till has acknowledged.
         self._acknowledged = self.tail
         self._reading = False
-        # Whether `wake` was called since the last read began.
+        # Whether `wake` was called after the last read began.
         self._woken = False
-        # Who waits for the page that follows a position, which is being read.
+        # The waiters for a page that is being read, by the position that the page follows.
         self._pages: dict[Seq, list[Deferred[list[EncodedEvent]]]] = {}
 
     @property
     def head(self) -> Seq:
-        """The last event there is, as far as the channel knows."""
+        """The last event of the stream that the channel knows of."""
         return max(self._head, self.tail)
 
     @property
     def page_readers(self) -> list[PageReader]:
-        """Those that wait now."""
+        """The polls that are waiting now."""
         return list(self._page_readers)
 
     @property
     def is_deserted(self) -> bool:
-        """Whether nobody is there any more."""
+        """Whether the channel has no session and no poll."""
         return not self.sessions and not self._page_readers
 
     def watch(self, page_reader: PageReader) -> None:
-        """Be told when there is more."""
+        """Add a poll. Its `more_available` is called when there may be new events."""
         self._page_readers.add(page_reader)
 
     def unwatch(self, page_reader: PageReader) -> None:
         self._page_readers.discard(page_reader)
 
     def enter(self, session: Subscriber) -> None:
-        """Belong to the channel, without being live yet."""
+        """Add a session. It is not live yet."""
         self.sessions.add(session)
 
     def leave(self, session: Subscriber) -> None:
@@ -159,11 +164,10 @@ class TenantChannel:
         self.leave_live(session)
 
     def go_live(self, session: Subscriber) -> bool:
-        """Make a session live if its position is the tail.
+        """Make a session live if its position equals the tail. Return whether it is live.
 
-        Returns False if its position is before the tail, and it has to read on. Returns False too if its
-        position is after the tail, since it read the log before the channel was woken. The channel then reads
-        on, and calls `catch_up` when it has.
+        A session before the tail has to read on. A session may be after the tail if it read the database
+        before the channel was woken. The channel then reads on and calls `catch_up`.
         """
         position = session.send_queue.position
         if position > self.tail:
@@ -174,11 +178,11 @@ class TenantChannel:
         return True
 
     def leave_live(self, session: Subscriber) -> None:
-        """Give a session no new events until it goes live again."""
+        """Give a session no new events until it becomes live again."""
         self._live.get(session.wire_format, {}).pop(session.send_queue, None)
 
     def wake(self, seq: Seq) -> None:
-        """Read on: there may be events up to `seq`, or not."""
+        """Read on, since there may be events up to `seq`."""
         self._target = max(self._target, seq)
         self._woken = True
         if self._target > self.tail and not self._reading:
@@ -186,43 +190,46 @@ class TenantChannel:
             Deferred.fromCoroutine(self._read_on())
 
     def append(self, events: Sequence[Event]) -> None:
-        """Events of this name of the stream were committed on this node.
+        """Deliver events that this node has committed under this stream id.
 
-        If they follow the tail, they are given to the tills at once. Otherwise they are read from the log,
-        after those between.
+        Events that directly follow the tail are written to the tills at once. Otherwise the channel reads
+        them from the database, after the events before them.
         """
         last = events[-1].seq
         if not self._reading and events[0].seq == self.tail + 1:
             try:
                 self._fan_out([EncodedEvent(event, self.tenant.slug) for event in events])
             except Exception:
-                self._log.failure("the events of {slug} were not sent", slug=self.tenant.slug)
+                self._log.failure(
+                    "events of tenant {slug} were not sent; posd closes the tenant's sessions on this"
+                    " node, whose tills reconnect and resume",
+                    slug=self.tenant.slug,
+                )
                 self.end(FAILED)
                 return
-        # This reads nothing if the tail has got there.
+        # Reads nothing if the tail has reached `last`.
         self.wake(last)
 
     def check(self, head: StreamHead) -> None:
-        """The database has events up to `head`. Read those that are missing here, for every session."""
+        """Compare the channel with the stream's head in the database, and read the missing events."""
         self._head = max(self._head, head.last_seq)
         self.wake(head.last_seq)
-        # A session that could not read on while the database was away does so now.
+        # Sessions whose read failed while the database could not be reached try again.
         self._rouse_others()
 
     def end(self, closing: CloseReason) -> None:
-        """Close every session; whoever comes later needs another channel."""
+        """Close all sessions and polls, and remove the channel. A later session gets a new channel."""
         self._on_ended(self)
         everyone: list[Subscriber | PageReader] = [*self.sessions, *self._page_readers]
         for each in everyone:
             self._end(each, closing)
 
     async def page(self, position: Seq) -> Sequence[EncodedEvent]:
-        """The events that follow a position, up to one page; empty at the end of the log.
+        """Return the events after a position, up to one page. The page is empty at the end of the stream.
 
         Sessions at the same position share one read. Raises `StreamBroken` if events are missing,
-        `EventsPruned` if
-        the next one is not kept any more, `StreamRenamed` if the stream has another name, and what the
-        database raises.
+        `EventsPruned` if the next event has been deleted, `StreamRenamed` if the stream has another id, and
+        the database's errors.
         """
         if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
             first = position + 1 - self._recent[0].seq
@@ -243,16 +250,18 @@ class TenantChannel:
         return page
 
     def forget_recent(self) -> None:
-        """Forget the events that are kept in memory, since some of them may have been erased from the log."""
+        """Drop the recent events from memory, because some of them may have been erased in the database."""
         self._recent.clear()
         self._recent_bytes = 0
 
     def replayed(self, seq: Seq) -> None:
-        """A session that catches up was given the events up to `seq`."""
+        """A session that catches up was sent the events up to `seq`."""
         self._delivered((self.tenant.id, self.stream_id), seq)
 
     def acknowledged(self, seq: Seq) -> None:
-        """A terminal has everything up to `seq`. If it is the first, measure how long that took."""
+        """A terminal has acknowledged all events up to `seq`. Measure the delay of the first
+        acknowledgement.
+        """
         if seq <= self._acknowledged:
             return
         moments = []
@@ -268,39 +277,51 @@ class TenantChannel:
         events = await read(position, limit)
         for expected, event in enumerate(events, position + 1):
             if event.seq != expected:
-                raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
+                raise StreamBroken(f"event {event.seq} follows event {expected - 1}")
         return [EncodedEvent(event, self.tenant.slug) for event in events]
 
     async def _read_on(self) -> None:
-        """Read from the tail to the target, and give what is read to the live sessions."""
+        """Read from the tail to the target, and write the events to the live sessions."""
         try:
             while self.tail < self._target:
-                # As it is before the read: an event up to it must be in what is read.
+                # The head before the read. The read must return every event up to it.
                 head, self._woken = self._head, False
                 events = await self._read_page(self._read_tail, self.tail, _TAIL_EVENTS)
                 if events:
                     self._fan_out(events)
                 elif self.tail < head:
-                    raise StreamBroken(f"there is no event {self.tail + 1}, but {head}")
+                    raise StreamBroken(f"event {self.tail + 1} is missing, and the head is {head}")
                 elif not self._woken:
-                    # The target was a hint, and nothing is there. If it was set during the read, the read may
-                    # have been too early for it, and is done again.
+                    # The target was a hint, and there is no such event. If `wake` was called during the
+                    # read, the read may have been too early, and is repeated.
                     self._target = self._head
         except (Refusal, StreamRenamed):
-            # The database is away, or the stream has another name. The poll finds both: it wakes the channel
-            # when the database is back, and replaces a channel whose name has ended.
+            # The database cannot be reached, or the stream has another id. The feed's poll handles both:
+            # it wakes the channel when the database is back, and replaces a channel whose stream id has
+            # ended.
             self._target = self.tail
         except EventsPruned:
-            # This node had no connection to the database for as long as events are kept.
-            self._log.error("{slug} is too far behind on this node", slug=self.tenant.slug)
+            # This node had no connection to the database for longer than events are kept.
+            self._log.error(
+                "the next events of tenant {slug} were deleted before this node read them; posd closes"
+                " the tenant's sessions on this node, whose tills reconnect and reload",
+                slug=self.tenant.slug,
+            )
             self.end(PRUNED)
         except StreamBroken as error:
             self._log.critical(
-                "the stream of {slug} is broken: {error}", slug=self.tenant.slug, error=error
+                "the stream of tenant {slug} is broken: {error}; posd closes the tenant's sessions on"
+                " this node. Check the tables with posctl audit",
+                slug=self.tenant.slug,
+                error=error,
             )
             self.end(STREAM_CHANGED)
         except Exception:
-            self._log.failure("reading the stream of {slug} failed", slug=self.tenant.slug)
+            self._log.failure(
+                "the stream of tenant {slug} could not be read; posd closes the tenant's sessions on"
+                " this node, whose tills reconnect and resume",
+                slug=self.tenant.slug,
+            )
             self.end(FAILED)
         finally:
             self._reading = False
@@ -321,12 +342,13 @@ class TenantChannel:
         self._rouse_others()
 
     def _write_chunk(self, chunk: EventChunk, live: dict[SendQueue, Subscriber]) -> int:
-        """Give a chunk to the live sessions of a dialect. Returns how many events they took, all together.
+        """Write a chunk to the live sessions of a wire format. Return the number of events that they took
+        in total.
 
-        The first loop is the hot path: its body runs for each till and chunk. It uses the send queue and what
-        `write` needs, and not the session, since each further object of a till has to be fetched from memory:
-        the objects of a thousand tills do not fit into the processor's caches. What is the same for all tills
-        is done once, before the loop or after it.
+        The first loop is the hot path: its body runs for each till and chunk. It uses the send queue and
+        not the session, because every further object of a till costs a memory access: the objects of a
+        thousand tills do not fit into the processor's caches. Work that is the same for all tills is done
+        outside the loop.
         """
         data, before, last = chunk.data, chunk.first - 1, chunk.last
         written = 0
@@ -338,9 +360,13 @@ class TenantChannel:
             try:
                 send_queue.write(data)
             except Exception:
-                self._log.failure("a till of {slug} was not sent an event", slug=self.tenant.slug)
-                # A part of it may have been sent, so nothing can follow it on this connection. The till
-                # connects again and is sent what it has not acknowledged.
+                self._log.failure(
+                    "a till of tenant {slug} was not sent an event; posd closes its connection, and the"
+                    " till reconnects and resumes",
+                    slug=self.tenant.slug,
+                )
+                # A part of the chunk may have been sent, so nothing can follow on this connection. The
+                # till reconnects and gets the events that it has not acknowledged.
                 self._end(live[send_queue], FAILED)
             else:
                 send_queue.position = send_queue.written = last
@@ -348,13 +374,13 @@ class TenantChannel:
         self.counters.traffic.sent_bytes += written * len(data)
         taken = written
         for send_queue in others:
-            # All queues share a budget. So `deliver` of one may empty another one, whose session is then not
-            # live.
+            # All queues share a budget. `deliver` of one queue may therefore empty another queue, whose
+            # session is then no longer live.
             if send_queue in live:
                 if send_queue.deliver(chunk):
                     taken += 1
                 else:
-                    # `_fan_out` calls `catch_up` of its session when all chunks were given.
+                    # `_fan_out` calls `catch_up` of this session when all chunks are written.
                     live.pop(send_queue, None)
         return taken * (chunk.last - chunk.first + 1)
 
@@ -362,21 +388,27 @@ class TenantChannel:
         try:
             each.end(closing)
         except Exception:
-            self._log.failure("a session of {slug} did not end", slug=self.tenant.slug)
+            self._log.failure(
+                "a session of tenant {slug} could not be closed", slug=self.tenant.slug
+            )
 
     def _rouse_others(self) -> None:
-        """Have watchers look, and sessions that are not live read on."""
+        """Wake the polls, and let the sessions that are not live read on."""
         for page_reader in list(self._page_readers):
             page_reader.more_available()
         live = self._live.values()
-        # Nearly always all are live. To count them is quicker than to find those that are not.
+        # Nearly always all sessions are live. Counting them is faster than searching for those that are
+        # not.
         if sum(map(len, live)) == len(self.sessions):
             return
         for session in self.sessions.difference(*(each.values() for each in live)):
             try:
                 session.catch_up()
             except Exception:
-                self._log.failure("a session of {slug} failed", slug=self.tenant.slug)
+                self._log.failure(
+                    "a session of tenant {slug} could not read on; posd tries again at the next event",
+                    slug=self.tenant.slug,
+                )
 
     def _remember(self, events: list[EncodedEvent]) -> None:
         self._recent.extend(events)

@@ -22,7 +22,8 @@ from posd.delivery.channels import ChannelRegistry
 from posd.delivery.connection_log import ConnectionLog
 from posd.delivery.registry import ConnectionRegistry, Heartbeat, TillTransport, TrackedConnection
 from posd.delivery.send_queue import SendBudget, SendQueue
-from posd.delivery.session import ProgressSink, Session
+from posd.delivery.session import Session
+from posd.delivery.session_interfaces import ProgressSink
 from posd.delivery.session_openings import SessionOpenings
 from posd.delivery.stream_renaming import PositionStore, StreamRenaming
 from posd.errors import TooManyRequests, Unavailable

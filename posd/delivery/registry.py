@@ -24,7 +24,8 @@ from twisted.logger import Logger
 
 from posd.delivery.contested_devices import ContestedDevices
 from posd.delivery.send_queue import ByteSink, SendQueue
-from posd.delivery.session import Session, SessionState, SessionTransport
+from posd.delivery.session import Session, SessionState
+from posd.delivery.session_interfaces import SessionTransport
 from posd.errors import Unavailable
 from posd.values import SUPERSEDED, Seq, TenantId, Terminal
 

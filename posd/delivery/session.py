@@ -1,16 +1,18 @@
-"""One terminal's session: what the till is sent, in which order, and what follows from what it says.
+"""The session of one terminal: which events it is sent, in which order, and how its messages are handled.
 
-A session catches up page by page from its own position, as fast as its send queue empties. When it has
-everything that its channel has, it is live. A till whose send queue has no room for a live event catches up
-again. A session reads no socket and has no SQL: `posd.web.websocket` and `posd.web.sse` have the connection.
+A session first catches up: it reads pages of the stream that follow its position, as fast as its send queue
+empties. When it has all events that its channel has, it is live. If the send queue of a live session has no
+room for an event, the session catches up again.
+
+A session reads no socket and runs no SQL. `posd.web.websocket` and `posd.web.sse` own the connection.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
@@ -19,10 +21,11 @@ from twisted.logger import Logger
 from posd.delivery.channel import StreamBroken, TenantChannel
 from posd.delivery.encoded import EncodedEvent, chunks
 from posd.delivery.send_queue import SendQueue
+from posd.delivery.session_interfaces import ProgressSink, SessionTransport
 from posd.errors import EventsPruned, InvalidMessage, Refusal, StreamRenamed
 from posd.protocol import frames, messages
 from posd.protocol.cursor import SubscriptionCursor
-from posd.protocol.encodings import WEBSOCKET, WireFormat
+from posd.protocol.encodings import WEBSOCKET
 from posd.values import (
     FAILED,
     POLICY,
@@ -38,53 +41,23 @@ from posd.values import (
 )
 
 _MOST_INVALID_PER_MINUTE: Final = 10
+"""After so many invalid messages posd closes the connection."""
 _STALLED_SECONDS: Final = 60.0
+"""For so long a till may read nothing before posd closes its connection."""
 
 
 class SessionState(enum.Enum):
-    """What a session does."""
+    """The states of a session."""
 
     CATCHING_UP = "catching up"
     LIVE = "live"
     PARTING = "parting"
-    """It is sent nothing more, and what its till says still counts."""
+    """Nothing more is sent. Messages of the till are still processed."""
     CLOSED = "closed"
 
 
-class ProgressSink(Protocol):
-    """Where a session's progress and its terminal's words are kept (`posd.delivery.presence`)."""
-
-    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
-        """The terminal has stored everything up to `seq`."""
-
-    def sent_to_legacy(self, terminal: Terminal, seq: Seq) -> None:
-        """A legacy terminal was sent everything up to `seq`: its cursor in the books follows."""
-
-    def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
-        """The terminal could not process event `seq`."""
-
-    def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
-        """The terminal sent a message that is only logged."""
-
-    def printed(
-        self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
-    ) -> Awaitable[bool]:
-        """Note how printing went; False if there is no such order."""
-
-
-class SessionTransport(Protocol):
-    """The connection, as far as a session needs it."""
-
-    @property
-    def wire_format(self) -> WireFormat:
-        """How messages are written on it."""
-
-    def close(self, closing: CloseReason) -> None:
-        """Close it with a word why, and drop it if the till does not answer."""
-
-
 class Session:
-    """A terminal that was admitted. `begin` starts it; `closed` must be called at its end."""
+    """The session of an admitted terminal. `begin` starts it; `closed` must be called at the end."""
 
     _log = Logger()
 
@@ -110,54 +83,54 @@ class Session:
         self._progress_sink = progress_sink
         self._clock = clock
         self._now = now
-        # The position at which it began.
+        # The position at which the session began.
         self._start = send_queue.position
-        # When invalid messages came, within the last minute.
+        # The times of invalid messages within the last minute.
         self._invalid_message_times: list[float] = []
-        # Whether a page is being read or offered.
+        # Whether `_catch_up` is running.
         self._is_reading_page = False
-        # Whether posd has closed it, so that nothing counts that the till says.
+        # Whether posd has closed the session. Messages that arrive later are ignored.
         self._is_ended = False
 
     @property
     def position(self) -> Seq:
-        """The last event that the send queue has taken."""
+        """The last event that the send queue has accepted."""
         return self.send_queue.position
 
     @property
     def sent(self) -> int:
-        """How many events were written to the connection."""
+        """The number of events that were written to the connection."""
         return self.send_queue.written - self._start
 
     @property
     def backlog(self) -> int:
-        """How many events of the stream were not written to the connection yet."""
+        """The number of events in the stream that were not written to the connection yet."""
         return max(0, self._channel.head - self.send_queue.written)
 
     @property
     def furthest_sent(self) -> Seq:
-        """The last event that the terminal may have: one written to it, or one it has acknowledged."""
+        """The last event that the terminal may have: written to this connection, or acknowledged before."""
         acked = self.cursor.acked if self.cursor is not None and self.uses_positions else 0
         return max(self.send_queue.written, acked)
 
     @property
     def uses_positions(self) -> bool:
-        """Whether the terminal has ever said how far it is."""
+        """Whether the terminal has ever acknowledged an event or named a position."""
         return self.cursor is not None and not self.cursor.legacy
 
     @property
     def acked(self) -> Seq | None:
-        """The terminal's cursor, None if it has none. A legacy terminal's is the last event written to it."""
+        """The cursor of the terminal, None if it has none. For a legacy terminal: the last event written."""
         if self.cursor is None:
             return None
         return self.send_queue.written if self.cursor.legacy else self.cursor.acked
 
     @property
     def is_basic(self) -> bool:
-        """Whether the till may be one of those that were deployed before posd.
+        """Whether the till may be a model that was deployed before posd.
 
-        Those use a WebSocket, name no position, acknowledge nothing, and do not name themselves. Their key
-        may name them.
+        Such a till uses a WebSocket, names no position, acknowledges nothing and sends no device id. Its
+        key may contain the device id.
         """
         terminal = self.terminal
         names_itself = terminal.device_id != terminal.principal.device_id
@@ -170,14 +143,14 @@ class Session:
         )
 
     def begin(self, session_start: SessionStart, resync: Resync | None, heartbeat: float) -> None:
-        """Greet the terminal and send what follows the position of its send queue.
+        """Send the greeting, and then the events after the position of the send queue.
 
-        The greeting has the event after which the terminal goes on, if the terminal named a position or has a
-        cursor of its own. `resync` is why it does not go on where it wanted to.
+        The greeting contains the resume position if the terminal named a position or has a cursor. `resync`
+        is the reason why the session does not start at the requested position. `heartbeat` is in seconds.
         """
         has_position = self.terminal.position is not None
-        # Whether the cursor says what the terminal has. A legacy terminal's says what it was sent. One that
-        # is astray may have events that this stream does not have.
+        # Whether the terminal has all events up to its cursor. The cursor of a legacy terminal shows only
+        # what was sent. A terminal that is astray may have events that this stream does not have.
         durable = (
             session_start.acked is not None
             and not session_start.legacy
@@ -208,7 +181,7 @@ class Session:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Stop being live, and read on from its position until it can be. Nothing if that is under way."""
+        """Read on from the session's position until it is live again. Does nothing if it reads already."""
         if self.state in (SessionState.PARTING, SessionState.CLOSED) or self._is_reading_page:
             return
         self.state = SessionState.CATCHING_UP
@@ -217,20 +190,22 @@ class Session:
         Deferred.fromCoroutine(self._catch_up())
 
     def on_room(self) -> None:
-        """The send queue is empty again."""
+        """The send queue is empty. Read the next page if the session is catching up."""
         if self.state is SessionState.CATCHING_UP:
             self.catch_up()
 
     def on_shed(self) -> None:
-        """What waited in the send queue was dropped to save memory. It is read again when there is room."""
+        """The send queue has dropped its waiting data. The session reads the events again after `on_room`."""
         if self.state is SessionState.LIVE:
             self.state = SessionState.CATCHING_UP
             self._channel.leave_live(self)
 
     def heard(self, raw: bytes) -> Coroutine[Deferred[object], object, None] | None:
-        """Take a text message. What takes longer is returned, to be awaited before the next message.
+        """Process a text message of the till.
 
-        What a till said before it left still counts. What it says after posd has closed the session does not.
+        Returns a coroutine if the message needs a statement. The caller awaits the coroutine before it
+        passes the next message. Messages that the till sent before it disconnected are processed. Messages
+        that arrive after posd has closed the session are ignored.
         """
         if self._is_ended:
             return None
@@ -262,28 +237,28 @@ class Session:
     def note_legacy_position(self) -> None:
         """Move the cursor of a legacy terminal to the last event written to it.
 
-        Called when the session moves or ends and every few seconds (`ConnectionRegistry.sightings`), and
-        not for each event, which would make the hot path longer.
+        Called when the session moves to another channel, when it ends, and every few seconds
+        (`ConnectionRegistry.heartbeats`). A call for each event would make the hot path longer.
         """
         if self.cursor is not None and self.cursor.legacy:
             self._progress_sink.sent_to_legacy(self.terminal, self.send_queue.written)
 
     def acknowledge_elsewhere(self, seq: Seq) -> Seq:
-        """The same terminal has acknowledged `seq`, not on this connection. Returns its cursor."""
+        """The terminal has acknowledged `seq` outside this connection. Return its cursor."""
         return seq if self.cursor is None else self.cursor.acknowledge_elsewhere(seq)
 
     def answer_ping(self, payload: bytes) -> None:
-        """Answer a protocol ping. The answer is left out if the send queue has no room for it."""
+        """Answer a WebSocket ping. Sends no pong if the send queue has no room."""
         self.send_queue.offer(frames.pong_frame(payload))
 
     def check(self) -> None:
-        """Close the session if its connection was full for a whole minute. Called every few seconds."""
+        """Close the session if its transport has been full for a minute. Called every few seconds."""
         since = self.send_queue.stalled_since
         if since is not None and self._clock() - since > _STALLED_SECONDS:
             self.end(TOO_SLOW)
 
     def move_to_channel(self, channel: TenantChannel, start: Seq) -> None:
-        """Go on at the channel of the stream's new name, after event `start` or its own earlier position."""
+        """Continue at the channel of the new stream id, after event `start` or its own position if lower."""
         self.note_legacy_position()
         self._channel.leave(self)
         rewound = self.send_queue.rewind(start) if start < self.position else 0
@@ -299,27 +274,27 @@ class Session:
         self.catch_up()
 
     def stop_delivery(self) -> None:
-        """Send nothing more, since the connection is going to be closed. What the till says still counts."""
+        """Send nothing more, since the connection will be closed. Messages are still processed."""
         if self.state is not SessionState.CLOSED:
             self.state = SessionState.PARTING
             self._channel.leave(self)
             self.send_queue.shed()
 
     def end(self, closing: CloseReason) -> None:
-        """Close the connection; nothing more is sent."""
+        """Close the session and its connection. Nothing more is sent."""
         if self.state is not SessionState.CLOSED:
             self._is_ended = True
             self.closed()
             self._transport.close(closing)
 
     def closed(self) -> None:
-        """The connection is closed or about to be."""
+        """Close the session. The connection has ended or is about to end."""
         if self.state is not SessionState.CLOSED:
             self.note_legacy_position()
         self.state = SessionState.CLOSED
         self._channel.leave(self)
         self.send_queue.close()
-        # No cycle is left for the garbage collector.
+        # Break the reference cycle with the connection, so that the garbage collector has nothing to do.
         self.charge_statement = _charge_nothing
 
     async def _catch_up(self) -> None:
@@ -329,43 +304,47 @@ class Session:
                     self.state = SessionState.LIVE
                     return
                 if self.position > self._channel.tail:
-                    # It is ahead. The channel reads on, and calls `catch_up` when it has.
+                    # The session is ahead of the channel. The channel reads on and then calls `catch_up`.
                     return
                 channel = self._channel
                 try:
                     page = await channel.page(self.position)
                 except StreamRenamed:
                     if channel is self._channel:
-                        # The poll finds the new name, and hands the session over to its channel.
+                        # The feed's poll finds the new stream id and moves the session to its channel.
                         return
                     continue
-                # It may have been handed over (`move_to_channel`) while the page was read.
+                # `move_to_channel` may have run while the page was read.
                 if channel is self._channel:
                     self._offer(page)
         except EventsPruned:
-            # The till connects again and is told that it has to reload (`protocol.cursor.resume`).
+            # When the till reconnects, it gets a resync and reloads (`protocol.cursor.resume`).
             self.end(PRUNED)
         except StreamBroken as error:
             self._log.error(
-                "{device_id} of {slug} cannot go on: {error}",
+                "the stream of tenant {slug} is broken: {error}; posd closes the session of {device_id},"
+                " which resumes when it reconnects",
                 device_id=self.terminal.device_id,
                 slug=self.terminal.tenant.slug,
                 error=error,
             )
             self.end(STREAM_CHANGED)
         except Refusal:
-            # The database is away. `TenantChannel.check` calls `catch_up` when it is back.
+            # The database cannot be reached. `TenantChannel.check` calls `catch_up` when it is back.
             return
         except Exception:
-            self._log.failure("catching up failed: {slug}", slug=self.terminal.tenant.slug)
+            self._log.failure(
+                "a page of events for a terminal of tenant {slug} was not sent; posd closes its session",
+                slug=self.terminal.tenant.slug,
+            )
             self.end(FAILED)
         finally:
             self._is_reading_page = False
 
     def _offer(self, page: Sequence[EncodedEvent]) -> None:
-        """Send a page, as far as there is room."""
+        """Send the events of a page, as far as the send queue has room."""
         if self.state is not SessionState.CATCHING_UP:
-            # It has ended, or parts, since the page was asked for.
+            # The session has ended or is parting since it requested the page.
             return
         if not page or page[0].seq != self.position + 1:
             raise StreamBroken(f"nothing follows position {self.position}")
@@ -389,7 +368,7 @@ class Session:
         self._progress_sink.acknowledged(self.terminal, self.cursor.refuse(seq))
 
     def _may_report_on(self, seq: Seq) -> bool:
-        """Whether this terminal may speak about the event `seq`; complains if not."""
+        """Return whether the terminal may acknowledge or refuse event `seq`. If not, send an error."""
         if self.cursor is None:
             self._send_error("no_device", "Only a named device has a position.")
             return False
@@ -408,7 +387,7 @@ class Session:
             self._send_error("unknown_order", "There is no order of this id.")
 
     def _reject_message(self, code: str, text: str) -> None:
-        """Say what is wrong with a message; the tenth time within a minute, close."""
+        """Send an error for an invalid message. Close the session after the tenth within a minute."""
         self._send_error(code, text)
         now = self._clock()
         self._invalid_message_times = [
@@ -421,11 +400,9 @@ class Session:
         self._send_message("error", messages.error_text(code, text))
 
     def _send_message(self, kind: str, text: bytes) -> None:
-        """Send a message that is not an event. It is left out if the send queue has no room for it."""
+        """Send a message that is not an event. It is dropped if the send queue has no room."""
         self.send_queue.offer(self.wire_format.write(kind, text, None))
 
 
 def _charge_nothing() -> None:
-    """Stands for `charge_statement` where nobody charges for messages: by server-sent events, and after
-    the end.
-    """
+    """The default of `charge_statement`: SSE connections are not charged, nor are closed sessions."""
