@@ -1,4 +1,4 @@
-"""From a committed event to a terminal: feed, channels, sessions, cursors and presence.
+"""Delivers committed events to terminals: feed, channels, sessions, cursors and presence.
 
-HTTP and WebSocket do not belong here: `posd.web` speaks them and passes a transport.
+This package has no HTTP and no WebSocket. `posd.web` implements them and passes transports.
 """

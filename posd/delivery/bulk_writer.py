@@ -1,6 +1,6 @@
-"""Writes what a node has noted into the books: a statement for each kind, however many tills there are.
+"""Writes the pending writes of a node: one statement for each kind, however many tills there are.
 
-What goes wrong with one kind, or with one row, stops no other.
+An error in one kind, or in one row, does not stop the others.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from posd.values import Seq, StreamName, TenantId
 R = TypeVar("R")
 
 _PART_ROWS: Final = 500
-"""Positions in earlier streams in one statement: to write out 20,000 of them would stop the reactor."""
+"""Positions in earlier streams in one statement. Encoding 20,000 of them at once would block the reactor."""
 
 _MOST_BLAMED: Final = 16
-"""Rows that are looked for in one batch, at some ten statements each; the rest of the part goes unwritten."""
+"""Rows at fault that are searched for in one batch, with about ten statements for each.
+
+When this number is reached, the rest of the part that fails is not written.
+"""
 
 
 class ProblemLog:
-    """Logs what goes wrong when it begins or changes, and when it is over; not each time in between."""
+    """Logs a problem when it begins or changes and when it ends, but not each time in between."""
 
     def __init__(self, log: Logger) -> None:
         self._log = log
@@ -41,7 +44,7 @@ class ProblemLog:
         if self._current.get(what) != str(error):
             self._current[what] = str(error)
             self._log.error(
-                "{what} cannot be written, are kept and tried again: {error}",
+                "{what} cannot be written; posd keeps them and tries again: {error}",
                 what=what,
                 error=error,
             )
@@ -52,8 +55,9 @@ class ProblemLog:
 
 
 class BulkWriter:
-    """Writes `PendingWrites`. `heads_moved` is told the tenants whose heads were moved, `lease` enters
-    the node anew.
+    """Writes `PendingWrites`.
+
+    `heads_moved` is called with the tenants whose heads were moved. `lease` registers the node again.
     """
 
     _log = Logger()
@@ -66,7 +70,7 @@ class BulkWriter:
         heads_moved: Callable[[set[TenantId]], None],
         lease: Callable[[], Awaitable[None]],
     ) -> None:
-        # Many callers wait for these statements.
+        # Statements of `for_all` run before those of single callers. Many callers wait for these.
         self._database = database.for_all
         self._node_id = node_id
         self._heads_moved = heads_moved
@@ -74,18 +78,19 @@ class BulkWriter:
         self.problems = ProblemLog(self._log)
 
     async def write(self, pending: PendingWrites) -> None:
-        """Write each kind of note and forget it; what is left in `pending` could not be written now.
+        """Write each kind and remove it from `pending`. What cannot be written now stays in `pending`.
 
-        Raises `Unavailable` when the database is away; what was written by then is forgotten too.
+        Raises `Unavailable` if the database cannot be reached. The kinds that were written by then are
+        removed.
         """
         await self._write_kind("connections", lambda: self._write_connected(pending))
         await self._write_kind(
             "connections that have ended", lambda: self._write_disconnected(pending)
         )
         await self._write_kind("claims of connections", lambda: self._write_claims(pending))
-        await self._write_kind("sightings of connections", lambda: self._write_heartbeats(pending))
+        await self._write_kind("heartbeats of connections", lambda: self._write_heartbeats(pending))
         await self._write_kind(
-            "positions of legacy tills", lambda: self._write_legacy_positions(pending)
+            "positions of legacy terminals", lambda: self._write_legacy_positions(pending)
         )
         await self._write_kind(
             "positions in earlier streams", lambda: self._write_sent_positions(pending)
@@ -94,7 +99,7 @@ class BulkWriter:
         await self._write_kind("heads of streams", lambda: self._write_heads(pending))
 
     async def _write_kind(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
-        """Write one kind. If PostgreSQL refuses all of it, that is no row's fault: it is kept."""
+        """Write one kind. If PostgreSQL refuses all rows for another reason than their data, keep them."""
         try:
             await write()
         except StatementFailed as error:
@@ -114,11 +119,12 @@ class BulkWriter:
             except StatementFailed as error:
                 if error.constraint != presence_store.NODE_KNOWN:
                     raise
-                # A failover, or a crash of PostgreSQL, has emptied the books.
+                # A failover, or a crash of PostgreSQL, has emptied the unlogged tables of nodes and
+                # connections.
                 await self._lease()
                 await presence_store.insert_connections(self._database, self._node_id, rows)
 
-        await in_parts(rows, enter, self._blame("connection {row} was not entered"))
+        await in_parts(rows, enter, self._blame("connection {row} was not written"))
         pending.connected = {}
 
     async def _write_disconnected(self, pending: PendingWrites) -> None:
@@ -153,12 +159,12 @@ class BulkWriter:
         await in_parts(
             moves,
             lambda rows: cursors.advance_legacy(self._database, rows),
-            self._blame("the position {row} of a legacy till was not written"),
+            self._blame("position {row} of a legacy terminal was not written"),
         )
         pending.legacy_positions = {}
 
     async def _write_sent_positions(self, pending: PendingWrites) -> None:
-        """Of all devices that this node knows, after the database was away: so in pieces."""
+        """Write positions in earlier streams in parts. After an outage these are all devices of the node."""
         moves: list[cursors.Reached] = [
             (*key, seq, key in pending.using_positions)
             for key, seq in sorted(pending.sent_positions.items())
@@ -167,7 +173,7 @@ class BulkWriter:
             await in_parts(
                 moves[start : start + _PART_ROWS],
                 lambda rows: cursors.mark_astray(self._database, rows),
-                self._blame("the position {row} of a device in an earlier stream was not written"),
+                self._blame("position {row} of a device in an earlier stream was not written"),
             )
         pending.sent_positions, pending.using_positions = {}, set()
 
@@ -180,12 +186,12 @@ class BulkWriter:
         await in_parts(
             _sorted_moves(pending.acks),
             acknowledge,
-            self._blame("the acknowledgement {row} was not written"),
+            self._blame("acknowledgement {row} was not written"),
         )
         pending.acks_written(accepted)
 
     async def _write_heads(self, pending: PendingWrites) -> None:
-        """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
+        """Move the heads to the positions that were sent, and to those that were confirmed."""
         heads_moved = sorted(pending.sent.keys() | pending.received.keys())
         heads = [
             (*each, pending.sent.get(each, 0), pending.received.get(each, 0))
@@ -194,7 +200,7 @@ class BulkWriter:
         await in_parts(
             heads,
             lambda rows: presence_store.update_progress(self._database, rows),
-            self._blame("the head {row} of a stream was not moved"),
+            self._blame("head {row} of a stream was not moved"),
         )
         self._heads_moved({tenant_id for tenant_id, _ in heads_moved})
         pending.sent, pending.received = {}, {}
@@ -203,7 +209,7 @@ class BulkWriter:
         def blame(rows: Sequence[R], error: Exception) -> None:
             for row in rows[:1]:
                 self._log.error(
-                    text + " (of {count}), and is lost: {error}",
+                    text + " (the first of {count} rows); posd drops these rows: {error}",
                     row=row,
                     count=len(rows),
                     error=error,
@@ -217,10 +223,11 @@ async def in_parts(
     write: Callable[[Sequence[R]], Awaitable[None]],
     blame: Callable[[Sequence[R], Exception], None],
 ) -> None:
-    """Write rows with one statement; if the data of some is at fault, write all the others.
+    """Write rows with one statement. If the data of some rows is at fault, write all other rows.
 
-    Rows that fail are found by halving and told to `blame`, one at a time; after some, the part that is
-    left is blamed as a whole. Raises `Unavailable`, and `StatementFailed` where no row is at fault.
+    Rows at fault are found by halving and passed to `blame`, one at a time. After `_MOST_BLAMED` rows, the
+    rest of the part that fails is passed as a whole. Raises `Unavailable`, and `StatementFailed` if no row
+    is at fault.
     """
     blamed = 0
     parts = [rows] if rows else []
@@ -242,5 +249,5 @@ async def in_parts(
 
 
 def _sorted_moves(positions: dict[Subscription, Seq]) -> list[cursors.Move]:
-    """In one order everywhere, so that two nodes do not wait for each other."""
+    """Return the moves in one order for all nodes, so that two nodes do not deadlock."""
     return [(*key, seq) for key, seq in sorted(positions.items())]

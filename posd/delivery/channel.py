@@ -220,8 +220,8 @@ class TenantChannel:
     def end(self, closing: CloseReason) -> None:
         """Close all sessions and polls, and remove the channel. A later session gets a new channel."""
         self._on_ended(self)
-        everyone: list[Subscriber | PageReader] = [*self.sessions, *self._page_readers]
-        for each in everyone:
+        members: list[Subscriber | PageReader] = [*self.sessions, *self._page_readers]
+        for each in members:
             self._end(each, closing)
 
     async def page(self, position: Seq) -> Sequence[EncodedEvent]:

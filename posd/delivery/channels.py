@@ -1,4 +1,4 @@
-"""The channels of this node by tenant: makes them, wakes them, and compares them with the database."""
+"""The registry of a node's channels. It creates and wakes them, and compares them with the database."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _MOST_STREAMS: Final = 30
 _READ_SECONDS: Final = 10.0
 
 _Tail = tuple[stream.StreamPosition, int]
-"""A position to read on from, and how many events are wanted."""
+"""A position to read on from, and the number of events to read."""
 
 _log: Final = Logger()
 
 
 def _ignore_renaming(old: TenantChannel, new: TenantChannel, end: StreamEnd | None) -> None:
-    """Stands for `ChannelRegistry.renamed` until it is set."""
+    """The default of `ChannelRegistry.renamed`."""
 
 
 @define(eq=False)
 class ChannelRegistry:
-    """A channel for each tenant that has a session or a poll on this node.
+    """The channel of each tenant that has a session or a poll on this node.
 
-    `delivered` is called by the channels: so far a stream was written to at least one till. `renamed` is
-    called when a stream has a new name: with the channel of the old name, the one of the new name, and how
-    the old name has ended if that is known.
+    Channels call `delivered` when a stream was written to at least one till up to a position. `renamed` is
+    called when a stream has a new id, with the channel of the old id, the channel of the new id, and the
+    end of the old id if it is known.
 
-    A tenant has two channels for a moment if its stream got a new name while terminals connected: one was
-    looked up before that, another after it. `_rivals` has the second channel, until `check` has asked the
-    database.
+    A tenant may have two channels for a moment. This happens if its stream got a new id while terminals
+    connected: one terminal was looked up before the change, another after it. `_rivals` has the second
+    channel until `check` has read the head again.
     """
 
     _clock: IReactorTime
@@ -63,7 +63,7 @@ class ChannelRegistry:
 
     @property
     def positions(self) -> list[stream.StreamPosition]:
-        """How far the live sessions of each tenant have been given its stream."""
+        """The position up to which the live sessions of each channel were sent its stream."""
         return [
             (tenant_id, channel.stream_id, channel.tail)
             for tenant_id in self.tenants
@@ -72,17 +72,17 @@ class ChannelRegistry:
 
     @property
     def tenants(self) -> list[TenantId]:
-        """Those that have a channel here."""
+        """The tenants that have a channel on this node."""
         return list(self._by_tenant | self._rivals)
 
     def of(self, tenant_id: TenantId) -> TenantChannel | None:
-        """A tenant's channel, if there is one."""
+        """Return the channel of a tenant, or None."""
         return self._by_tenant.get(tenant_id)
 
     def join(self, tenant: Tenant, head: StreamHead) -> tuple[TenantChannel, bool]:
-        """The channel of a tenant whose stream is at `head`, and whether it was made now.
+        """Return the channel of a tenant whose stream is at `head`, and whether the channel is new.
 
-        If it was made, the caller calls `recheck_head` after it has entered its session or watcher.
+        If the channel is new, the caller calls `recheck_head` after it has added its session or poll.
         """
         for channel in self._all_of(tenant.id):
             if channel.stream_id == head.stream_id:
@@ -95,49 +95,56 @@ class ChannelRegistry:
         return channel, True
 
     def recheck_head(self, channel: TenantChannel) -> None:
-        """Read the head for a channel that was made.
+        """Read the head for a new channel.
 
-        Events that were committed after its head was read, and before it was made, were given to no channel.
+        Events that were committed after the terminal's head was read, and before the channel existed, were
+        given to no channel.
         """
         reading = Deferred.fromCoroutine(self._read_head(channel.tenant.id))
-        reading.addErrback(lambda failure: _log.failure("a head was not read", failure))
+        reading.addErrback(
+            lambda failure: _log.failure(
+                "the head of tenant {slug} was not read; posd reads it again at the next poll",
+                failure,
+                slug=channel.tenant.slug,
+            )
+        )
 
     def left(self, channel: TenantChannel) -> None:
-        """A session or a watcher has left it. Forget it if it has none any more."""
+        """A session or a poll has left the channel. Remove the channel if it is empty."""
         if channel.is_deserted:
             self._forget(channel)
 
     def remove_empty(self, tenant_id: TenantId) -> None:
-        """Forget those of a tenant's channels that have no session and no watcher any more."""
+        """Remove those channels of a tenant that have no session and no poll."""
         for channel in self._all_of(tenant_id):
             self.left(channel)
 
     def append(self, appended: AppendedEvents) -> None:
-        """Events were committed on this node. Give them to the channel of that stream's name, if any."""
+        """Deliver events that this node has committed to the channel of their stream id, if there is one."""
         for channel in self._all_of(appended.tenant_id):
             if channel.stream_id == appended.stream_id:
                 channel.append(appended.events)
 
     def erased(self, tenant_id: TenantId) -> None:
-        """Something was erased from a stream. Forget the events of it that are kept in memory."""
+        """Some data was erased from a stream. Drop its recent events from memory."""
         for channel in self._all_of(tenant_id):
             channel.forget_recent()
 
     def delivered(self) -> dict[TenantId, StreamHead]:
-        """How far each stream was delivered on this node."""
+        """Return the position up to which each stream was delivered on this node."""
         return {
             tenant_id: StreamHead(tenant_id, channel.stream_id, channel.tail)
             for tenant_id, channel in self._by_tenant.items()
         }
 
     async def check(self, heads: Iterable[StreamHead]) -> None:
-        """Compare the channels with the tenants' heads as they are in the database.
+        """Compare the channels with the heads of their streams in the database.
 
-        A channel that is behind its head reads on. One whose head has another name, or is behind the channel,
-        is looked at again.
+        A channel that is behind its head reads on. If the head has another stream id, or is before the
+        channel's tail, the head is read again.
         """
         suspects = {}
-        # All channels that are behind read by one statement.
+        # One statement reads for all channels that are behind.
         with self._tails.gathering():
             for head in heads:
                 for channel in self._all_of(head.tenant_id):
@@ -149,11 +156,11 @@ class ChannelRegistry:
             await self._confirm(suspects)
 
     async def _confirm(self, suspects: dict[TenantChannel, Seq]) -> None:
-        """Read heads again that are behind what their channels have delivered, or have another name.
+        """Read the heads again that are before their channels' tails, or that have another stream id.
 
-        The first read may have been made just before the last events were committed, or before a channel was
-        made. If a head is still behind, a backup was restored and the stream has kept its name. Then the name
-        is ended, so that no position of it that was lost is taken for a valid one.
+        The first read may have been made just before the last events were committed, or before a channel
+        was created. If a head is still before the tail, a backup was restored and the stream has kept its
+        id. The id is then ended, so that no till resumes at a position that was lost.
         """
         ids = {each.tenant.id for each in suspects}
         heads = await stream.load_heads(self._database, ids)
@@ -164,7 +171,11 @@ class ChannelRegistry:
             and is_set_back(head, StreamHead(head.tenant_id, channel.stream_id, tail))
         }
         if set_back:
-            _log.error("the streams of tenants {ids} were set back", ids=sorted(set_back))
+            _log.error(
+                "the streams of tenants {ids} end before events that posd has delivered; posd gives these"
+                " streams new ids, and tills that have lost events reload",
+                ids=sorted(set_back),
+            )
             await epochs.begin_new_history(self._database, set_back.values())
             heads = await stream.load_heads(self._database, ids)
         old = [
@@ -184,18 +195,18 @@ class ChannelRegistry:
             else:
                 channel.check(head)
         if old:
-            # What was committed here under a new name was given to no channel before there was one of that
-            # name.
+            # Events that this node committed under the new id before its channel existed were given to no
+            # channel.
             heads = await stream.load_heads(self._database, {each.tenant.id for each in old})
             await self.check(heads.values())
 
     def _replace_channel(self, old: TenantChannel, head: StreamHead, end: StreamEnd | None) -> None:
-        """Replace a channel whose stream has another name now."""
+        """Replace a channel whose stream has a new id."""
         self._forget(old)
         new, _ = self.join(old.tenant, head)
         if self.of(head.tenant_id) is not new:
-            # `old` was a rival. The tenant's first channel has an old name too, and becomes the rival until
-            # it is handed over itself.
+            # `old` was a rival. The tenant's first channel has an old id too. It becomes the rival until
+            # it is replaced itself.
             self._rivals[head.tenant_id].remove(new)
             self._rivals[head.tenant_id].append(self._by_tenant[head.tenant_id])
             self._by_tenant[head.tenant_id] = new
@@ -203,7 +214,7 @@ class ChannelRegistry:
         self.left(new)
 
     async def _read_tails(self, wanted: Sequence[_Tail]) -> dict[_Tail, stream.StreamPage]:
-        """Read what is new for all channels that ask together, by one statement."""
+        """Read the new events of several channels with one statement."""
         limit = max(each for _, each in wanted)
         pages = await stream.load_pages(self._database.for_all, [each for each, _ in wanted], limit)
         return {each: pages[each[0]] for each in wanted}
@@ -213,7 +224,7 @@ class ChannelRegistry:
             heads = await stream.load_heads(self._database, [tenant_id])
             await self.check(heads.values())
         except Unavailable:
-            # The poll sees it when the database is back.
+            # The feed's poll reads the head when the database is back.
             return
 
     def _new_channel(self, tenant: Tenant, head: StreamHead) -> TenantChannel:
@@ -243,5 +254,5 @@ class ChannelRegistry:
 
 
 def is_set_back(head: StreamHead, delivered: StreamHead) -> bool:
-    """Whether a head that was read after `delivered` was noted is behind it in the same history."""
+    """Return whether a head is before events that were delivered earlier under the same stream id."""
     return head.stream_id == delivered.stream_id and head.last_seq < delivered.last_seq

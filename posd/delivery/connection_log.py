@@ -1,4 +1,4 @@
-"""The line that is logged at the end of a terminal's connection."""
+"""Logs the end of each terminal's connection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _log = Logger()
 class ConnectionLog:
     """Logs and counts the ends of connections.
 
-    All are counted. Of a terminal that connects and goes again and again five are logged at once and
-    then one a minute, each with how many were not. The terminals of a tenant that have no name count as
-    one.
+    All of them are counted. For a terminal that reconnects again and again, five lines are logged at once
+    and then one a minute, each with the number of ends that were not logged. The terminals of a tenant that
+    have no device name count as one.
     """
 
     clock: Clock
@@ -32,7 +32,7 @@ class ConnectionLog:
     def ended(
         self, session: Session, *, by: str, code: int | None, why: str, seconds: float
     ) -> None:
-        """A connection has ended. `why` is posd's reason; a till's own words are not logged."""
+        """A connection has ended. `why` is posd's reason. The till's own reason is not logged."""
         self.counters.ended(by, code, why)
         terminal = session.terminal
         unsaid = self._sampler.take((terminal.tenant.id, terminal.device_id))

@@ -1,8 +1,8 @@
-"""Devices whose connections supersede one another again and again: two machines with one key.
+"""Detects contested devices: two machines whose connections supersede each other again and again.
 
-A till that was copied with its key and its name connects beside the original. Each new connection supersedes
-the other one, whose machine connects again at once. A client that heeds close code 4009 stops; many libraries
-connect again whatever the code is.
+If a till was copied with its key and its device name, the copy connects beside the original. Each new
+connection supersedes the connection of the other machine, which reconnects at once. A client that respects
+close code 4009 stops. Many libraries reconnect whatever the code is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from posd.values import Terminal
 
 _DISPLACEMENTS: Final = 5
 _WINDOW_SECONDS: Final = 60.0
-"""So many displacements within so many seconds. A till with a poor network displaces its own dead
-connections, less often."""
+"""A device is contested after so many displacements within so many seconds.
+
+A till with a poor network also displaces its own dead connections, but less often.
+"""
 
 
 class ContestedDevices:
@@ -40,16 +42,16 @@ class ContestedDevices:
         )
 
     def displaced(self, device: Hashable, terminal: Terminal) -> None:
-        """A connection of the device was superseded. Warns once a minute while the device is contested."""
+        """A connection of the device was superseded. Logs a warning once a minute while it is contested."""
         now = self._seconds()
         self._times.setdefault(device, deque(maxlen=_DISPLACEMENTS)).append(now)
         if device in self and device not in self._warned:
             self._warned[device] = now
             self._log.warn(
-                "a device is contested: tenant={tenant} device={device}. Its connections supersede one"
-                " another, {count} times within {seconds} s: two machines use its key, or one connects twice."
-                " Until that ends a new connection takes the place only after ten seconds. Give each machine"
-                " a key of its own",
+                "a device is contested: tenant={tenant} device={device}. Its connections superseded each"
+                " other {count} times within {seconds} s: two machines use its key, or one machine connects"
+                " twice. posd lets a new connection take the device only after ten seconds. Give each"
+                " machine a key of its own",
                 tenant=terminal.tenant.slug,
                 device=terminal.device_id,
                 count=_DISPLACEMENTS,
@@ -57,7 +59,7 @@ class ContestedDevices:
             )
 
     def forget(self) -> None:
-        """Drop what is older than a minute."""
+        """Delete entries that are older than a minute."""
         before = self._seconds() - _WINDOW_SECONDS
         for device in [each for each, times in self._times.items() if times[-1] < before]:
             del self._times[device]

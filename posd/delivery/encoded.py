@@ -1,4 +1,4 @@
-"""Events as they are written to tills: once in each dialect, for all tills that get them."""
+"""Events as they are written to tills: encoded once for each wire format, for all tills."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENVELOPE_BYTES: Final = 150
 
 @define(eq=False)
 class EncodedEvent:
-    """An event as tills are sent it: by dialect, live or replayed. Each form is made when it is needed."""
+    """An event with its encodings by wire format, live or replayed. An encoding is made at its first use."""
 
     event: Event
     _slug: str
@@ -30,7 +30,7 @@ class EncodedEvent:
 
     @property
     def size(self) -> int:
-        """About how many bytes it has in one form."""
+        """The approximate size of one encoding in bytes."""
         return _ENVELOPE_BYTES + len(self.event.data) + len(self.event.extra_members)
 
     def written(self, wire_format: WireFormat, *, replay: bool = False) -> bytes:

@@ -1,12 +1,13 @@
-"""Tells other components what has changed in the database: at once after a NOTIFY, else at the poll.
+"""The feed tells the other components of a node what has changed in the database.
 
-It rings the doorman's bell, has channels read new events, has sessions closed whose keys or tenants have
-ended, and has the cache of keys look.
+It rings the doorman's bell, lets channels read new events, ends sessions whose keys or tenants are no
+longer valid, and refreshes the cache of keys. A change is found at once after a NOTIFY, otherwise by a
+poll.
 
-A NOTIFY may never arrive: behind a pooler, after a failover, or on a connection whose other end is gone. So
-the poll always runs, and without NOTIFY everything is done up to a second later. Every few seconds posd sends
-a notification to itself, which is called the canary here. If one does not arrive before the next one is due,
-the listening connection is made anew.
+A NOTIFY may not arrive: behind a pooler, after a failover, or on a connection whose peer is gone. So the
+poll always runs, and without NOTIFY a change is found up to a second later. Every few seconds the feed
+sends a notification to itself, the canary. If a canary has not arrived when the next one is due, the feed
+replaces its listening connection.
 """
 
 from __future__ import annotations
@@ -34,66 +35,66 @@ _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
 _HEADS_PAUSE: Final = 0.005
-"""After a look at the heads, before the next one for which a notification asks."""
+"""The pause after a read of the heads, before a notification may cause the next one."""
 _CONTROL_PAUSE: Final = 0.05
-"""After a look at what nodes are told, before the next one for which a notification asks."""
+"""The pause after a read of the changes, before a notification may cause the next one."""
 _ROUND_TIMEOUT_SECONDS: Final = 30.0
-"""Longer than a round should take. One that takes longer is cancelled, so that the next one can begin."""
+"""Longer than a round should take. A round that takes longer is cancelled, so that the next one can begin."""
 _KEYS_SECONDS: Final = 0.8
-"""With the random part of a pause, a key whose notification was lost is known within a second."""
+"""With the random part of the pause, a key whose notification was lost is found within a second."""
 _CANARY: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
-"""Sends the canary. The time is compared with this machine's clock: see `posd.monitoring.database_clock`."""
+"""Sends the canary. `posd.monitoring.database_clock` compares the time with the clock of this machine."""
 
 
 class OutboxSignal(Protocol):
-    """The bell of the doorman, as far as the feed rings it."""
+    """The part of the doorman's bell that the feed uses."""
 
     def ring(self) -> None:
-        """Somebody says that the outbox has something."""
+        """A notification says that the outbox may have rows."""
 
     def rows_found_by_poll(self) -> None:
-        """The outbox has something."""
+        """The poll has found rows in the outbox."""
 
 
 class ChannelWaker(Protocol):
-    """The channels, as far as the feed wakes them."""
+    """The part of the channel registry that the feed uses."""
 
     @property
     def tenants(self) -> list[TenantId]:
-        """Those with somebody on this node."""
+        """The tenants that have a channel on this node."""
 
     @property
     def positions(self) -> list[stream.StreamPosition]:
-        """How far each of their streams was delivered here."""
+        """The position up to which each of their streams was delivered on this node."""
 
     async def check(self, heads: list[StreamHead]) -> None:
-        """These are the heads as the database has them."""
+        """Compare the channels with these heads of the database."""
 
     def erased(self, tenant_id: TenantId) -> None:
-        """Something was erased from a stream."""
+        """Some data was erased from the stream of this tenant."""
 
 
 class TerminalRevoker(Protocol):
-    """The exchange, as far as the feed tells it who has to go."""
+    """The part of the hub that ends sessions."""
 
     async def recheck(self, keys: Collection[int] | None = None) -> None:
-        """These credentials, or any, may have ended."""
+        """End the sessions whose keys are no longer valid. Check only these keys, or all of them."""
 
     def superseded(self, connection_id: UUID) -> None:
-        """A connection has lost its device to another one."""
+        """Another connection has taken the device of this connection."""
 
     def disconnect(self, connection_id: UUID) -> None:
-        """An operator has ended a connection."""
+        """An operator has requested that this connection ends."""
 
 
 class CredentialCache(Protocol):
-    """What is known of keys, as far as the feed tells it what to forget and when to look."""
+    """The part of the cache of keys that the feed uses."""
 
     def invalidate(self) -> None:
-        """The database may be another one than before."""
+        """Distrust all entries, since the database may be another one than before."""
 
     async def refresh(self) -> None:
-        """Keys or tenants may have changed."""
+        """Read the changes of keys and tenants."""
 
     def forget_key(self, key_id: int) -> None:
         """A key has changed."""
@@ -103,9 +104,9 @@ class CredentialCache(Protocol):
 
 
 class Feed(Service):
-    """Listens and polls, and tells the others.
+    """Listens and polls, and tells the other components.
 
-    `canary_seconds` is how long the last canary took; None while none has arrived on this connection.
+    `canary_seconds` is the travel time of the last canary, or None if none has arrived on this connection.
     """
 
     _log = Logger()
@@ -136,17 +137,17 @@ class Feed(Service):
         self.canary_seconds: float | None = None
         self.canaries_missed = 0
         self.canary_is_missing = False
-        """Whether the last canary that was sent did not come back."""
+        """Whether the last canary did not arrive."""
         self.outbox_seconds = 0.0
-        """How long a row of the outbox had waited when the outbox was last looked at."""
+        """The age of the oldest row of the outbox at the last poll, in seconds."""
         self._loops: list[Deferred[None]] = []
         self._pulses: list[AttemptPulse] = []
         self._pauses = RoundPauses(reactor)
-        # Keys to be looked at after those that are looked at now; None stands for all keys.
+        # The keys to check after the current check. None stands for all keys.
         self._suspects: set[int | None] = set()
-        # What nodes were told was read up to this snapshot.
+        # The snapshot up to which the changes were read.
         self._changes_read_until: KeySnapshot | None = None
-        # Whether there was a notification since the last reading began.
+        # Whether a notification of a change has come since the last read of the changes began.
         self._changes_notified = False
         self._is_reading_changes = False
         self._heads_notified = self._is_reading_heads = False
@@ -163,12 +164,12 @@ class Feed(Service):
 
     @property
     def up(self) -> bool:
-        """Whether the listening connection stands."""
+        """Whether the listening connection is up."""
         return self._connection.up
 
     @property
     def stalled(self) -> bool:
-        """Whether it has not polled, sent a canary or connected for a minute, though it runs."""
+        """Whether the feed runs, but has not polled, sent a canary or tried to connect for a minute."""
         silent = self._connection.stalled or any(pulse.stalled for pulse in self._pulses)
         return bool(self.running) and silent
 
@@ -188,7 +189,7 @@ class Feed(Service):
         ]
 
     def stopService(self) -> Deferred[None]:
-        """End the pauses. A round that is under way is finished."""
+        """End the pauses. A round that is running is finished."""
         Service.stopService(self)
         self._pauses.end()
         stopping = gatherResults([*self._loops, self._connection.stopService()])
@@ -199,10 +200,11 @@ class Feed(Service):
         await executor.execute("; ".join(f"LISTEN {channel}" for channel in channels))
 
     def _connection_changed(self, connection: ReconnectingConnection) -> None:
-        # A canary that was sent before is not received on the new connection.
+        # A canary that was sent before does not arrive on the new connection.
         self._canary_sent = None
         if connection.up:
-            # Notifications that were sent while nothing listened are lost. What they told is read here.
+            # Notifications that were sent while the connection was down are lost. Poll for their changes
+            # now.
             self._begin(self._poll())
             self._cache.invalidate()
             self._request_changes()
@@ -211,7 +213,7 @@ class Feed(Service):
             self.canary_seconds = None
 
     def _notified(self, channel: str, payload: str) -> None:
-        """Look. The payload is not used, since every role that can connect can send a notification."""
+        """Read what a notification announces. Ignore the payload, since every role can send one."""
         match channel:
             case "posd_outbox":
                 self._bell.ring()
@@ -223,7 +225,7 @@ class Feed(Service):
                 self._canary_arrived()
 
     def _handle_change(self, what: str) -> None:
-        """Do one thing that nodes are told (`store.control.read_since`), such as `tenant 7`."""
+        """Process one change that `store.control.read_since` has returned, such as `tenant 7`."""
         kind, _, subject = what.partition(" ")
         match kind:
             case "key":
@@ -240,10 +242,10 @@ class Feed(Service):
                 self._delivery.erased(int(subject))
 
     def _request_heads(self) -> None:
-        """Read which heads have moved: a notification says that another node has numbered something.
+        """Read the heads that have moved. A notification says that another node has numbered events.
 
-        Notifications that come during a look have one more look made, after a pause. So any number of them
-        costs no more than 200 statements a second.
+        Notifications that come during a read cause one more read, after a pause. So any number of
+        notifications costs at most 200 statements a second.
         """
         self._heads_notified = True
         if not self._is_reading_heads:
@@ -263,10 +265,11 @@ class Feed(Service):
                 self._request_heads()
 
     def _request_changes(self) -> None:
-        """Read what nodes are told: at once, or after the look that is under way and a pause.
+        """Read the changes of keys and tenants now, or after the current read and a pause.
 
-        One statement of an operator may change thousands of keys or tenants, with a notification for each,
-        and every role that can connect can send any number. So at most 20 looks a second are made.
+        One statement of an operator may change thousands of keys or tenants and send a notification for
+        each. Every role that can connect may also send notifications. The pause limits the reads to 20 a
+        second.
         """
         self._changes_notified = True
         if not self._is_reading_changes:
@@ -288,12 +291,11 @@ class Feed(Service):
                 self._request_changes()
 
     async def _read_changes(self) -> None:
-        """Do what nodes are told, have the cache look, and end connections that are not valid any more."""
+        """Process the changes, refresh the cache, and end connections that are no longer valid."""
         if self._changes_read_until is None:
             self._changes_read_until = await key_changes.current_snapshot(self._database)
         now, told = await control.read_since(self._database, self._changes_read_until)
-        # A database that was restored has lower transaction ids, so it cannot say what was told since the
-        # last look.
+        # A restored database has lower transaction ids. It cannot return the changes since the last read.
         if now.is_after(self._changes_read_until):
             for what in told:
                 self._handle_change(what)
@@ -312,16 +314,19 @@ class Feed(Service):
         await self._delivery.check(heads)
 
     async def _send_canary(self) -> None:
-        """Send a canary. If the one before has not arrived, make the listening connection anew instead."""
+        """Send a canary. If the previous one has not arrived, replace the listening connection instead."""
         if not self._connection.up:
             return
         if self._canary_sent is not None:
             if self._reactor.seconds() - self._canary_sent < _CANARY_SECONDS / 2:
-                # It was sent when the connection came up, which may have been a moment ago.
+                # The canary was sent when the connection came up, perhaps a moment ago.
                 return
             self.canaries_missed += 1
             self.canary_is_missing = True
-            self._log.error("NOTIFY does not arrive; listening anew")
+            self._log.error(
+                "NOTIFY does not arrive on the listening connection; posd replaces the connection and"
+                " polls meanwhile. Check for a pooler between posd and PostgreSQL if this repeats"
+            )
             self._connection.drop()
             return
         self._canary_sent = self._reactor.seconds()
@@ -329,7 +334,7 @@ class Feed(Service):
         try:
             rows = await self._database.query(_CANARY, (self._canary_channel,))
         except Refusal:
-            # It was not sent.
+            # The canary was not sent.
             self._canary_sent = None
             raise
         self._clock.compare(asked_at, rows[0][1], self._clock.wall_clock())
@@ -350,24 +355,27 @@ class Feed(Service):
             await self._run_logged(work())
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin something that nobody waits for."""
+        """Run work in the background."""
         Deferred.fromCoroutine(self._run_logged(work))
 
     async def _run_logged(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something for 30 s at most, and log what goes wrong, so that the loop that called goes on."""
+        """Run work for at most 30 s and log its errors, so that the calling loop goes on."""
         try:
             await with_timeout(self._reactor, _ROUND_TIMEOUT_SECONDS, work)
         except Refusal:
-            # The database is away or busy. The next round tries again.
+            # The database cannot be reached or is busy. The next round tries again.
             return
         except TimeoutError:
             self._log.error(
-                "a round of the feed did not end within {seconds:.0f} s and is given up;"
-                " the next one goes on",
+                "a round of the feed did not end within {seconds:.0f} s; posd cancels it and starts the"
+                " next one",
                 seconds=_ROUND_TIMEOUT_SECONDS,
             )
         except StatementFailed as error:
-            # Most likely the schema is not posd's. A traceback would say nothing more.
-            self._log.error("the feed failed: {error}", error=error)
+            # Probably the schema does not match this version of posd. A traceback would not help.
+            self._log.error(
+                "a statement of the feed failed; posd tries again in the next round: {error}",
+                error=error,
+            )
         except Exception:
-            self._log.failure("the feed failed")
+            self._log.failure("a round of the feed failed; posd tries again in the next round")

@@ -1,4 +1,4 @@
-"""The exchange: opens the sessions of this node, finds them by device or key, and ends them."""
+"""The hub opens the sessions of this node, finds them by device or key, and ends them."""
 
 from __future__ import annotations
 
@@ -46,42 +46,46 @@ from posd.values import (
 
 _DRAIN_BATCHES: Final = 20
 _HANG_UP_SECONDS: Final = 3.0
+"""After the last batch of a drain, the time in which tills may answer the Close frame."""
 _POLL_SECONDS: Final = 0.05
+"""The interval in which a drain counts the connections that are left."""
 
 
 class ProgressStore(ProgressSink, PositionStore, Protocol):
-    """The bookkeeping of who is connected and how far each device is (`posd.delivery.presence`)."""
+    """Stores connections and the progress of devices. `posd.delivery.presence` implements it."""
 
     heartbeats: Callable[[], list[Heartbeat]]
-    """Asked what has changed of the connections."""
+    """Called for the connections that have changed since the last call."""
 
     def connected(self, terminal: Terminal) -> None:
         """A connection was opened."""
 
     def disconnected(self, terminal: Terminal) -> None:
-        """A connection is gone."""
+        """A connection has ended."""
 
     def delivered(self, stream: StreamName, seq: Seq) -> None:
-        """A till of the tenant was sent everything up to `seq` of its stream."""
+        """At least one till of the tenant was sent all events up to `seq` of this stream."""
 
     def write_pending(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
-        """Write down what is still to be written of a device, before its cursor is asked for."""
+        """Write the pending acknowledgements of a device, before its cursor is read."""
 
     def claim(self, terminal: Terminal) -> Awaitable[bool]:
-        """Make a connection its device's one on all nodes; False if a newer one already is."""
+        """Make a connection the only one of its device on all nodes. False if a newer connection has the
+        device.
+        """
 
 
 class PollParticipant(PageReader, Protocol):
-    """A poll that waits for events, with a valid key and without a session."""
+    """A waiting poll. It has a valid key and no session."""
 
     @property
     def terminal(self) -> Terminal:
-        """Who that is."""
+        """The terminal that polls."""
 
 
 @frozen
 class Admitted:
-    """A connection that may be opened; `left` is called once when it has ended."""
+    """A connection that may be opened. `left` is called once when it has ended."""
 
     terminal: Terminal
     session_start: SessionStart
@@ -89,7 +93,11 @@ class Admitted:
 
 
 class Hub(Service):
-    """Opens sessions at their channels, and ends them when their time has come."""
+    """Opens the sessions of this node and ends them.
+
+    `heartbeat` is the seconds between pings. `send_queue_bytes` limits the send queue of one till, and
+    `send_queue_total` limits all send queues together.
+    """
 
     _log = Logger()
 
@@ -133,23 +141,25 @@ class Hub(Service):
         self._registry.stopService()
 
     def connections(self, tenant_id: TenantId) -> int:
-        """How many sessions this node has of a tenant."""
+        """Return the number of sessions that a tenant has on this node."""
         channel = self.channels.of(tenant_id)
         return 0 if channel is None else len(channel.sessions)
 
     def counts(self) -> dict[str, int]:
-        """How many tills each tenant has here that has any, by slug."""
+        """Return the number of sessions on this node by tenant slug. Tenants without a session are left
+        out.
+        """
         return Counter(each.terminal.tenant.slug for each in self._registry)
 
     @property
     def held(self) -> int:
-        """How many bytes wait for tills that do not take them."""
+        """The number of bytes that wait in all send queues."""
         return self._send_budget.held
 
     def reconfigure(
         self, *, heartbeat: float, send_queue_bytes: int, send_queue_total: int
     ) -> None:
-        """Change what it was made with: the bounds for all, the heartbeat for those to come."""
+        """Change the limits of all send queues, and the heartbeat of future sessions."""
         self._heartbeat = self._registry.heartbeat = heartbeat
         self._send_queue_bytes = send_queue_bytes
         for connection in self._registry:
@@ -165,11 +175,11 @@ class Hub(Service):
         *,
         resuming: bool = True,
     ) -> SessionStart:
-        """Where a terminal stands. `requested` is the position that it names, if it names one.
+        """Return where a terminal starts. `requested` is the position that the terminal named, if any.
 
-        Called before the upgrade, when a refusal can still be an answer. With `resuming`, the terminal comes
-        for events. If somebody has asked that it be sent some again, its cursor is set back first. Raises
-        `Unavailable`, or `TooManyRequests` if the tenant has too many devices.
+        Called before the upgrade, when the request can still be refused. `resuming` is true if the terminal
+        wants events. If an operator has requested a replay for the device, its cursor is then moved back
+        first. Raises `Unavailable`, or `TooManyRequests` if the tenant has too many devices.
         """
         self._refuse_while_draining()
         if device_id is not None:
@@ -193,7 +203,7 @@ class Hub(Service):
         ):
             shared = await self._session_openings.shared(tenant.id, requested.stream_id)
             session_start = evolve(session_start, shared=shared)
-        # Checked again, since the drain may have begun meanwhile. It would not close this session.
+        # A drain may have begun during the reads. It would not close this session.
         self._refuse_while_draining()
         if session_start is None:
             raise TooManyRequests(
@@ -204,7 +214,7 @@ class Hub(Service):
     def open(
         self, terminal: Terminal, session_start: SessionStart, transport: TillTransport
     ) -> Session:
-        """Begin a session on a connection that is open."""
+        """Begin a session on an open connection."""
         start, resync = resume(session_start, terminal.position)
         send_queue = SendQueue(
             transport,
@@ -233,7 +243,7 @@ class Hub(Service):
         return session
 
     def closed(self, session: Session) -> None:
-        """A session's connection is gone."""
+        """The connection of a session has ended."""
         session.closed()
         if not self._registry.leave(session):
             return
@@ -242,7 +252,7 @@ class Hub(Service):
         self.channels.remove_empty(session.terminal.tenant.id)
 
     def watch(self, poll: PollParticipant, session_start: SessionStart) -> TenantChannel:
-        """Let a poll wait at the tenant's channel, until `unwatch`."""
+        """Add a poll to the tenant's channel, until `unwatch`."""
         channel, is_new = self.channels.join(poll.terminal.tenant, session_start.head)
         self._polls.add(poll)
         channel.watch(poll)
@@ -256,7 +266,7 @@ class Hub(Service):
         self.channels.left(channel)
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
-        """A named terminal has said, not on a connection, that it has everything up to `seq`."""
+        """A named terminal has acknowledged all events up to `seq` by a poll or a request."""
         channel = self.channels.of(terminal.tenant.id)
         if channel is not None and channel.stream_id == terminal.stream_id:
             channel.acknowledged(seq)
@@ -266,41 +276,45 @@ class Hub(Service):
         self._presence.acknowledged(terminal, seq)
 
     def sent_by_poll(self, terminal: Terminal, seq: Seq) -> None:
-        """A terminal was sent everything up to `seq`, not on a connection."""
+        """A poll has sent a terminal all events up to `seq`."""
         self._renaming.sent_by_poll(terminal, seq)
 
     def record_all_positions(self) -> None:
-        """The database may be another one: the next flush compares with it how far devices were sent."""
+        """Store how far each device was sent its stream, because the database may be another one now.
+
+        The next flush writes these positions, so that devices with events that the database lacks have to
+        reload.
+        """
         self._renaming.record_all_positions()
 
     def heard(self, session: Session) -> None:
-        """A till sent a frame."""
+        """A till has sent a frame."""
         self._registry.heard(session)
 
     async def recheck(self, keys: Collection[int] | None = None) -> None:
-        """End the sessions and polls whose key or tenant is not valid any more.
+        """End the sessions and polls whose key or tenant is no longer valid.
 
-        Only those with one of `keys` are looked at. Without `keys` all are, and devices that were disabled
-        too.
+        Checks those that use one of `keys`. Without `keys`, checks all of them, and also ends the sessions
+        of disabled devices and of devices for which an operator has requested a replay.
         """
         using = {each.terminal.principal.key_id for each in (*self._registry, *self._polls)}
         requested = using if keys is None else using.intersection(keys)
         everywhere = self.channels.tenants if keys is None else []
         found = await revocations.find_revocations(self._database, requested, everywhere)
-        # Nearly always nothing is found, and then the thousands who are connected need not be looked at.
-        for terminal, end in self._everyone() if found else ():
+        # Nearly always nothing is found. Then the thousands of connected terminals need no check.
+        for terminal, end in self._terminals_and_ends() if found else ():
             closing = found.of(terminal)
             if closing is not None:
                 end(closing)
 
     def superseded(self, connection_id: UUID) -> None:
-        """Another connection has taken this one's device."""
+        """Another connection has taken the device of this one."""
         connection = self._registry.get(connection_id)
         if connection is not None:
             self._registry.supersede(connection)
 
     def disconnect(self, connection_id: UUID) -> None:
-        """An operator sends a till away, to come back at once."""
+        """Close a connection at an operator's request. Its till reconnects at once."""
         connection = self._registry.get(connection_id)
         if connection is not None:
             self._close_to_reconnect(connection, DISCONNECTED)
@@ -311,38 +325,37 @@ class Hub(Service):
     async def drain(self, seconds: float) -> None:
         """Close all connections within about `seconds`, in batches and in random order.
 
-        Tills that name no position (`Session.is_basic`) come last and get no Close frame. These deployed
-        tills
-        connect again at once after a lost connection, but not after a Close frame. Returns when all have hung
-        up, or a few seconds after the last batch.
+        Tills for which `Session.is_basic` is true come last and get no Close frame: they reconnect at once
+        after a lost connection, but not after a Close frame. Returns when all connections have ended, or a
+        few seconds after the last batch.
         """
         self.draining = True
         for poll in list(self._polls):
             poll.end(GOING_AWAY)
-        everyone = list(self._registry)
-        random.shuffle(everyone)
-        # Sorting is stable: those that are to be dropped come last, and otherwise by chance.
-        everyone.sort(key=lambda each: each.session.is_basic)
-        batch = max(1, -(-len(everyone) // _DRAIN_BATCHES))
-        for start in range(0, len(everyone), batch):
+        connections = list(self._registry)
+        random.shuffle(connections)
+        # The sort is stable: basic tills come last, and the order stays random otherwise.
+        connections.sort(key=lambda each: each.session.is_basic)
+        batch = max(1, -(-len(connections) // _DRAIN_BATCHES))
+        for start in range(0, len(connections), batch):
             if start:
                 pause = random.uniform(0.5, 1.5) * seconds / _DRAIN_BATCHES
                 await deferLater(self._reactor, pause)
-            for connection in everyone[start : start + batch]:
+            for connection in connections[start : start + batch]:
                 self._close_to_reconnect(connection, GOING_AWAY)
         deadline = self._reactor.seconds() + _HANG_UP_SECONDS
         while self._registry and self._reactor.seconds() < deadline:
             await deferLater(self._reactor, _POLL_SECONDS)
 
-    def _everyone(self) -> list[tuple[Terminal, Callable[[CloseReason], None]]]:
-        """The terminal of each session and each poll, and what ends it."""
+    def _terminals_and_ends(self) -> list[tuple[Terminal, Callable[[CloseReason], None]]]:
+        """Return the terminal of each session and each poll, with the function that ends it."""
         return [
             *((each.terminal, each.session.end) for each in self._registry),
             *((poll.terminal, poll.end) for poll in self._polls),
         ]
 
     def _close_to_reconnect(self, connection: TrackedConnection, closing: CloseReason) -> None:
-        """Close a connection so that its till comes back: a deployed one only does without a Close frame."""
+        """Close a connection so that its till reconnects. A basic till only does so without a Close frame."""
         try:
             if connection.session.is_basic:
                 connection.session.closed()
@@ -350,7 +363,10 @@ class Hub(Service):
             else:
                 connection.session.end(closing)
         except Exception:
-            self._log.failure("a session could not be sent home")
+            self._log.failure(
+                "the connection of a till of tenant {slug} could not be closed",
+                slug=connection.terminal.tenant.slug,
+            )
 
     def _refuse_while_draining(self) -> None:
         if self.draining:

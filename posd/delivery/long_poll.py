@@ -1,12 +1,12 @@
-"""The stream by polling: pages from a position on, and waiting for what comes next.
+"""Long polling: a request returns the events after a position, and may wait for new ones.
 
-A poll has no session and no outbox: it reads pages of its tenant's channel, as sessions do that catch
-up, and has its answer when there is one. While it waits it holds no connection to the database; the
-channel tells it when there is more, and has that in memory then, for all who wait.
+A poll has no session and no send queue. It reads pages of its tenant's channel, as a session does that
+catches up. While a poll waits, it uses no database connection. The channel wakes all waiting polls when it
+has new events, which are then in memory.
 
-It stands on the same cursor as every other road. A terminal that names a position says with it that
-it has everything up to there; one that names none goes on from its cursor, and relies on that from
-then on, as if it had acknowledged it.
+Polls, WebSockets and SSE connections of a terminal share one cursor. A terminal that names a position
+acknowledges all events up to it. A poll without a position continues at the cursor. The till relies on the
+cursor from then on, so posd treats the poll as an acknowledgement of that position.
 """
 
 from __future__ import annotations
@@ -51,16 +51,19 @@ from posd.values import (
 )
 
 _MOST_BYTES: Final = 1024 * 1024
+"""The size of the messages in an answer. A longer message is sent alone."""
 _MOST_EXAMINED: Final = 1000
-"""Events that one call looks at, for those of the types that it wants."""
+"""Events that one poll examines when it looks for events of the requested types."""
 OnHold = Callable[[Callable[[], None]], Callable[[], None]]
-"""Called when a poll begins to wait, with what to call if whoever asked goes away; what it returns is
-called when the waiting is over."""
+"""Called when a poll begins to wait, with a function to call if the client disconnects.
+
+Returns a function that is called when the wait is over.
+"""
 
 
 @frozen
 class PollingTerminal:
-    """Who polls: somebody with a valid key, at a tenant, perhaps with a name."""
+    """The caller of a poll: a principal at a tenant, with or without a device name."""
 
     tenant: Tenant
     principal: Principal
@@ -69,7 +72,7 @@ class PollingTerminal:
 
 @frozen
 class PollQuery:
-    """What a poll wants: up to `limit` events, of some types or of all, within some seconds."""
+    """The parameters of a poll: up to `limit` events, of some types or of all types, within `seconds`."""
 
     limit: int = 100
     seconds: float = 0.0
@@ -78,9 +81,9 @@ class PollQuery:
 
 @frozen
 class PollPage:
-    """What a poll gets: messages as JSON, and `position`, from which the next one goes on.
+    """The answer of a poll: messages as JSON, and `position`, at which the next poll continues.
 
-    `last` is the position of the last event there is.
+    `last` is the position of the last event of the stream.
     """
 
     messages: list[bytes]
@@ -92,7 +95,7 @@ class PollPage:
 
 @define(eq=False)
 class Poll:
-    """One poll that reads at a channel, and may wait there. Implements `delivery.hub.PollParticipant`."""
+    """A poll that reads from a channel and may wait there. Implements `delivery.hub.PollParticipant`."""
 
     terminal: Terminal
     position: Seq
@@ -111,17 +114,17 @@ class Poll:
         self._stop_waiting()
 
     def abandon(self) -> None:
-        """Whoever asked is gone."""
+        """The client has disconnected."""
         self.is_abandoned = True
         self._stop_waiting()
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing to wait for any more."""
+        """Whether the poll has ended for another reason than time or events."""
         return self.is_abandoned or self.ended is not None
 
     async def wait(self, channel: TenantChannel, seconds: float) -> None:
-        """Until there may be more, the time is over, or there is nothing to wait for."""
+        """Wait until there may be new events, the time is over, or the poll has ended."""
         if self.is_over:
             return
         self._channel = channel
@@ -142,7 +145,7 @@ class Poll:
 
 @define(eq=False)
 class PageBuilder:
-    """What a poll has found so far."""
+    """Collects the events for the answer of a poll."""
 
     query: PollQuery
     position: Seq
@@ -152,11 +155,11 @@ class PageBuilder:
     _examined: int = 0
 
     async def read_up_to(self, channel: TenantChannel, last: Seq) -> None:
-        """Read on to the end, which is at `last` at least, as far as there is room."""
+        """Read to the end of the stream, which is `last` or later, until the answer is full."""
         while not self.is_full and self.position < max(last, channel.head):
             page = await channel.page(self.position)
             if not page and self.position >= last:
-                # It was only a hint.
+                # The channel's head was a hint, and there is no such event.
                 return
             if not page or page[0].seq != self.position + 1:
                 raise StreamBroken(f"nothing follows position {self.position}")
@@ -178,7 +181,7 @@ class PageBuilder:
 
 
 class LongPolling:
-    """Answers polls, and takes acknowledgements that come without a connection."""
+    """Answers polls, and processes acknowledgements that come as requests."""
 
     def __init__(
         self,
@@ -199,7 +202,7 @@ class LongPolling:
         query: PollQuery,
         on_hold: OnHold,
     ) -> PollPage:
-        """What follows a position, or the caller's cursor where none is named.
+        """Return the events after a position, or after the terminal's cursor if `requested` is None.
 
         Raises `BadRequest`, `TooManyRequests`, `Unauthorized` and `Unavailable`.
         """
@@ -207,7 +210,7 @@ class LongPolling:
         if requested is None:
             if session_start.acked is None:
                 raise BadRequest(
-                    "A terminal without a name has to say after which event.",
+                    "The parameter after is required, since a client without a device name has no cursor.",
                     code="position_required",
                 )
             requested = Position(session_start.acked)
@@ -216,21 +219,21 @@ class LongPolling:
         try:
             return await self._read(poller, session_start, requested, query, on_hold)
         except (StreamBroken, StreamRenamed, EventsPruned):
-            # How that stands now is looked up again.
+            # The stream has changed during the read. Look up the start again and retry once.
             session_start = await self._hub.look_up(poller.tenant, poller.device_id, requested)
         try:
             return await self._read(poller, session_start, requested, query, on_hold)
         except (StreamBroken, StreamRenamed, EventsPruned) as error:
-            raise Unavailable("The stream cannot be read on.", retry_after=1) from error
+            raise Unavailable("The stream is changing. Try again.", retry_after=1) from error
 
     async def acknowledge(self, poller: PollingTerminal, seq: Seq, stream_id: UUID | None) -> Seq:
-        """Note that a terminal has stored everything up to `seq`; its cursor, when that is written.
+        """Store that a terminal has stored all events up to `seq`. Return its cursor when it is written.
 
         Raises `Conflict`, `Unprocessable` and `Unavailable`.
         """
         tenant, device_id = poller.tenant, poller.device_id
         if device_id is None:
-            raise Unprocessable("Only a named device has a position.", code="no_device")
+            raise Unprocessable("A client without a device name has no cursor.", code="no_device")
         requested = Position(seq, stream_id)
         session_start = await self._hub.look_up(tenant, device_id, requested, resuming=False)
         head = session_start.head
@@ -245,7 +248,7 @@ class LongPolling:
         if resume(written, named_position)[1] is Resync.RESET:
             raise Conflict("The stream has lost that event.", code="stream_changed")
         if written.acked is None or written.acked < seq:
-            raise Unavailable("The position was not written.", retry_after=1)
+            raise Unavailable("The acknowledgement was not stored. Try again.", retry_after=1)
         return written.acked
 
     async def _read(
@@ -279,7 +282,7 @@ class LongPolling:
         if not poll.is_abandoned:
             self._hub.sent_by_poll(terminal, builder.position)
             if query.seconds:
-                # It is there still.
+                # The wait may have been long. This keeps the device's last-seen time current.
                 self._note_position(terminal, start)
         return PollPage(builder.messages, builder.position, last, head.stream_id)
 
@@ -291,7 +294,7 @@ class LongPolling:
         lease: ConnectionLease,
         on_hold: OnHold,
     ) -> None:
-        """Read what comes, until that is something or the time is over."""
+        """Read new events until the answer has one, or the time is over."""
         deadline = self._reactor.seconds() + builder.query.seconds
         is_over = on_hold(poll.abandon)
         try:
@@ -311,7 +314,7 @@ class LongPolling:
         if poll.ended in (STREAM_CHANGED, RENAMED, PRUNED):
             raise StreamBroken(poll.ended.reason)
         if poll.ended not in (None, GOING_AWAY):
-            raise Unavailable("The stream cannot be read at the moment.", retry_after=1)
+            raise Unavailable("The stream cannot be read now. Try again.", retry_after=1)
 
     def _note_position(self, terminal: Terminal, seq: Seq) -> None:
         if terminal.device_id is not None:

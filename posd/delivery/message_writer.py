@@ -1,7 +1,7 @@
-"""Writes what tills said and refused into the tables of all tenants, with one statement for many tenants.
+"""Writes messages and refusals of tills into the tables of all tenants, one statement for many tenants.
 
-A tenant whose tills talk much delays the others by one statement of bounded size: each statement has a share
-of every tenant's messages.
+Each statement has a bounded size and takes a share of every tenant's messages. So a tenant whose tills send
+many messages delays the other tenants by one statement at most.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from posd.store import presence as presence_store
 from posd.values import Seq, Terminal
 
 _WAIT_SECONDS: Final = 5.0
-"""How long a till that comes back waits for what it refused to be written."""
+"""How long a reconnecting till waits until its refusals are written."""
 _PART_BYTES: Final = 256 * 1024
-"""Of messages in one statement: some ten milliseconds."""
+"""Bytes of messages in one statement, which takes about ten milliseconds."""
 
 
 class MessageWriter:
-    """Keeps messages of tills until they are written. There is one statement at a time."""
+    """Keeps messages of tills until they are written. One statement runs at a time."""
 
     _log = Logger()
 
@@ -52,7 +52,7 @@ class MessageWriter:
             clock, self._write_all, seconds=_WAIT_SECONDS
         )
         self._unwritten_rejections: Counter[Device] = Counter()
-        """How many refusals of each device are still to be written."""
+        """The number of refusals of each device that are not written yet."""
         self._problems = ProblemLog(self._log)
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
@@ -72,27 +72,27 @@ class MessageWriter:
             self._log_dropped(terminal)
 
     def start_write(self) -> None:
-        """Begin to write what there is, if nothing is being written."""
+        """Begin to write the pending messages, unless a write is running."""
         if self._pending and not self._writes.running:
             Deferred.fromCoroutine(self.write())
 
     async def write(self) -> None:
-        """Write everything, as far as the database can be reached. What cannot be written is kept."""
+        """Write all messages. Messages that cannot be written are kept."""
         try:
             await self._writes.ask(None)
         except Unavailable:
             return
         except Exception:
-            self._log.failure("messages of tills were not written, and are kept")
+            self._log.failure("messages of tills were not written; posd keeps them and tries again")
 
     async def write_pending(self, device: Device) -> None:
-        """Wait until what a device has refused is written. Raises `Unavailable` if that takes too long."""
+        """Wait until the refusals of a device are written. Raises `Unavailable` if that takes too long."""
         if self._unwritten_rejections[device]:
             await self._writes.ask(None)
 
     async def _write_all(self, keys: Sequence[None]) -> Mapping[None, None]:
-        """Write what is there now. What comes meanwhile is for the next time."""
-        # A till that comes back waits for the refusals.
+        """Write the messages that are pending now. Later messages are written by the next call."""
+        # Refusals come first, since reconnecting tills wait for them.
         await self._write_kind("refusals of tills", self._pending.nacks, self._write_rejected)
         await self._write_kind("messages of tills", self._pending.messages, self._write_messages)
         return {None: None}
@@ -108,7 +108,9 @@ class MessageWriter:
     async def _write_kind(
         self, what: str, by_tenant: ByTenant[T], write: Callable[[Sequence[T]], Awaitable[None]]
     ) -> None:
-        """Write one kind of messages. What PostgreSQL refuses for another reason than data is kept."""
+        """Write one kind of messages. Keep those that PostgreSQL refuses for another reason than their
+        data.
+        """
         left, piece, done = dict(by_tenant), list[T](), 0
         by_tenant.clear()
 
@@ -133,7 +135,8 @@ class MessageWriter:
                 except StatementFailed as error:
                     if not error.about_data:
                         raise
-                    # Each tenant by itself: what one of them has wrong must not cost another a message.
+                    # Write each tenant's messages alone, so that a fault of one tenant costs no message
+                    # of another.
                     for _, some in groupby(piece, lambda each: each.tenant.id):
                         await in_parts(list(some), write_part, blame)
         except StatementFailed as error:
@@ -147,7 +150,8 @@ class MessageWriter:
 
     def _log_lost(self, part: Sequence[TillMessage | RejectedEvent], error: Exception) -> None:
         self._log.error(
-            "{count} messages of {slug}, the first from {device}, were not written and are lost: {error}",
+            "{count} messages of tenant {slug}, the first from {device}, were not written; posd drops"
+            " them: {error}",
             count=len(part),
             slug=part[0].tenant.slug,
             device=part[0].device_id,
@@ -155,7 +159,7 @@ class MessageWriter:
         )
 
     def _mark_written(self, part: Sequence[TillMessage | RejectedEvent]) -> None:
-        """These messages are written, or lost."""
+        """Stop counting messages that are written or lost."""
         self._pending.written(part)
         for each in part:
             if isinstance(each, RejectedEvent):
@@ -168,8 +172,8 @@ class MessageWriter:
         unsaid = self._sampler.take(terminal.tenant.id)
         if unsaid is not None:
             self._log.warn(
-                "a message of a till was not stored, since too many wait for the database:"
-                " tenant={tenant} unsaid={unsaid}",
+                "a message of a till was not stored, because too many messages wait for the database:"
+                " tenant={tenant} unsaid={unsaid}. posd drops the message",
                 tenant=terminal.tenant.slug,
                 unsaid=unsaid,
             )

@@ -1,7 +1,7 @@
-"""What passes between heads of streams and orders, once a second.
+"""Updates confirmed positions and the `print_status` of orders, once a second.
 
-What tills said of orders confirms events, which moves heads; and `print_status` of orders follows the heads.
-Neither is part of a flush that tills wait for.
+Reports of tills about orders confirm events, which moves heads. The `print_status` of orders follows the
+heads. Tills do not wait for these statements, so they are not part of a flush.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from posd.store import orders
 from posd.values import Seq, StreamName, TenantId
 
 _MOST_TENANTS: Final = 50
-"""Tenants in one transaction: the orders of so many are locked for the time of one UPDATE."""
+"""Tenants in one transaction. Their orders are locked for the duration of one UPDATE."""
 
 
 class OrderMarks:
-    """Tenants whose orders are to be looked at. `confirmed` is told how far a tenant's tills are."""
+    """Tenants whose orders must be checked. `confirmed` is called with the confirmed position of a stream."""
 
     _log = Logger()
 
@@ -33,28 +33,28 @@ class OrderMarks:
         self._confirmed = confirmed
         self._reported: set[TenantId] = set()
         self._unmarked: set[TenantId] = set()
-        # Tenants of statements that took too long. Each of them gets a statement of its own until that
-        # succeeds, since one slow tenant fails the statement for all.
+        # Tenants of a statement that timed out, by kind of work. Each gets its own statement until that
+        # succeeds, since one slow tenant fails the statement for all tenants in it.
         self._alone: defaultdict[str, set[TenantId]] = defaultdict(set)
         self._problems = ProblemLog(self._log)
 
     def reported(self, tenant_id: TenantId) -> None:
-        """A till of this tenant has said something about an order."""
+        """A till of this tenant has reported on an order."""
         self._reported.add(tenant_id)
 
     def heads_moved(self, tenants: set[TenantId]) -> None:
-        """Heads of these tenants were moved."""
+        """The heads of these tenants were moved."""
         self._unmarked |= tenants
 
     async def mark(self) -> None:
-        """Read what is confirmed, and update orders; what cannot be done now is done next time.
+        """Read the confirmed positions and update the orders. Work that fails is kept for the next call.
 
-        Raises `Unavailable` or `StatementFailed` if there is such a thing, after all others were done.
+        Raises the first `Unavailable` or `StatementFailed`, after all other tenants were processed.
         """
         problem: Exception | None = None
         for what, pending, work in (
-            ("reports of orders", self._reported, self._confirm),
-            ("marks of orders", self._unmarked, self._mark),
+            ("confirmed positions", self._reported, self._confirm),
+            ("print statuses of orders", self._unmarked, self._mark),
         ):
             alone = self._alone[what]
             for tenants in _parts(pending, alone):
@@ -74,17 +74,19 @@ class OrderMarks:
             raise problem
 
     async def mark_and_log(self) -> None:
-        """The same for a timer: the database may be away, and other trouble is logged when it begins."""
+        """Call `mark` for the timer, and log errors other than an unreachable database once."""
         try:
             await self.mark()
         except Unavailable:
             return
         except StatementFailed as error:
-            self._problems.began("marks of orders", error)
+            self._problems.began("confirmed positions and print statuses", error)
         except Exception:
-            self._log.failure("orders could not be marked")
+            self._log.failure(
+                "the print statuses of orders could not be updated; posd tries again in a second"
+            )
         else:
-            self._problems.ended("marks of orders")
+            self._problems.ended("confirmed positions and print statuses")
 
     async def _run(
         self,
@@ -92,7 +94,7 @@ class OrderMarks:
         tenants: list[TenantId],
         work: Callable[[list[TenantId]], Awaitable[None]],
     ) -> None:
-        """Do `work` for some of those that are `pending`; if it fails they stay wanted."""
+        """Do `work` for some of the `pending` tenants. If it fails, these tenants stay pending."""
         pending.difference_update(tenants)
         try:
             await work(tenants)
@@ -110,7 +112,7 @@ class OrderMarks:
 
 
 def _parts(pending: set[TenantId], alone: set[TenantId]) -> list[list[TenantId]]:
-    """Divide tenants into statements: those that are not `alone` together, and then each of the others."""
+    """Divide tenants among statements: the tenants of `alone` get one each, the others share."""
     together = sorted(pending - alone)
     parts = [together[n : n + _MOST_TENANTS] for n in range(0, len(together), _MOST_TENANTS)]
     return [*parts, *([each] for each in sorted(pending & alone))]

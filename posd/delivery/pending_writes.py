@@ -1,7 +1,7 @@
-"""What a node has noted in memory and not written to the database yet, and the bounds of that.
+"""The writes that a node keeps in memory until the next flush, and their limits.
 
-Of the positions of a device only the furthest counts, so a note replaces the one before. Messages of tills
-are all kept, up to so many bytes of a tenant and of all tenants.
+Only the furthest position of a device counts, so a position replaces an earlier one. Messages of tills are
+all kept, up to a number of bytes for each tenant and for all tenants.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from posd.values import Seq, StreamName, Tenant, TenantId, Terminal
 
 _MOST_TENANT_BYTES: Final = 2 * 1024 * 1024
 _MOST_TOTAL_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of what the tills of a tenant, and of all, say while the database is away."""
+"""Bytes of messages that are kept for one tenant, and for all tenants, while the database cannot be
+reached.
+"""
 _MESSAGE_OVERHEAD: Final = 256
-"""What even an empty message takes."""
+"""Bytes that an empty message takes."""
 
 Subscription = tuple[TenantId, str, UUID]
-"""Whose cursor it is: tenant, device, and the id of the stream in which its positions are counted."""
+"""The key of a cursor: tenant, device, and the stream id in which its positions are counted."""
 
 H = TypeVar("H", Subscription, StreamName)
 Device = tuple[TenantId, str]
 
 
 def subscription(terminal: Terminal) -> Subscription:
-    """Whose cursor a terminal moves."""
+    """Return the key of a terminal's cursor."""
     return terminal.tenant.id, terminal.device_id or "", terminal.stream_id
 
 
 @define(eq=False)
 class DeviceClaim:
-    """A connection that claims its device. `won` says whether it got it; None until that is decided."""
+    """A connection that claims its device. `won` is whether it got the device, None until that is decided."""
 
     terminal: Terminal
     won: bool | None = None
@@ -44,27 +46,30 @@ class DeviceClaim:
 
 @define
 class PendingWrites:
-    """What the next flush writes into tables of posd's own schema."""
+    """The rows that the next flush writes into tables of the main schema."""
 
     connected: dict[UUID, Terminal] = field(factory=dict)
-    """Connections that were opened, by their ids."""
+    """Connections that were opened, by connection id."""
     disconnected: set[UUID] = field(factory=set)
     """Connections that have ended."""
     claims: dict[UUID, DeviceClaim] = field(factory=dict)
     heartbeats: dict[UUID, Heartbeat] = field(factory=dict)
-    """When something was last heard on connections, and how far they were sent their stream."""
+    """When data was last received on each connection, and the position that was sent."""
     sent_positions: dict[Subscription, Seq] = field(factory=dict)
-    """How far devices were sent a stream that may have another name by now."""
+    """The positions up to which devices were sent a stream that may have another id now."""
     using_positions: set[Subscription] = field(factory=set)
-    """Those of `sent_positions` whose devices have acknowledged something, or named a position."""
+    """Those keys of `sent_positions` whose devices have acknowledged or named a position."""
     acks: dict[Subscription, Seq] = field(factory=dict)
-    """How far devices have acknowledged."""
+    """The positions that devices have acknowledged."""
     legacy_positions: dict[Subscription, Seq] = field(factory=dict)
-    """How far legacy devices were sent their stream."""
+    """The positions up to which legacy devices were sent their stream."""
     sent: dict[StreamName, Seq] = field(factory=dict)
-    """How far each stream was written to at least one till."""
+    """The position up to which each stream was written to at least one till."""
     received: dict[StreamName, Seq] = field(factory=dict)
-    """How far at least one till has each stream: by cursors that are written, and by reports about orders."""
+    """The position up to which at least one till has each stream.
+
+    It follows from cursors that are written, and from reports about orders.
+    """
     acknowledging: set[Device] = field(factory=set)
     """The devices of `acks` and `sent_positions`."""
 
@@ -84,26 +89,26 @@ class PendingWrites:
         )
 
     def left(self, connection_id: UUID) -> None:
-        """A connection has ended. If it was not written yet, nothing is written of it."""
+        """A connection has ended. If it was not written yet, nothing is written about it."""
         self.claims.pop(connection_id, None)
         self.heartbeats.pop(connection_id, None)
         if self.connected.pop(connection_id, None) is None:
             self.disconnected.add(connection_id)
 
     def note_sent_position(self, key: Subscription, seq: Seq, uses_positions: bool) -> None:
-        """A device was sent everything up to `seq` of a stream that may have ended."""
+        """A device was sent all events up to `seq` of a stream that may have another id now."""
         self.sent_positions[key] = max(seq, self.sent_positions.get(key, 0))
         if uses_positions:
             self.using_positions.add(key)
         self.acknowledging.add(key[:2])
 
     def acknowledged(self, key: Subscription, seq: Seq) -> None:
-        """A device has everything up to `seq`."""
+        """A device has acknowledged all events up to `seq`."""
         self.acks[key] = max(seq, self.acks.get(key, 0))
         self.acknowledging.add(key[:2])
 
     def sent_to_legacy(self, key: Subscription, seq: Seq) -> None:
-        """A legacy device was sent everything up to `seq`, on one of its connections."""
+        """A legacy device was sent all events up to `seq` on one of its connections."""
         self.legacy_positions[key] = max(seq, self.legacy_positions.get(key, 0))
 
     def delivered(self, stream: StreamName, seq: Seq) -> None:
@@ -111,13 +116,13 @@ class PendingWrites:
         self.sent[stream] = max(seq, self.sent.get(stream, 0))
 
     def confirmed(self, stream: StreamName, seq: Seq) -> None:
-        """At least one till of the tenant has everything up to `seq`."""
+        """At least one till of the tenant has all events up to `seq`."""
         self.received[stream] = max(seq, self.received.get(stream, 0))
 
     def acks_written(self, accepted: Sequence[tuple[StreamName, Seq]]) -> None:
-        """The cursors of `acks` are written. What the streams' heads say of them is written after that.
+        """The cursors of `acks` are written. The heads of their streams are written after that.
 
-        `accepted` has the cursors that belong to the stream's present name.
+        `accepted` has the positions that are valid in the present stream.
         """
         for stream, seq in accepted:
             self.confirmed(stream, seq)
@@ -125,17 +130,17 @@ class PendingWrites:
         self.acknowledging = {key[:2] for key in self.sent_positions}
 
     def merged(self, later: PendingWrites) -> PendingWrites:
-        """These notes and later ones together.
+        """Return these writes merged with later ones.
 
-        Of positions the furthest counts, since a replay or a poll may note an earlier position later. Of
-        everything else the later note counts.
+        The furthest position counts, since a replay or a poll may add an earlier position later. For
+        everything else the later value counts.
         """
         connected = {k: t for k, t in self.connected.items() if k not in later.disconnected}
         heartbeats = {k: s for k, s in self.heartbeats.items() if k not in later.disconnected}
         return PendingWrites(
             connected=connected | later.connected,
             disconnected=self.disconnected | later.disconnected,
-            # A connection whose claim was not written is told so, and claims again.
+            # The caller of a claim that was not written gets an error, and claims again.
             claims=later.claims,
             heartbeats=heartbeats | later.heartbeats,
             sent_positions=_merge_furthest(self.sent_positions, later.sent_positions),
@@ -168,7 +173,7 @@ class TillMessage:
 
 @frozen
 class RejectedEvent:
-    """An event that a till could not process."""
+    """An event that a till cannot process."""
 
     tenant: Tenant
     seq: Seq
@@ -183,7 +188,7 @@ class RejectedEvent:
 
 T = TypeVar("T", TillMessage, RejectedEvent)
 ByTenant = dict[TenantId, list[T]]
-"""Messages of one kind by tenant, in their order."""
+"""Messages of one kind by tenant, in the order of their arrival."""
 
 
 @define
@@ -193,23 +198,25 @@ class PendingMessages:
     messages: ByTenant[TillMessage] = field(factory=dict)
     nacks: ByTenant[RejectedEvent] = field(factory=dict)
     sizes: Counter[TenantId] = field(factory=Counter)
-    """How many bytes the words and nacks of each tenant take, until they are written."""
+    """The bytes of each tenant's unwritten messages and nacks."""
     total: int = 0
-    """How many those of all tenants take."""
+    """The bytes of all tenants together."""
 
     def __bool__(self) -> bool:
         return bool(self.messages or self.nacks)
 
     def add_message(self, message: TillMessage) -> bool:
-        """Keep a message. Returns False, and drops it, if its tenant or all have too many bytes."""
+        """Keep a message. Returns False and drops it if the limit of its tenant or of all tenants is
+        reached.
+        """
         return self._add(self.messages, message)
 
     def add_rejected(self, nack: RejectedEvent) -> bool:
-        """Keep what a till could not process, as `add_message` does."""
+        """Keep a refusal, with the limits of `add_message`."""
         return self._add(self.nacks, nack)
 
     def written(self, messages: Iterable[TillMessage | RejectedEvent]) -> None:
-        """Do not count the bytes of these any more."""
+        """Stop counting the bytes of these messages."""
         for each in messages:
             tenant_id = each.tenant.id
             self.sizes[tenant_id] -= each.size
@@ -231,10 +238,10 @@ class PendingMessages:
 
 
 def take_part(by_tenant: ByTenant[T], most: int) -> list[T]:
-    """Take about `most` bytes of messages out of `by_tenant`: of each tenant in turn, up to an equal share.
+    """Remove and return about `most` bytes of messages: from each tenant in turn, up to an equal share.
 
-    One message of a tenant is taken whatever its size. A tenant with more than its share becomes the last one
-    of `by_tenant`, and so of the next piece.
+    At least one message of a tenant is taken, whatever its size. A tenant with more than its share moves to
+    the end of `by_tenant`, and so to the end of the next part.
     """
     share, room, part = most // max(1, len(by_tenant)), most, []
     for tenant_id in list(by_tenant):
@@ -245,7 +252,7 @@ def take_part(by_tenant: ByTenant[T], most: int) -> list[T]:
                 break
             count += 1
         part += messages[:count]
-        # Deleted also where some are left, to become the last one.
+        # The tenant is deleted even if messages are left, to move it to the end.
         del by_tenant[tenant_id]
         if count < len(messages):
             by_tenant[tenant_id] = messages[count:]
@@ -256,7 +263,7 @@ def take_part(by_tenant: ByTenant[T], most: int) -> list[T]:
 
 
 def put_back(by_tenant: ByTenant[T], messages: Iterable[T]) -> None:
-    """Put messages before those that came later."""
+    """Put messages back before those that arrived later."""
     earlier: ByTenant[T] = {}
     for each in messages:
         earlier.setdefault(each.tenant.id, []).append(each)

@@ -1,11 +1,11 @@
-"""The node's bookkeeping, written in bulk: who is connected, how far each terminal is, what it said.
+"""Stores the connections of a node, the cursors of its terminals, and the messages of tills.
 
-Sessions only note things here, in memory; a flush writes all of it with a few statements, however
-many tills there are. There is one flush at a time: callers that need to know that something is written
-wait for the next one together (`posd.database.coalescing`).
+Sessions only add pending writes in memory. A flush writes them with a few statements, however many tills
+there are. One flush runs at a time. Callers that need to know that their data is written wait together for
+the next flush (`posd.database.coalescing`).
 
-A crash loses the acknowledgements of the last moment, and the till is sent those events again. While
-the database is away notes are kept, merged where they can be, and written when it is back.
+A crash loses the acknowledgements of the last moment. The till is then sent those events again. While the
+database cannot be reached, pending writes are kept and merged, and they are written when it is back.
 """
 
 from __future__ import annotations
@@ -35,16 +35,22 @@ from posd.values import PrintStatus, Seq, StreamName, TenantId, Terminal
 
 _FLUSH_SECONDS: Final = 0.2
 _LEASE_SECONDS: Final = 15.0
+"""A lease that is not renewed ends after this time. A minute later other nodes delete the node's
+connections.
+"""
 _RENEW_SECONDS: Final = 5.0
 _MARK_SECONDS: Final = 1.0
-"""Each tenant's orders cost a statement of their own, so they are marked less often."""
+"""Orders are updated less often than a flush, since each tenant's orders need their own statement."""
 _WAIT_SECONDS: Final = 5.0
-"""How long a caller waits for a flush. A till waits ten seconds to be let in."""
+"""How long a caller waits for a flush. A connecting till waits at most ten seconds."""
 _OVERDUE_SECONDS: Final = 30.0
+"""After so long without a successful flush or lease, `/health/ready` reports `books`."""
 
 
 class Presence(Service):
-    """Notes, and the flush that writes them. Implements `delivery.executor.ProgressSink`."""
+    """The pending writes of a node, and the flush that writes them. Implements
+    `delivery.hub.ProgressStore`.
+    """
 
     _log = Logger()
 
@@ -66,13 +72,13 @@ class Presence(Service):
         self._flushing.clock = self._renewing.clock = self._marking.clock = reactor
         self._leased = False
         self._pending_writes = PendingWrites()
-        # What the flush that is under way is writing.
+        # The writes of the running flush.
         self._in_flight = PendingWrites()
         self._connected_terminals: dict[UUID, Terminal] = {}
         self._renewed_at = reactor.seconds()
         self._unwritten_since: float | None = None
         self.heartbeats: Callable[[], list[Heartbeat]] = list
-        """Tells what to renew of the connections."""
+        """Returns the connections that have changed since the last call."""
 
     def startService(self) -> None:
         Service.startService(self)
@@ -82,9 +88,9 @@ class Presence(Service):
         self._marking.start(_MARK_SECONDS, now=False)
 
     def stopService(self) -> Deferred[None]:
-        """Write what is left and take the node out of the books.
+        """Write everything that is pending and delete the node's row.
 
-        `daemon.stopping` bounds the time. What is not written by then is lost as in a crash.
+        `daemon.shutdown` bounds the time. Writes that are not done by then are lost, as in a crash.
         """
         Service.stopService(self)
         for timer in (self._flushing, self._renewing, self._marking):
@@ -94,7 +100,7 @@ class Presence(Service):
 
     @property
     def is_overdue(self) -> bool:
-        """Whether for half a minute the lease could not be renewed, or a flush did not succeed."""
+        """Whether for 30 seconds the lease was not renewed, or no flush succeeded."""
         since = self._renewed_at + _RENEW_SECONDS
         if self._unwritten_since is not None:
             since = min(since, self._unwritten_since)
@@ -109,14 +115,14 @@ class Presence(Service):
         self._connected_terminals.pop(terminal.connection_id, None)
 
     def delivered(self, stream: StreamName, seq: Seq) -> None:
-        """Events up to `seq` were written to one of the tenant's tills at least."""
+        """Events up to `seq` were written to at least one till of the tenant."""
         self._pending_writes.delivered(stream, seq)
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         self._pending_writes.acknowledged(subscription(terminal), seq)
 
     def sent(self, cursor: Subscription, seq: Seq, uses_positions: bool) -> None:
-        """A device was sent a stream up to `seq`, and the stream may have another name by now."""
+        """A device was sent a stream up to `seq`. The stream may have another id now."""
         self._pending_writes.note_sent_position(cursor, seq, uses_positions)
 
     def sent_to_legacy(self, terminal: Terminal, seq: Seq) -> None:
@@ -131,7 +137,7 @@ class Presence(Service):
     async def printed(
         self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
     ) -> bool:
-        """Written at once: the till is told if there is no such order, or no database."""
+        """Store a print status at once, so that the till gets an error if that fails."""
         report = print_report(order_id, status, reason)
         executor = self._database.of(terminal.tenant.id)
         now = await orders.record_report(executor, terminal.tenant, report, terminal.device_id)
@@ -140,13 +146,13 @@ class Presence(Service):
         return now is not None
 
     def reported(self, tenant_id: TenantId) -> None:
-        """A till of this tenant has said something about an order: more may be confirmed now."""
+        """A till of this tenant has reported on an order, which may confirm events."""
         self._marks.reported(tenant_id)
 
     async def claim(self, terminal: Terminal) -> bool:
-        """Make this connection its device's one; False if a newer one already is.
+        """Give this connection its device. Returns False if a newer connection has the device.
 
-        All connections that claim at the same time do so with the next flush, in one statement.
+        All connections that claim at the same time share one statement of the next flush.
         """
         claim = self._pending_writes.claims[terminal.connection_id] = DeviceClaim(terminal)
         await self._flushes.ask(None)
@@ -155,9 +161,9 @@ class Presence(Service):
         return claim.won
 
     async def write_pending(self, tenant_id: TenantId, device_id: str) -> None:
-        """Write down what a device acknowledged and refused, now that it asks how far it is.
+        """Write the acknowledgements and refusals of a device, before its cursor is read.
 
-        Waits for the flush that is under way if that writes it, and for nothing if nothing is noted.
+        Waits for the running flush if it writes them. Returns at once if nothing is pending.
         """
         device = (tenant_id, device_id)
         if device in self._pending_writes.acknowledging or device in self._in_flight.acknowledging:
@@ -165,22 +171,22 @@ class Presence(Service):
         await self._messages.write_pending(device)
 
     async def flush(self) -> None:
-        """Write everything that was noted. Raises `Unavailable` if the books cannot be written now.
+        """Write everything that is pending. Writes that fail are kept.
 
-        What cannot be written is kept.
+        Raises `Unavailable` if the presence tables cannot be written now.
         """
         await self._flushes.ask(None)
         await self._messages.write()
 
     async def mark(self) -> None:
-        """Read what tills confirmed, and update orders whose events were sent; see `OrderMarks.mark`."""
+        """Read the confirmed positions, and update orders whose events were sent (`OrderMarks.mark`)."""
         await self._marks.mark()
 
     def _confirmed(self, stream: StreamName, seq: Seq) -> None:
         self._pending_writes.confirmed(stream, seq)
 
     async def _write(self, keys: Sequence[None]) -> Mapping[None, None]:
-        """One flush, for all who wait for it."""
+        """Run one flush for all callers that wait."""
         if self._unwritten_since is None:
             self._unwritten_since = self._reactor.seconds()
         if not self._leased:
@@ -203,7 +209,9 @@ class Presence(Service):
         except Unavailable:
             return
         except Exception:
-            self._log.failure("the books could not be written")
+            self._log.failure(
+                "connections and acknowledgements were not written; posd keeps them and tries again"
+            )
 
     async def _renew(self) -> None:
         try:
@@ -211,34 +219,37 @@ class Presence(Service):
         except Unavailable:
             return
         except Exception:
-            self._log.failure("the lease could not be renewed")
+            self._log.failure(
+                "the lease of this node was not renewed; posd tries again in {seconds:.0f} s",
+                seconds=_RENEW_SECONDS,
+            )
         else:
             self._pending_writes.heartbeats.update((each[0], each) for each in self.heartbeats())
 
     async def _lease_or_unavailable(self) -> None:
-        """Renew the lease. What PostgreSQL refuses is logged once, and `Unavailable` for callers."""
+        """Renew the lease. If PostgreSQL refuses, log the error once and raise `Unavailable`."""
         try:
             await self._lease()
         except StatementFailed as error:
-            self._writer.problems.began("the lease and the books", error)
-            raise Unavailable("The books cannot be written.", retry_after=5) from error
-        self._writer.problems.ended("the lease and the books")
+            self._writer.problems.began("the lease and the connections", error)
+            raise Unavailable("The presence tables cannot be written.", retry_after=5) from error
+        self._writer.problems.ended("the lease and the connections")
 
     async def _lease(self) -> None:
         if await presence_store.renew_lease(self._database.for_all, self._node_id, _LEASE_SECONDS):
-            # The books were lost: PostgreSQL crashed, or this node was taken for dead.
+            # The presence tables are empty: PostgreSQL crashed, or another node took this node for dead.
             self._pending_writes.connected = dict(self._connected_terminals)
         self._leased, self._renewed_at = True, self._reactor.seconds()
 
     async def _leave(self) -> None:
         try:
             await self.flush()
-            # A shop's table that cannot be written does not keep the node in the books.
+            # A failing table of a shop must not keep the node's row.
             await self._marks.mark_and_log()
             if self._pending_writes:
-                # What tills said of orders has confirmed more.
+                # The reports of tills have confirmed more events.
                 await self.flush()
             await presence_store.remove_node(self._database, self._node_id)
         except (Unavailable, StatementFailed):
-            # The lease runs out by itself, if there are any books.
+            # The lease ends by itself.
             return

@@ -1,7 +1,7 @@
-"""The receive queue of one till: its messages are taken in their order, one at a time, and at a bounded rate.
+"""The receive queue of one till: it processes messages in order, one at a time, and at a bounded rate.
 
-A till that sends faster is not read for a while. That slows it down, delays no other till, and loses nothing.
-What a till sent before it left is still taken.
+If a till sends faster, posd stops reading from its socket for a while. This slows the till down, delays no
+other till, and loses nothing. Messages that the till sent before it disconnected are still processed.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from posd.security.request_rates import FRAME_COST
 
 _MOST_WAITING: Final = 16
-"""When so many messages wait, the till is not read."""
+"""When so many messages wait, the socket is not read."""
 _MOST_FRAMES_WHILE_PAUSED: Final = 3000
-"""In a pause, from what was read before it: up to two thousand acknowledgements. More are empty frames."""
+"""Frames that may arrive in a pause, from data that was read before the pause began.
+
+That data may contain up to two thousand acknowledgements. More frames can only be empty ones.
+"""
 
 Charge = Callable[[float, int], float]
-"""Charges so many requests and bytes. Returns for how many seconds nothing more is to be read."""
+"""Charges a number of requests and of bytes. Returns for how many seconds the socket is not read."""
 
 ReceiveMessage = Callable[[bytes], Coroutine[Any, Any, None] | None]
-"""Takes a message. What takes longer is returned, to be awaited before the next one."""
+"""Processes a message. Returns a coroutine that must be awaited before the next message, or None."""
 
 
 class ReadingTransport(Protocol):
-    """The transport that is read from."""
+    """The part of a transport that pauses and resumes reading."""
 
     def pauseProducing(self) -> None:
-        """Read no more for now."""
+        """Stop reading."""
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Read again."""
 
 
 class ReceiveQueue:
-    """The messages of one connection that are still to be taken. `failed` is called if `receive` raises."""
+    """The unprocessed messages of one connection. `failed` is called if `receive` raises an exception."""
 
     def __init__(
         self,
@@ -54,31 +57,33 @@ class ReceiveQueue:
         self._failed = failed
         self._charge = charge
         self._waiting: deque[bytes] | tuple[()] = ()
-        # Whether a message is being taken.
+        # Whether a message is being processed.
         self._busy = False
-        # How many frames have come during the pause.
+        # The number of frames that have arrived during the pause.
         self._frames_while_paused = 0
-        # Ends the pause after a charge that was more than the till's credit.
+        # Ends a pause, which begins when a charge exceeds the till's credit.
         self._pause: IDelayedCall | None = None
         self._stopped = False
         self.is_paused = False
-        """Whether the transport is not read at the moment."""
+        """Whether the socket is not read now."""
 
     def charge_frame(self, size: int) -> bool:
-        """Charge a frame of so many bytes. Returns False if more have come than any till sends."""
+        """Charge a frame of `size` bytes. Returns False if more frames have arrived than a valid till
+        sends.
+        """
         self._charge_and_pause(FRAME_COST, size)
         if self._pause is not None:
             self._frames_while_paused += 1
         return self._frames_while_paused <= _MOST_FRAMES_WHILE_PAUSED
 
     def charge_statement(self) -> None:
-        """Charge a message that costs a statement as one request. Its frame was charged already."""
+        """Charge a message that costs a statement as one request. Its frame was charged before."""
         self._charge_and_pause(1 - FRAME_COST, 0)
 
     def put(self, message: bytes) -> None:
-        """Take a message, after those that wait."""
+        """Process a message after those that wait."""
         if not self._waiting:
-            # A till that says nothing has none: an empty deque takes 760 bytes.
+            # A silent till needs no deque. An empty deque takes 760 bytes.
             self._waiting = deque()
         self._waiting.append(message)
         if not self._busy:
@@ -86,7 +91,7 @@ class ReceiveQueue:
         self._update_reading()
 
     def stop(self) -> None:
-        """The connection is gone: do not pause or resume it any more."""
+        """The connection has ended. Do not pause or resume its transport any more."""
         self._stopped = True
         if self._pause is not None:
             self._pause.cancel()
@@ -102,7 +107,9 @@ class ReceiveQueue:
             Deferred.fromCoroutine(self._take_slow(work))
 
     def _take_quick(self) -> Coroutine[Any, Any, None] | None:
-        """Take messages until there is one that takes longer. Returns its work, None without one."""
+        """Process messages until one returns a coroutine. Return this coroutine, None if no message is
+        left.
+        """
         while self._waiting:
             try:
                 work = self._receive(self._waiting.popleft())
@@ -115,8 +122,7 @@ class ReceiveQueue:
         return None
 
     async def _take_slow(self, work: Coroutine[Any, Any, None] | None) -> None:
-        # A loop, and not a call for each message: the stack would grow with their number when they fail at
-        # once.
+        # A loop, because recursive calls would deepen the stack with each message that fails at once.
         while work is not None:
             try:
                 await work
@@ -132,7 +138,7 @@ class ReceiveQueue:
             if self._pause is None:
                 self._pause = self._reactor.callLater(seconds, self._end_pause)
             else:
-                # More frames have come, which were read before the pause began. They make it longer.
+                # Frames that were read before the pause began have arrived. They make the pause longer.
                 self._pause.reset(seconds)
             self._update_reading()
 
@@ -142,7 +148,7 @@ class ReceiveQueue:
         self._update_reading()
 
     def _update_reading(self) -> None:
-        """Pause or resume the transport, if that has changed."""
+        """Pause or resume the transport if this has changed."""
         is_pause_due = len(self._waiting) >= _MOST_WAITING or self._pause is not None
         if is_pause_due == self.is_paused or self._stopped:
             return

@@ -1,10 +1,11 @@
-"""Who is connected to this node: looked after in turn, and told apart by device.
+"""The registry of a node's connections, with one timer that pings and checks all of them.
 
-One timer looks after every connection; there is none for each till. A till that is not heard of is
-dropped, one that was quiet is pinged, and one that means to stay takes its device's place: a device
-has one live connection, the newest, from when it has sent a frame or has been open for ten seconds,
-so that a connection test displaces nobody. Where two machines contend for one device, only the ten seconds
-count: otherwise each would send the other away as fast as both can connect.
+The timer drops connections from which nothing is received any more, and pings quiet ones.
+
+A device has one live connection, the newest. A connection claims its device when the till has sent a frame
+or when the connection has been open for ten seconds. So a short connection test displaces no till. If two
+machines contend for one device, a frame does not claim it, only the ten seconds do. Otherwise both machines
+would displace each other as fast as they can connect.
 """
 
 from __future__ import annotations
@@ -30,48 +31,50 @@ from posd.errors import Unavailable
 from posd.values import SUPERSEDED, Seq, TenantId, Terminal
 
 _GROUPS: Final = 5
-"""In how many groups connections are looked after, one group each second."""
+"""The connections are divided into this number of groups. The timer checks one group each second."""
 _GROUP_SECONDS: Final = 1.0
 _GRACE_SECONDS: Final = 5.0
 _SETTLED_SECONDS: Final = 10.0
 
 
 class TillTransport(SessionTransport, ByteSink, Protocol):
-    """A till's connection, as far as it is looked after."""
+    """The part of a till's connection that the registry uses."""
 
     @property
     def heard_at(self) -> float:
-        """When anything was last received, by the reactor's clock."""
+        """The reactor's time at which data was last received."""
 
     def attach(self, send_queue: SendQueue) -> None:
-        """Let the outbox know when there is room, from the first byte on."""
+        """Register the send queue as the producer of this transport, before the first byte is sent."""
 
     def ping(self) -> None:
-        """Send what keeps the connection open and tells that the till is there."""
+        """Send data that keeps the connection open and that makes the till answer."""
 
     def drop(self, *, abort: bool) -> None:
-        """End it without a word; `abort` does not wait for what is on its way."""
+        """Close the connection without a Close frame. With `abort`, do not send buffered data first."""
 
 
 Heartbeat = tuple[UUID, float, Seq]
-"""What is new of a connection: which it is, how many seconds ago it was heard of, up to where it was
-sent. The database makes a time of that by its own clock."""
+"""A connection's id, the seconds since data was last received, and the position that it was sent.
+
+The database computes the time from the seconds and its own clock.
+"""
 
 Claim = Callable[[Terminal], Awaitable[bool]]
-"""Makes a connection its device's one on all nodes; False if a newer one already is."""
+"""Gives a connection its device on all nodes. Returns False if a newer connection has the device."""
 
 
 @define(eq=False)
 class TrackedConnection:
-    """One connection, and when something is to be done about it."""
+    """A connection, and the times at which it is pinged and checked."""
 
     session: Session
     transport: TillTransport
     opened_at: float
     heartbeat: float
-    """Seconds that it was told; it counts on them, whatever newer connections are told."""
+    """The heartbeat interval that the till was told, in seconds. `reconfigure` does not change it."""
     interval: float
-    """Seconds from ping to ping."""
+    """Seconds between pings."""
     next_ping: float
     claimed: bool = False
     reported: tuple[float, Seq] = (0.0, 0)
@@ -82,7 +85,7 @@ class TrackedConnection:
 
 
 class ConnectionRegistry(Service):
-    """The connections of this node. `heartbeat` is the seconds from ping to ping of those to come."""
+    """The connections of this node. `heartbeat` is the seconds between pings of future connections."""
 
     _log = Logger()
 
@@ -102,7 +105,7 @@ class ConnectionRegistry(Service):
         return len(self._connections)
 
     def __iter__(self) -> Iterator[TrackedConnection]:
-        """Everyone as of now; whoever is asked about may leave meanwhile."""
+        """Iterate over a copy, since connections may leave during the iteration."""
         return iter(list(self._connections.values()))
 
     def startService(self) -> None:
@@ -118,18 +121,18 @@ class ConnectionRegistry(Service):
         return self._connections.get(connection_id)
 
     def sessions_of_device(self, terminal: Terminal) -> list[Session]:
-        """The sessions of a terminal's device; none if it has no name."""
+        """Return the sessions of a terminal's device, none if the terminal has no device name."""
         device = _device(terminal)
         return [] if device is None else [each.session for each in self._by_device.get(device, ())]
 
     def enter(self, session: Session, transport: TillTransport) -> None:
-        """Look after a connection from now on."""
+        """Add a connection."""
         now = self._reactor.seconds()
-        # Who must not be silent for longer is pinged a round before that.
+        # A connection of a wire format with a longest silence is pinged one round of the timer earlier.
         interval = min(
             self.heartbeat, session.wire_format.keepalive_seconds - _GROUPS * _GROUP_SECONDS
         )
-        # Those that came together, after a restart, are pinged one after the other.
+        # Tills that reconnect together after a restart are pinged at different times.
         first_ping = now + interval * random.uniform(0.5, 1.0)
         connection = TrackedConnection(
             session, transport, now, self.heartbeat, interval, first_ping
@@ -141,7 +144,7 @@ class ConnectionRegistry(Service):
             self._by_device.setdefault(device, set()).add(connection)
 
     def leave(self, session: Session) -> bool:
-        """A connection is gone. Whether it was there."""
+        """Remove a connection that has ended. Return whether it was registered."""
         connection = self._connections.pop(session.terminal.connection_id, None)
         if connection is None:
             return False
@@ -154,7 +157,7 @@ class ConnectionRegistry(Service):
         return True
 
     def heard(self, session: Session) -> None:
-        """A till sent a frame: it means to stay, so it takes its device's place."""
+        """A till has sent a frame, so it claims its device."""
         connection = self._connections.get(session.terminal.connection_id)
         if connection is None or connection.claimed:
             return
@@ -162,14 +165,14 @@ class ConnectionRegistry(Service):
             self._claim(connection)
 
     def supersede(self, connection: TrackedConnection) -> None:
-        """End a connection whose device's place a newer one has taken, on this node or another."""
+        """End a connection whose device a newer connection has taken, on this node or another one."""
         device = _device(connection.terminal)
         if device is not None and connection.session.state is not SessionState.CLOSED:
             self._contested.displaced(device, connection.terminal)
         connection.session.end(SUPERSEDED)
 
     def heartbeats(self) -> list[Heartbeat]:
-        """What has changed since the last time. The positions of legacy terminals are noted, too."""
+        """Return the connections that have changed since the last call. Store positions of legacy tills."""
         now = self._reactor.seconds()
         heartbeats = []
         for connection_id, connection in self._connections.items():
@@ -192,7 +195,12 @@ class ConnectionRegistry(Service):
             try:
                 self._check_connection(connection, now)
             except Exception:
-                self._log.failure("a session could not be looked after")
+                self._log.failure(
+                    "the connection of a till of tenant {slug} could not be checked; posd tries again in"
+                    " {seconds:.0f} s",
+                    slug=connection.terminal.tenant.slug,
+                    seconds=_GROUPS * _GROUP_SECONDS,
+                )
 
     def _check_connection(self, connection: TrackedConnection, now: float) -> None:
         if now - connection.transport.heard_at > 2 * connection.heartbeat + _GRACE_SECONDS:
@@ -214,13 +222,21 @@ class ConnectionRegistry(Service):
             if _connection_order(other.terminal) < _connection_order(connection.terminal):
                 self.supersede(other)
         claimed = Deferred.fromCoroutine(self._claim_on_all_nodes(connection))
-        claimed.addErrback(lambda failure: self._log.failure("a claim failed", failure))
+        claimed.addErrback(
+            lambda failure: self._log.failure(
+                "device {device} of tenant {slug} could not be claimed for a connection; an older"
+                " connection of another node may stay open",
+                failure,
+                device=connection.terminal.device_id,
+                slug=connection.terminal.tenant.slug,
+            )
+        )
 
     async def _claim_on_all_nodes(self, connection: TrackedConnection) -> None:
         try:
             won = await self._claim_in_database(connection.terminal)
         except Unavailable:
-            # Said again at the next turn: the database is away.
+            # The database cannot be reached. The timer claims the device again.
             connection.claimed = False
             return
         if not won:

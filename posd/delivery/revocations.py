@@ -1,4 +1,4 @@
-"""Who of those that are connected has to go, and what they are told."""
+"""Finds the connected terminals that must be disconnected, and the close reason for each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from posd.values import DISABLED, DISCONNECTED, REVOKED, CloseReason, TenantId, 
 
 @frozen
 class Revocations:
-    """Keys that are valid no more, and devices that have to go though their key is."""
+    """Keys that are no longer valid, and devices that must disconnect although their key is valid."""
 
     _ended_keys: Collection[int]
     _devices: Mapping[tuple[TenantId, str | None], CloseReason]
 
     def __bool__(self) -> bool:
-        """Whether any terminal may have to go."""
+        """Whether a terminal may have to disconnect."""
         return bool(self._ended_keys or self._devices)
 
     def of(self, terminal: Terminal) -> CloseReason | None:
-        """Why a terminal has to go; None if it may stay."""
+        """Return the reason why a terminal must disconnect, None if it may stay."""
         if terminal.principal.key_id in self._ended_keys:
             return REVOKED
         return self._devices.get((terminal.tenant.id, terminal.device_id))
@@ -32,9 +32,9 @@ class Revocations:
 async def find_revocations(
     executor: Executor, keys: Collection[int], tenants: Collection[TenantId]
 ) -> Revocations:
-    """Look at these keys, and at the devices of these tenants.
+    """Check these keys, and the devices of these tenants.
 
-    A device has to go when it was disabled, and when it is to come for events that it has had.
+    A device must disconnect if it was disabled, or if an operator has requested a replay for it.
     """
     devices: dict[tuple[TenantId, str | None], CloseReason] = {}
     if tenants:

@@ -1,12 +1,9 @@
-"""The send queue of one till: bytes in order, up to a limit; what does not fit is refused.
+"""The send queue of one till: bytes in order, up to a limit.
 
-The class is named `SendQueue`; it has nothing to do with the table `pos_outbox`
-(`posd.publishing.send_queue`).
-
-The queue is the push producer of its transport. While the transport takes bytes, they are written at once.
-While it does not, they wait here up to a limit. What does not fit is refused. It stays in PostgreSQL, and the
-session reads it from there when the queue is empty again. So a till that stops reading costs its limit and
-what the transport keeps, and delays nobody.
+The queue is the push producer of its transport. While the transport accepts bytes, they are written at
+once. While it does not, they wait here up to the limit. Events beyond the limit are refused. The session
+reads them from PostgreSQL when the queue is empty again. So a till that stops reading costs its limit and
+the buffer of its transport, and delays no other till.
 """
 
 from __future__ import annotations
@@ -25,10 +22,10 @@ from posd.values import Seq, TenantId
 
 @frozen
 class EventChunk:
-    """The events from `first` to `last` in one dialect, which are written by one call.
+    """The encoded events from `first` to `last` in one wire format, which are written with one call.
 
-    For each till that takes one TLS record and one system call for every 16 KiB, so mostly one of each,
-    however many events are in it.
+    For each till, a chunk costs one TLS record and one system call for every 16 KiB, whatever the number of
+    its events.
     """
 
     data: bytes
@@ -37,25 +34,25 @@ class EventChunk:
 
 
 class ByteSink(Protocol):
-    """The part of a transport that an outbox writes to."""
+    """The part of a transport that a send queue writes to."""
 
     def write(self, data: bytes) -> None:
-        """Send or buffer bytes. It may call `pauseProducing` before it returns."""
+        """Send or buffer bytes. The transport may call `pauseProducing` before it returns."""
 
 
 class SendQueueOwner(Protocol):
-    """Who fills an outbox."""
+    """The session that fills a send queue."""
 
     def on_room(self) -> None:
-        """The queue is empty: offer more."""
+        """The queue is empty. Offer more data."""
 
     def on_shed(self) -> None:
-        """What waited was dropped. Offer what follows `written` again when `on_room` is called."""
+        """The waiting data was dropped. Offer the events after `written` again when `on_room` is called."""
 
 
 @define(eq=False)
 class TenantShare:
-    """What one tenant's outboxes hold of a budget, and those that hold anything."""
+    """The bytes of a budget that one tenant's send queues hold, and those queues that are not empty."""
 
     held: int = 0
     send_queues: set[SendQueue] = field(factory=set)
@@ -63,9 +60,10 @@ class TenantShare:
 
 @define(eq=False)
 class SendBudget:
-    """How many bytes all outboxes may hold. Above that, some of the tenant that holds most are emptied.
+    """The number of bytes that all send queues may hold together.
 
-    So if the tills of one shop do not read, only tills of that shop have to catch up again.
+    When the limit is exceeded, queues of the tenant with the most bytes are emptied. So if the tills of one
+    shop stop reading, only tills of that shop have to catch up again.
     """
 
     limit: int
@@ -73,7 +71,7 @@ class SendBudget:
     _shares: dict[TenantId, TenantShare] = field(init=False, factory=dict)
 
     def add_held(self, send_queue: SendQueue, change: int) -> None:
-        """Note that an outbox holds so many bytes more than before, or fewer."""
+        """A send queue holds `change` more bytes than before, or fewer."""
         self.held += change
         share = self._shares.setdefault(send_queue.tenant_id, TenantShare())
         share.held += change
@@ -85,7 +83,7 @@ class SendBudget:
                 del self._shares[send_queue.tenant_id]
 
     def enforce_limit(self) -> None:
-        """While the limit is exceeded, empty the fullest outbox of the tenant that holds most."""
+        """While the limit is exceeded, empty the largest queue of the tenant with the most bytes."""
         while self.held > self.limit:
             heaviest = max(self._shares.values(), key=lambda share: share.held)
             max(heaviest.send_queues, key=lambda send_queue: send_queue.held).shed()
@@ -93,17 +91,18 @@ class SendBudget:
 
 @implementer(IPushProducer)
 class SendQueue:
-    """The bytes for one till. `position` is the last event taken, `written` the last one written.
+    """The bytes for one till. `position` is the last event accepted, `written` the last event written.
 
-    `held` is how many bytes wait here. `traffic` counts what was written. `stalled_since` is when the
-    transport said that it has enough, None while it takes bytes.
+    `held` is the number of waiting bytes. `traffic` counts the bytes written. `stalled_since` is the time
+    at which the transport stopped accepting bytes, None while it accepts them.
 
-    `has_room` tells whether nothing waits here and the transport takes bytes, so that they can be written at
-    once. It is stored, and not computed when it is asked for, since it is asked for each till and event.
-    While it is set a channel calls `write` itself (`Channel._give`), and then moves `position` and `written`.
+    `has_room` is whether no bytes wait here and the transport accepts bytes, so that data can be written at
+    once. It is a stored value and not a property, because it is read for each till and event. While it is
+    true, a channel calls `write` itself (`TenantChannel._write_chunk`), and then sets `position` and
+    `written`.
 
-    Bytes that were written cannot be taken back. So a slow till costs, beyond the limit, what the transport
-    keeps before it calls `pauseProducing` (`posd.web.http.sockets.bound_buffers`).
+    Bytes that were written cannot be taken back. So a slow till costs the limit and the bytes that the
+    transport buffers before it calls `pauseProducing` (`posd.web.http.sockets.bound_buffers`).
     """
 
     __slots__ = (
@@ -128,7 +127,7 @@ class SendQueue:
         self.limit = limit
         self._budget = budget
         self._clock = clock
-        # An empty deque takes 760 bytes, and for most tills nothing ever waits.
+        # An empty deque takes 760 bytes, and for most tills no bytes ever wait.
         self._waiting: deque[tuple[bytes, Seq | None]] | tuple[()] = ()
         self._open = self.has_room = True
         self.tenant_id = tenant_id
@@ -139,15 +138,17 @@ class SendQueue:
         self.written = position
 
     def deliver(self, chunk: EventChunk) -> bool:
-        """Take a chunk. False if it does not begin right after `position`, or if it does not fit."""
+        """Accept a chunk. Returns False if it does not begin right after `position`, or if it does not
+        fit.
+        """
         return chunk.first == self.position + 1 and self.offer(chunk.data, chunk.last)
 
     def offer(self, data: bytes, seq: Seq | None = None) -> bool:
-        """Send bytes, or keep them until the transport takes more.
+        """Write bytes, or keep them until the transport accepts more.
 
-        `seq` is the position of the last event in them, None for messages that are not events. Returns False
-        if they do not fit; then nothing was taken. What was taken may be dropped later by `shed`, which tells
-        the listener.
+        `seq` is the position of the last event in the bytes, None for other messages. Returns False if the
+        bytes do not fit. Then none of them are accepted. Bytes that were accepted may be dropped later by
+        `shed`, which calls the listener.
         """
         if self.has_room:
             self._send(data, seq)
@@ -164,32 +165,35 @@ class SendQueue:
         return True
 
     def shed(self) -> None:
-        """Drop what waits, events and other messages, and tell the listener."""
+        """Drop the waiting events and other messages, and call the listener."""
         self._drop_waiting()
         if self.listener is not None:
             self.listener.on_shed()
 
     def rewind(self, seq: Seq) -> int:
-        """Drop what waits and go on after event `seq`, if that is earlier. Returns by how many events."""
+        """Drop the waiting bytes and continue after event `seq`, if that is earlier.
+
+        Returns the number of written events that are sent again.
+        """
         self._drop_waiting()
         rewound = max(0, self.written - seq)
         self.position = self.written = self.written - rewound
         return rewound
 
     def close(self) -> None:
-        """Take nothing more and forget what waits."""
+        """Accept nothing more and drop the waiting bytes."""
         self._open = False
         self._drop_waiting()
         self.listener = None
 
     def pauseProducing(self) -> None:
-        """The transport has enough. The till counts as stalled from the first of several calls on."""
+        """The transport's buffer is full. The till counts as stalled from the first of several calls on."""
         if self.stalled_since is None:
             self.stalled_since = self._clock()
             self.has_room = False
 
     def resumeProducing(self) -> None:
-        """The kernel has taken all that the transport had. Write what waits, until it pauses again."""
+        """The transport's buffer is empty. Write the waiting bytes until the transport pauses again."""
         self.stalled_since = None
         self._update_has_room()
         while self._waiting and self.stalled_since is None:
@@ -200,7 +204,7 @@ class SendQueue:
             self.listener.on_room()
 
     def stopProducing(self) -> None:
-        """The transport is gone."""
+        """The transport has ended."""
         self.close()
 
     def _send(self, data: bytes, seq: Seq | None) -> None:

@@ -1,7 +1,7 @@
-"""Where terminals stand when they connect: one statement for all that come at the same time.
+"""Looks up where terminals start when they connect, with one statement for all that connect together.
 
-After a power cut or a restart of posd a town's terminals connect within a second. One statement for
-each would queue for the pool's few connections for longer than a terminal waits.
+After a power failure or a restart of posd, all terminals connect within a second. If each had its own
+statement, they would wait for the pool's few connections longer than a terminal waits.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from posd.store import presence as presence_store
 from posd.values import Seq, SessionStart, StreamName, Tenant, TenantId
 
 _MOST_TERMINALS: Final = 500
-"""Terminals in one statement, so that its answer is small and the first ones need not wait for the last."""
+"""Terminals in one statement. The limit keeps the result small and the wait of the first terminals short."""
 _RESUMED_PER_TURN: Final = 2
-"""Terminals that go on in one turn of the reactor: each is upgraded and greeted then."""
+"""Terminals that continue in one turn of the reactor. In that turn they are upgraded and greeted."""
 _TIMEOUT_SECONDS: Final = 5.0
 _SETTLING_SECONDS: Final = 1.0
-"""After a failover: in this time nodes connect, and write down how far devices were sent their streams."""
+"""The time after a failover in which nodes connect and store how far each device was sent its stream."""
 
 _Cursor = tuple[str, Seq]
 
 
 class SessionOpenings:
-    """Looks up where terminals stand. `most_devices` is how many of them a tenant may have."""
+    """Looks up where terminals start. `most_devices` is the number of devices that a tenant may have."""
 
     def __init__(self, clock: IReactorTime, database: Pool, most_devices: int) -> None:
         self._clock = clock
@@ -46,21 +46,23 @@ class SessionOpenings:
             seconds=_TIMEOUT_SECONDS,
             turn=_RESUMED_PER_TURN,
         )
-        # After a failover all terminals of a tenant name the same earlier stream.
+        # After a failover, all terminals of a tenant name the same earlier stream.
         self._shared: Coalescer[StreamName, Seq | None] = Coalescer(
             clock, self._find_ends, most=_MOST_TERMINALS, seconds=_TIMEOUT_SECONDS
         )
-        # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
+        # Refusals are stored in the tenant's schema. A tenant with slow tables delays only its own
+        # terminals.
         self._refused: dict[TenantId, Coalescer[_Cursor, frozenset[Seq]]] = {}
 
     async def find(
         self, tenant: Tenant, device_id: str | None, *, names_stream: bool = False
     ) -> SessionStart | None:
-        """Where a terminal stands; registers a device that was never seen.
+        """Return where a terminal starts. Registers a device that is new.
 
-        What the device refused right after its cursor is passed. After a failover a device that does not name
-        its stream waits until other nodes have written down how far they sent it the stream. None if the
-        tenant is gone, or has too many devices to take another one. Raises `Unavailable`.
+        Events that the device refused directly after its cursor are skipped. After a failover, a device
+        that does not name its stream waits until other nodes have stored how far they sent it the stream.
+        Returns None if the tenant was deleted, or has too many devices to add this one. Raises
+        `Unavailable`.
         """
         session_start = await self._session_starts.ask((tenant.id, device_id))
         if session_start is not None and not names_stream:
@@ -71,7 +73,7 @@ class SessionOpenings:
         if session_start is None or device_id is None or session_start.acked is None:
             return session_start
         if session_start.acked >= session_start.head.last_seq:
-            # Nothing comes after the cursor that could have been refused.
+            # No event after the cursor can have been refused.
             return session_start
         refused = await self._refused_after(tenant, (device_id, session_start.acked))
         acked = session_start.acked
@@ -80,9 +82,9 @@ class SessionOpenings:
         return evolve(session_start, acked=acked, refused=refused)
 
     async def shared(self, tenant_id: TenantId, stream_id: UUID) -> Seq | None:
-        """Up to where an earlier stream of a tenant has the events of the present one.
+        """Return the position up to which an earlier stream of a tenant has the events of the present one.
 
-        None if it is no earlier one. Raises `Unavailable`.
+        None if the tenant has no such earlier stream. Raises `Unavailable`.
         """
         return await self._shared.ask((tenant_id, stream_id))
 
@@ -100,7 +102,8 @@ class SessionOpenings:
 
     def _refused_after(self, tenant: Tenant, cursor: _Cursor) -> Awaitable[frozenset[Seq]]:
         async def look_up(cursors: Sequence[_Cursor]) -> Mapping[_Cursor, frozenset[Seq]]:
-            # A device may ask twice while its cursor moves: what is after the one further back is all.
+            # A device may be looked up twice while its cursor moves. Keep the lower cursor: it finds all
+            # refusals.
             first = dict(sorted(cursors, reverse=True))
             executor = self._database.of(tenant.id)
             found = await presence_store.load_refused_events(executor, tenant, list(first.items()))
@@ -114,9 +117,9 @@ class SessionOpenings:
 
 
 def _settling_seconds(session_start: SessionStart) -> float:
-    """For how many seconds another node may yet tell that a device has to reload.
+    """Return the seconds in which another node may still report that a device has to reload.
 
-    A device that never said how far it is begins at the head, whatever is told.
+    A device that never named or acknowledged a position starts at the head in any case.
     """
     if session_start.renamed_ago is None or session_start.legacy or session_start.astray:
         return 0.0

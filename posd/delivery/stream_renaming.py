@@ -1,8 +1,10 @@
-"""What happens when a stream gets another name: who is told so, who stays, and who has to reload.
+"""Moves or closes the sessions of a stream that gets a new id.
 
-A terminal that uses positions is closed: it learns the new name when it comes back, and goes on there.
-A deployed one uses none and stays. Which events of the old name devices were sent is written down: those
-that were sent more than the present stream has of it are told to reload, whatever their cursors say.
+A terminal that uses positions is closed. It learns the new stream id when it reconnects, and resumes there.
+A basic till uses no positions and stays connected.
+
+posd stores how far each device was sent the old stream. A device that was sent events that the present
+stream does not have must reload, whatever its cursor is.
 """
 
 from __future__ import annotations
@@ -28,24 +30,28 @@ from posd.store.epochs import StreamEnd
 from posd.values import RENAMED, CloseReason, Seq, Terminal
 
 _CLOSES_PER_SECOND: Final = 200
-"""How many terminals are closed in a second, on average: they all come back."""
+"""How many terminals are closed per second on average, since all of them reconnect."""
 _LONGEST_PAUSE: Final = 5.0
 _MOST_REMEMBERED: Final = 20_000
 
 
 class PositionStore(Protocol):
-    """Where it is written down how far devices were sent a stream (`posd.delivery.presence`)."""
+    """Stores how far devices were sent a stream. `posd.delivery.presence` implements it."""
 
     def sent(self, cursor: Subscription, seq: Seq, uses_positions: bool) -> None:
-        """A device was sent a stream up to `seq`; `uses_positions`: it has said once how far it is."""
+        """A device was sent a stream up to `seq`. `uses_positions`: it has named or acknowledged one
+        before.
+        """
 
     async def flush(self) -> None:
-        """Write everything that was noted."""
+        """Write everything that is pending."""
 
 
 @define(eq=False)
 class DepartedDevices:
-    """How far devices were sent that are not here any more, the latest 20,000 of them."""
+    """The positions up to which disconnected devices were sent their streams, for the latest 20,000 of
+    them.
+    """
 
     _positions: OrderedDict[Device, tuple[UUID, Seq, bool]] = field(init=False, factory=OrderedDict)
 
@@ -70,7 +76,7 @@ class DepartedDevices:
 
 
 class StreamRenaming:
-    """Follows the names of the streams. `close` sends a terminal home."""
+    """Reacts to new stream ids. `close` closes a connection so that its till reconnects."""
 
     _log = Logger()
 
@@ -88,26 +94,28 @@ class StreamRenaming:
         self._departed = DepartedDevices()
 
     def note_departed(self, session: Session) -> None:
-        """A terminal is gone."""
+        """A terminal has disconnected."""
         self._departed.note(session.terminal, session.furthest_sent, session.uses_positions)
 
     def sent_by_poll(self, terminal: Terminal, seq: Seq) -> None:
-        """A terminal was sent the events up to `seq`, after a position that it named."""
+        """A poll has sent a terminal the events up to `seq`, after a position that the terminal named."""
         self._departed.note(terminal, seq, uses_positions=True)
 
     def record_all_positions(self) -> None:
-        """The database may be another one: write down what is known of all devices."""
+        """Store the positions of all known devices, because the database may be another one now."""
         for connection in self._registry:
             self._note_position(connection.session)
         for each in self._departed:
             self._position_store.sent(*each)
 
     def renamed(self, old: TenantChannel, new: TenantChannel, end: StreamEnd | None) -> None:
-        """Tell everybody at a stream that has a new name; `end` is how the old one ended, if known."""
+        """Move or close the sessions of a stream that has a new id. `end` is the end of the old id, if
+        known.
+        """
         self._log.warn(
-            "the stream of {slug} has a new name: events up to {shared} are the same as before; terminals"
-            " that use positions are closed with 1001 and come back; those that were sent later events"
-            " reload",
+            "the stream of tenant {slug} has a new id: events up to {shared} are the same as before. posd"
+            " closes the terminals that use positions with code 1001, and they reconnect; those that were"
+            " sent later events reload",
             slug=new.tenant.slug,
             shared=0 if end is None else end.shared,
         )
@@ -129,13 +137,17 @@ class StreamRenaming:
             Deferred.fromCoroutine(self._close_to_reconnect(leaving_sessions))
 
     async def _close_to_reconnect(self, leaving_sessions: list[Session]) -> None:
-        """Close connections one after the other, once other nodes can see how far each was sent."""
+        """Close connections at random times, after their positions were written for other nodes."""
         try:
-            # Terminals are not kept waiting for a database that is away: it is written when that is back.
+            # If the database cannot be reached, close the terminals now. The positions are written when
+            # it is back.
             with suppress(Unavailable):
                 await self._position_store.flush()
         except Exception:
-            self._log.failure("what terminals were sent of a stream could not be written")
+            self._log.failure(
+                "the positions of terminals in an earlier stream could not be written; posd closes the"
+                " terminals all the same"
+            )
         seconds = min(_LONGEST_PAUSE, len(self._registry) / _CLOSES_PER_SECOND)
         for session in leaving_sessions:
             connection = self._registry.get(session.terminal.connection_id)
@@ -151,7 +163,7 @@ class StreamRenaming:
 
 
 def _resume_position(session: Session, new: TenantChannel, end: StreamEnd | None) -> Seq:
-    """After which event a terminal goes on that uses no positions: it misses nothing that is new."""
+    """Return the event after which a basic till continues. The till misses no event that is new to it."""
     if end is None:
         return new.tail
     if session.position <= end.shared:

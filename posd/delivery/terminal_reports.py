@@ -1,4 +1,7 @@
-"""What terminals report by REST: about orders, and about themselves. Every face of it ends here."""
+"""Stores the reports that terminals send by REST, about orders and about themselves.
+
+All endpoints for these reports, of every API style, call this module.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +27,24 @@ from posd.values import PrintStatus, Tenant, TenantId
 
 
 class EventPublisher(Protocol):
-    """The sequencer."""
+    """The part of the sequencer that publishes an event."""
 
     async def publish(self, publication: Publication) -> PublicationResult: ...
 
 
 class ReportMarks(Protocol):
-    """Where it is noted that a tenant's tills have said something about orders (`posd.delivery.presence`)."""
+    """Records that a tenant's tills have reported on orders. `posd.delivery.presence` implements it."""
 
     def reported(self, tenant_id: TenantId) -> None: ...
 
 
 _RETRY_SECONDS: Final = 60
+"""The `Retry-After` of a heartbeat that is refused."""
 
 
 @define(eq=False)
 class TerminalReports:
-    """Takes reports. All of them may be repeated as often as anybody likes."""
+    """Stores print reports and heartbeats of terminals. Reports are idempotent."""
 
     database: Pool
     report_marks: ReportMarks
@@ -56,15 +60,16 @@ class TerminalReports:
         reported_word: str,
         details: Mapping[str, object] | None = None,
     ) -> PrintStatus:
-        """Take what a till says about an order; the order's print status now.
+        """Store what a till reports about an order. Return the order's print status.
 
-        `reported_word` is the till's own for it, `details` what else is to be known: of an order that was
-        paid its `paymentMethod`, of a word of the till's own what the log keeps. Raises `NotFound`,
-        and `Unavailable` when an order was paid and that cannot be published.
+        `reported_word` is the status as the till wrote it. `details` has further members: the
+        `paymentMethod` of a paid order, or the members that are logged for a status that posd does not
+        know. Raises `NotFound`, and `Unavailable` if an order was paid and this cannot be published.
         """
         executor = self.database.of(tenant.id)
         if device_id is not None:
-            # A report is not refused because there are too many devices; only the name is not kept.
+            # A report is not refused because the tenant has too many devices. Only the device is not
+            # registered.
             await devices.record_heartbeat(executor, tenant.id, device_id, MOST_DEVICES)
         status = await orders.record_report(executor, tenant, report, device_id)
         if status is None:
@@ -82,7 +87,7 @@ class TerminalReports:
     async def heartbeat(
         self, tenant: Tenant, device_id: str, beat: devices.HeartbeatReport
     ) -> None:
-        """Note that a terminal is there. Raises `TooManyRequests` where there are too many."""
+        """Store a heartbeat of a terminal. Raises `TooManyRequests` if the tenant has too many devices."""
         executor = self.database.of(tenant.id)
         if not await devices.record_heartbeat(executor, tenant.id, device_id, MOST_DEVICES, beat):
             raise TooManyRequests(
@@ -94,22 +99,22 @@ class TerminalReports:
     async def _publish_paid(
         self, tenant: Tenant, order_id: str, details: Mapping[str, object]
     ) -> None:
-        """Publish that an order was paid, for the other tills; nothing if that is known.
+        """Publish to the other tills that an order was paid. Does nothing if that is known.
 
-        What was paid by which means is content, so it goes the way of all content. When it was is
-        not: a till that repeats itself names another time.
+        The event has the means of payment, but not the time: a till that repeats its report sends another
+        time.
         """
         data = {"orderId": order_id, "paymentStatus": "paid", **details}
         draft = normalise.draft("order_updated", data)
         try:
             await self.sequencer.publish(Publication(tenant.id, [draft]))
         except (TooLarge, Unprocessable) as refusal:
-            # When it was paid is noted all the same, and the till can do nothing about this.
+            # The payment time is stored all the same, and the till cannot correct the event.
             unsaid = self._sampler.take(tenant.id)
             if unsaid is not None:
                 self._log.warn(
-                    "that an order was paid was not published to the other tills: tenant={tenant}"
-                    " order={order} reason={reason!r} unsaid={unsaid}",
+                    "the payment of an order was stored, but was not published to the other tills:"
+                    " tenant={tenant} order={order} reason={reason!r} unsaid={unsaid}",
                     tenant=tenant.slug,
                     order=order_id,
                     reason=refusal.message,

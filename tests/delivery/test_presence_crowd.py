@@ -455,7 +455,7 @@ class MarkTests(PresenceCase):
         self.assertEqual({*self.books.marked}, {*range(1, 61)} - slow)
         self.assertEqual(asked[-2:], [[7], [7]])
         (line,) = [each["what"] for each in logged if "what" in each]
-        self.assertEqual(line, "marks of orders of tenant 7")
+        self.assertEqual(line, "print statuses of orders of tenant 7")
         slow.clear()
         self.presence.delivered((8, STREAM), 8)
         self.flush()
