@@ -1,4 +1,4 @@
-"""What the tests of delivery share: a log whose reads a test answers, and a till's end of a line."""
+"""The fixtures of the delivery tests: a stream whose reads a test answers, and a till's connection."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PING, PONG, CLOSE, TEXT = 0x9, 0xA, 0x8, 0x1
 
 
 def event(seq: Seq, size: int = 0) -> Event:
-    """A committed event, with at least so many bytes in it."""
+    """Return a committed event with at least `size` bytes of text."""
     return Event(seq, "note", b'{"n":%d,"text":"%b"}' % (seq, b"x" * size), NOON)
 
 
@@ -70,7 +70,7 @@ def terminal(
     stream_id: UUID = STREAM,
     connected_at: datetime = NOON,
 ) -> Terminal:
-    """An admitted terminal, with the tenant's key or, where `key_device` is named, its own."""
+    """Return an admitted terminal. It has a key of its own if `key_device` is given, else the tenant's."""
     kind = KeyKind.TENANT if key_device is None else KeyKind.DEVICE
     principal = Principal(key_id, kind, tenant, key_device)
     name = device or key_device
@@ -78,10 +78,10 @@ def terminal(
 
 
 def frames_in(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The whole, unmasked frames that a server wrote: opcode and payload (RFC 6455 §5.2)."""
+    """Yield opcode and payload of the complete, unmasked frames that a server wrote (RFC 6455 §5.2)."""
     while data:
         if data[0] & 0x70 or not data[0] & 0x80 or data[1] & 0x80:
-            raise AssertionError(f"a frame that is masked, compressed or a fragment: {data[:2]!r}")
+            raise AssertionError(f"the frame is masked, compressed or a fragment: {data[:2]!r}")
         length, start = data[1], 2
         if length >= 126:
             start = 4 if length == 126 else 10
@@ -91,14 +91,14 @@ def frames_in(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def said(data: bytes) -> list[dict[str, Any]]:
-    """The messages in what a server wrote."""
+    """Return the messages that a server wrote."""
     texts = [payload for opcode, payload in frames_in(data) if opcode == TEXT]
     return [message for text in texts if isinstance(message := decode(text), dict)]
 
 
 @define
 class Log:
-    """A tenant's log. It answers a read at once, or later when the test says so, or not at all."""
+    """A tenant's stream. It answers a read at once, when the test calls `answer`, or with an error."""
 
     events: list[Event] = field(factory=list)
     stream_id: UUID = STREAM
@@ -116,12 +116,12 @@ class Log:
         return head(self.last, stream_id=self.stream_id)
 
     def commit(self, count: int = 1, size: int = 0) -> Seq:
-        """Add events; the last one's position."""
+        """Add events. Return the position of the last one."""
         self.events += [event(seq, size) for seq in range(self.last + 1, self.last + 1 + count)]
         return self.last
 
     def read(self, position: Seq, limit: int) -> Awaitable[list[Event]]:
-        """`channel.Read`. It sees what is committed when it begins, as a statement does."""
+        """Implements `channel.Read`. The page has the events that are committed when the read begins."""
         self.reads.append(position)
         if self.trouble is not None:
             raise self.trouble
@@ -133,23 +133,23 @@ class Log:
         return answer
 
     def answer(self, index: int = 0) -> None:
-        """Let a read come back."""
+        """Finish a read."""
         answer, page = self.waiting.pop(index)
         answer.callback(page)
 
     def fail(self, error: Exception | None = None, index: int = 0) -> None:
-        """Let a read fail: the database is away, if nothing else is said."""
-        self.waiting.pop(index)[0].errback(error or Unavailable("The database is away."))
+        """Fail a read. The default error is an unreachable database."""
+        self.waiting.pop(index)[0].errback(error or Unavailable("The database cannot be reached."))
 
 
 @define(eq=False)
 class FakeTransport:
-    """A till's connection, and what came out at its end. Implements `roster.FakeTransport`."""
+    """A till's connection and the data written to it. Implements `registry.TillTransport`."""
 
     heard_at: float = 0.0
     wire_format: WireFormat = WEBSOCKET
     enough: float = float("inf")
-    """How many bytes the transport keeps before it says that it has enough."""
+    """The bytes that the transport buffers before it pauses its producer."""
     kept: int = 0
     send_queue: SendQueue | None = None
     written: bytearray = field(factory=bytearray)
@@ -169,13 +169,13 @@ class FakeTransport:
         self.send_queue = send_queue
 
     def stall(self) -> None:
-        """The till stops reading, and the transport has enough at once."""
+        """The till stops reading. The transport pauses its producer at once."""
         self.enough = -1
         assert self.send_queue is not None
         self.send_queue.pauseProducing()
 
     def drain(self, enough: float = float("inf")) -> None:
-        """The till has read everything; the transport keeps so much from now on."""
+        """The till has read everything. From now on the transport buffers `enough` bytes."""
         self.kept, self.enough = 0, enough
         assert self.send_queue is not None
         self.send_queue.resumeProducing()
@@ -191,23 +191,23 @@ class FakeTransport:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """All that was said to the till."""
+        """The messages that the till was sent."""
         return said(bytes(self.written))
 
     @property
     def ids(self) -> list[Seq]:
-        """The events that the till was sent, in order."""
+        """The positions of the events that the till was sent, in order."""
         return [each["id"] for each in self.messages if "data" in each]
 
     @property
     def errors(self) -> list[str]:
-        """The codes of the complaints that the till was sent."""
+        """The codes of the errors that the till was sent."""
         return [each["code"] for each in self.messages if each["type"] == "error"]
 
 
 @define
 class FakeProgressSink:
-    """Notes what a session has kept. Implements `session.ProgressSink`."""
+    """Records what a session stores. Implements `session_interfaces.ProgressSink`."""
 
     acks: list[Seq] = field(factory=list)
     follows: list[Seq] = field(factory=list)
@@ -215,7 +215,7 @@ class FakeProgressSink:
     words: list[tuple[str, bytes]] = field(factory=list)
     prints: list[tuple[str, PrintStatus, str]] = field(factory=list)
     printing: list[Deferred[bool]] = field(factory=list)
-    """Answers to prints that a test gives; without any, every order is known."""
+    """The results of print reports. If the list is empty, every order is known."""
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         self.acks.append(seq)
@@ -237,7 +237,7 @@ class FakeProgressSink:
 
 
 class SessionCase(SynchronousTestCase):
-    """A tenant with ten events."""
+    """A tenant with ten events, and sessions of its tills."""
 
     limit = 1000
 
@@ -287,17 +287,17 @@ class SessionCase(SynchronousTestCase):
         return session
 
     def unnamed(self, after: Seq | None = None) -> Session:
-        """A till without a name; it names a position if `after` does."""
+        """Begin the session of a till without a device name. `after` is the position that it names."""
         position = None if after is None else Position(after)
         start = 10 if after is None else after
         return self.begin(terminal(position=position), session_start(10), start)
 
     def named(self, acked: Seq = 10) -> Session:
-        """A till that acknowledges."""
+        """Begin the session of a till that acknowledges."""
         return self.begin(terminal("BAR"), session_start(10, acked), acked)
 
     def legacy(self) -> Session:
-        """A till with a name that never acknowledged; its cursor is old."""
+        """Begin the session of a till with a device name that never acknowledged. Its cursor is old."""
         return self.begin(terminal(key_device="BAR"), session_start(10, 3, legacy=True), 10)
 
     def hear(self, session: Session, **message: Any) -> None:

@@ -1,4 +1,4 @@
-"""One node's exchange on a store that a test fills: what tests of sessions in company begin with."""
+"""The fixtures of tests of a hub: a store in memory that a test fills, and a hub that reads from it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database.pool import Pool
 from posd.delivery.hub import Hub, ProgressStore
-from posd.delivery.registry import Heartbeat
-from posd.delivery.registry import TillTransport as RosterLine
+from posd.delivery.registry import Heartbeat, TillTransport
 from posd.delivery.session import Session
 from posd.errors import EventsPruned, StreamRenamed, Unavailable
 from posd.store import credentials, epochs, presence, replay, stream
@@ -33,7 +32,7 @@ from tests.delivery_case import (
 
 
 class FakeProgressStore(FakeProgressSink):
-    """The books of a node. Implements `hub.Books`."""
+    """Keeps the progress of a node in memory. Implements `hub.ProgressStore`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ class FakeProgressStore(FakeProgressSink):
         self.here.append(terminal)
 
     def disconnected(self, terminal: Terminal) -> None:
-        # Its stream may have another name by now.
+        # The stream may have another id now.
         (gone,) = [each for each in self.here if each.connection_id == terminal.connection_id]
         self.here.remove(gone)
 
@@ -75,13 +74,13 @@ class FakeProgressStore(FakeProgressSink):
 
 
 def wake(hub: Hub, tenant_id: TenantId, seq: Seq) -> None:
-    """Tell the tenant's channels that its stream goes up to `seq`."""
+    """Tell the tenant's channels that its stream has events up to `seq`."""
     for channel in hub.channels._all_of(tenant_id):
         channel.wake(seq)
 
 
 class Store:
-    """What the statements of `posd.store` find; `pending` keeps answers back."""
+    """The results of the statements of `posd.store`. While `pending` is a list, results are delayed."""
 
     def __init__(self) -> None:
         self.log = Log()
@@ -91,7 +90,7 @@ class Store:
         self.away = False
         self.asked: list[list[TenantId]] = []
         self.pages: list[list[stream.StreamPosition]] = []
-        """What was read for live sessions, by statement."""
+        """The positions that were read for live sessions, by statement."""
         self.set_back: list[StreamHead] = []
         self.ends: dict[UUID, StreamEnd] = {}
         self.ended: set[int] = set()
@@ -101,7 +100,7 @@ class Store:
 
     async def look(self) -> None:
         if self.away:
-            raise Unavailable("The database is away.")
+            raise Unavailable("The database cannot be reached.")
         if self.pending is not None:
             turn: Deferred[None] = Deferred()
             self.pending.append(turn)
@@ -140,7 +139,7 @@ class Store:
     ) -> list[Event]:
         if stream_id != self.log.stream_id:
             await self.look()
-            raise StreamRenamed("it is another stream")
+            raise StreamRenamed("the stream has another id")
         return await self.log.read(seq, limit)
 
     async def find_pages(
@@ -162,7 +161,7 @@ class Store:
     def rename(
         self, name: UUID = OTHER_STREAM, *, lost: int = 0, common: Seq | None = None
     ) -> UUID:
-        """The stream has another name; the last events are lost, or nothing after `common` is certain."""
+        """Give the stream another id. Delete the last `lost` events. Events after `common` may differ."""
         if lost:
             del self.log.events[-lost:]
         last = self.log.last
@@ -201,6 +200,8 @@ class Store:
 
 
 class HubCase(SynchronousTestCase):
+    """A hub, and a tenant with ten events."""
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.progress_store = FakeProgressStore()
@@ -239,9 +240,9 @@ class HubCase(SynchronousTestCase):
     ) -> tuple[Session, FakeTransport]:
         connecting = connecting or terminal()
         transport = FakeTransport(heard_at=self.clock.seconds())
-        there: RosterLine = transport
+        checked: TillTransport = transport
         last_seq = self.log.last if at is None else at
-        return self.hub.open(connecting, session_start(last_seq, acked), there), transport
+        return self.hub.open(connecting, session_start(last_seq, acked), checked), transport
 
     def check(self, *heads: StreamHead) -> Deferred[None]:
         return Deferred.fromCoroutine(self.hub.channels.check(heads))

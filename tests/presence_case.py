@@ -1,4 +1,4 @@
-"""A node's presence on books that are in memory: what tests of thousands of tills begin with."""
+"""The fixtures of tests of `Presence` with thousands of tills: tables in memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from posd.store import presence as store
 from posd.values import Seq, StreamName, TenantId
 
 
-class Books:
-    """What the statements of `posd.store.presence` write. `pending` keeps them back.
+class FakeTables:
+    """The rows that the statements of `posd.store.presence` write. While `pending` is a list, they are
+    delayed.
 
-    `trouble` fails a statement by its name; `bad` rows are refused for their data, by device, and for rows
-    of the devices in `away` the database cannot be reached.
+    `trouble` has the error that a statement raises, by its name. Rows of the devices in `bad` are refused
+    for their data. For rows of the devices in `away` the database cannot be reached.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class Books:
             raise self.trouble[name]
         named = {*devices}
         if self.away & named and not self.bad & named:
-            raise Unavailable("The database is away.")
+            raise Unavailable("The database cannot be reached.")
         if self.bad & named:
             raise StatementFailed("invalid byte sequence", "22021")
 
@@ -95,7 +96,7 @@ class Books:
         return [((tenant_id, stream), seq) for tenant_id, _, stream, seq in moves]
 
     async def sent_astray(self, _: Any, sent: Sequence[cursors.Reached]) -> None:
-        await self.statement("sent astray")
+        await self.statement("mark_astray")
         self.astray += [(device, seq) for _tenant, device, _stream, seq, _spoke in sent]
 
     async def progress(self, _: Any, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]) -> None:
@@ -120,22 +121,24 @@ class Books:
 
 
 class PresenceCase(SynchronousTestCase):
+    """A node's `Presence` on tables in memory."""
+
     def setUp(self) -> None:
         self.clock = Clock()
-        self.books = Books()
+        self.tables = FakeTables()
         for module, name, found in (
-            (store, "renew_lease", self.books.lease),
-            (store, "remove_node", self.books.leave),
-            (store, "insert_connections", self.books.connected),
-            (store, "delete_connections", self.books.disconnected),
-            (store, "claim_devices", self.books.claim),
-            (store, "update_connections", self.books.heartbeats),
-            (cursors, "advance", self.books.moved),
-            (cursors, "mark_astray", self.books.sent_astray),
-            (store, "update_progress", self.books.progress),
-            (store, "insert_messages", self.books.said),
-            (store, "insert_nacks", self.books.nacks),
-            (orders, "update_print_status", self.books.mark),
+            (store, "renew_lease", self.tables.lease),
+            (store, "remove_node", self.tables.leave),
+            (store, "insert_connections", self.tables.connected),
+            (store, "delete_connections", self.tables.disconnected),
+            (store, "claim_devices", self.tables.claim),
+            (store, "update_connections", self.tables.heartbeats),
+            (cursors, "advance", self.tables.moved),
+            (cursors, "mark_astray", self.tables.sent_astray),
+            (store, "update_progress", self.tables.progress),
+            (store, "insert_messages", self.tables.said),
+            (store, "insert_nacks", self.tables.nacks),
+            (orders, "update_print_status", self.tables.mark),
         ):
             real = signature(getattr(module, name)).parameters
             self.assertEqual(len(signature(found).parameters), len(real), name)
@@ -147,9 +150,9 @@ class PresenceCase(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.presence.flush()))
 
     def fails(self, name: str, error: Exception | None = None) -> None:
-        self.books.trouble[name] = error or Unavailable("The database is away.")
+        self.tables.trouble[name] = error or Unavailable("The database cannot be reached.")
 
     def answer(self) -> None:
-        """Let every statement that is kept back come back, until none is left."""
-        while self.books.pending:
-            self.books.pending.pop(0).callback(None)
+        """Finish the delayed statements, until none is left."""
+        while self.tables.pending:
+            self.tables.pending.pop(0).callback(None)

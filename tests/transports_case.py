@@ -1,4 +1,4 @@
-"""A site in memory on which a till can take every road: WebSocket, server-sent events, polling."""
+"""A site in memory to which a till can connect by WebSocket, by server-sent events or by polling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.socket_case import Socket, SocketCase
 
 @define(eq=False)
 class Keys:
-    """The authenticator: one key is good, of the kind that the test says."""
+    """The authenticator. One key is valid, of the kind that the test chooses."""
 
     kind: KeyKind = KeyKind.TENANT
     key_device: str | None = None
@@ -49,7 +49,7 @@ class Keys:
 
 @frozen
 class Reply:
-    """An HTTP answer as it came, not more than its head perhaps."""
+    """An HTTP response as it arrived. It may consist of its head only."""
 
     status: int
     headers: dict[str, str]
@@ -61,7 +61,7 @@ class Reply:
 
 
 def reply(data: bytes) -> Reply:
-    """The answer in what a server wrote; a body in chunks is put together (RFC 9112 §7.1)."""
+    """Parse the response that a server wrote, and join the chunks of its body (RFC 9112 §7.1)."""
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
@@ -77,7 +77,7 @@ def reply(data: bytes) -> Reply:
 
 
 class TransportCase(SocketCase):
-    """A stream with ten events."""
+    """A tenant with ten events, and a site that serves its tills."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -108,12 +108,12 @@ class TransportCase(SocketCase):
         pruned: Seq = 0,
         at: datetime = NOON,
     ) -> None:
-        """Where the terminal is by the books, and when that is."""
+        """Set the cursor of the terminal in the database, and the time of its lookup."""
         head = evolve(self.log.head, pruned_seq=pruned)
         self.store.session_start = SessionStart(head, acked, legacy, at)
 
     def commit(self, count: int = 1, size: int = 0) -> None:
-        """Commit events, and say so."""
+        """Commit events and wake the channel."""
         wake(self.hub, KITCHEN.id, self.log.commit(count, size))
 
     def send(
@@ -125,7 +125,7 @@ class TransportCase(SocketCase):
         body: bytes = b"",
         **headers: str | None,
     ) -> Socket:
-        """Send a request; a header that is None is left out, `_` in its name is a hyphen."""
+        """Send a request. A header that is None is left out. `_` in a header's name stands for a hyphen."""
         sent: dict[str, str | None] = {"Host": "posd.example", "X-API-Key": "pos_good"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         if body:
@@ -136,7 +136,7 @@ class TransportCase(SocketCase):
         return socket
 
     def websocket(self, device: str | None = None) -> Socket:
-        """A till that has connected by WebSocket."""
+        """Connect a till by WebSocket."""
         socket = self.send(
             "/ws/pos/kitchen",
             Upgrade="websocket",
@@ -150,7 +150,7 @@ class TransportCase(SocketCase):
 
     def ask(self, target: str, **how: Any) -> Reply:
         socket = self.send(target, **how)
-        self.assertNotEqual(socket.value(), b"", "it was not answered")
+        self.assertNotEqual(socket.value(), b"", "there is no response")
         return reply(socket.value())
 
     def refusal(self, target: str, **how: Any) -> tuple[int, str]:
@@ -161,10 +161,10 @@ class TransportCase(SocketCase):
 
 
 def sent_to(socket: Socket) -> list[ServerSent]:
-    """The server-sent events in an answer."""
+    """Return the server-sent events in a response."""
     return events_in(reply(socket.value()).body)
 
 
 def positions(socket: Socket) -> list[Seq]:
-    """The events of the stream among them."""
+    """Return the positions of the stream's events in a response."""
     return [int(each.id) for each in sent_to(socket) if each.id is not None]

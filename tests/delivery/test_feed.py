@@ -1,4 +1,4 @@
-"""What wakes the others: quick by NOTIFY, sure by the poll, and never put out by nonsense."""
+"""Tests of the feed: fast with NOTIFY, complete with the poll, and robust against invalid notifications."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ AS_INSTALLED = module._POLL_SECONDS
 
 
 @define(eq=False)
-class Door:
-    """The doorman's part."""
+class FakeBell:
+    """Implements `feed.OutboxSignal`."""
 
     rung: int = 0
     polled_at: int = 0
@@ -36,18 +36,18 @@ class Door:
 
 
 @define(eq=False)
-class Tills:
-    """The exchange's part, with sessions of the kitchen."""
+class FakeHub:
+    """Implements `feed.ChannelWaker` and `feed.TerminalRevoker`, with sessions of the kitchen."""
 
     tenants: list[TenantId] = field(factory=lambda: [1])
     tail: Seq = 0
-    """How far the kitchen's tills are."""
+    """The position of the kitchen's channel."""
     stream_id: UUID = field(factory=uuid4)
     looks: int = 0
     checked: list[list[StreamHead]] = field(factory=list)
     rechecked: list[set[int] | None] = field(factory=list)
     rechecking: Deferred[None] | None = None
-    """What a look at keys waits for."""
+    """Delays a check of keys."""
     displaced: list[UUID] = field(factory=list)
     sent_away: list[UUID] = field(factory=list)
     forgotten: list[TenantId] = field(factory=list)
@@ -81,8 +81,8 @@ class Tills:
 
 
 @define(eq=False)
-class Keys:
-    """The authenticator's part."""
+class FakeCache:
+    """Implements `feed.CredentialCache`."""
 
     keys: list[int] = field(factory=list)
     tenants: list[TenantId] = field(factory=list)
@@ -109,7 +109,7 @@ class FeedCase(DatabaseCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.door, self.tills, self.keys = Door(), Tills(), Keys()
+        self.door, self.tills, self.keys = FakeBell(), FakeHub(), FakeCache()
 
     def new(self, database: Pool) -> Feed:
         return Feed(
@@ -125,7 +125,7 @@ class FeedCase(DatabaseCase):
         )
 
     async def started(self) -> Feed:
-        """A feed that listens and has looked once."""
+        """Return a feed that listens and has polled once."""
         self.database = Pool(REACTOR, self.dsn, size=2, statement_timeout=5.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
@@ -143,11 +143,11 @@ class FeedCase(DatabaseCase):
         self.admin.run("SELECT pg_notify(%s, %s)", channel, payload)
 
     def tell(self, what: str) -> None:
-        """Tell all nodes something."""
+        """Report a change to all nodes."""
         self.admin.run("SELECT dinedesk_main.pos_tell(%s)", what)
 
     async def passed(self) -> None:
-        """Wait until the feed has heard what was told before."""
+        """Wait until the feed has processed all earlier changes."""
         last = uuid4()
         self.tell(f"disconnect {last}")
         await until(lambda: last in self.tills.sent_away, "a notification was heard")
@@ -156,19 +156,20 @@ class FeedCase(DatabaseCase):
 class NotificationTests(FeedCase):
     def setUp(self) -> None:
         super().setUp()
-        # What comes, comes by NOTIFY.
+        # Without the poll, every event arrives by NOTIFY.
         self.patch(module, "_POLL_SECONDS", 3600.0)
         self.patch(module, "_RECHECK_SECONDS", 3600.0)
         self.patch(module, "_KEYS_SECONDS", 3600.0)
 
-    async def test_the_notification_of_a_shop_rings_the_bell(self) -> None:
+    async def test_a_notification_of_a_shop_rings_the_bell(self) -> None:
         await self.started()
         self.notify("posd_outbox")
         await until(lambda: self.door.rung == 1, "the bell was rung")
 
-    async def test_of_what_another_node_numbered_the_heads_that_moved_are_read(self) -> None:
+    async def test_a_notification_of_another_node_causes_a_read_of_the_moved_heads(self) -> None:
         await self.started()
-        # A copied database is a restored one: its streams get their names before anything is numbered.
+        # The copied database counts as a restored backup. Its streams get new ids before an event is
+        # numbered.
         self.admin.run("SELECT dinedesk_main.pos_recognise()")
         head = "SELECT stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
         self.tills.stream_id, self.tills.tail = UUID(self.admin.value(head)), 2
@@ -182,7 +183,7 @@ class NotificationTests(FeedCase):
         await until(lambda: len(self.tills.checked) == 2, "the heads were read again")
         self.assertEqual([(h.tenant_id, h.last_seq) for h in self.tills.checked[1]], [(1, 3)])
 
-    async def test_a_flood_of_notifications_is_a_few_looks(self) -> None:
+    async def test_a_flood_of_notifications_causes_a_few_reads(self) -> None:
         await self.started()
         self.admin.run(
             "SELECT pg_notify('posd_events', n::text) FROM generate_series(1, 2000) AS n"
@@ -190,7 +191,7 @@ class NotificationTests(FeedCase):
         await self.passed()
         self.assertLess(self.tills.looks, 20)
 
-    async def test_a_key_or_tenant_that_changes_is_forgotten_and_looked_at(self) -> None:
+    async def test_a_changed_key_or_tenant_is_forgotten_and_checked(self) -> None:
         await self.started()
         self.tell("key 5")
         self.tell("tenant 2")
@@ -199,7 +200,7 @@ class NotificationTests(FeedCase):
         await until(lambda: self.tills.rechecked[-1:] == [None], "all keys were looked at")
         self.assertIn(self.tills.rechecked, ([None], [{5}, None]))
 
-    async def test_a_thousand_keys_that_end_together_are_looked_at_together(self) -> None:
+    async def test_a_thousand_keys_that_end_together_are_checked_together(self) -> None:
         await self.started()
         self.admin.run(
             "SELECT dinedesk_main.pos_tell('key ' || n) FROM generate_series(1, 1000) AS n"
@@ -207,7 +208,7 @@ class NotificationTests(FeedCase):
         await until(lambda: bool(self.tills.rechecked), "they were looked at")
         self.assertEqual(self.tills.rechecked, [{*range(1, 1001)}])
 
-    async def test_a_flood_of_notifications_of_changes_is_a_few_looks(self) -> None:
+    async def test_a_flood_of_change_notifications_causes_a_few_reads(self) -> None:
         feed = await self.started()
         refresh, heard = feed._request_changes, [0]
 
@@ -225,13 +226,13 @@ class NotificationTests(FeedCase):
         self.assertLessEqual(self.keys.looks - before, 2 + seconds / module._CONTROL_PAUSE)
         self.assertEqual((self.keys.keys, self.tills.rechecked), ([], []))
 
-    async def test_nobody_learns_from_a_notification_what_nodes_are_told(self) -> None:
+    async def test_a_notification_does_not_contain_the_change(self) -> None:
         self.admin.run("LISTEN posd_control")
         self.tell("key 5")
         self.tell(f"disconnect {uuid4()}")
         self.assertEqual({*self.admin.notifications()}, {("posd_control", "")})
 
-    async def test_what_nodes_were_told_before_is_read_once(self) -> None:
+    async def test_a_change_is_read_once(self) -> None:
         await self.started()
         self.tell("key 5")
         await until(lambda: self.keys.keys == [5], "it was read")
@@ -240,7 +241,7 @@ class NotificationTests(FeedCase):
             lambda: self.keys.keys == [5, 6], "the next one was read, and the first one no more"
         )
 
-    async def test_what_changes_of_keys_is_looked_at_each_time(self) -> None:
+    async def test_changes_of_keys_are_read_each_time(self) -> None:
         await self.started()
         await until(lambda: self.keys.looks == 1, "the keys were looked at")
         for count, news in enumerate(("keys", "key 5", "tenant 2"), 2):
@@ -248,27 +249,27 @@ class NotificationTests(FeedCase):
             await until(lambda count=count: self.keys.looks == count, "it was looked at")  # type: ignore[misc]
         self.assertEqual(self.keys.distrusted, 1)
 
-    async def test_a_connection_that_is_superseded_is_told(self) -> None:
+    async def test_a_superseded_connection_is_reported(self) -> None:
         await self.started()
         connection_id = uuid4()
         self.tell(f"superseded {connection_id}")
         await until(lambda: bool(self.tills.displaced), "it was told")
         self.assertEqual(self.tills.displaced, [connection_id])
 
-    async def test_a_connection_that_an_operator_ends_is_told(self) -> None:
+    async def test_a_connection_that_an_operator_ends_is_reported(self) -> None:
         await self.started()
         connection_id = uuid4()
         self.tell(f"disconnect {connection_id}")
         await until(lambda: bool(self.tills.sent_away), "it was told")
         self.assertEqual((self.tills.sent_away, self.tills.displaced), ([connection_id], []))
 
-    async def test_a_stream_from_which_something_was_erased_is_told(self) -> None:
+    async def test_an_erasure_from_a_stream_is_reported(self) -> None:
         await self.started()
         self.tell("erased 1")
         await until(lambda: bool(self.tills.forgotten), "it was told")
         self.assertEqual(self.tills.forgotten, [1])
 
-    async def test_nonsense_is_harmless(self) -> None:
+    async def test_invalid_notifications_are_ignored(self) -> None:
         feed = await self.started()
         for channel in ("posd_events", "posd_control", "posd_outbox"):
             for payload in ("", "1", "1 2 3", "key 5", f"1 {'9' * 5000}", f"disconnect {uuid4()}"):
@@ -284,19 +285,19 @@ class PollTests(FeedCase):
         self.patch(module, "_POLL_SECONDS", 0.05)
 
     async def deafened(self) -> Feed:
-        """A feed whom no NOTIFY reaches."""
+        """Return a feed that receives no NOTIFY."""
         feed = await self.started()
         await feed._connection.execute("UNLISTEN *")
         return feed
 
-    async def test_without_notify_the_poll_finds_what_is_in_the_outbox(self) -> None:
+    async def test_without_notify_the_poll_finds_rows_of_the_outbox(self) -> None:
         await self.deafened()
         self.assertEqual(self.door.polled_at, 0)
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
         await until(lambda: self.door.polled_at > 0, "it was found")
         self.assertEqual(self.door.rung, 0)
 
-    async def test_it_is_known_how_long_the_outbox_has_waited(self) -> None:
+    async def test_the_poll_measures_the_age_of_the_oldest_row_of_the_outbox(self) -> None:
         feed = await self.started()
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
         self.admin.run("UPDATE dinedesk_main.pos_outbox SET created_at = now() - interval '1 hour'")
@@ -304,14 +305,14 @@ class PollTests(FeedCase):
         self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
         await until(lambda: feed.outbox_seconds == 0, "the empty outbox was seen")
 
-    async def test_without_notify_the_poll_finds_what_nodes_are_told(self) -> None:
+    async def test_without_notify_the_poll_finds_changes(self) -> None:
         self.patch(module, "_KEYS_SECONDS", 0.05)
         await self.deafened()
         connection_id = uuid4()
         self.tell(f"superseded {connection_id}")
         await until(lambda: self.tills.displaced == [connection_id], "it was told")
 
-    async def test_without_notify_the_poll_finds_where_the_streams_are(self) -> None:
+    async def test_without_notify_the_poll_finds_moved_heads(self) -> None:
         await self.deafened()
         self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 42")
         await until(
@@ -319,10 +320,10 @@ class PollTests(FeedCase):
         )
         self.assertEqual([head.tenant_id for head in self.tills.checked[-1]], [1])
 
-    async def test_as_installed_it_polls_within_a_second(self) -> None:
+    async def test_the_default_poll_interval_is_below_a_second(self) -> None:
         self.assertLess(1.25 * AS_INSTALLED, 1.0)
 
-    async def test_the_poll_survives_whatever_goes_wrong(self) -> None:
+    async def test_the_poll_continues_after_an_error(self) -> None:
         await self.started()
         for trouble in (Unavailable("away"), ZeroDivisionError()):
             self.tills.trouble, self.tills.troubled = trouble, 0
@@ -332,7 +333,7 @@ class PollTests(FeedCase):
             await until(lambda: bool(self.tills.checked), "it goes on")
         self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
 
-    async def test_credentials_are_looked_at_from_time_to_time(self) -> None:
+    async def test_keys_are_checked_periodically(self) -> None:
         self.patch(module, "_RECHECK_SECONDS", 0.05)
         await self.started()
         await until(lambda: len(self.tills.rechecked) > 2, "they were looked at")
@@ -340,13 +341,13 @@ class PollTests(FeedCase):
 
 
 class FirstCanaryTests(FeedCase):
-    async def test_it_is_known_from_the_beginning_whether_notifications_arrive(self) -> None:
+    async def test_the_first_canary_is_sent_at_once(self) -> None:
         self.patch(module, "_CANARY_SECONDS", 3600)
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
         await until(lambda: feed._clock.offset is not None, "the clocks were compared")
 
-    async def test_one_that_may_still_be_on_its_way_is_not_taken_for_lost(self) -> None:
+    async def test_a_canary_that_may_still_arrive_does_not_count_as_lost(self) -> None:
         self.patch(module, "_CANARY_SECONDS", 3600)
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
@@ -392,12 +393,12 @@ class CanaryTests(FeedCase):
         super().setUp()
         self.patch(module, "_CANARY_SECONDS", 0.1)
 
-    async def test_a_canary_that_comes_is_timed(self) -> None:
+    async def test_the_travel_time_of_a_canary_is_measured(self) -> None:
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
         self.assertGreater(feed.canary_seconds or 0.0, 0.0)
 
-    async def test_a_canary_that_is_lost_is_noticed(self) -> None:
+    async def test_a_lost_canary_replaces_the_listening_connection(self) -> None:
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
         missed = feed.canaries_missed
@@ -407,7 +408,7 @@ class CanaryTests(FeedCase):
 
 
 class StoppingTests(FeedCase):
-    async def test_stopping_waits_for_what_is_being_looked_at_and_cancels_nothing(self) -> None:
+    async def test_stopping_waits_for_running_rounds_and_cancels_none(self) -> None:
         self.patch(module, "_POLL_SECONDS", 0.001)
         feed = await self.started()
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_outbox")
@@ -419,7 +420,7 @@ class StoppingTests(FeedCase):
         await stopping
         self.assertTrue(self.database.up)
 
-    async def test_without_a_database_it_stops_at_once(self) -> None:
+    async def test_without_a_database_the_feed_stops_at_once(self) -> None:
         database = Pool(REACTOR, self.dsn, size=1, statement_timeout=5.0)
         feed = self.new(database)
         feed.startService()

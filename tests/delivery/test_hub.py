@@ -1,4 +1,4 @@
-"""The sessions of one node: opened at their head, woken, compared with the database, sent home."""
+"""Tests of a node's sessions: opened at their head, woken, compared with the database, and closed."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class LookingUpTests(HubCase):
     def look_up(self, device: str | None = "BAR") -> Deferred[SessionStart]:
         return Deferred.fromCoroutine(self.hub.look_up(KITCHEN, device))
 
-    def test_it_tells_where_a_terminal_stands(self) -> None:
+    def test_look_up_returns_the_start_of_a_terminal(self) -> None:
         self.store.session_start = session_start(10, 4)
         self.assertEqual(self.successResultOf(self.look_up()), self.store.session_start)
 
-    def test_what_a_device_said_is_written_down_before_it_is_told(self) -> None:
+    def test_pending_acknowledgements_are_written_before_the_cursor_is_read(self) -> None:
         self.store.session_start = session_start(10, 4)
         self.look_up()
         self.look_up(None)
         self.assertEqual(self.progress_store.settled, [(KITCHEN.id, "BAR")])
 
-    def test_one_that_is_to_come_for_events_again_gets_them_when_it_does(self) -> None:
+    def test_a_requested_replay_is_sent_at_the_next_connection(self) -> None:
         self.store.session_start = session_start(10, 4)
         self.store.wished = {(KITCHEN.id, "BAR")}
         told = Deferred.fromCoroutine(self.hub.look_up(KITCHEN, "BAR", resuming=False))
@@ -62,7 +62,7 @@ class LookingUpTests(HubCase):
         refusal = self.failureResultOf(self.look_up(), TooManyRequests).value
         self.assertEqual((refusal.code, refusal.retry_after), ("too_many_devices", 60))
 
-    def test_nobody_is_let_in_once_the_drain_has_begun(self) -> None:
+    def test_no_terminal_is_admitted_after_a_drain_has_begun(self) -> None:
         self.store.session_start = session_start(10)
         self.store.pending = []
         waiting = self.look_up()
@@ -73,14 +73,14 @@ class LookingUpTests(HubCase):
 
 
 class OpeningTests(HubCase):
-    def test_a_session_is_counted_and_entered_in_the_books(self) -> None:
+    def test_a_session_is_counted_and_stored(self) -> None:
         session, _ = self.connect()
         self.assertEqual(len(self.hub), 1)
         self.assertEqual(self.hub.connections(KITCHEN.id), 1)
         self.assertEqual(self.hub.channels.tenants, [KITCHEN.id])
         self.assertEqual(self.progress_store.here, [session.terminal])
 
-    def test_bounds_that_change_count_for_those_who_are_here_and_the_heartbeat_for_who_comes(
+    def test_new_limits_apply_to_all_sessions_and_a_new_heartbeat_to_future_ones(
         self,
     ) -> None:
         session, transport = self.connect()
@@ -92,14 +92,14 @@ class OpeningTests(HubCase):
         _, late = self.connect()
         self.assertEqual(late.messages[0]["heartbeatSeconds"], 7)
 
-    def test_what_is_held_beyond_a_smaller_total_is_given_up_at_once(self) -> None:
+    def test_a_smaller_total_limit_empties_send_queues_at_once(self) -> None:
         session, _ = self.connect()
         session.send_queue.pauseProducing()
         self.assertTrue(session.send_queue.offer(b"x" * 10))
         self.hub.reconfigure(heartbeat=30, send_queue_bytes=1000, send_queue_total=9)
         self.assertEqual(session.send_queue.held, 0)
 
-    def test_and_no_more_when_it_is_gone(self) -> None:
+    def test_a_session_that_has_ended_is_not_counted(self) -> None:
         session, _ = self.connect()
         self.hub.closed(session)
         self.hub.closed(session)
@@ -107,28 +107,28 @@ class OpeningTests(HubCase):
         self.assertEqual(self.hub.connections(KITCHEN.id), 0)
         self.assertEqual((self.hub.channels.tenants, self.progress_store.here), ([], []))
 
-    def test_a_channel_is_there_for_as_long_as_there_are_sessions(self) -> None:
+    def test_a_channel_exists_as_long_as_it_has_sessions(self) -> None:
         first, second = self.connect()[0], self.connect()[0]
         self.hub.closed(first)
         self.assertEqual(self.hub.channels.tenants, [KITCHEN.id])
         self.hub.closed(second)
         self.assertEqual(self.hub.channels.tenants, [])
 
-    def test_a_till_goes_on_from_where_it_asks(self) -> None:
+    def test_a_till_resumes_at_the_position_that_it_names(self) -> None:
         _, transport = self.connect(terminal(position=Position(7)))
         self.assertEqual(transport.ids, [8, 9, 10])
         self.assertEqual(transport.messages[0]["heartbeatSeconds"], 30)
 
-    def test_a_position_that_cannot_be_is_answered_with_the_reason(self) -> None:
+    def test_an_invalid_position_gets_a_resync_with_the_reason(self) -> None:
         _, transport = self.connect(terminal(position=Position(7, OTHER_STREAM)))
         self.assertEqual((transport.messages[0]["resync"], transport.ids), ("reset", []))
 
-    def test_an_event_that_was_committed_while_the_head_was_on_its_way_is_not_missed(self) -> None:
+    def test_an_event_committed_after_the_head_was_read_is_not_missed(self) -> None:
         self.log.commit()
         _, transport = self.connect(at=10)
         self.assertEqual(transport.ids, [11])
 
-    def test_a_connection_that_fails_to_begin_leaves_nothing_behind(self) -> None:
+    def test_a_session_that_fails_to_begin_is_removed(self) -> None:
         class Broken(FakeTransport):
             def attach(self, send_queue: object) -> None:
                 raise ZeroDivisionError
@@ -136,12 +136,12 @@ class OpeningTests(HubCase):
         self.assertRaises(ZeroDivisionError, self.hub.open, terminal(), session_start(10), Broken())
         self.assertEqual((len(self.hub), self.progress_store.here), (0, []))
 
-    def test_what_is_new_of_connections_is_told_to_the_books(self) -> None:
+    def test_changed_connections_are_reported_to_the_store(self) -> None:
         session, _ = self.connect()
         ((connection_id, _, seq),) = self.progress_store.heartbeats()
         self.assertEqual((connection_id, seq), (session.terminal.connection_id, 10))
 
-    def test_the_positions_of_legacy_tills_are_noted_with_that(self) -> None:
+    def test_the_heartbeats_also_store_the_positions_of_legacy_tills(self) -> None:
         legacy = evolve(session_start(10, 3), legacy=True)
         self.hub.open(terminal(key_device="BAR"), legacy, FakeTransport())
         self.connect(terminal("FRONT"), acked=10)
@@ -149,7 +149,7 @@ class OpeningTests(HubCase):
         self.progress_store.heartbeats()
         self.assertEqual(self.progress_store.follows, [10, 12])
 
-    def test_a_frame_takes_the_devices_place(self) -> None:
+    def test_a_frame_claims_the_device(self) -> None:
         _, old = self.connect(terminal("BAR"), acked=10)
         newer = terminal("BAR", connected_at=NOON + timedelta(seconds=1))
         session, new = self.connect(newer, acked=10)
@@ -157,20 +157,20 @@ class OpeningTests(HubCase):
         self.assertEqual((old.closings, new.closings), ([SUPERSEDED], []))
         self.assertEqual(self.progress_store.claims, [newer])
 
-    def test_a_connection_may_be_superseded_by_one_of_another_node(self) -> None:
+    def test_a_connection_of_another_node_may_supersede_a_connection(self) -> None:
         session, transport = self.connect(terminal("BAR"), acked=10)
         self.hub.superseded(UUID(int=7))
         self.hub.superseded(session.terminal.connection_id)
         self.assertEqual(transport.closings, [SUPERSEDED])
 
-    def test_an_operator_may_send_a_till_away(self) -> None:
+    def test_an_operator_may_disconnect_a_till(self) -> None:
         session, transport = self.connect(terminal("BAR"), acked=10)
         self.hub.disconnect(UUID(int=7))
         self.assertEqual(transport.closings, [])
         self.hub.disconnect(session.terminal.connection_id)
         self.assertEqual((transport.closings, transport.drops), ([DISCONNECTED], []))
 
-    def test_a_deployed_till_is_sent_away_without_a_close_frame_and_so_comes_back(self) -> None:
+    def test_a_basic_till_is_disconnected_without_a_close_frame(self) -> None:
         session, transport = self.connect()
         self.hub.disconnect(session.terminal.connection_id)
         self.assertEqual((transport.closings, transport.drops), ([], [False]))
@@ -178,13 +178,13 @@ class OpeningTests(HubCase):
 
 
 class CheckTests(HubCase):
-    def test_a_poll_finds_what_no_wake_told(self) -> None:
+    def test_a_check_finds_events_without_a_wake(self) -> None:
         _, transport = self.connect()
         self.log.commit()
         self.successResultOf(self.check(self.log.head))
         self.assertEqual(transport.ids, [11])
 
-    def test_what_is_new_of_several_tenants_is_read_together(self) -> None:
+    def test_new_events_of_several_tenants_are_read_together(self) -> None:
         shops = [evolve(KITCHEN, id=number, slug=f"shop-{number}") for number in (7, 8, 9)]
         lines = [self.connect(terminal(tenant=shop))[1] for shop in shops]
         self.log.commit()
@@ -194,7 +194,7 @@ class CheckTests(HubCase):
         self.assertEqual([transport.ids for transport in lines], [[11]] * 3)
         self.assertEqual(self.store.pages, [[(n, self.log.stream_id, 10) for n in (7, 8, 9)]])
 
-    def test_a_stream_that_has_another_name_keeps_no_other_from_its_events(self) -> None:
+    def test_a_stream_with_another_id_does_not_delay_others(self) -> None:
         lines = []
         for number, name in ((7, STREAM), (8, OTHER_STREAM), (9, STREAM)):
             shop, transport = evolve(KITCHEN, id=number, slug=f"shop-{number}"), FakeTransport()
@@ -209,7 +209,7 @@ class CheckTests(HubCase):
         self.assertEqual([transport.ids for transport in lines], [[11], [], [11]])
         self.assertEqual([transport.closings for transport in lines], [[], [], []])
 
-    def test_what_this_node_committed_is_sent_without_a_read(self) -> None:
+    def test_events_committed_on_this_node_are_sent_without_a_read(self) -> None:
         _, transport = self.connect()
         self.store.pages.clear()
         self.log.commit(2)
@@ -223,7 +223,7 @@ class CheckTests(HubCase):
         self.successResultOf(self.check(StreamHead(99, OTHER_STREAM, 5)))
         self.assertEqual(self.hub.channels.tenants, [])
 
-    def test_a_poll_that_looked_before_a_commit_is_no_restored_backup(self) -> None:
+    def test_a_head_read_before_a_commit_does_not_count_as_a_restored_backup(self) -> None:
         _, transport = self.connect()
         before = self.log.head
         wake(self.hub, KITCHEN.id, self.log.commit())
@@ -233,7 +233,7 @@ class CheckTests(HubCase):
         wake(self.hub, KITCHEN.id, 12)
         self.assertEqual(transport.ids, [11, 12])
 
-    def test_a_head_that_still_is_behind_is_one_and_the_stream_gets_a_new_name(self) -> None:
+    def test_a_head_that_stays_behind_counts_as_a_restored_backup(self) -> None:
         _, transport = self.connect(terminal("BAR", position=Position(10)))
         wake(self.hub, KITCHEN.id, self.log.commit())
         del self.log.events[5:]
@@ -243,19 +243,19 @@ class CheckTests(HubCase):
         self.assertEqual((transport.closings, self.store.set_back), ([RENAMED], [found]))
         self.assertEqual(self.hub.channels.tenants, [])
 
-    def test_what_came_while_it_was_looked_again_is_no_reason_either(self) -> None:
+    def test_events_that_come_during_the_second_read_are_no_restored_backup(self) -> None:
         _, transport = self.connect()
         before = self.log.head
         wake(self.hub, KITCHEN.id, self.log.commit())
         self.store.pending = []
         checking = self.check(before)
-        # The second look has read 11 by now, and here comes 12.
+        # The second read has found event 11. Event 12 is committed now.
         wake(self.hub, KITCHEN.id, self.log.commit())
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
         self.assertEqual((transport.ids, self.store.set_back), ([11, 12], []))
 
-    def test_everybody_may_have_left_meanwhile(self) -> None:
+    def test_all_sessions_may_leave_during_a_check(self) -> None:
         session, _ = self.connect()
         before = self.log.head
         wake(self.hub, KITCHEN.id, self.log.commit())
@@ -265,13 +265,13 @@ class CheckTests(HubCase):
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
 
-    def test_nothing_of_another_history_is_delivered_before_that_is_known(self) -> None:
+    def test_no_event_of_a_new_stream_id_is_sent_to_sessions_of_the_old_one(self) -> None:
         _, transport = self.connect()
         self.log.stream_id = OTHER_STREAM
         wake(self.hub, KITCHEN.id, self.log.commit(5))
         self.assertEqual(transport.ids, [])
 
-    def test_a_database_that_is_away_is_looked_at_again(self) -> None:
+    def test_a_head_that_could_not_be_read_is_read_by_the_next_check(self) -> None:
         self.store.away = True
         self.log.commit()
         session, transport = self.connect(at=10)
@@ -285,26 +285,26 @@ class RecheckTests(HubCase):
     def recheck(self, keys: Collection[int] | None = None) -> None:
         self.successResultOf(Deferred.fromCoroutine(self.hub.recheck(keys)))
 
-    def test_tills_whose_key_has_ended_are_closed(self) -> None:
+    def test_tills_with_an_invalid_key_are_closed(self) -> None:
         lines = [self.connect(terminal(key_id=key))[1] for key in (1, 2, 2)]
         self.store.ended = {2, 3}
         self.recheck()
         self.assertEqual([transport.closings for transport in lines], [[], [REVOKED], [REVOKED]])
 
-    def test_one_key_can_be_asked_for(self) -> None:
+    def test_a_single_key_can_be_checked(self) -> None:
         lines = [self.connect(terminal(key_id=key))[1] for key in (1, 2)]
         self.store.ended = {1, 2}
         self.recheck([1])
         self.assertEqual([transport.closings for transport in lines], [[REVOKED], []])
         self.assertEqual(self.store.checked, [{1}])
 
-    def test_a_key_that_nobody_uses_is_not_asked_for(self) -> None:
+    def test_a_key_without_a_connection_is_not_checked(self) -> None:
         self.recheck([1])
         self.connect(terminal(key_id=2))
         self.recheck([1])
         self.assertEqual(self.store.checked, [])
 
-    def test_tills_whose_device_was_disabled_are_closed(self) -> None:
+    def test_tills_of_a_disabled_device_are_closed(self) -> None:
         lines = [self.connect(terminal(name), acked=10)[1] for name in ("BAR", "DOOR", None)]
         self.store.disabled = {(KITCHEN.id, "BAR"), (KITCHEN.id + 1, "DOOR")}
         self.recheck([1])
@@ -312,7 +312,7 @@ class RecheckTests(HubCase):
         self.recheck()
         self.assertEqual([transport.closings for transport in lines], [[DISABLED], [], []])
 
-    def test_tills_that_are_to_come_for_events_again_are_sent_home(self) -> None:
+    def test_tills_with_a_requested_replay_are_disconnected(self) -> None:
         lines = [self.connect(terminal(name), acked=10)[1] for name in ("BAR", "DOOR")]
         self.store.wished = {(KITCHEN.id, "BAR"), (KITCHEN.id + 1, "DOOR")}
         self.recheck()
@@ -326,22 +326,22 @@ class DrainTests(HubCase):
     def pass_seconds(self, seconds: float) -> None:
         self.clock.pump([0.05] * round(seconds / 0.05))
 
-    def test_where_nobody_is_it_is_over_at_once(self) -> None:
+    def test_without_connections_a_drain_ends_at_once(self) -> None:
         self.successResultOf(self.drain())
         self.assertTrue(self.hub.draining)
 
-    def test_tills_are_told_to_come_back(self) -> None:
+    def test_a_drain_closes_tills_with_1001(self) -> None:
         _, transport = self.connect(terminal("BAR"), acked=10)
         self.drain()
         self.assertEqual((transport.closings, transport.drops), ([GOING_AWAY], []))
 
-    def test_deployed_tills_are_dropped_without_a_close_frame(self) -> None:
+    def test_a_drain_drops_basic_tills_without_a_close_frame(self) -> None:
         session, transport = self.connect()
         self.drain()
         self.assertEqual((transport.closings, transport.drops), ([], [False]))
         self.assertIs(session.state, SessionState.CLOSED)
 
-    def test_they_come_last_and_everybody_has_a_turn_of_chance(self) -> None:
+    def test_a_drain_closes_in_random_order_and_basic_tills_last(self) -> None:
         order: list[str] = []
 
         class Listed(FakeTransport):
@@ -363,7 +363,7 @@ class DrainTests(HubCase):
         self.assertEqual(order, ["modern"] * 30 + ["deployed"] * 30)
         self.successResultOf(draining)
 
-    def test_it_is_over_when_all_have_hung_up(self) -> None:
+    def test_a_drain_ends_when_all_connections_have_ended(self) -> None:
         session, _ = self.connect()
         draining = self.drain()
         self.pass_seconds(1)
@@ -372,13 +372,13 @@ class DrainTests(HubCase):
         self.pass_seconds(0.1)
         self.successResultOf(draining)
 
-    def test_it_does_not_wait_for_ever(self) -> None:
+    def test_a_drain_does_not_wait_forever(self) -> None:
         self.connect()
         draining = self.drain()
         self.pass_seconds(3.1)
         self.successResultOf(draining)
 
-    def test_one_that_cannot_be_closed_keeps_nobody_here(self) -> None:
+    def test_a_session_that_cannot_be_closed_does_not_stop_a_drain(self) -> None:
         class Broken(FakeTransport):
             def drop(self, *, abort: bool) -> None:
                 raise ZeroDivisionError
@@ -390,7 +390,7 @@ class DrainTests(HubCase):
         self.assertEqual([transport.drops for transport in others], [[False]] * 5)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_one_that_left_meanwhile_is_let_go(self) -> None:
+    def test_a_session_may_end_during_a_drain(self) -> None:
         sessions = [self.connect(terminal(f"BAR{n}"), acked=10) for n in range(40)]
         self.drain()
         for session, _ in sessions:

@@ -1,4 +1,4 @@
-"""The stream by polling: from a position or a cursor on, and waiting without anything held."""
+"""Tests of polling: from a position or a cursor, and waits that hold no database connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from posd.delivery import long_poll as polls
 from posd.delivery.hub import PollParticipant
 from posd.delivery.long_poll import LongPolling, Poll, PollingTerminal, PollPage, PollQuery
-from posd.delivery.registry import TillTransport as RosterLine
+from posd.delivery.registry import TillTransport
 from posd.errors import (
     BadRequest,
     Conflict,
@@ -43,7 +43,7 @@ PATIENT = PollQuery(seconds=20)
 
 
 class PollCase(HubCase):
-    """A stream with ten events."""
+    """A tenant with ten events."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -52,11 +52,11 @@ class PollCase(HubCase):
             self.clock, self.hub, self.connections, self.progress_store.write_pending
         )
         self.holding: list[Callable[[], None]] = []
-        """What tells each poll that waits that its caller has gone."""
+        """The functions that report that the client of a waiting poll has disconnected."""
         self.stands()
 
     def stands(self, acked: Seq | None = None, *, legacy: bool = False, pruned: Seq = 0) -> None:
-        """Where the caller is by the books."""
+        """Set the terminal's cursor in the database."""
         head = evolve(self.log.head, pruned_seq=pruned)
         self.store.session_start = SessionStart(head, acked, legacy, NOON)
 
@@ -89,7 +89,7 @@ class PollCase(HubCase):
         return error.code
 
     def commit(self, count: int = 1, size: int = 0) -> None:
-        """Commit events, and say so."""
+        """Commit events and wake the channel."""
         wake(self.hub, KITCHEN.id, self.log.commit(count, size))
 
     def nothing_is_left(self) -> None:
@@ -99,7 +99,7 @@ class PollCase(HubCase):
 
     @property
     def timers(self) -> list[Any]:
-        """The exchange's own."""
+        """The timers of the hub itself."""
         call = self.hub._registry._timer.call
         return [] if call is None else [call]
 
@@ -109,7 +109,7 @@ def ids(batch: PollPage) -> list[Seq]:
 
 
 class ReadingTests(PollCase):
-    def test_what_follows_the_position_is_given(self) -> None:
+    def test_a_poll_returns_the_events_after_the_position(self) -> None:
         batch = self.get(7)
         self.assertEqual(ids(batch), [8, 9, 10])
         self.assertEqual((batch.position, batch.last, batch.stream_id), (10, 10, STREAM))
@@ -122,21 +122,21 @@ class ReadingTests(PollCase):
         (message,) = self.get(10).messages
         self.assertEqual(json.loads(message), transport.messages[-1])
 
-    def test_at_the_end_there_is_nothing_and_nothing_is_read(self) -> None:
+    def test_at_the_end_of_the_stream_a_poll_is_empty_and_reads_nothing(self) -> None:
         batch = self.get(10)
         self.assertEqual((batch.messages, batch.position, batch.resync), ([], 10, None))
         self.assertEqual(self.log.reads, [])
 
-    def test_there_are_no_more_than_were_asked_for(self) -> None:
+    def test_a_poll_returns_at_most_the_requested_number_of_events(self) -> None:
         batch = self.get(0, PollQuery(limit=4))
         self.assertEqual((ids(batch), batch.position, batch.last), ([1, 2, 3, 4], 4, 10))
 
-    def test_several_pages_are_one_answer(self) -> None:
+    def test_an_answer_may_have_several_pages(self) -> None:
         self.log.commit(290)
         self.stands()
         self.assertEqual(ids(self.get(0, PollQuery(limit=250))), list(range(1, 251)))
 
-    def test_an_answer_has_a_bound_in_bytes(self) -> None:
+    def test_an_answer_has_a_limited_size(self) -> None:
         self.log.commit(20, size=100_000)
         self.stands()
         batch = self.get(10)
@@ -144,69 +144,69 @@ class ReadingTests(PollCase):
         self.assertLess(sum(map(len, batch.messages)), 1024 * 1024)
         self.assertEqual(ids(self.get(batch.position)), list(range(21, 31)))
 
-    def test_one_event_always_fits(self) -> None:
+    def test_an_answer_has_at_least_one_event(self) -> None:
         self.patch(polls, "_MOST_BYTES", 10)
         self.assertEqual(ids(self.get(7)), [8])
 
-    def test_only_the_types_that_are_wanted_are_given(self) -> None:
+    def test_a_poll_returns_only_the_requested_types(self) -> None:
         self.log.events[3] = evolve(event(4), type="new_order")
         batch = self.get(0, PollQuery(types=frozenset({"new_order", "other"})))
         self.assertEqual((ids(batch), batch.position), ([4], 10))
 
-    def test_nobody_looks_for_a_rare_type_for_long(self) -> None:
+    def test_a_poll_for_a_rare_type_examines_a_limited_number_of_events(self) -> None:
         self.patch(polls, "_MOST_EXAMINED", 6)
         batch = self.get(0, PollQuery(types=frozenset({"rare"}), seconds=20))
         self.assertEqual((batch.messages, batch.position, batch.last), ([], 6, 10))
 
-    def test_whether_the_wanted_ones_are_all_is_said_when_the_last_was_looked_at(self) -> None:
+    def test_a_poll_for_a_type_reports_the_last_event_that_it_examined(self) -> None:
         self.patch(polls, "_MOST_EXAMINED", 10)
         batch = self.get(0, PollQuery(types=frozenset({"rare"})))
         self.assertEqual((batch.position, batch.last), (10, 10))
 
-    def test_what_was_given_whole_was_sent_to_the_tenants_tills(self) -> None:
+    def test_events_of_a_poll_for_all_types_count_as_delivered(self) -> None:
         self.get(7, PollQuery(types=frozenset({"note"})))
         self.assertEqual(self.progress_store.furthest, {})
         self.get(7, PollQuery(limit=2))
         self.assertEqual(self.progress_store.furthest, {(KITCHEN.id, STREAM): 9})
 
-    def test_a_database_that_is_away_is_said(self) -> None:
+    def test_without_a_database_a_poll_is_unavailable(self) -> None:
         self.log.trouble = Unavailable("away")
         self.assertEqual(self.refusal(self.ask(7), Unavailable), "unavailable")
         self.nothing_is_left()
 
 
 class PositionTests(PollCase):
-    def test_without_a_name_a_position_is_needed(self) -> None:
+    def test_a_client_without_a_device_name_must_name_a_position(self) -> None:
         self.assertEqual(self.refusal(self.ask(None), BadRequest), "position_required")
 
-    def test_a_terminal_goes_on_from_its_cursor(self) -> None:
+    def test_a_terminal_continues_at_its_cursor(self) -> None:
         self.stands(acked=6)
         self.assertEqual(ids(self.get(None, device="BAR")), [7, 8, 9, 10])
 
-    def test_one_that_never_acknowledged_does_too(self) -> None:
+    def test_a_terminal_that_never_acknowledged_continues_at_its_cursor_too(self) -> None:
         self.stands(acked=6, legacy=True)
         self.assertEqual(ids(self.get(None, device="BAR")), [7, 8, 9, 10])
 
-    def test_it_relies_on_its_cursor_from_then_on(self) -> None:
+    def test_a_poll_without_a_position_acknowledges_the_cursor(self) -> None:
         self.stands(acked=6, legacy=True)
         self.get(None, device="BAR")
         self.assertEqual(self.progress_store.acks, [6])
 
-    def test_naming_a_position_acknowledges_what_is_before_it(self) -> None:
+    def test_a_named_position_acknowledges_the_events_up_to_it(self) -> None:
         self.stands(acked=2)
         self.assertEqual(ids(self.get(6, device="BAR")), [7, 8, 9, 10])
         self.assertEqual(self.progress_store.acks, [6])
 
-    def test_what_it_is_given_is_not_acknowledged(self) -> None:
+    def test_returned_events_are_not_acknowledged(self) -> None:
         self.stands(acked=6)
         self.get(None, device="BAR")
         self.assertNotIn(10, self.progress_store.acks)
 
-    def test_without_a_name_nothing_is_noted(self) -> None:
+    def test_without_a_device_name_nothing_is_stored(self) -> None:
         self.get(6)
         self.assertEqual(self.progress_store.acks, [])
 
-    def test_its_last_word_is_written_before_its_cursor_is_asked_for(self) -> None:
+    def test_pending_acknowledgements_are_written_before_the_cursor_is_read(self) -> None:
         self.stands(acked=6)
         self.get(None, device="BAR")
         self.assertEqual(self.progress_store.settled, [(KITCHEN.id, "BAR")])
@@ -216,27 +216,27 @@ class PositionTests(PollCase):
         self.assertEqual((batch.messages, batch.position, batch.last), ([], 10, 10))
         return batch.resync
 
-    def test_what_is_pruned_cannot_be_given(self) -> None:
+    def test_a_position_below_the_floor_gets_a_resync(self) -> None:
         self.stands(pruned=5)
         self.assertIs(self.resync(4), Resync.RETENTION)
 
-    def test_a_position_in_another_history_means_nothing(self) -> None:
+    def test_a_position_of_an_unknown_stream_gets_a_resync(self) -> None:
         self.assertIs(self.resync(4, stream_id=OTHER_STREAM), Resync.RESET)
         self.assertEqual(ids(self.get(4, stream_id=STREAM))[0], 5)
 
-    def test_nobody_is_ahead_of_the_stream(self) -> None:
+    def test_a_position_beyond_the_head_gets_a_resync(self) -> None:
         self.assertIs(self.resync(11), Resync.AHEAD)
 
-    def test_whoever_must_reload_is_told_at_once(self) -> None:
+    def test_a_poll_that_gets_a_resync_does_not_wait(self) -> None:
         self.assertIs(self.resync(11, PATIENT), Resync.AHEAD)
         self.nothing_is_left()
 
-    def test_the_head_becomes_its_cursor_then(self) -> None:
+    def test_after_a_resync_the_head_is_the_cursor(self) -> None:
         self.stands(acked=3, pruned=5)
         self.assertIs(self.resync(None, device="BAR"), Resync.RETENTION)
         self.assertEqual(self.progress_store.acks, [10])
 
-    def test_what_is_pruned_while_it_is_read_is_told_too(self) -> None:
+    def test_events_deleted_during_a_read_cause_a_resync(self) -> None:
         self.stands()
         self.log.at_once = False
         asking = self.ask(3)
@@ -245,7 +245,7 @@ class PositionTests(PollCase):
         self.log.fail(EventsPruned("long ago"))
         self.assertIs(self.successResultOf(asking).resync, Resync.RETENTION)
 
-    def test_a_log_that_has_a_hole_is_not_read_over_it(self) -> None:
+    def test_a_gap_in_the_stream_is_unavailable(self) -> None:
         del self.log.events[4]
         with self.subTest("in a page"):
             self.refusal(self.ask(3), Unavailable)
@@ -255,7 +255,7 @@ class PositionTests(PollCase):
 
 
 class WaitingTests(PollCase):
-    def test_it_is_answered_when_there_is_an_event(self) -> None:
+    def test_a_waiting_poll_is_answered_when_there_is_an_event(self) -> None:
         asking = self.ask(10, PATIENT)
         self.assertNoResult(asking)
         self.commit(2)
@@ -263,10 +263,10 @@ class WaitingTests(PollCase):
         self.assertEqual((ids(batch), batch.position, batch.last), ([11, 12], 12, 12))
         self.nothing_is_left()
 
-    def test_it_does_not_wait_where_there_is_something(self) -> None:
+    def test_a_poll_does_not_wait_if_there_are_events(self) -> None:
         self.assertEqual(ids(self.get(9, PATIENT)), [10])
 
-    def test_when_its_time_is_over_it_has_nothing(self) -> None:
+    def test_a_poll_is_empty_when_its_time_is_over(self) -> None:
         asking = self.ask(10, PATIENT)
         self.clock.advance(19.9)
         self.assertNoResult(asking)
@@ -275,14 +275,14 @@ class WaitingTests(PollCase):
         self.assertEqual((batch.messages, batch.position, batch.resync), ([], 10, None))
         self.nothing_is_left()
 
-    def test_it_waits_on_where_there_are_only_others(self) -> None:
+    def test_a_poll_waits_on_if_there_are_only_events_of_other_types(self) -> None:
         asking = self.ask(10, PollQuery(seconds=20, types=frozenset({"new_order"})))
         self.commit(2)
         self.assertNoResult(asking)
         self.clock.advance(20)
         self.assertEqual(self.successResultOf(asking).position, 12)
 
-    def test_many_who_wait_cost_one_read_of_the_log(self) -> None:
+    def test_many_waiting_polls_share_one_read(self) -> None:
         self.connections.per_tenant = 5
         self.check(self.log.head)
         asking = [self.ask(10, PATIENT) for _ in range(5)]
@@ -291,18 +291,18 @@ class WaitingTests(PollCase):
         self.assertEqual([ids(self.successResultOf(each)) for each in asking], [[11]] * 5)
         self.assertEqual(self.log.reads, [10])
 
-    def test_they_cost_no_read_where_nothing_happens(self) -> None:
+    def test_waiting_polls_cause_no_read_without_events(self) -> None:
         self.ask(10, PATIENT)
         del self.store.asked[:]
         for _ in range(10):
             self.check(self.log.head)
         self.assertEqual((self.log.reads, self.store.asked), ([], []))
 
-    def test_an_event_that_came_while_it_was_looked_up_is_not_missed(self) -> None:
+    def test_an_event_that_came_during_the_lookup_is_not_missed(self) -> None:
         self.log.commit()
         self.assertEqual(ids(self.get(10, PATIENT)), [11])
 
-    def test_thousands_that_wait_are_answered_with_one_read_on_a_flat_stack(self) -> None:
+    def test_thousands_of_polls_are_answered_with_one_read_on_a_flat_stack(self) -> None:
         self.connections.total = self.connections.per_tenant = 2000
         depths: set[int] = set()
 
@@ -318,14 +318,14 @@ class WaitingTests(PollCase):
         self.assertEqual(len(self.log.reads) - reads, 1)
         self.assertEqual(len(depths), 1)
 
-    def test_a_wake_for_nothing_wakes_nobody(self) -> None:
+    def test_a_wake_without_events_answers_no_poll(self) -> None:
         asking = self.ask(10, PATIENT)
         wake(self.hub, KITCHEN.id, 99)
         self.assertNoResult(asking)
         self.commit()
         self.assertEqual(ids(self.successResultOf(asking)), [11])
 
-    def test_a_database_that_goes_away_meanwhile_is_waited_for(self) -> None:
+    def test_a_waiting_poll_survives_an_unreachable_database(self) -> None:
         asking = self.ask(10, PATIENT)
         self.log.trouble = Unavailable("away")
         self.commit()
@@ -334,7 +334,7 @@ class WaitingTests(PollCase):
         self.check(self.log.head)
         self.assertEqual(ids(self.successResultOf(asking)), [11])
 
-    def test_whoever_waits_is_counted_like_a_till(self) -> None:
+    def test_a_waiting_poll_counts_as_a_connection(self) -> None:
         asking = self.ask(10, PATIENT)
         self.assertEqual(self.connections.tenant_count(KITCHEN.id), 1)
         self.ask(10, PATIENT)
@@ -345,19 +345,19 @@ class WaitingTests(PollCase):
         self.successResultOf(asking)
         self.nothing_is_left()
 
-    def test_whoever_does_not_wait_is_not(self) -> None:
+    def test_a_poll_that_does_not_wait_is_no_connection(self) -> None:
         self.connections.per_tenant = 0
         self.assertEqual(ids(self.get(9)), [10])
         self.assertEqual(ids(self.get(9, PATIENT)), [10])
 
-    def test_a_terminal_that_waited_was_there_at_the_end_too(self) -> None:
+    def test_a_terminal_was_last_seen_at_the_end_of_its_wait(self) -> None:
         self.stands(acked=10)
         self.ask(None, PATIENT, device="BAR")
         self.assertEqual(self.progress_store.acks, [10])
         self.clock.advance(20)
         self.assertEqual(self.progress_store.acks, [10, 10])
 
-    def test_it_ends_when_whoever_asked_goes_away(self) -> None:
+    def test_a_poll_ends_when_its_client_disconnects(self) -> None:
         self.stands(acked=10)
         asking = self.ask(None, PATIENT, device="BAR")
         (leave,) = self.holding
@@ -366,7 +366,7 @@ class WaitingTests(PollCase):
         self.assertEqual(self.progress_store.acks, [10])
         self.nothing_is_left()
 
-    def test_one_who_was_gone_before_does_not_wait(self) -> None:
+    def test_a_poll_whose_client_has_disconnected_does_not_wait(self) -> None:
         def gone(leave: Callable[[], None]) -> Callable[[], None]:
             leave()
             return lambda: None
@@ -375,13 +375,13 @@ class WaitingTests(PollCase):
         self.successResultOf(Deferred.fromCoroutine(polling))
         self.nothing_is_left()
 
-    def test_all_are_answered_at_once_when_posd_drains(self) -> None:
+    def test_a_drain_answers_all_polls_at_once(self) -> None:
         asking = self.ask(10, PATIENT)
         Deferred.fromCoroutine(self.hub.drain(5))
         self.assertEqual(self.successResultOf(asking).position, 10)
         self.nothing_is_left()
 
-    def test_nobody_begins_to_wait_then(self) -> None:
+    def test_no_poll_begins_to_wait_during_a_drain(self) -> None:
         self.log.at_once = False
         reading = self.ask(7, PollQuery(seconds=20, types=frozenset({"rare"})))
         Deferred.fromCoroutine(self.hub.drain(5))
@@ -389,14 +389,14 @@ class WaitingTests(PollCase):
         self.assertEqual(self.successResultOf(reading).position, 10)
         self.assertEqual(self.refusal(self.ask(10, PATIENT), Unavailable), "unavailable")
 
-    def test_a_key_that_is_revoked_gets_nothing_more(self) -> None:
+    def test_a_poll_with_a_revoked_key_gets_nothing_more(self) -> None:
         asking = self.ask(10, PATIENT)
         self.store.ended = {1}
         self.successResultOf(Deferred.fromCoroutine(self.hub.recheck([1])))
         self.assertEqual(self.refusal(asking, Unauthorized), "unauthorized")
         self.nothing_is_left()
 
-    def test_another_history_is_told_as_such(self) -> None:
+    def test_a_new_stream_id_that_lost_events_causes_a_resync(self) -> None:
         asking = self.ask(10, PATIENT)
         self.log.stream_id = OTHER_STREAM
         self.stands()
@@ -404,7 +404,7 @@ class WaitingTests(PollCase):
         batch = self.successResultOf(asking)
         self.assertEqual((batch.resync, batch.stream_id), (Resync.RESET, OTHER_STREAM))
 
-    def test_a_stream_that_has_lost_nothing_is_waited_for_under_its_new_name(self) -> None:
+    def test_a_poll_waits_on_under_a_new_stream_id_that_lost_nothing(self) -> None:
         asking = self.ask(10, PATIENT)
         self.store.rename()
         self.stands()
@@ -416,20 +416,20 @@ class WaitingTests(PollCase):
         self.assertEqual((len(batch.messages), batch.position), (2, 12))
         self.nothing_is_left()
 
-    def test_how_far_a_device_was_answered_is_known(self) -> None:
+    def test_the_position_of_a_device_that_polls_is_remembered(self) -> None:
         self.stands(acked=8)
         self.successResultOf(self.ask(8, device="BAR"))
         self.hub.record_all_positions()
         self.assertEqual(self.progress_store.sent_to, {(KITCHEN.id, "BAR", STREAM): 10})
 
-    def test_a_bug_in_reading_is_no_answer(self) -> None:
+    def test_an_unexpected_error_of_a_read_is_logged(self) -> None:
         asking = self.ask(10, PATIENT)
         self.log.trouble = ZeroDivisionError()
         self.commit()
         self.refusal(asking, Unavailable)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_it_is_a_guest(self) -> None:
+    def test_a_poll_implements_the_interface_of_the_hub(self) -> None:
         guest: PollParticipant = Poll(terminal(), 10, self.clock)
         self.assertEqual(guest.terminal.tenant, KITCHEN)
 
@@ -441,7 +441,7 @@ class AcknowledgingTests(PollCase):
         return Deferred.fromCoroutine(self.polls.acknowledge(self.poller(device), seq, stream_id))
 
     def written(self, acked: Seq) -> None:
-        """The books are written when they are asked to be settled for the second time."""
+        """Set the cursor in the database at the second write of pending acknowledgements."""
         write_pending = self.progress_store.write_pending
 
         def write(tenant_id: int, device_id: str) -> Any:
@@ -451,63 +451,63 @@ class AcknowledgingTests(PollCase):
 
         self.polls._write_pending = write
 
-    def test_it_is_answered_with_the_cursor_when_that_is_written(self) -> None:
+    def test_an_acknowledgement_returns_the_written_cursor(self) -> None:
         self.stands(acked=3)
         self.written(acked=7)
         self.assertEqual(self.successResultOf(self.acknowledge(7)), 7)
         self.assertEqual(self.progress_store.acks, [7])
 
-    def test_the_cursor_never_goes_back(self) -> None:
+    def test_the_cursor_never_moves_back(self) -> None:
         self.stands(acked=9)
         self.written(acked=9)
         self.assertEqual(self.successResultOf(self.acknowledge(7)), 9)
 
-    def test_what_was_not_written_is_no_success(self) -> None:
+    def test_an_acknowledgement_that_was_not_written_is_unavailable(self) -> None:
         self.stands(acked=3)
         self.assertEqual(self.refusal(self.acknowledge(7), Unavailable), "unavailable")
 
-    def test_nobody_acknowledges_what_is_not_there_yet(self) -> None:
+    def test_an_acknowledgement_beyond_the_head_is_refused(self) -> None:
         self.stands(acked=3)
         self.assertEqual(self.refusal(self.acknowledge(11), Unprocessable), "beyond_head")
         self.assertEqual(self.progress_store.acks, [])
 
-    def test_nobody_acknowledges_without_a_name(self) -> None:
+    def test_an_acknowledgement_without_a_device_name_is_refused(self) -> None:
         refused = self.acknowledge(7, device=None)
         self.assertEqual(self.refusal(refused, Unprocessable), "no_device")
 
-    def test_an_acknowledgement_of_another_history_is_refused(self) -> None:
+    def test_an_acknowledgement_of_an_unknown_stream_is_refused(self) -> None:
         self.stands(acked=3)
         refused = self.acknowledge(7, OTHER_STREAM)
         self.assertEqual(self.refusal(refused, Conflict), "stream_changed")
         self.assertEqual(self.progress_store.acks, [])
 
-    def test_one_of_an_earlier_name_counts_as_far_as_nothing_is_lost(self) -> None:
+    def test_an_acknowledgement_of_an_earlier_stream_id_counts_if_nothing_was_lost(self) -> None:
         self.store.rename(lost=2)
         self.stands(acked=3)
         self.written(acked=8)
         self.assertEqual(self.successResultOf(self.acknowledge(8, STREAM)), 8)
         self.assertEqual(self.refusal(self.acknowledge(9, STREAM), Conflict), "stream_changed")
 
-    def test_a_name_may_change_while_it_is_written(self) -> None:
+    def test_the_stream_id_may_change_while_an_acknowledgement_is_written(self) -> None:
         self.stands(acked=3)
         self.store.rename()
         self.written(acked=7)
         self.assertEqual(self.successResultOf(self.acknowledge(7, STREAM)), 7)
 
-    def test_so_is_one_whose_history_ends_meanwhile(self) -> None:
+    def test_an_acknowledgement_of_an_event_that_is_lost_meanwhile_is_refused(self) -> None:
         self.stands(acked=3)
         self.log.stream_id = OTHER_STREAM
         self.written(acked=7)
         self.assertEqual(self.refusal(self.acknowledge(7, STREAM), Conflict), "stream_changed")
 
-    def test_a_connection_of_the_same_terminal_knows(self) -> None:
+    def test_an_acknowledgement_moves_the_cursor_of_the_terminals_session(self) -> None:
         session, _ = self.connect(terminal("BAR"), acked=3)
         self.stands(acked=3)
         self.written(acked=7)
         self.successResultOf(self.acknowledge(7))
         self.assertEqual(session.acked, 7)
 
-    def test_what_it_refused_right_after_is_done_with_too(self) -> None:
+    def test_refused_events_right_after_the_acknowledgement_are_passed(self) -> None:
         session, _ = self.connect(terminal("BAR"), acked=3)
         session.heard(b'{"type":"nack","id":8,"reason":"odd"}')
         self.stands(acked=3)
@@ -515,15 +515,15 @@ class AcknowledgingTests(PollCase):
         self.assertEqual(self.successResultOf(self.acknowledge(7)), 8)
         self.assertEqual(self.progress_store.acks[-1], 8)
 
-    def test_a_connection_in_another_history_does_not(self) -> None:
+    def test_an_acknowledgement_does_not_reach_a_session_of_another_stream_id(self) -> None:
         session, _ = self.connect(terminal("BAR", stream_id=OTHER_STREAM), acked=3)
         self.stands(acked=3)
         self.written(acked=7)
         self.successResultOf(self.acknowledge(7))
         self.assertEqual(session.acked, 3)
 
-    def test_what_a_legacy_connection_was_sent_is_not_vouched_for(self) -> None:
-        transport: RosterLine = FakeTransport()
+    def test_an_acknowledgement_may_be_below_what_a_legacy_session_was_sent(self) -> None:
+        transport: TillTransport = FakeTransport()
         legacy = session_start(10, 3, legacy=True)
         session = self.hub.open(terminal(key_device="BAR"), legacy, transport)
         self.assertEqual(session.acked, 10)

@@ -1,4 +1,4 @@
-"""Notes that a flush could not write are put together with those that came meanwhile."""
+"""Tests of merging: writes that a flush could not do are merged with later ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ CONNECTION = UUID(int=1)
 
 
 class MergeTests(SynchronousTestCase):
-    def test_a_connection_was_seen_when_it_was_seen_last(self) -> None:
+    def test_the_later_heartbeat_of_a_connection_counts(self) -> None:
         early, late = (CONNECTION, 9.0, 5), (CONNECTION, 1.0, 7)
         merged = PendingWrites(heartbeats={CONNECTION: early}).merged(
             PendingWrites(heartbeats={CONNECTION: late})
         )
         self.assertEqual(merged.heartbeats, {CONNECTION: late})
 
-    def test_a_claim_that_was_not_written_is_forgotten(self) -> None:
-        """Its connection is told so, and claims again."""
+    def test_a_claim_that_was_not_written_is_dropped(self) -> None:
+        """The caller gets an error, and claims again."""
         earlier, later = DeviceClaim(terminal()), DeviceClaim(terminal())
-        notes = PendingWrites(claims={CONNECTION: earlier, UUID(int=2): earlier})
+        pending = PendingWrites(claims={CONNECTION: earlier, UUID(int=2): earlier})
         self.assertEqual(
-            notes.merged(PendingWrites(claims={CONNECTION: later})).claims, {CONNECTION: later}
+            pending.merged(PendingWrites(claims={CONNECTION: later})).claims, {CONNECTION: later}
         )

@@ -1,4 +1,4 @@
-"""The books: what is noted is written in bulk, kept while the database is away, and never a ghost."""
+"""Tests of presence on PostgreSQL: writes are bulk statements, and are kept while it cannot be reached."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PresenceTests(DatabaseCase):
         return database
 
     async def presence(self) -> Presence:
-        """One whose timers do not run: it is flushed by hand."""
+        """Return a presence whose timers do not run. The test flushes it."""
         self.pool = await self.database()
         return Presence(REACTOR, self.pool, uuid4())
 
@@ -64,13 +64,13 @@ class PresenceTests(DatabaseCase):
         return KITCHEN.id, UUID(self.admin.value(name))
 
     async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
-        """A terminal that is registered, with its cursor at 100, and noted as connected."""
+        """Register a terminal with its cursor at 100, and add it as connected."""
         found = await presence_store.load_session_starts(self.pool, [(KITCHEN.id, device)], 10)
         terminal = terminal_of(device, stream_id=found[KITCHEN.id, device].head.stream_id)
         presence.connected(terminal)
         return terminal
 
-    async def test_who_connects_is_in_the_books_and_who_leaves_is_not(self) -> None:
+    async def test_connections_are_stored_until_they_end(self) -> None:
         presence = await self.presence()
         front, nameless = await self.opened(presence), await self.opened(presence, None)
         await presence.flush()
@@ -82,12 +82,12 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         self.assertEqual(self.connected(), [])
 
-    async def test_who_was_gone_before_anything_was_written_never_was_there(self) -> None:
+    async def test_a_connection_that_ends_before_the_flush_is_not_stored(self) -> None:
         presence = await self.presence()
         presence.disconnected(await self.opened(presence))
         self.assertFalse(presence._pending_writes)
 
-    async def test_who_leaves_while_it_is_written_down_is_no_ghost(self) -> None:
+    async def test_a_connection_that_ends_during_the_flush_is_deleted(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
 
@@ -97,25 +97,25 @@ class PresenceTests(DatabaseCase):
         await running
         await presence.flush()
         self.assertEqual(self.connected(), [])
-        self.lose_the_books()
+        self.lose_presence_tables()
         await presence._renew()
         await presence.flush()
         self.assertEqual(self.connected(), [])
 
-    async def test_books_that_were_lost_are_written_anew(self) -> None:
+    async def test_connections_are_stored_again_after_postgresql_has_lost_them(self) -> None:
         presence = await self.presence()
         await self.opened(presence)
         await presence.flush()
-        self.lose_the_books()
+        self.lose_presence_tables()
         await presence._renew()
         await presence.flush()
         self.assertEqual(self.connected(), ["front"])
 
-    async def test_a_node_that_was_buried_while_it_wrote_comes_back_without_a_word(self) -> None:
+    async def test_a_node_that_was_deleted_during_a_flush_registers_again_silently(self) -> None:
         presence = await self.presence()
         await self.opened(presence, "back")
         await presence.flush()
-        self.lose_the_books()
+        self.lose_presence_tables()
         await self.opened(presence)
         with capturedLogs() as logged:
             await presence.flush()
@@ -123,7 +123,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.connected(), ["back", "front"])
         self.assertEqual([each for each in logged if each["log_level"] is LogLevel.error], [])
 
-    async def test_an_acknowledgement_moves_the_cursor_and_never_back(self) -> None:
+    async def test_an_acknowledgement_never_moves_the_cursor_back(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
@@ -138,7 +138,7 @@ class PresenceTests(DatabaseCase):
         self.assertTrue(self.admin.value(known))
         self.assertEqual(self.head(), (0, 8))
 
-    async def test_an_acknowledgement_in_a_history_that_was_lost_moves_nothing(self) -> None:
+    async def test_an_acknowledgement_of_a_lost_stream_moves_no_cursor(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
@@ -151,7 +151,9 @@ class PresenceTests(DatabaseCase):
         self.assertTrue(self.admin.value(known))
         self.assertEqual(self.head(), (0, 0))
 
-    async def test_one_of_an_earlier_name_counts_as_far_as_nothing_is_lost(self) -> None:
+    async def test_an_acknowledgement_of_an_earlier_stream_id_counts_if_nothing_was_lost(
+        self,
+    ) -> None:
         presence = await self.presence()
         front, back = await self.opened(presence), await self.opened(presence, "back")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
@@ -161,7 +163,7 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         self.assertEqual((self.cursor(), self.cursor("back"), self.head()), (8, 5, (0, 8)))
 
-    async def test_devices_that_were_sent_what_is_lost_are_noted(self) -> None:
+    async def test_devices_that_were_sent_lost_events_are_marked_astray(self) -> None:
         presence = await self.presence()
         self.patch(bulk_writer, "_PART_ROWS", 2)
         terminals = [await self.opened(presence, f"till-{n}") for n in range(5)]
@@ -178,7 +180,7 @@ class PresenceTests(DatabaseCase):
         )
         self.assertFalse(presence._pending_writes.acknowledging)
 
-    async def test_a_legacy_terminal_is_followed_without_counting_as_received(self) -> None:
+    async def test_the_cursor_of_a_legacy_terminal_moves_without_counting_as_received(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
@@ -189,7 +191,7 @@ class PresenceTests(DatabaseCase):
         known = "SELECT first_acked_at IS NULL FROM dinedesk_main.pos_devices"
         self.assertTrue(self.admin.value(known))
 
-    async def test_what_tills_say_and_refuse_is_written_down(self) -> None:
+    async def test_messages_and_refusals_of_tills_are_stored(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         presence.said(front, "status", b'{"type":"status","ok":true}')
@@ -206,7 +208,7 @@ class PresenceTests(DatabaseCase):
             self.admin.rows(nacks), [(7, "front", "no paper"), (8, "front", "no paper")]
         )
 
-    async def test_no_till_can_fill_the_memory_by_talking(self) -> None:
+    async def test_messages_of_tills_take_a_limited_amount_of_memory(self) -> None:
         presence = await self.presence()
         front = terminal_of("front")
         grill = self.admin.value(
@@ -222,7 +224,7 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_grill.pos_nacks"), 1)
 
-    async def test_what_is_written_down_makes_room_also_when_the_rest_is_not(self) -> None:
+    async def test_written_messages_free_memory_even_if_others_fail(self) -> None:
         presence = await self.presence()
         front = terminal_of("front")
         presence.said(front, "status", b"{}")
@@ -235,7 +237,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(presence._messages._pending.nacks, {})
         self.assertEqual(len(presence._messages._pending.messages[KITCHEN.id]), 1)
 
-    async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
+    async def test_pending_writes_are_kept_without_a_database_and_written_once(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         presence.said(front, "status", b"{}")
@@ -253,7 +255,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.admin.value(count), 2)
         self.assertEqual(self.cursor(), 50)
 
-    async def test_a_note_that_is_refused_stops_no_other(self) -> None:
+    async def test_a_refused_row_stops_no_other(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         presence.said(front, "status", b"this is no JSON")
@@ -261,7 +263,7 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_kitchen.pos_nacks"), 1)
 
-    async def test_the_print_of_an_order_is_told_at_once_and_an_unknown_one_refused(self) -> None:
+    async def test_a_print_status_is_stored_at_once_and_an_unknown_order_is_reported(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         self.admin.run(
@@ -274,7 +276,7 @@ class PresenceTests(DatabaseCase):
         status = "SELECT print_status FROM dinedesk_kitchen.pos_orders"
         self.assertEqual(self.admin.value(status), "printed")
 
-    async def test_orders_that_were_sent_are_marked_in_bulk(self) -> None:
+    async def test_orders_that_were_sent_are_updated_together(self) -> None:
         presence = await self.presence()
         self.place("a", 7)
         self.place("b", 9)
@@ -285,7 +287,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.printing(), [("a", "sent_to_pos"), ("b", "pending")])
         self.assertEqual(presence._marks._unmarked, set())
 
-    async def test_a_mark_that_has_to_wait_is_tried_again(self) -> None:
+    async def test_an_update_of_orders_that_times_out_is_repeated(self) -> None:
         presence = await self.presence()
         self.place("a", 7)
         presence.delivered(self.stream(), 8)
@@ -300,7 +302,7 @@ class PresenceTests(DatabaseCase):
             await presence.mark()
         self.assertEqual(presence._marks._unmarked, {1})
 
-    async def test_what_a_till_says_of_an_order_moves_the_head(self) -> None:
+    async def test_a_report_about_an_order_moves_the_head(self) -> None:
         presence = await self.presence()
         self.place("a", 7)
         self.place("b", 9)
@@ -314,7 +316,7 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         self.assertEqual(self.head(), (0, 9))
 
-    async def test_what_a_till_said_of_an_order_at_the_end_moves_the_head_too(self) -> None:
+    async def test_a_report_about_an_order_before_the_stop_moves_the_head_too(self) -> None:
         presence = await self.presence()
         presence.startService()
         self.place("a", 7)
@@ -323,7 +325,7 @@ class PresenceTests(DatabaseCase):
         await presence.stopService()
         self.assertEqual(self.head(), (0, 7))
 
-    async def test_prints_of_one_shop_leave_the_others_their_connections(self) -> None:
+    async def test_print_reports_of_one_shop_leave_database_connections_for_others(self) -> None:
         presence = await self.presence()
         self.place("a", 7)
         front = await self.opened(presence)
@@ -337,7 +339,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(await gatherResults(prints), [True] * 3)
 
     def place(self, order_id: str, seq: int) -> None:
-        """An order whose event has this position."""
+        """Insert an order whose event has this position."""
         self.admin.run(
             "INSERT INTO dinedesk_main.pos_orders"
             " (tenant_id, order_id, snapshot, status, version, first_seq, last_seq)"
@@ -361,7 +363,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.admin.told(), [f"superseded {old.connection_id}"])
         self.assertFalse(await presence.claim(old))
 
-    async def test_it_flushes_and_renews_by_itself_and_leaves_no_trace(self) -> None:
+    async def test_timers_flush_and_renew_and_a_stop_deletes_the_node(self) -> None:
         presence = await self.presence()
         presence.startService()
         await self.opened(presence)
@@ -369,14 +371,14 @@ class PresenceTests(DatabaseCase):
         await presence.stopService()
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_main.pos_nodes"), 0)
 
-    async def test_without_a_database_it_stops_in_peace(self) -> None:
+    async def test_without_a_database_it_stops_without_an_error(self) -> None:
         database = Pool(REACTOR, self.dsn, size=1, statement_timeout=5.0)
         presence = Presence(REACTOR, database, uuid4())
         presence.startService()
         presence.connected(terminal_of("front"))
         await presence.stopService()
 
-    async def test_what_was_seen_of_a_connection_is_renewed(self) -> None:
+    async def test_heartbeats_of_a_connection_are_stored(self) -> None:
         presence = await self.presence()
         front = await self.opened(presence)
         await presence.flush()
@@ -395,8 +397,8 @@ class PresenceTests(DatabaseCase):
         )
         return sent, received
 
-    def lose_the_books(self) -> None:
-        """As a crash of PostgreSQL does: the tables are unlogged."""
+    def lose_presence_tables(self) -> None:
+        """Delete the node's row, as a crash of PostgreSQL does: the tables are unlogged."""
         self.admin.run("DELETE FROM dinedesk_main.pos_nodes")
 
 

@@ -1,4 +1,4 @@
-"""What a till says is taken in order, one message at a time, and no faster than posd can bear."""
+"""Tests of the receive queue: messages are processed in order, one at a time, at a bounded rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import stack
 
 @define
 class Transport:
-    """Whether it is read from. Implements `ReadingTransport`."""
+    """Records whether it is read. Implements `ReadingTransport`."""
 
     read: bool = True
     pauses: int = 0
@@ -33,7 +33,7 @@ class Transport:
 
 @define
 class Ear:
-    """Hears messages; those that are called slow take until the test says so."""
+    """Receives messages. Messages that begin with `slow` end when the test says so."""
 
     heard: list[bytes] = field(factory=list)
     done: list[bytes] = field(factory=list)
@@ -55,7 +55,7 @@ class Ear:
         self.done.append(message)
 
 
-class IntakeCase(SynchronousTestCase):
+class ReceiveQueueCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.transport = Transport()
@@ -63,7 +63,7 @@ class IntakeCase(SynchronousTestCase):
         self.ear = Ear()
         self.failures = 0
         self.owed: list[float] = []
-        """For how many seconds each of the next frames says to read no more; then none."""
+        """The pauses in seconds that the next charges return. Later charges return none."""
         self.charged: list[tuple[float, int]] = []
         self.receive_queue = ReceiveQueue(
             self.clock, reading, self.ear, self.note_failure, self.charge
@@ -77,12 +77,12 @@ class IntakeCase(SynchronousTestCase):
         self.failures += 1
 
 
-class OrderTests(IntakeCase):
-    def test_a_message_is_taken_at_once(self) -> None:
+class OrderTests(ReceiveQueueCase):
+    def test_a_message_is_processed_at_once(self) -> None:
         self.receive_queue.put(b"a")
         self.assertEqual(self.ear.done, [b"a"])
 
-    def test_the_next_waits_for_one_that_takes_longer(self) -> None:
+    def test_a_message_waits_for_a_slow_one_before_it(self) -> None:
         for message in (b"slow 1", b"a", b"slow 2", b"b"):
             self.receive_queue.put(message)
         self.assertEqual(self.ear.heard, [b"slow 1"])
@@ -91,14 +91,14 @@ class OrderTests(IntakeCase):
         self.ear.slow.pop().callback(None)
         self.assertEqual(self.ear.done, [b"slow 1", b"a", b"slow 2", b"b"])
 
-    def test_a_bug_is_told_and_stops_no_other_message(self) -> None:
+    def test_an_exception_is_reported_and_stops_no_other_message(self) -> None:
         self.receive_queue.put(b"slow")
         for message in (b"bug", b"a"):
             self.receive_queue.put(message)
         self.ear.slow.pop().errback(ZeroDivisionError())
         self.assertEqual((self.failures, self.ear.done), (2, [b"a"]))
 
-    def test_what_waits_when_nothing_more_comes_is_taken_all_the_same(self) -> None:
+    def test_waiting_messages_are_processed_after_the_connection_ended(self) -> None:
         for message in (b"slow", b"a"):
             self.receive_queue.put(message)
         self.receive_queue.stop()
@@ -106,7 +106,7 @@ class OrderTests(IntakeCase):
         self.assertEqual(self.ear.done, [b"slow", b"a"])
 
     @given(st.lists(st.sampled_from([b"slow", b"a", b"b"]), max_size=60), st.data())
-    def test_the_order_is_the_tills_whatever_takes_how_long(
+    def test_messages_are_processed_in_order_whatever_their_duration(
         self, messages: list[bytes], data: st.DataObject
     ) -> None:
         self.setUp()
@@ -123,8 +123,8 @@ class OrderTests(IntakeCase):
         self.assertTrue(self.transport.read)
 
 
-class PauseTests(IntakeCase):
-    def test_nothing_is_read_while_much_waits(self) -> None:
+class PauseTests(ReceiveQueueCase):
+    def test_reading_pauses_while_many_messages_wait(self) -> None:
         self.receive_queue.put(b"slow")
         for _ in range(15):
             self.receive_queue.put(b"a")
@@ -136,7 +136,7 @@ class PauseTests(IntakeCase):
         self.assertTrue(self.transport.read)
         self.assertFalse(self.receive_queue.is_paused)
 
-    def test_what_was_read_already_is_still_taken(self) -> None:
+    def test_messages_that_were_read_before_a_pause_are_processed(self) -> None:
         self.receive_queue.put(b"slow")
         for _ in range(100):
             self.receive_queue.put(b"a")
@@ -144,7 +144,7 @@ class PauseTests(IntakeCase):
         self.assertEqual(len(self.ear.done), 101)
         self.assertEqual(self.transport.pauses, 1)
 
-    def test_a_frame_is_charged_by_its_size_and_a_debt_is_waited_for(self) -> None:
+    def test_a_frame_is_charged_by_its_size_and_a_debt_pauses_reading(self) -> None:
         self.owed = [0.0, 0.5]
         self.assertTrue(self.receive_queue.charge_frame(7))
         self.assertTrue(self.transport.read)
@@ -155,7 +155,7 @@ class PauseTests(IntakeCase):
         self.clock.advance(0.1)
         self.assertTrue(self.transport.read)
 
-    def test_a_message_that_is_written_down_by_itself_costs_a_whole_request(self) -> None:
+    def test_a_message_that_costs_a_statement_is_charged_as_a_request(self) -> None:
         self.owed = [0.0, 0.5]
         self.receive_queue.charge_frame(7)
         self.receive_queue.charge_statement()
@@ -164,7 +164,7 @@ class PauseTests(IntakeCase):
         self.clock.advance(0.5)
         self.assertTrue(self.transport.read)
 
-    def test_frames_that_came_before_the_pause_was_felt_make_it_longer(self) -> None:
+    def test_frames_that_were_read_before_a_pause_make_it_longer(self) -> None:
         self.owed = [0.5, 0.75, 2.0]
         for _ in range(3):
             self.receive_queue.charge_frame(1)
@@ -174,7 +174,7 @@ class PauseTests(IntakeCase):
         self.assertTrue(self.transport.read)
         self.assertEqual(self.transport.pauses, 1)
 
-    def test_a_pause_ends_no_sooner_than_what_is_worked_on(self) -> None:
+    def test_reading_resumes_only_after_slow_messages_too(self) -> None:
         self.owed = [0.5]
         self.receive_queue.charge_frame(1)
         self.receive_queue.put(b"slow")
@@ -185,18 +185,18 @@ class PauseTests(IntakeCase):
         self.ear.slow.pop().callback(None)
         self.assertTrue(self.transport.read)
 
-    def test_so_many_frames_after_it_was_read_no_more_are_no_tills(self) -> None:
+    def test_more_than_3000_frames_in_a_pause_are_refused(self) -> None:
         self.owed = [1.0] * 3001
         counted = [self.receive_queue.charge_frame(1) for _ in range(3001)]
         self.assertEqual((counted.count(True), counted[-1]), (3000, False))
 
-    def test_after_a_pause_it_is_counted_anew(self) -> None:
+    def test_frames_are_counted_for_each_pause(self) -> None:
         for _ in range(3):
             self.owed = [1.0] * 2000
             self.assertTrue(all(self.receive_queue.charge_frame(1) for _ in range(2000)))
             self.clock.advance(1)
 
-    def test_a_connection_that_is_gone_is_left_alone(self) -> None:
+    def test_an_ended_connection_is_not_paused_or_resumed(self) -> None:
         self.owed = [1.0, 1.0]
         self.receive_queue.charge_frame(1)
         self.receive_queue.stop()
@@ -206,9 +206,9 @@ class PauseTests(IntakeCase):
         self.assertFalse(self.transport.read)
 
 
-class ManyTests(IntakeCase):
-    def test_thousands_that_wait_are_worked_off_without_running_inside_each_other(self) -> None:
-        """As when the database goes away: each fails at once, after the first has failed late."""
+class ManyTests(ReceiveQueueCase):
+    def test_thousands_of_waiting_messages_do_not_deepen_the_stack(self) -> None:
+        """The first message fails late and all others at once, as when the database becomes unreachable."""
         self.receive_queue.put(b"slow")
         for _ in range(3000):
             self.receive_queue.put(b"fails")

@@ -1,4 +1,4 @@
-"""Connections are looked after in turn: the silent dropped, the quiet pinged, one for each device."""
+"""Tests of the registry: silent connections are dropped, quiet ones pinged, and each device has one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uuid import UUID
 from attrs import define, evolve
 from twisted.internet.defer import Deferred, fail, succeed
 
-from posd.delivery import registry as rosters
+from posd.delivery import registry
 from posd.delivery.registry import ConnectionRegistry
 from posd.delivery.session import Session
 from posd.errors import StatementFailed, Unavailable
@@ -19,7 +19,7 @@ from tests.delivery_case import NOON, FakeTransport, SessionCase, session_start,
 
 @define(eq=False)
 class Till:
-    """A connection that is looked after."""
+    """A registered connection."""
 
     session: Session
     transport: FakeTransport
@@ -30,13 +30,13 @@ class Till:
 
 
 class Broken(FakeTransport):
-    """A connection with a bug."""
+    """A connection whose methods raise an exception."""
 
     def ping(self) -> None:
         raise ZeroDivisionError
 
 
-class RosterCase(SessionCase):
+class RegistryCase(SessionCase):
     heartbeat = 30.0
 
     def setUp(self) -> None:
@@ -52,7 +52,7 @@ class RosterCase(SessionCase):
         return self.answers.pop(0) if self.answers else succeed(True)
 
     def till(self, device: str | None = "BAR", *, later: float = 0) -> Till:
-        """Connect one; `later` orders the connections of a device."""
+        """Connect a till. `later` orders the connections of a device, in seconds."""
         transport = FakeTransport(heard_at=self.clock.seconds())
         connected = terminal(device, connected_at=NOON + timedelta(seconds=later))
         session = self.begin(
@@ -62,15 +62,15 @@ class RosterCase(SessionCase):
         return Till(session, transport)
 
     def pass_seconds(self, seconds: int, *tills: Till) -> None:
-        """Let time pass, in which these tills are heard of."""
+        """Advance the clock. The given tills send data every second."""
         for _ in range(seconds):
             for till in tills:
                 till.transport.heard_at = self.clock.seconds()
             self.clock.advance(1)
 
 
-class PresenceTests(RosterCase):
-    def test_it_knows_who_is_there(self) -> None:
+class PresenceTests(RegistryCase):
+    def test_connections_are_found_by_id(self) -> None:
         first, second = self.till(), self.till(None)
         self.assertEqual(len(self.registry), 2)
         self.assertEqual({each.session for each in self.registry}, {first.session, second.session})
@@ -78,7 +78,7 @@ class PresenceTests(RosterCase):
         assert there is not None
         self.assertIs(there.session, first.session)
 
-    def test_whoever_left_is_not_there(self) -> None:
+    def test_a_connection_that_left_is_not_found(self) -> None:
         till = self.till()
         self.assertTrue(self.registry.leave(till.session))
         self.assertFalse(self.registry.leave(till.session))
@@ -86,23 +86,23 @@ class PresenceTests(RosterCase):
         self.assertEqual((len(self.registry), self.registry._by_device), (0, {}))
         self.assertEqual(sum(map(len, self.registry._groups)), 0)
 
-    def test_somebody_may_leave_while_everybody_is_asked(self) -> None:
+    def test_connections_may_leave_during_an_iteration(self) -> None:
         tills = [self.till(None) for _ in range(3)]
         for each in self.registry:
             self.registry.leave(each.session)
         self.assertEqual((len(tills), len(self.registry)), (3, 0))
 
 
-class LivenessTests(RosterCase):
-    def test_a_till_that_is_not_heard_of_is_dropped_after_65_seconds(self) -> None:
+class LivenessTests(RegistryCase):
+    def test_a_silent_till_is_dropped_after_65_seconds(self) -> None:
         till = self.till()
         self.pass_seconds(65)
         self.assertEqual(till.transport.drops, [])
-        # One group of five is looked at each second.
+        # One of five groups is checked each second.
         self.pass_seconds(6)
         self.assertEqual(till.transport.drops[:1], [True])
 
-    def test_a_till_that_was_told_of_a_slower_heartbeat_has_the_time_for_it(self) -> None:
+    def test_a_till_keeps_the_heartbeat_that_it_was_told(self) -> None:
         slow = self.till()
         self.registry.heartbeat = 5
         quick = self.till(None)
@@ -111,7 +111,7 @@ class LivenessTests(RosterCase):
         self.pass_seconds(50)
         self.assertEqual(slow.transport.drops[:1], [True])
 
-    def test_a_till_that_is_heard_of_stays(self) -> None:
+    def test_a_till_that_sends_data_stays(self) -> None:
         till = self.till()
         self.pass_seconds(600, till)
         self.assertEqual((till.transport.drops, till.endings), ([], []))
@@ -123,12 +123,12 @@ class LivenessTests(RosterCase):
         self.pass_seconds(350, till)
         self.assertIn(till.transport.pings, (12, 13))
 
-    def test_a_silent_till_was_asked_before_it_is_dropped(self) -> None:
+    def test_a_silent_till_is_pinged_before_it_is_dropped(self) -> None:
         tills = [self.till(None) for _ in range(20)]
         self.pass_seconds(64)
         self.assertTrue(all(till.transport.pings for till in tills))
 
-    def test_tills_that_came_together_are_pinged_one_after_the_other(self) -> None:
+    def test_tills_that_connect_together_are_pinged_at_different_times(self) -> None:
         tills = [self.till(None) for _ in range(200)]
         most = before = 0
         for _ in range(40):
@@ -138,13 +138,13 @@ class LivenessTests(RosterCase):
         self.assertGreaterEqual(before, 200)
         self.assertLess(most, 50)
 
-    def test_a_till_that_takes_nothing_is_closed(self) -> None:
+    def test_a_till_that_does_not_read_is_closed(self) -> None:
         till = self.till()
         till.transport.stall()
         self.pass_seconds(66, till)
         self.assertEqual(till.endings, [TOO_SLOW])
 
-    def test_one_that_cannot_be_looked_after_keeps_no_other_from_it(self) -> None:
+    def test_a_connection_whose_check_fails_stops_no_other(self) -> None:
         broken = Broken(heard_at=self.clock.seconds())
         self.registry.enter(self.begin(terminal(), session_start(10), 10, transport=broken), broken)
         tills = [self.till(None) for _ in range(20)]
@@ -152,24 +152,24 @@ class LivenessTests(RosterCase):
         self.assertTrue(all(till.transport.pings for till in tills))
         self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
 
-    def test_nobody_is_looked_after_when_it_has_stopped(self) -> None:
+    def test_no_connection_is_checked_after_the_stop(self) -> None:
         till = self.till()
         self.registry.stopService()
         self.pass_seconds(100)
         self.assertEqual((till.transport.drops, self.clock.getDelayedCalls()), ([], []))
 
 
-class DeviceTests(RosterCase):
-    """One live connection for each device: the newest that means to stay."""
+class DeviceTests(RegistryCase):
+    """A device has one live connection: the newest that has sent a frame or was open for ten seconds."""
 
-    def test_a_frame_takes_the_devices_place(self) -> None:
+    def test_a_frame_claims_the_device(self) -> None:
         old, new = self.till(), self.till(later=1)
         self.registry.heard(new.session)
         self.assertEqual((old.endings, new.endings), ([SUPERSEDED], []))
         self.assertEqual(self.claims, [new.session.terminal])
 
     def contend(self, times: int) -> Till:
-        """Let connections of one device displace one another at once; the one that stays."""
+        """Let connections of one device displace each other. Return the last one."""
         till = self.till()
         for number in range(1, times + 1):
             displaced, till = till, self.till(later=number)
@@ -178,8 +178,8 @@ class DeviceTests(RosterCase):
             self.registry.leave(displaced.session)
         return till
 
-    def test_where_two_machines_contend_only_ten_seconds_count(self) -> None:
-        """mqttjs/MQTT.js#684, emqx/emqx#935: two clients of one name sent each other away without end."""
+    def test_a_contested_device_is_claimed_only_after_ten_seconds(self) -> None:
+        """mqttjs/MQTT.js#684, emqx/emqx#935: two clients of one name displaced each other without end."""
         till = self.contend(5)
         rival = self.till(later=6)
         self.registry.heard(rival.session)
@@ -187,21 +187,21 @@ class DeviceTests(RosterCase):
         self.pass_seconds(16, till, rival)
         self.assertEqual((till.endings, rival.endings), ([SUPERSEDED], []))
 
-    def test_that_is_over_after_a_quiet_minute(self) -> None:
+    def test_a_device_is_not_contested_after_a_quiet_minute(self) -> None:
         till = self.contend(5)
         self.pass_seconds(61, till)
         new = self.till(later=62)
         self.registry.heard(new.session)
         self.assertEqual(till.endings, [SUPERSEDED])
 
-    def test_less_is_a_poor_network_and_another_device_is_not_concerned(self) -> None:
+    def test_fewer_displacements_or_those_of_other_devices_do_not_count(self) -> None:
         self.contend(4)
         other, new = self.till("KITCHEN"), self.till("KITCHEN", later=1)
         self.registry.heard(new.session)
         self.assertEqual(other.endings, [SUPERSEDED])
         self.contend(1)
 
-    def test_so_do_ten_seconds(self) -> None:
+    def test_a_connection_open_for_ten_seconds_claims_the_device(self) -> None:
         old = self.till()
         self.pass_seconds(20, old)
         new = self.till(later=20)
@@ -210,7 +210,7 @@ class DeviceTests(RosterCase):
         self.pass_seconds(6, old, new)
         self.assertEqual((old.endings, new.endings), ([SUPERSEDED], []))
 
-    def test_one_that_is_gone_before_displaces_nobody(self) -> None:
+    def test_a_connection_that_ends_before_displaces_no_other(self) -> None:
         old = self.till()
         self.pass_seconds(20, old)
         test = self.till(later=20)
@@ -220,18 +220,18 @@ class DeviceTests(RosterCase):
         self.assertEqual(old.endings, [])
         self.assertEqual(self.claims, [old.session.terminal])
 
-    def test_an_older_one_does_not_displace_a_newer_one(self) -> None:
+    def test_an_older_connection_does_not_displace_a_newer_one(self) -> None:
         old, new = self.till(), self.till(later=1)
         self.registry.heard(old.session)
         self.assertEqual((old.endings, new.endings), ([], []))
 
-    def test_of_two_that_came_at_the_same_moment_one_stays(self) -> None:
+    def test_of_two_connections_of_the_same_moment_one_stays(self) -> None:
         tills = [self.till(), self.till()]
         for till in tills:
             self.registry.heard(till.session)
         self.assertEqual(sorted(len(till.endings) for till in tills), [0, 1])
 
-    def test_other_devices_and_other_tenants_are_left_alone(self) -> None:
+    def test_connections_of_other_devices_and_tenants_stay(self) -> None:
         others = [self.till("KITCHEN"), self.till(None)]
         elsewhere = terminal("BAR", tenant=evolve(others[0].session.terminal.tenant, id=8))
         transport = FakeTransport()
@@ -241,32 +241,32 @@ class DeviceTests(RosterCase):
         self.registry.heard(self.till(later=1).session)
         self.assertEqual([till.endings for till in others] + [transport.closings], [[]] * 3)
 
-    def test_a_till_without_a_name_claims_nothing(self) -> None:
+    def test_a_till_without_a_device_name_claims_nothing(self) -> None:
         till = self.till(None)
         self.registry.heard(till.session)
         self.pass_seconds(20, till)
         self.assertEqual(self.claims, [])
 
-    def test_a_place_is_claimed_once(self) -> None:
+    def test_a_connection_claims_its_device_once(self) -> None:
         till = self.till()
         for _ in range(5):
             self.registry.heard(till.session)
         self.pass_seconds(30, till)
         self.assertEqual(len(self.claims), 1)
 
-    def test_whoever_is_not_the_newest_of_all_nodes_goes(self) -> None:
+    def test_a_connection_that_is_not_the_newest_of_all_nodes_is_closed(self) -> None:
         self.answers.append(succeed(False))
         till = self.till()
         self.registry.heard(till.session)
         self.assertEqual(till.endings, [SUPERSEDED])
 
-    def test_a_claim_that_the_database_did_not_hear_is_made_again(self) -> None:
+    def test_a_claim_without_a_database_is_repeated(self) -> None:
         self.answers.append(fail(Unavailable("away")))
         till = self.till()
         self.pass_seconds(20, till)
         self.assertEqual((len(self.claims), till.endings), (2, []))
 
-    def test_a_claim_that_fails_by_a_bug_ends_nothing(self) -> None:
+    def test_a_claim_that_raises_closes_no_connection(self) -> None:
         answer: Deferred[bool] = Deferred()
         self.answers.append(answer)
         till = self.till()
@@ -275,7 +275,7 @@ class DeviceTests(RosterCase):
         self.assertEqual(till.endings, [])
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
 
-    def test_an_answer_that_comes_when_the_till_is_gone_changes_nothing(self) -> None:
+    def test_the_result_of_a_claim_is_ignored_after_the_connection_ended(self) -> None:
         answer: Deferred[bool] = Deferred()
         self.answers.append(answer)
         till = self.till()
@@ -285,18 +285,18 @@ class DeviceTests(RosterCase):
         answer.callback(False)
         self.assertEqual(till.endings, [])
 
-    def test_a_till_that_is_not_there_claims_nothing(self) -> None:
+    def test_an_unregistered_connection_claims_nothing(self) -> None:
         till = self.till()
         self.registry.leave(till.session)
         self.registry.heard(till.session)
         self.assertEqual(self.claims, [])
 
 
-class SightingTests(RosterCase):
+class HeartbeatTests(RegistryCase):
     def sighted(self) -> dict[UUID, tuple[float, int]]:
         return {connection: (ago, seq) for connection, ago, seq in self.registry.heartbeats()}
 
-    def test_only_what_is_new_is_told(self) -> None:
+    def test_only_changed_connections_are_reported(self) -> None:
         self.clock.advance(1)
         first, second = self.till("BAR"), self.till("KITCHEN")
         self.assertEqual(len(self.sighted()), 2)
@@ -312,12 +312,12 @@ class SightingTests(RosterCase):
         )
         self.assertEqual({seq for _, seq in sighted.values()}, {11})
 
-    def test_when_a_till_was_heard_of_is_told_as_so_long_ago(self) -> None:
+    def test_the_time_of_the_last_data_is_reported_as_seconds_ago(self) -> None:
         till = self.till()
         self.clock.advance(100)
         ((ago, _),) = self.sighted().values()
         self.assertEqual(ago, 100)
         self.assertEqual(till.transport.heard_at, 0)
 
-    def test_the_turns_add_up(self) -> None:
-        self.assertEqual(rosters._GROUPS * rosters._GROUP_SECONDS, rosters._GRACE_SECONDS)
+    def test_all_groups_are_checked_within_the_grace_period(self) -> None:
+        self.assertEqual(registry._GROUPS * registry._GROUP_SECONDS, registry._GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""The outbox: straight through while the transport takes bytes, bounded while it does not."""
+"""Tests of the send queue: it writes while its transport accepts bytes, and keeps a bounded number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posd.delivery.send_queue import ByteSink, SendBudget, SendQueue, SendQueueO
 
 @define
 class Wire:
-    """A transport that has enough once it has taken so many bytes."""
+    """A transport that pauses its producer after a number of bytes."""
 
     enough: float = float("inf")
     producer: SendQueue | None = None
@@ -25,7 +25,7 @@ class Wire:
             self.producer.pauseProducing()
 
     def drain(self) -> None:
-        """Everything was sent."""
+        """All bytes were sent."""
         assert self.producer is not None
         self.enough += sum(map(len, self.taken))
         self.producer.resumeProducing()
@@ -33,7 +33,7 @@ class Wire:
 
 @define
 class Filler:
-    """Notes what it is told."""
+    """Records the calls of a send queue. Implements `SendQueueOwner`."""
 
     told: list[str] = field(factory=list)
 
@@ -44,7 +44,7 @@ class Filler:
         self.told.append("given up")
 
 
-class OutboxCase(SynchronousTestCase):
+class SendQueueCase(SynchronousTestCase):
     limit = 10
     total = 1000
 
@@ -66,25 +66,25 @@ class OutboxCase(SynchronousTestCase):
         return send_queue
 
 
-class OutboxTests(OutboxCase):
-    def test_it_is_a_push_producer(self) -> None:
+class SendQueueTests(SendQueueCase):
+    def test_the_queue_is_a_push_producer(self) -> None:
         self.assertTrue(verifyObject(IPushProducer, self.send_queue))
 
-    def test_a_transport_that_takes_bytes_gets_them_at_once(self) -> None:
+    def test_bytes_are_written_at_once_while_the_transport_accepts_them(self) -> None:
         self.assertTrue(self.send_queue.offer(b"a", 101))
         self.assertTrue(self.send_queue.offer(b"pong"))
         self.assertEqual(self.wire.taken, [b"a", b"pong"])
         self.assertEqual((self.send_queue.position, self.send_queue.written), (101, 101))
         self.assertEqual((self.send_queue.held, self.budget.held), (0, 0))
 
-    def test_what_a_transport_does_not_take_waits(self) -> None:
+    def test_bytes_wait_while_the_transport_is_paused(self) -> None:
         self.send_queue.pauseProducing()
         self.assertTrue(self.send_queue.offer(b"a", 101))
         self.assertEqual(self.wire.taken, [])
         self.assertEqual((self.send_queue.position, self.send_queue.written), (101, 100))
         self.assertEqual((self.send_queue.held, self.budget.held), (1, 1))
 
-    def test_it_goes_out_in_its_order_when_there_is_room_again(self) -> None:
+    def test_waiting_bytes_are_written_in_order_after_the_pause(self) -> None:
         self.send_queue.pauseProducing()
         for seq in (101, 102, 103):
             self.send_queue.offer(b"%d" % seq, seq)
@@ -93,7 +93,7 @@ class OutboxTests(OutboxCase):
         self.assertEqual((self.send_queue.position, self.send_queue.written), (103, 103))
         self.assertEqual((self.send_queue.held, self.budget.held), (0, 0))
 
-    def test_nothing_overtakes_what_waits(self) -> None:
+    def test_new_bytes_do_not_overtake_waiting_ones(self) -> None:
         self.wire.enough = 0
         self.send_queue.offer(b"a", 101)
         for seq in (102, 103):
@@ -105,17 +105,17 @@ class OutboxTests(OutboxCase):
         self.wire.drain()
         self.assertEqual(self.wire.taken, [b"a", b"x", b"x", b"y"])
 
-    def test_what_is_beyond_the_limit_is_refused_and_moves_nothing(self) -> None:
+    def test_bytes_beyond_the_limit_are_refused_and_change_no_position(self) -> None:
         self.send_queue.pauseProducing()
         self.assertTrue(self.send_queue.offer(b"x" * 10, 101))
         self.assertFalse(self.send_queue.offer(b"y", 102))
         self.assertEqual((self.send_queue.position, self.send_queue.held), (101, 10))
 
-    def test_what_is_larger_than_the_limit_goes_out_when_nothing_waits(self) -> None:
+    def test_bytes_larger_than_the_limit_are_written_if_none_wait(self) -> None:
         self.assertTrue(self.send_queue.offer(b"x" * 11, 101))
         self.assertEqual(len(self.wire.taken), 1)
 
-    def test_it_asks_for_more_only_when_nothing_waits_any_more(self) -> None:
+    def test_the_owner_is_called_only_when_no_bytes_wait(self) -> None:
         self.wire.enough = 0
         self.send_queue.offer(b"a", 101)
         self.send_queue.offer(b"b", 102)
@@ -124,7 +124,7 @@ class OutboxTests(OutboxCase):
         self.wire.drain()
         self.assertEqual(self.filler.told, ["room"])
 
-    def test_the_till_counts_as_stalled_from_the_first_time_the_transport_had_enough(self) -> None:
+    def test_the_stall_begins_at_the_first_pause(self) -> None:
         self.clock.advance(5)
         self.send_queue.pauseProducing()
         self.clock.advance(5)
@@ -133,7 +133,7 @@ class OutboxTests(OutboxCase):
         self.send_queue.resumeProducing()
         self.assertIsNone(self.send_queue.stalled_since)
 
-    def test_progress_begins_the_stall_anew(self) -> None:
+    def test_progress_restarts_the_stall(self) -> None:
         self.wire.enough = 0
         self.send_queue.offer(b"a", 101)
         self.send_queue.offer(b"b", 102)
@@ -141,7 +141,7 @@ class OutboxTests(OutboxCase):
         self.send_queue.resumeProducing()
         self.assertEqual(self.send_queue.stalled_since, 50)
 
-    def test_what_was_given_up_is_to_be_offered_again(self) -> None:
+    def test_dropped_events_can_be_offered_again(self) -> None:
         self.send_queue.offer(b"a", 101)
         self.send_queue.pauseProducing()
         self.send_queue.offer(b"b", 102)
@@ -154,7 +154,7 @@ class OutboxTests(OutboxCase):
         self.assertEqual(self.wire.taken, [b"a"])
         self.assertEqual(self.filler.told, ["given up", "room"])
 
-    def test_nothing_is_taken_or_told_after_it_was_closed(self) -> None:
+    def test_a_closed_queue_accepts_nothing_and_calls_nothing(self) -> None:
         self.send_queue.pauseProducing()
         self.send_queue.offer(b"a", 101)
         self.send_queue.close()
@@ -164,14 +164,14 @@ class OutboxTests(OutboxCase):
         self.assertEqual((self.wire.taken, self.filler.told), ([], []))
         self.assertEqual((self.send_queue.position, self.budget.held), (100, 0))
 
-    def test_a_transport_that_is_gone_closes_it(self) -> None:
+    def test_the_end_of_the_transport_closes_the_queue(self) -> None:
         self.send_queue.stopProducing()
         self.assertFalse(self.send_queue.offer(b"a", 101))
         self.assertEqual(self.wire.taken, [])
 
 
-class BudgetTests(OutboxCase):
-    """The limit of all outboxes together."""
+class BudgetTests(SendQueueCase):
+    """The limit of all send queues together."""
 
     limit = 100
     total = 200
@@ -183,14 +183,14 @@ class BudgetTests(OutboxCase):
         self.assertTrue(send_queue.offer(b"x" * held, 101))
         return send_queue, filler
 
-    def test_the_tenant_that_holds_most_gives_way_not_the_fullest_till(self) -> None:
+    def test_a_queue_of_the_tenant_with_the_most_bytes_is_emptied(self) -> None:
         many = [self.stalled(1, 40) for _ in range(4)]
         lone, _ = self.stalled(2, 41)
         self.assertEqual(lone.held, 41)
         self.assertEqual(sorted(send_queue.held for send_queue, _ in many), [0, 40, 40, 40])
         self.assertEqual(self.budget.held, 161)
 
-    def test_the_fullest_of_a_tenants_tills_gives_way_first(self) -> None:
+    def test_the_largest_queue_of_the_tenant_is_emptied_first(self) -> None:
         full, told = self.stalled(1, 90)
         others = [self.stalled(1, 30)[0], self.stalled(1, 40)[0]]
         self.assertEqual(full.held, 90)
@@ -199,7 +199,7 @@ class BudgetTests(OutboxCase):
         self.assertEqual(told.told, ["given up"])
         self.assertEqual([each.held for each in others], [30, 40])
 
-    def test_the_one_that_takes_may_be_the_one_that_gives_way(self) -> None:
+    def test_the_queue_that_accepts_bytes_may_be_emptied(self) -> None:
         self.budget.limit = 190
         full, told = self.stalled(1, 50)
         for _ in range(2):
@@ -208,14 +208,14 @@ class BudgetTests(OutboxCase):
         self.assertEqual((full.held, full.position), (0, 100))
         self.assertEqual(told.told, ["given up"])
 
-    def test_as_many_give_way_as_it_takes(self) -> None:
+    def test_queues_are_emptied_until_the_limit_is_kept(self) -> None:
         stalled = [self.stalled(1, 50)[0] for _ in range(4)]
         self.budget.limit = 60
         self.stalled(2, 10)
         self.assertEqual(self.budget.held, 60)
         self.assertEqual(sum(each.held for each in stalled), 50)
 
-    def test_what_went_out_or_was_closed_counts_no_more(self) -> None:
+    def test_written_bytes_and_closed_queues_do_not_count(self) -> None:
         first, second = self.stalled(1, 50)[0], self.stalled(2, 50)[0]
         first.resumeProducing()
         second.close()

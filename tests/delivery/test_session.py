@@ -1,4 +1,4 @@
-"""One terminal's life: greeted, caught up, live, closed; and what it may say meanwhile."""
+"""Tests of a session: its greeting, replay, live events and end, and the messages of its till."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GreetingTests(SessionCase):
     def greeting(self) -> dict[str, Any]:
         return self.transport.messages[0]
 
-    def test_it_says_who_is_connected_where_and_how_far_the_stream_is(self) -> None:
+    def test_the_greeting_has_the_device_the_stream_and_its_head(self) -> None:
         session = self.named()
         self.assertEqual(
             self.greeting(),
@@ -57,21 +57,21 @@ class GreetingTests(SessionCase):
             },
         )
 
-    def test_whoever_asked_for_nothing_is_told_of_no_position(self) -> None:
+    def test_a_greeting_without_a_position_has_no_resume_position(self) -> None:
         for begin in (self.unnamed, self.legacy):
             self.transport = FakeTransport()
             begin()
             self.assertIsNone(self.greeting()["resumedFrom"])
 
-    def test_whoever_asked_is_told_where_it_goes_on(self) -> None:
+    def test_a_till_that_names_a_position_is_told_where_it_resumes(self) -> None:
         self.unnamed(after=4)
         self.assertEqual(self.greeting()["resumedFrom"], 4)
 
-    def test_whoever_acknowledges_is_told_where_it_goes_on(self) -> None:
+    def test_a_till_that_acknowledges_is_told_where_it_resumes(self) -> None:
         self.named(acked=6)
         self.assertEqual(self.greeting()["resumedFrom"], 6)
 
-    def test_whoever_cannot_go_on_is_told_why_and_nothing_is_replayed(self) -> None:
+    def test_a_till_that_gets_a_resync_gets_no_replay(self) -> None:
         for reason in Resync:
             self.transport = FakeTransport()
             asked = terminal("BAR", position=Position(4))
@@ -80,7 +80,7 @@ class GreetingTests(SessionCase):
             self.assertEqual((greeting["resync"], greeting["resumedFrom"]), (reason.value, None))
             self.assertEqual(self.transport.ids, [])
 
-    def test_it_comes_before_everything_else(self) -> None:
+    def test_the_greeting_is_the_first_message(self) -> None:
         self.unnamed(after=0)
         self.assertEqual(
             [each["type"] for each in self.transport.messages], ["connected"] + ["note"] * 10
@@ -101,7 +101,7 @@ class DeliveryTests(SessionCase):
         self.assertEqual(self.transport.ids, [11, 12])
         self.assertNotIn("replay", self.transport.messages[1])
 
-    def test_what_was_missed_comes_first_and_is_marked(self) -> None:
+    def test_missed_events_come_first_and_are_marked_as_replayed(self) -> None:
         self.unnamed(after=7)
         self.channel.wake(self.log.commit())
         self.assertEqual(self.transport.ids, [8, 9, 10, 11])
@@ -121,14 +121,14 @@ class DeliveryTests(SessionCase):
         self.channel.wake(self.log.commit())
         self.assertEqual(self.transport.ids[-1], 13)
 
-    def test_a_session_that_read_ahead_of_the_wake_waits_for_the_channel(self) -> None:
-        # Another session's page may already have what the channel has not been woken for.
+    def test_a_session_ahead_of_the_channel_waits_for_the_channel(self) -> None:
+        # The page of another session may have events for which the channel was not woken yet.
         self.log.commit(2)
         session = self.unnamed(after=8)
         self.assertEqual((self.transport.ids, session.state), ([9, 10, 11, 12], SessionState.LIVE))
         self.assertEqual(self.channel.tail, 12)
 
-    def test_one_whose_head_is_ahead_of_the_channels_waits_too(self) -> None:
+    def test_a_session_whose_head_is_ahead_of_the_channel_waits_too(self) -> None:
         self.log.commit()
         self.log.at_once = False
         session = self.begin(terminal(), session_start(11), 11)
@@ -136,7 +136,7 @@ class DeliveryTests(SessionCase):
         self.log.answer()
         self.assertEqual((session.state, self.transport.ids), (SessionState.LIVE, []))
 
-    def test_a_long_replay_does_not_pass_the_outboxs_bound(self) -> None:
+    def test_a_long_replay_stays_within_the_limit_of_the_send_queue(self) -> None:
         self.channel.wake(self.log.commit(500, size=500))
         self.transport.enough = 2000
         session = self.unnamed(after=0)
@@ -148,7 +148,7 @@ class DeliveryTests(SessionCase):
         self.assertEqual(self.transport.ids, list(range(1, 511)))
         self.assertGreater(steps, 2)
 
-    def test_a_till_that_is_too_slow_goes_back_to_catching_up_and_misses_nothing(self) -> None:
+    def test_a_slow_till_catches_up_again_and_misses_nothing(self) -> None:
         session = self.unnamed()
         self.transport.stall()
         for _ in range(20):
@@ -159,7 +159,7 @@ class DeliveryTests(SessionCase):
         self.assertEqual(self.transport.ids, list(range(11, 31)))
         self.assertIs(session.state, SessionState.LIVE)
 
-    def test_it_delays_nobody(self) -> None:
+    def test_a_slow_till_delays_no_other(self) -> None:
         other = FakeTransport()
         self.unnamed()
         self.begin(terminal(), session_start(10), 10, transport=other)
@@ -168,7 +168,7 @@ class DeliveryTests(SessionCase):
             self.channel.wake(self.log.commit(size=100))
         self.assertEqual(other.ids, list(range(11, 31)))
 
-    def test_what_was_given_up_to_save_memory_is_read_again(self) -> None:
+    def test_events_dropped_to_save_memory_are_read_again(self) -> None:
         session = self.unnamed()
         self.transport.stall()
         self.channel.wake(self.log.commit(3))
@@ -179,7 +179,7 @@ class DeliveryTests(SessionCase):
         self.transport.drain()
         self.assertEqual(self.transport.ids, [11, 12, 13, 14])
 
-    def test_one_that_gives_way_while_it_takes_the_event_has_no_gap(self) -> None:
+    def test_a_session_whose_queue_is_emptied_by_its_own_event_has_no_gap(self) -> None:
         self.budget.limit = 150
         self.unnamed()
         self.transport.stall()
@@ -190,7 +190,7 @@ class DeliveryTests(SessionCase):
         self.channel.wake(self.log.commit())
         self.assertEqual(self.transport.ids, [11, 12, 13, 14, 15, 16])
 
-    def test_one_that_gives_way_to_another_has_no_gap(self) -> None:
+    def test_a_session_whose_queue_is_emptied_for_another_has_no_gap(self) -> None:
         lines = [FakeTransport() for _ in range(4)]
         for transport in lines:
             self.begin(terminal(), session_start(10), 10, transport=transport)
@@ -203,7 +203,7 @@ class DeliveryTests(SessionCase):
             transport.drain()
         self.assertEqual([transport.ids for transport in lines], [[11, 12, 13, 14, 15]] * 4)
 
-    def test_only_the_very_next_event_is_taken(self) -> None:
+    def test_a_session_accepts_only_the_event_after_its_position(self) -> None:
         session = self.unnamed()
         (encoded,) = self.successResultOf(self.channel.page(9))
         (chunk,) = chunks([(encoded.written(WEBSOCKET), encoded.seq)])
@@ -211,7 +211,7 @@ class DeliveryTests(SessionCase):
         self.assertFalse(session.send_queue.deliver(evolve(chunk, first=12, last=12)))
         self.assertEqual((self.transport.ids, session.position), ([], 10))
 
-    def test_a_database_that_is_away_delays_the_replay(self) -> None:
+    def test_an_unreachable_database_delays_the_replay(self) -> None:
         self.log.trouble = Unavailable("away")
         session = self.unnamed(after=7)
         self.channel.check(self.log.head)
@@ -220,7 +220,7 @@ class DeliveryTests(SessionCase):
         self.channel.check(self.log.head)
         self.assertEqual((session.state, self.transport.ids), (SessionState.LIVE, [8, 9, 10]))
 
-    def test_only_one_page_is_asked_for_at_a_time(self) -> None:
+    def test_a_session_reads_one_page_at_a_time(self) -> None:
         self.log.at_once = False
         session = self.unnamed(after=7)
         for _ in range(3):
@@ -229,34 +229,34 @@ class DeliveryTests(SessionCase):
             self.channel.check(self.log.head)
         self.assertEqual(self.log.reads, [7])
 
-    def test_events_that_are_gone_close_the_connection(self) -> None:
+    def test_missing_events_close_the_connection(self) -> None:
         del self.log.events[:9]
         self.unnamed(after=7)
         self.assertEqual((self.transport.closings, self.transport.ids), ([STREAM_CHANGED], []))
 
-    def test_events_that_were_pruned_meanwhile_close_it_so_that_the_till_comes_back(self) -> None:
+    def test_events_deleted_during_a_replay_close_the_connection(self) -> None:
         self.log.trouble = EventsPruned("long ago")
         self.unnamed(after=7)
         self.assertEqual((self.transport.closings, self.transport.ids), ([PRUNED], []))
 
-    def test_a_statement_that_is_refused_closes_the_connection_loudly(self) -> None:
+    def test_a_failed_statement_closes_the_connection_and_is_logged(self) -> None:
         self.log.trouble = StatementFailed("no such column", "42703")
         self.unnamed(after=7)
         self.assertEqual(self.transport.closings, [FAILED])
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
 
-    def test_a_page_that_comes_after_the_end_is_thrown_away(self) -> None:
+    def test_a_page_that_arrives_after_the_end_is_ignored(self) -> None:
         self.log.at_once = False
         session = self.unnamed(after=7)
         session.closed()
         self.log.answer()
         self.assertEqual(self.transport.ids, [])
 
-    def test_what_was_replayed_counts_as_delivered(self) -> None:
+    def test_replayed_events_count_as_delivered(self) -> None:
         self.unnamed(after=7)
         self.assertEqual(self.delivered, [10])
 
-    def test_it_counts_what_went_out_and_what_did_not(self) -> None:
+    def test_a_session_counts_sent_and_unsent_events(self) -> None:
         session = self.unnamed(after=7)
         self.transport.stall()
         self.channel.wake(self.log.commit(2))
@@ -266,7 +266,7 @@ class DeliveryTests(SessionCase):
 
 
 class EndingTests(SessionCase):
-    def test_a_session_that_ended_gets_nothing_more(self) -> None:
+    def test_an_ended_session_gets_nothing_more(self) -> None:
         session = self.unnamed()
         session.end(GOING_AWAY)
         self.channel.wake(self.log.commit())
@@ -274,27 +274,27 @@ class EndingTests(SessionCase):
         self.assertEqual((self.transport.closings, self.transport.ids), ([GOING_AWAY], []))
         self.assertEqual(self.channel.sessions, set())
 
-    def test_it_ends_once(self) -> None:
+    def test_a_session_ends_once(self) -> None:
         session = self.unnamed()
         session.end(GOING_AWAY)
         session.end(FAILED)
         session.closed()
         self.assertEqual(self.transport.closings, [GOING_AWAY])
 
-    def test_a_till_that_is_gone_is_not_closed(self) -> None:
+    def test_a_till_that_has_disconnected_is_not_closed(self) -> None:
         session = self.unnamed()
         session.closed()
         session.end(GOING_AWAY)
         self.assertEqual(self.transport.closings, [])
 
-    def test_what_waited_is_forgotten(self) -> None:
+    def test_the_end_of_a_session_drops_waiting_bytes(self) -> None:
         session = self.unnamed()
         self.transport.stall()
         self.channel.wake(self.log.commit())
         session.closed()
         self.assertEqual(self.budget.held, 0)
 
-    def test_no_progress_for_a_minute_is_the_end(self) -> None:
+    def test_a_session_without_progress_for_a_minute_is_closed(self) -> None:
         session = self.unnamed()
         self.transport.stall()
         self.clock.advance(60)
@@ -320,26 +320,26 @@ class AcknowledgementTests(SessionCase):
         self.hear(session, type="ack", id=7)
         self.assertEqual((self.progress_sink.acks, session.acked), ([7], 7))
 
-    def test_never_backwards(self) -> None:
+    def test_the_cursor_never_moves_back(self) -> None:
         session = self.named(acked=4)
         self.hear(session, type="ack", id=7)
         self.hear(session, type="ack", id=5)
         self.assertEqual((self.progress_sink.acks, session.acked), ([7, 7], 7))
 
-    def test_beyond_the_head_is_an_error(self) -> None:
+    def test_an_ack_beyond_the_head_is_an_error(self) -> None:
         session = self.named()
         self.hear(session, type="ack", id=11)
         self.hear(session, type="nack", id=11)
         self.assertEqual(self.transport.errors, ["beyond_head"] * 2)
         self.assertEqual((self.progress_sink.acks, self.progress_sink.nacks), ([], []))
 
-    def test_what_the_till_was_sent_is_not_beyond_the_head(self) -> None:
+    def test_an_ack_of_a_sent_event_is_not_beyond_the_head(self) -> None:
         session = self.named()
         self.channel.wake(self.log.commit())
         self.hear(session, type="ack", id=11)
         self.assertEqual(self.progress_sink.acks, [11])
 
-    def test_nor_is_what_it_got_by_another_road(self) -> None:
+    def test_an_ack_of_an_event_from_another_transport_is_not_beyond_the_head(self) -> None:
         session = self.named()
         self.transport.stall()
         self.log.trouble = Unavailable("away")
@@ -347,26 +347,26 @@ class AcknowledgementTests(SessionCase):
         self.hear(session, type="ack", id=12)
         self.assertEqual((self.progress_sink.acks, self.transport.errors), ([12], []))
 
-    def test_a_till_without_a_name_has_no_cursor(self) -> None:
+    def test_a_till_without_a_device_name_has_no_cursor(self) -> None:
         session = self.unnamed()
         self.hear(session, type="ack", id=10)
         self.hear(session, type="nack", id=10)
         self.assertEqual(self.transport.errors, ["no_device"] * 2)
         self.assertIsNone(session.acked)
 
-    def test_a_refused_event_is_noted_and_passed(self) -> None:
+    def test_a_refused_event_is_stored_and_passed(self) -> None:
         session = self.named(acked=4)
         self.hear(session, type="nack", id=5, reason="no such printer")
         self.assertEqual(self.progress_sink.nacks, [(5, "no such printer")])
         self.assertEqual(self.progress_sink.acks, [5])
 
-    def test_a_position_is_an_acknowledgement(self) -> None:
+    def test_a_named_position_is_an_acknowledgement(self) -> None:
         asked = terminal("BAR", position=Position(6))
         session = self.begin(asked, session_start(10, 3, legacy=True), 6)
         self.assertEqual((self.progress_sink.acks, session.acked), ([6], 6))
         self.assertFalse(session.is_basic)
 
-    def test_an_older_position_than_the_cursor_replays_and_moves_nothing(self) -> None:
+    def test_a_position_before_the_cursor_replays_and_does_not_move_the_cursor(self) -> None:
         asked = terminal("BAR", position=Position(2))
         session = self.begin(asked, session_start(10, 6), 2)
         self.assertEqual((session.acked, self.transport.ids), (6, [*range(3, 11)]))
@@ -377,11 +377,11 @@ class AcknowledgementTests(SessionCase):
         )
         self.assertEqual((self.progress_sink.acks, session.acked), ([10], 10))
 
-    def test_one_that_only_goes_on_from_its_cursor_acknowledges_nothing(self) -> None:
+    def test_a_till_that_names_no_position_acknowledges_nothing(self) -> None:
         self.named(acked=6)
         self.assertEqual((self.progress_sink.acks, self.progress_sink.follows), ([], []))
 
-    def test_the_cursor_of_a_legacy_till_follows_what_it_is_sent(self) -> None:
+    def test_the_cursor_of_a_legacy_till_follows_the_sent_events(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(2))
         self.assertEqual((self.progress_sink.follows, session.acked), ([10], 12))
@@ -389,21 +389,21 @@ class AcknowledgementTests(SessionCase):
         self.assertEqual(self.progress_sink.follows, [10, 12])
         self.assertEqual(self.progress_sink.acks, [])
 
-    def test_also_when_its_connection_ends(self) -> None:
+    def test_the_end_of_a_connection_moves_the_cursor_of_a_legacy_till(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(2))
         session.closed()
         session.closed()
         self.assertEqual(self.progress_sink.follows, [10, 12])
 
-    def test_what_it_was_not_sent_yet_does_not_count(self) -> None:
+    def test_unsent_events_do_not_move_the_cursor_of_a_legacy_till(self) -> None:
         session = self.legacy()
         self.transport.stall()
         self.channel.wake(self.log.commit(2))
         session.note_legacy_position()
         self.assertEqual((self.progress_sink.follows, session.position), ([10, 10], 12))
 
-    def test_its_first_word_takes_that_back(self) -> None:
+    def test_the_first_ack_of_a_legacy_till_sets_its_cursor(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(3))
         self.hear(session, type="ack", id=11)
@@ -413,36 +413,36 @@ class AcknowledgementTests(SessionCase):
         session.closed()
         self.assertEqual((self.progress_sink.follows, session.acked), ([10], 11))
 
-    def test_but_not_to_before_it_connected(self) -> None:
+    def test_the_first_ack_of_a_legacy_till_does_not_go_before_its_start(self) -> None:
         session = self.legacy()
         self.hear(session, type="ack", id=5)
         self.assertEqual(self.progress_sink.acks, [10])
 
 
-class PlainTests(SessionCase):
-    """Which tills are taken for deployed ones, to be dropped without a Close frame at a drain."""
+class BasicTillTests(SessionCase):
+    """Which tills count as basic. A drain drops them without a Close frame."""
 
-    def test_one_that_uses_nothing_new(self) -> None:
+    def test_a_till_that_uses_no_new_feature_is_basic(self) -> None:
         self.assertTrue(self.unnamed().is_basic)
 
-    def test_one_whose_key_names_it(self) -> None:
+    def test_a_till_whose_key_has_its_device_name_is_basic(self) -> None:
         self.assertTrue(self.legacy().is_basic)
 
-    def test_not_one_that_names_itself(self) -> None:
+    def test_a_till_that_sends_its_device_name_is_not_basic(self) -> None:
         self.assertFalse(
             self.begin(terminal("BAR"), session_start(10, 3, legacy=True), 10).is_basic
         )
 
-    def test_not_one_that_names_a_position(self) -> None:
+    def test_a_till_that_names_a_position_is_not_basic(self) -> None:
         self.assertFalse(self.unnamed(after=10).is_basic)
 
-    def test_not_one_that_acknowledges(self) -> None:
+    def test_a_till_that_acknowledges_is_not_basic(self) -> None:
         session = self.legacy()
         self.hear(session, type="ack", id=10)
         self.assertFalse(session.is_basic)
 
 
-class SayingTests(SessionCase):
+class MessageTests(SessionCase):
     def setUp(self) -> None:
         super().setUp()
         self.session = self.named()
@@ -455,16 +455,16 @@ class SayingTests(SessionCase):
         pong = {"type": "pong", "timestamp": "2026-11-22T12:00:00.000Z", "echo": 3}
         self.assertEqual(self.answers(), [pong])
 
-    def test_a_pong_is_not(self) -> None:
+    def test_a_pong_is_not_answered(self) -> None:
         self.hear(self.session, type="pong")
         self.assertEqual(self.answers(), [])
 
-    def test_a_print_is_noted(self) -> None:
+    def test_a_print_report_is_stored(self) -> None:
         self.hear(self.session, type="print", orderId="A-1", status="failed", reason="paper")
         self.assertEqual(self.progress_sink.prints, [("A-1", PrintStatus.FAILED, "paper")])
         self.assertEqual(self.answers(), [])
 
-    def test_a_print_of_no_order_is_an_error(self) -> None:
+    def test_a_print_report_of_an_unknown_order_is_an_error(self) -> None:
         answer: Deferred[bool] = Deferred()
         self.progress_sink.printing.append(answer)
         work = self.session.heard(b'{"type":"print","orderId":"A-1","status":"printed"}')
@@ -475,22 +475,22 @@ class SayingTests(SessionCase):
         self.successResultOf(done)
         self.assertEqual(self.transport.errors, ["unknown_order"])
 
-    def test_a_print_that_cannot_be_noted_is_an_error(self) -> None:
-        self.progress_sink.printing.append(fail(Unavailable("The database is away.")))
+    def test_a_print_report_that_cannot_be_stored_is_an_error(self) -> None:
+        self.progress_sink.printing.append(fail(Unavailable("The database cannot be reached.")))
         self.hear(self.session, type="print", orderId="A-1", status="printed")
         self.assertEqual(self.transport.errors, ["unavailable"])
 
-    def test_anything_else_is_logged(self) -> None:
+    def test_any_other_message_is_logged(self) -> None:
         self.hear(self.session, type="menu", items=2)
         self.assertEqual(self.progress_sink.words, [("menu", b'{"type":"menu","items":2}')])
 
-    def test_what_is_no_message_is_an_error_and_the_connection_stays(self) -> None:
+    def test_an_invalid_message_is_an_error_and_the_connection_stays(self) -> None:
         for raw in (b"", b"{", b"[]", b"7", b"{}", b'{"type":7}', b"[" * 100):
             self.session.heard(raw)
         self.assertEqual(self.transport.errors, ["invalid_message"] * 7)
         self.assertEqual(self.transport.closings, [])
 
-    def test_the_tenth_within_a_minute_is_the_last(self) -> None:
+    def test_the_tenth_invalid_message_within_a_minute_closes_the_connection(self) -> None:
         for _ in range(9):
             self.session.heard(b"{")
         self.assertEqual(self.transport.closings, [])
@@ -498,13 +498,13 @@ class SayingTests(SessionCase):
         self.assertEqual(self.transport.closings, [POLICY])
         self.assertEqual(len(self.transport.errors), 10)
 
-    def test_ten_in_more_than_a_minute_are_forgiven(self) -> None:
+    def test_ten_invalid_messages_in_more_than_a_minute_are_accepted(self) -> None:
         for _ in range(30):
             self.session.heard(b"{")
             self.clock.advance(7)
         self.assertEqual(self.transport.closings, [])
 
-    def test_what_costs_a_statement_each_is_told_and_taken(self) -> None:
+    def test_messages_that_cost_a_statement_are_charged_and_processed(self) -> None:
         charge_statement: list[None] = []
         self.session.charge_statement = lambda: charge_statement.append(None)
         for message in (
@@ -519,13 +519,13 @@ class SayingTests(SessionCase):
         self.assertEqual(len(charge_statement), 3)
         self.assertEqual((len(self.progress_sink.words), len(self.progress_sink.nacks)), (1, 1))
 
-    def test_acknowledgements_are_not_rationed(self) -> None:
+    def test_acknowledgements_are_not_charged_as_statements(self) -> None:
         self.channel.wake(self.log.commit(1000))
         for seq in range(11, 1011):
             self.hear(self.session, type="ack", id=seq)
         self.assertEqual((self.session.acked, self.transport.errors), (1010, []))
 
-    def test_a_till_that_does_not_read_loses_answers_and_nothing_else(self) -> None:
+    def test_a_till_that_does_not_read_misses_only_answers(self) -> None:
         self.transport.stall()
         for _ in range(100):
             self.hear(self.session, type="ping", id="x" * 100)
@@ -535,7 +535,7 @@ class SayingTests(SessionCase):
         self.transport.drain()
         self.assertEqual(self.transport.ids, [11])
 
-    def test_what_it_said_before_it_left_still_counts(self) -> None:
+    def test_messages_sent_before_the_till_disconnected_are_processed(self) -> None:
         self.channel.wake(self.log.commit())
         self.session.closed()
         self.hear(self.session, type="ack", id=11)
@@ -543,7 +543,7 @@ class SayingTests(SessionCase):
         self.assertEqual(self.progress_sink.acks, [11])
         self.assertEqual(len(self.progress_sink.prints), 1)
 
-    def test_what_it_says_after_it_was_sent_away_does_not(self) -> None:
+    def test_messages_after_posd_closed_the_session_are_ignored(self) -> None:
         self.session.end(POLICY)
         self.hear(self.session, type="ack", id=10)
         self.assertEqual(self.progress_sink.acks, [])

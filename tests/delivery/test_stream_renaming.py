@@ -1,4 +1,4 @@
-"""A stream that gets another name: who stays, who comes back, who has to reload."""
+"""Tests of a stream that gets another id: which tills stay, which reconnect, and which reload."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ THIRD_STREAM = UUID("5a1c2e00-0000-4000-8000-000000000003")
 
 
 class RenamingCase(HubCase):
-    """A stream with ten events."""
+    """A tenant with ten events."""
 
     def rename(
         self, name: UUID = OTHER_STREAM, *, lost: int = 0, common: Seq | None = None
     ) -> None:
-        """Name the stream anew and let this node find it, without a pause."""
+        """Give the stream a new id and let this node find it."""
         self.store.rename(name, lost=lost, common=common)
         self.successResultOf(self.check(self.log.head))
 
@@ -41,7 +41,7 @@ class RenamingCase(HubCase):
     def positioned(
         self, device: str | None = "BAR", after: Seq = 10
     ) -> tuple[Session, FakeTransport]:
-        """A till that uses positions."""
+        """Connect a till that uses positions."""
         return self.connect(terminal(device, position=Position(after)), acked=after)
 
     def look_up(self, position: Position | None, device: str | None = None) -> SessionStart:
@@ -50,27 +50,27 @@ class RenamingCase(HubCase):
 
 
 class ClosingTests(RenamingCase):
-    def test_tills_that_use_positions_are_told_to_come_back(self) -> None:
+    def test_tills_that_use_positions_are_closed_with_1001(self) -> None:
         lines = [self.positioned()[1], self.positioned(None)[1]]
         self.rename()
         self.clock.advance(1)
         self.assertEqual([transport.closings for transport in lines], [[RENAMED], [RENAMED]])
 
-    def test_one_that_has_acknowledged_uses_positions(self) -> None:
+    def test_a_till_that_has_acknowledged_uses_positions(self) -> None:
         session, transport = self.connect(terminal(key_device="BAR"), acked=10)
         session.heard(b'{"type":"ack","id":10}')
         self.rename()
         self.clock.advance(1)
         self.assertEqual(transport.closings, [RENAMED])
 
-    def test_a_server_sent_stream_is_ended(self) -> None:
+    def test_an_sse_connection_is_closed(self) -> None:
         transport = FakeTransport(wire_format=SERVER_SENT)
         self.hub.open(terminal(), session_start(10), transport)
         self.rename()
         self.clock.advance(1)
         self.assertEqual(transport.closings, [RENAMED])
 
-    def test_they_are_closed_one_after_the_other(self) -> None:
+    def test_tills_are_closed_one_after_the_other(self) -> None:
         lines = [self.positioned(f"BAR{number}")[1] for number in range(200)]
         self.rename()
         closed = []
@@ -80,26 +80,26 @@ class ClosingTests(RenamingCase):
         self.assertEqual(closed[-1], 200)
         self.assertTrue(0 < closed[0] < 100, closed)
 
-    def test_however_many_there_are_it_is_over_in_seconds(self) -> None:
+    def test_any_number_of_tills_is_closed_within_seconds(self) -> None:
         self.patch(renaming, "_CLOSES_PER_SECOND", 1)
         lines = [self.positioned(f"BAR{number}")[1] for number in range(50)]
         self.rename()
         self.clock.advance(renaming._LONGEST_PAUSE)
         self.assertEqual({len(transport.closings) for transport in lines}, {1})
 
-    def test_until_then_they_are_sent_nothing_under_the_old_name(self) -> None:
+    def test_tills_that_wait_for_their_close_are_sent_nothing(self) -> None:
         session, transport = self.positioned()
         self.rename()
         self.publish()
         self.assertEqual((transport.ids, session.state), ([], SessionState.PARTING))
 
-    def test_what_they_say_until_then_still_counts(self) -> None:
+    def test_messages_of_tills_that_wait_for_their_close_are_processed(self) -> None:
         session, transport = self.positioned(after=8)
         self.rename()
         session.heard(b'{"type":"ack","id":10}')
         self.assertEqual((self.progress_store.acks[-1], transport.errors), (10, []))
 
-    def test_what_waits_for_a_slow_till_is_dropped(self) -> None:
+    def test_the_waiting_bytes_of_a_slow_till_are_dropped(self) -> None:
         session, transport = self.positioned()
         transport.stall()
         self.publish()
@@ -108,14 +108,14 @@ class ClosingTests(RenamingCase):
         transport.drain()
         self.assertEqual((transport.ids, session.furthest_sent), ([], 10))
 
-    def test_one_that_leaves_before_is_let_go(self) -> None:
+    def test_a_till_may_disconnect_before_its_close(self) -> None:
         session, transport = self.positioned()
         self.rename()
         self.hub.closed(session)
         self.clock.advance(1)
         self.assertEqual((transport.closings, len(self.hub)), ([], 0))
 
-    def test_how_far_each_was_sent_is_written_before_it_is_closed(self) -> None:
+    def test_positions_are_written_before_tills_are_closed(self) -> None:
         flush: Deferred[None] = Deferred()
         self.patch(self.progress_store, "flush", lambda: flush)
         _, transport = self.positioned()
@@ -126,23 +126,23 @@ class ClosingTests(RenamingCase):
         self.clock.advance(1)
         self.assertEqual(transport.closings, [RENAMED])
 
-    def test_a_database_that_is_away_keeps_nobody(self) -> None:
+    def test_tills_are_closed_without_a_database_too(self) -> None:
         flush: Deferred[None] = Deferred()
         self.patch(self.progress_store, "flush", lambda: flush)
         _, transport = self.positioned()
         self.rename()
-        flush.errback(Unavailable("The database is away."))
+        flush.errback(Unavailable("The database cannot be reached."))
         self.clock.advance(1)
         self.assertEqual(transport.closings, [RENAMED])
 
 
 class StayingTests(RenamingCase):
-    """Deployed tills use no positions, and do not come back after a Close frame."""
+    """Basic tills use no positions, and do not reconnect after a Close frame."""
 
     def deployed(self) -> tuple[Session, FakeTransport]:
         return self.connect()
 
-    def test_a_deployed_till_stays_and_misses_nothing(self) -> None:
+    def test_a_basic_till_stays_and_misses_nothing(self) -> None:
         _, transport = self.deployed()
         self.publish()
         self.rename()
@@ -152,21 +152,21 @@ class StayingTests(RenamingCase):
             (transport.ids, transport.closings, transport.drops), ([11, 12, 13], [], [])
         )
 
-    def test_events_that_take_the_place_of_lost_ones_are_sent_to_it(self) -> None:
+    def test_events_that_replace_lost_ones_are_sent_to_a_basic_till(self) -> None:
         _, transport = self.deployed()
         self.publish(3)
         self.rename(lost=2)
         self.publish(3)
         self.assertEqual(transport.ids, [11, 12, 13, 12, 13, 14])
 
-    def test_after_a_reset_by_hand_nothing_is_repeated(self) -> None:
+    def test_after_a_manual_reset_no_event_is_repeated(self) -> None:
         _, transport = self.deployed()
         self.publish(2)
         self.rename(common=0)
         self.publish()
         self.assertEqual(transport.ids, [11, 12, 13])
 
-    def test_an_old_name_that_nobody_knows_is_gone_on_from_the_head(self) -> None:
+    def test_after_an_unknown_stream_id_a_basic_till_continues_at_the_head(self) -> None:
         _, transport = self.deployed()
         self.publish(2)
         self.log.stream_id = OTHER_STREAM
@@ -175,10 +175,10 @@ class StayingTests(RenamingCase):
         self.publish()
         self.assertEqual(transport.ids, [11, 12, 6])
 
-    def test_one_that_is_catching_up_goes_on_there(self) -> None:
+    def test_a_basic_till_that_catches_up_continues_under_the_new_id(self) -> None:
         _, transport = self.deployed()
         transport.stall()
-        # More than fits, and more than the node remembers.
+        # More bytes than the send queue accepts, and than the channel keeps.
         self.log.commit(3, size=40_000)
         self.publish()
         self.log.at_once = False
@@ -186,17 +186,17 @@ class StayingTests(RenamingCase):
         (read,) = self.log.waiting
         self.rename(lost=2)
         self.log.at_once = True
-        # What was read under the old name comes too late, and is read again.
+        # The page of the old id arrives too late, and is read again.
         read[0].callback(read[1])
         self.publish()
         self.assertEqual((transport.ids, transport.closings), ([11, 12, 13], []))
 
-    def test_the_name_is_in_the_books_from_then_on(self) -> None:
+    def test_a_basic_till_gets_the_new_id(self) -> None:
         session, _ = self.connect(terminal(key_device="BAR"))
         self.rename()
         self.assertEqual(session.terminal.stream_id, OTHER_STREAM)
 
-    def test_it_may_begin_to_use_positions(self) -> None:
+    def test_a_basic_till_may_begin_to_use_positions(self) -> None:
         transport = FakeTransport()
         legacy = evolve(session_start(10, 3), legacy=True)
         session = self.hub.open(terminal(key_device="BAR"), legacy, transport)
@@ -209,35 +209,35 @@ class StayingTests(RenamingCase):
         self.assertEqual((session.acked, transport.errors), (11, []))
 
 
-class KnowledgeTests(RenamingCase):
-    """What this node knows of devices is written down, for other nodes too."""
+class PositionTests(RenamingCase):
+    """Positions of devices are stored, so that other nodes know them too."""
 
     def known(self) -> dict[tuple[str, UUID], Seq]:
         return {
             (device, name): seq for (_, device, name), seq in self.progress_store.sent_to.items()
         }
 
-    def test_of_those_that_are_here(self) -> None:
+    def test_positions_of_connected_devices_are_stored(self) -> None:
         self.positioned()
         self.publish(2)
         self.rename()
         self.assertEqual(self.known(), {("BAR", STREAM): 12})
 
-    def test_of_those_that_have_left(self) -> None:
+    def test_positions_of_departed_devices_are_stored(self) -> None:
         session, _ = self.positioned()
         self.publish(2)
         self.hub.closed(session)
         self.hub.record_all_positions()
         self.assertEqual(self.known(), {("BAR", STREAM): 12})
 
-    def test_of_those_that_were_answered(self) -> None:
+    def test_positions_of_polling_devices_are_stored(self) -> None:
         self.hub.sent_by_poll(terminal("BAR"), 9)
         self.hub.sent_by_poll(terminal("BAR"), 7)
         self.hub.sent_by_poll(terminal(None), 10)
         self.hub.record_all_positions()
         self.assertEqual(self.known(), {("BAR", STREAM): 9})
 
-    def test_also_whether_they_have_ever_said_how_far_they_are(self) -> None:
+    def test_the_use_of_positions_is_stored(self) -> None:
         self.positioned("NAMES")
         self.connect(terminal("LISTENS"))
         self.hub.sent_by_poll(terminal("POLLS"), 9)
@@ -246,13 +246,13 @@ class KnowledgeTests(RenamingCase):
         self.hub.record_all_positions()
         self.assertEqual(self.progress_store.using_positions, {"NAMES", "POLLS", "LEFT"})
 
-    def test_what_was_said_counts_though_it_was_sent_on_another_road(self) -> None:
+    def test_an_acknowledgement_counts_even_if_the_event_was_sent_elsewhere(self) -> None:
         session, _ = self.positioned(after=8)
         session.send_queue.written = 8
         session.heard(b'{"type":"ack","id":10}')
         self.assertEqual(session.furthest_sent, 10)
 
-    def test_of_some_only(self) -> None:
+    def test_a_limited_number_of_departed_devices_is_remembered(self) -> None:
         self.patch(renaming, "_MOST_REMEMBERED", 2)
         for number in range(4):
             self.hub.sent_by_poll(terminal(f"BAR{number}"), number)
@@ -261,14 +261,14 @@ class KnowledgeTests(RenamingCase):
 
 
 class NamesTests(RenamingCase):
-    """Two tills that were looked up before and after the change disagree about the name."""
+    """Two tills that were looked up before and after the change have different stream ids."""
 
     def opened(self, name: UUID, last_seq: Seq) -> tuple[Session, FakeTransport]:
         transport, head = FakeTransport(), StreamHead(KITCHEN.id, name, last_seq)
         connecting = terminal("BAR", position=Position(last_seq), stream_id=name)
         return self.hub.open(connecting, evolve(session_start(10), head=head), transport), transport
 
-    def test_the_database_decides(self) -> None:
+    def test_the_database_decides_which_stream_id_is_valid(self) -> None:
         _, old = self.positioned("OLD")
         self.store.rename()
         self.opened(OTHER_STREAM, 10)
@@ -276,7 +276,7 @@ class NamesTests(RenamingCase):
         self.assertEqual(old.closings, [RENAMED])
         self.assertEqual(self.hub.connections(KITCHEN.id), 1)
 
-    def test_also_when_the_one_that_comes_last_has_the_old_name(self) -> None:
+    def test_the_database_decides_if_the_later_till_has_the_old_id(self) -> None:
         self.store.rename()
         _, new = self.opened(OTHER_STREAM, 10)
         _, old = self.opened(STREAM, 10)
@@ -285,7 +285,7 @@ class NamesTests(RenamingCase):
         self.assertEqual((new.closings, new.ids), ([], [11]))
         self.assertEqual((old.closings, old.ids), ([RENAMED], []))
 
-    def test_while_it_cannot_be_asked_nobody_is_sent_anything_of_another_stream(self) -> None:
+    def test_without_a_database_no_session_gets_events_of_another_id(self) -> None:
         _, old = self.positioned("OLD")
         self.store.rename(lost=2)
         self.store.away = True
@@ -298,7 +298,7 @@ class NamesTests(RenamingCase):
         self.assertEqual((old.ids, old.closings), ([], [RENAMED]))
         self.assertEqual((new.ids, new.closings), ([*range(9, 14)], []))
 
-    def test_a_name_that_came_and_went_meanwhile(self) -> None:
+    def test_a_stream_id_that_came_and_went_is_replaced(self) -> None:
         _, first = self.positioned("OLD")
         self.store.away = True
         self.store.rename()
@@ -313,7 +313,7 @@ class NamesTests(RenamingCase):
         self.assertEqual((third.closings, third.ids), ([], [11]))
         self.assertEqual(self.hub.channels.tenants, [KITCHEN.id])
 
-    def test_nothing_is_left_when_everybody_has_gone(self) -> None:
+    def test_no_channel_is_left_without_sessions(self) -> None:
         self.store.away = True
         sessions = [self.positioned("OLD")[0]]
         self.store.rename()
@@ -325,18 +325,18 @@ class NamesTests(RenamingCase):
 
 
 class CommittedHereTests(RenamingCase):
-    """Events that this node has committed and gives to its channels without a read."""
+    """Events that this node has committed and passes to its channels without a read."""
 
     def commit(self, name: UUID = OTHER_STREAM) -> None:
-        """Number an event, and give it to the channels as one of the stream's name."""
+        """Commit an event under a stream id, and pass it to the channels."""
         self.log.commit()
         self.hand_on(name)
 
     def hand_on(self, name: UUID) -> None:
         self.hub.channels.append(AppendedEvents(KITCHEN.id, name, self.log.events[-1:]))
 
-    def test_those_of_the_new_name_do_not_go_to_the_channel_of_the_old_one(self) -> None:
-        """Though their positions may follow what that channel has sent."""
+    def test_events_of_the_new_id_do_not_go_to_the_channel_of_the_old_id(self) -> None:
+        """Their positions may directly follow the channel's tail."""
         _, transport = self.connect()
         self.store.rename(lost=2)
         self.log.commit(2)
@@ -348,8 +348,8 @@ class CommittedHereTests(RenamingCase):
         self.commit()
         self.assertEqual((transport.ids, self.store.pages), ([9, 10, 11, 12], []))
 
-    def test_those_of_the_old_name_do_not_go_to_the_channel_of_the_new_one(self) -> None:
-        """The answer to a COMMIT may come late."""
+    def test_events_of_the_old_id_do_not_go_to_the_channel_of_the_new_id(self) -> None:
+        """The result of a COMMIT may arrive late."""
         _, transport = self.connect()
         self.rename()
         self.commit(STREAM)
@@ -358,7 +358,7 @@ class CommittedHereTests(RenamingCase):
         self.hand_on(OTHER_STREAM)
         self.assertEqual(transport.ids, [11])
 
-    def test_while_a_stream_has_two_channels_each_is_given_its_own(self) -> None:
+    def test_each_of_two_channels_gets_the_events_of_its_id(self) -> None:
         _, old = self.positioned("OLD")
         self.store.away = True
         self.store.rename()
@@ -374,12 +374,12 @@ class CommittedHereTests(RenamingCase):
         self.commit()
         self.assertEqual((old.ids, transport.ids), ([], [11, 12]))
 
-    def test_what_is_committed_while_a_new_name_is_looked_at_comes_with_it(self) -> None:
+    def test_events_committed_while_a_new_id_is_read_are_sent(self) -> None:
         _, transport = self.connect()
         self.store.rename()
         self.store.pending = []
         checking = self.check(self.log.head)
-        # The heads have been read; how the old name has ended is asked next.
+        # The heads have been read. The end of the old id is read next.
         self.commit()
         while self.store.pending:
             self.store.pending.pop().callback(None)
@@ -388,7 +388,7 @@ class CommittedHereTests(RenamingCase):
 
 
 class ResumingTests(RenamingCase):
-    """What a till is told that comes back."""
+    """The greeting of a till that reconnects."""
 
     def told(self, position: Position | None) -> tuple[object, object, list[Seq]]:
         transport = FakeTransport()
@@ -400,36 +400,36 @@ class ResumingTests(RenamingCase):
         self.assertEqual(greeting["streamId"], str(self.log.stream_id))
         return greeting["resumedFrom"], greeting["resync"], transport.ids
 
-    def test_the_issue(self) -> None:
-        """A till at position 3 of 5, when a standby takes over that has all of them."""
+    def test_a_position_that_the_new_primary_has_stays_valid(self) -> None:
+        """A till is at position 3 of 5 when a standby that has all 5 events is promoted."""
         del self.log.events[5:]
         self.store.rename()
         self.log.commit()
         self.assertEqual(self.told(Position(3, STREAM)), (3, None, [4, 5, 6]))
 
-    def test_a_position_beyond_what_is_left_is_of_no_use(self) -> None:
+    def test_a_position_of_a_lost_event_gets_a_resync(self) -> None:
         self.store.rename(lost=2)
         self.log.commit(5)
         self.assertEqual(self.told(Position(8, STREAM)), (8, None, [*range(9, 14)]))
         self.assertEqual(self.told(Position(9, STREAM)), (None, "reset", []))
 
-    def test_a_later_loss_counts_for_earlier_names_too(self) -> None:
+    def test_a_later_loss_counts_for_earlier_ids_too(self) -> None:
         self.store.rename()
         self.store.rename(THIRD_STREAM, lost=3)
         self.log.commit(5)
         self.assertEqual(self.told(Position(7, STREAM))[1], None)
         self.assertEqual(self.told(Position(8, STREAM))[1], "reset")
 
-    def test_a_name_that_is_not_known_is_of_no_use(self) -> None:
+    def test_a_position_of_an_unknown_stream_gets_a_resync(self) -> None:
         self.assertEqual(self.told(Position(1, THIRD_STREAM))[1], "reset")
 
-    def test_the_present_name_is_not_looked_up(self) -> None:
+    def test_a_position_of_the_present_stream_is_not_looked_up(self) -> None:
         self.patch(self.store, "ends", None)
         self.assertEqual(self.told(Position(8, STREAM)), (8, None, [9, 10]))
 
 
 class SettlingTests(RenamingCase):
-    """A till that relies on its cursor comes right after a failover, before another node has told of it."""
+    """A till that relies on its cursor connects right after a failover, before other nodes have reported."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -438,7 +438,7 @@ class SettlingTests(RenamingCase):
     def looking(self, position: Position | None = None) -> Deferred[SessionStart]:
         return Deferred.fromCoroutine(self.hub.look_up(KITCHEN, "BAR", position))
 
-    def test_it_waits_for_a_second_after_the_change_of_the_name(self) -> None:
+    def test_a_till_waits_for_a_second_after_the_new_id(self) -> None:
         for position in (None, Position(3)):
             with self.subTest(position=position):
                 looking = self.looking(position)
@@ -451,10 +451,10 @@ class SettlingTests(RenamingCase):
                 self.assertTrue(self.successResultOf(looking).astray)
                 self.store.session_start = evolve(session_start(10, 3), renamed_ago=0.4)
 
-    def test_one_that_names_its_stream_does_not(self) -> None:
+    def test_a_till_that_names_its_stream_does_not_wait(self) -> None:
         self.assertEqual(self.successResultOf(self.looking(Position(3, STREAM))).acked, 3)
 
-    def test_nor_one_that_is_told_to_reload_or_begins_at_the_head_anyway(self) -> None:
+    def test_a_till_that_reloads_or_starts_at_the_head_does_not_wait(self) -> None:
         now = evolve(session_start(10, 3), renamed_ago=0.4)
         for found in (evolve(now, astray=True), evolve(now, legacy=True), session_start(10, 3)):
             with self.subTest(found=found):
