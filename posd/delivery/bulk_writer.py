@@ -23,7 +23,7 @@ R = TypeVar("R")
 _PART_ROWS: Final = 500
 """Positions in earlier streams in one statement. Encoding 20,000 of them at once would block the reactor."""
 
-_MOST_BLAMED: Final = 16
+_MOST_FAULTY_ROWS: Final = 16
 """Rows at fault that are searched for in one batch, with about ten statements for each.
 
 When this number is reached, the rest of the part that fails is not written.
@@ -124,7 +124,7 @@ class BulkWriter:
                 await self._lease()
                 await presence_store.insert_connections(self._database, self._node_id, rows)
 
-        await in_parts(rows, enter, self._blame("connection {row} was not written"))
+        await in_parts(rows, enter, self._report_lost("connection {row} was not written"))
         pending.connected = {}
 
     async def _write_disconnected(self, pending: PendingWrites) -> None:
@@ -159,7 +159,7 @@ class BulkWriter:
         await in_parts(
             moves,
             lambda rows: cursors.advance_legacy(self._database, rows),
-            self._blame("position {row} of a legacy terminal was not written"),
+            self._report_lost("position {row} of a legacy terminal was not written"),
         )
         pending.legacy_positions = {}
 
@@ -173,7 +173,9 @@ class BulkWriter:
             await in_parts(
                 moves[start : start + _PART_ROWS],
                 lambda rows: cursors.mark_astray(self._database, rows),
-                self._blame("position {row} of a device in an earlier stream was not written"),
+                self._report_lost(
+                    "position {row} of a device in an earlier stream was not written"
+                ),
             )
         pending.sent_positions, pending.using_positions = {}, set()
 
@@ -186,7 +188,7 @@ class BulkWriter:
         await in_parts(
             _sorted_moves(pending.acks),
             acknowledge,
-            self._blame("acknowledgement {row} was not written"),
+            self._report_lost("acknowledgement {row} was not written"),
         )
         pending.acks_written(accepted)
 
@@ -200,13 +202,13 @@ class BulkWriter:
         await in_parts(
             heads,
             lambda rows: presence_store.update_progress(self._database, rows),
-            self._blame("head {row} of a stream was not moved"),
+            self._report_lost("head {row} of a stream was not moved"),
         )
         self._heads_moved({tenant_id for tenant_id, _ in heads_moved})
         pending.sent, pending.received = {}, {}
 
-    def _blame(self, text: str) -> Callable[[Sequence[R], Exception], None]:
-        def blame(rows: Sequence[R], error: Exception) -> None:
+    def _report_lost(self, text: str) -> Callable[[Sequence[R], Exception], None]:
+        def report_lost(rows: Sequence[R], error: Exception) -> None:
             for row in rows[:1]:
                 self._log.error(
                     text + " (the first of {count} rows); posd drops these rows: {error}",
@@ -215,21 +217,21 @@ class BulkWriter:
                     error=error,
                 )
 
-        return blame
+        return report_lost
 
 
 async def in_parts(
     rows: Sequence[R],
     write: Callable[[Sequence[R]], Awaitable[None]],
-    blame: Callable[[Sequence[R], Exception], None],
+    report_lost: Callable[[Sequence[R], Exception], None],
 ) -> None:
     """Write rows with one statement. If the data of some rows is at fault, write all other rows.
 
-    Rows at fault are found by halving and passed to `blame`, one at a time. After `_MOST_BLAMED` rows, the
-    rest of the part that fails is passed as a whole. Raises `Unavailable`, and `StatementFailed` if no row
-    is at fault.
+    Rows at fault are found by halving and passed to `report_lost`, one at a time. After `_MOST_FAULTY_ROWS`
+    rows, the rest of the part that fails is passed as a whole. Raises `Unavailable`, and `StatementFailed`
+    if no row is at fault.
     """
-    blamed = 0
+    faulty = 0
     parts = [rows] if rows else []
     while parts:
         part = parts.pop()
@@ -240,9 +242,9 @@ async def in_parts(
         except Exception as error:
             if isinstance(error, StatementFailed) and not error.about_data:
                 raise
-            if len(part) == 1 or blamed >= _MOST_BLAMED:
-                blamed += 1
-                blame(part, error)
+            if len(part) == 1 or faulty >= _MOST_FAULTY_ROWS:
+                faulty += 1
+                report_lost(part, error)
             else:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]

@@ -144,7 +144,7 @@ class TenantChannel:
         return list(self._page_readers)
 
     @property
-    def is_deserted(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether the channel has no session and no poll."""
         return not self.sessions and not self._page_readers
 
@@ -215,7 +215,7 @@ class TenantChannel:
         self._head = max(self._head, head.last_seq)
         self.wake(head.last_seq)
         # Sessions whose read failed while the database could not be reached try again.
-        self._rouse_others()
+        self._wake_others()
 
     def end(self, closing: CloseReason) -> None:
         """Close all sessions and polls, and remove the channel. A later session gets a new channel."""
@@ -339,7 +339,7 @@ class TenantChannel:
         if delivered_count:
             self.counters.delivered("live", delivered_count)
             self.counters.reached("socket", [each.event.created_at for each in events])
-        self._rouse_others()
+        self._wake_others()
 
     def _write_chunk(self, chunk: EventChunk, live: dict[SendQueue, Subscriber]) -> int:
         """Write a chunk to the live sessions of a wire format. Return the number of events that they took
@@ -392,7 +392,7 @@ class TenantChannel:
                 "a session of tenant {slug} could not be closed", slug=self.tenant.slug
             )
 
-    def _rouse_others(self) -> None:
+    def _wake_others(self) -> None:
         """Wake the polls, and let the sessions that are not live read on."""
         for page_reader in list(self._page_readers):
             page_reader.more_available()
@@ -406,7 +406,7 @@ class TenantChannel:
                 session.catch_up()
             except Exception:
                 self._log.failure(
-                    "a session of tenant {slug} could not read on; posd tries again at the next event",
+                    "a session of tenant {slug} could not read on; posd tries again at the next poll",
                     slug=self.tenant.slug,
                 )
 

@@ -110,9 +110,9 @@ class ChannelRegistry:
         )
 
     def left(self, channel: TenantChannel) -> None:
-        """A session or a poll has left the channel. Remove the channel if it is empty."""
-        if channel.is_deserted:
-            self._forget(channel)
+        """A session or a poll has left the channel. Remove the channel if no other is left."""
+        if channel.is_empty:
+            self._remove(channel)
 
     def remove_empty(self, tenant_id: TenantId) -> None:
         """Remove those channels of a tenant that have no session and no poll."""
@@ -153,9 +153,9 @@ class ChannelRegistry:
                     else:
                         channel.check(head)
         if suspects:
-            await self._confirm(suspects)
+            await self._recheck(suspects)
 
-    async def _confirm(self, suspects: dict[TenantChannel, Seq]) -> None:
+    async def _recheck(self, suspects: dict[TenantChannel, Seq]) -> None:
         """Read the heads again that are before their channels' tails, or that have another stream id.
 
         The first read may have been made just before the last events were committed, or before a channel
@@ -202,7 +202,7 @@ class ChannelRegistry:
 
     def _replace_channel(self, old: TenantChannel, head: StreamHead, end: StreamEnd | None) -> None:
         """Replace a channel whose stream has a new id."""
-        self._forget(old)
+        self._remove(old)
         new, _ = self.join(old.tenant, head)
         if self.of(head.tenant_id) is not new:
             # `old` was a rival. The tenant's first channel has an old id too. It becomes the rival until
@@ -235,14 +235,14 @@ class ChannelRegistry:
             return stream.page_events(position, await self._tails.ask((position, limit)))
 
         return TenantChannel(
-            *(tenant, head, read, self._delivered, self._forget, self._counters, read_tail)
+            *(tenant, head, read, self._delivered, self._remove, self._counters, read_tail)
         )
 
     def _all_of(self, tenant_id: TenantId) -> list[TenantChannel]:
         channel = self.of(tenant_id)
         return [*([] if channel is None else [channel]), *self._rivals.get(tenant_id, ())]
 
-    def _forget(self, channel: TenantChannel) -> None:
+    def _remove(self, channel: TenantChannel) -> None:
         tenant_id = channel.tenant.id
         rivals = [each for each in self._rivals.pop(tenant_id, ()) if each is not channel]
         if self.of(tenant_id) is channel:

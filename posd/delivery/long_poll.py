@@ -162,7 +162,7 @@ class PageBuilder:
                 # The channel's head was a hint, and there is no such event.
                 return
             if not page or page[0].seq != self.position + 1:
-                raise StreamBroken(f"nothing follows position {self.position}")
+                raise StreamBroken(f"event {self.position + 1} is missing")
             for each in page:
                 self._add(each.event.type, each.written(PLAIN), each.seq)
                 if self.is_full:

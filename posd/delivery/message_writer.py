@@ -123,7 +123,7 @@ class MessageWriter:
             await write(part)
             finish(part)
 
-        def blame(part: Sequence[T], error: Exception) -> None:
+        def report_lost(part: Sequence[T], error: Exception) -> None:
             self._log_lost(part, error)
             finish(part)
 
@@ -138,7 +138,7 @@ class MessageWriter:
                     # Write each tenant's messages alone, so that a fault of one tenant costs no message
                     # of another.
                     for _, some in groupby(piece, lambda each: each.tenant.id):
-                        await in_parts(list(some), write_part, blame)
+                        await in_parts(list(some), write_part, report_lost)
         except StatementFailed as error:
             self._problems.began(what, error)
         else:
@@ -172,8 +172,8 @@ class MessageWriter:
         unsaid = self._sampler.take(terminal.tenant.id)
         if unsaid is not None:
             self._log.warn(
-                "a message of a till was not stored, because too many messages wait for the database:"
-                " tenant={tenant} unsaid={unsaid}. posd drops the message",
+                "a message of a till was not stored, because too many messages wait for the database;"
+                " posd drops the message: tenant={tenant} unsaid={unsaid}",
                 tenant=terminal.tenant.slug,
                 unsaid=unsaid,
             )

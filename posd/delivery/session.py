@@ -322,8 +322,8 @@ class Session:
             self.end(PRUNED)
         except StreamBroken as error:
             self._log.error(
-                "the stream of tenant {slug} is broken: {error}; posd closes the session of {device_id},"
-                " which resumes when it reconnects",
+                "the stream of tenant {slug} is broken: {error}; posd closes the session of {device_id}."
+                " Check the tables with posctl audit",
                 device_id=self.terminal.device_id,
                 slug=self.terminal.tenant.slug,
                 error=error,
@@ -347,7 +347,7 @@ class Session:
             # The session has ended or is parting since it requested the page.
             return
         if not page or page[0].seq != self.position + 1:
-            raise StreamBroken(f"nothing follows position {self.position}")
+            raise StreamBroken(f"event {self.position + 1} is missing")
         before = self.position
         replayed = [(each.written(self.wire_format, replay=True), each.seq) for each in page]
         for chunk in chunks(replayed):
