@@ -150,7 +150,7 @@ class FeedCase(DatabaseCase):
         """Wait until the feed has processed all earlier changes."""
         last = uuid4()
         self.tell(f"disconnect {last}")
-        await until(lambda: last in self.tills.sent_away, "a notification was heard")
+        await until(lambda: last in self.tills.sent_away, "the last change was read")
 
 
 class NotificationTests(FeedCase):
@@ -164,7 +164,7 @@ class NotificationTests(FeedCase):
     async def test_a_notification_of_a_shop_rings_the_bell(self) -> None:
         await self.started()
         self.notify("posd_outbox")
-        await until(lambda: self.door.rung == 1, "the bell was rung")
+        await until(lambda: self.door.rung == 1, "the bell has rung")
 
     async def test_a_notification_of_another_node_causes_a_read_of_the_moved_heads(self) -> None:
         await self.started()
@@ -177,7 +177,7 @@ class NotificationTests(FeedCase):
         self.admin.record(*[Entry(1)] * 2, Entry(2))
         self.notify("posd_events")
         await until(lambda: self.tills.looks == 1, "the heads were read")
-        await until(lambda: self.tills.checked == [[]], "none had moved")
+        await until(lambda: self.tills.checked == [[]], "the heads were read without a change")
         self.admin.record(Entry(1), Entry(2))
         self.notify("posd_events")
         await until(lambda: len(self.tills.checked) == 2, "the heads were read again")
@@ -195,9 +195,9 @@ class NotificationTests(FeedCase):
         await self.started()
         self.tell("key 5")
         self.tell("tenant 2")
-        await until(lambda: bool(self.keys.tenants), "both were heard")
+        await until(lambda: bool(self.keys.tenants), "both changes were read")
         self.assertEqual((self.keys.keys, self.keys.tenants), ([5], [2]))
-        await until(lambda: self.tills.rechecked[-1:] == [None], "all keys were looked at")
+        await until(lambda: self.tills.rechecked[-1:] == [None], "all keys were checked")
         self.assertIn(self.tills.rechecked, ([None], [{5}, None]))
 
     async def test_a_thousand_keys_that_end_together_are_checked_together(self) -> None:
@@ -205,7 +205,7 @@ class NotificationTests(FeedCase):
         self.admin.run(
             "SELECT dinedesk_main.pos_tell('key ' || n) FROM generate_series(1, 1000) AS n"
         )
-        await until(lambda: bool(self.tills.rechecked), "they were looked at")
+        await until(lambda: bool(self.tills.rechecked), "the keys were checked")
         self.assertEqual(self.tills.rechecked, [{*range(1, 1001)}])
 
     async def test_a_flood_of_change_notifications_causes_a_few_reads(self) -> None:
@@ -221,7 +221,7 @@ class NotificationTests(FeedCase):
         self.admin.run(
             "SELECT pg_notify('posd_control', 'key ' || n) FROM generate_series(1, 5000) AS n"
         )
-        await until(lambda: heard[0] >= 5000, "all were heard")
+        await until(lambda: heard[0] >= 5000, "all notifications were processed")
         seconds = REACTOR.seconds() - began
         self.assertLessEqual(self.keys.looks - before, 2 + seconds / module._CONTROL_PAUSE)
         self.assertEqual((self.keys.keys, self.tills.rechecked), ([], []))
@@ -235,38 +235,36 @@ class NotificationTests(FeedCase):
     async def test_a_change_is_read_once(self) -> None:
         await self.started()
         self.tell("key 5")
-        await until(lambda: self.keys.keys == [5], "it was read")
+        await until(lambda: self.keys.keys == [5], "the change was read")
         self.tell("key 6")
-        await until(
-            lambda: self.keys.keys == [5, 6], "the next one was read, and the first one no more"
-        )
+        await until(lambda: self.keys.keys == [5, 6], "only the next change was read")
 
     async def test_changes_of_keys_are_read_each_time(self) -> None:
         await self.started()
-        await until(lambda: self.keys.looks == 1, "the keys were looked at")
+        await until(lambda: self.keys.looks == 1, "the keys were read")
         for count, news in enumerate(("keys", "key 5", "tenant 2"), 2):
             self.tell(news)
-            await until(lambda count=count: self.keys.looks == count, "it was looked at")  # type: ignore[misc]
+            await until(lambda count=count: self.keys.looks == count, "the keys were read")  # type: ignore[misc]
         self.assertEqual(self.keys.distrusted, 1)
 
     async def test_a_superseded_connection_is_reported(self) -> None:
         await self.started()
         connection_id = uuid4()
         self.tell(f"superseded {connection_id}")
-        await until(lambda: bool(self.tills.displaced), "it was told")
+        await until(lambda: bool(self.tills.displaced), "the change was reported")
         self.assertEqual(self.tills.displaced, [connection_id])
 
     async def test_a_connection_that_an_operator_ends_is_reported(self) -> None:
         await self.started()
         connection_id = uuid4()
         self.tell(f"disconnect {connection_id}")
-        await until(lambda: bool(self.tills.sent_away), "it was told")
+        await until(lambda: bool(self.tills.sent_away), "the change was reported")
         self.assertEqual((self.tills.sent_away, self.tills.displaced), ([connection_id], []))
 
     async def test_an_erasure_from_a_stream_is_reported(self) -> None:
         await self.started()
         self.tell("erased 1")
-        await until(lambda: bool(self.tills.forgotten), "it was told")
+        await until(lambda: bool(self.tills.forgotten), "the change was reported")
         self.assertEqual(self.tills.forgotten, [1])
 
     async def test_invalid_notifications_are_ignored(self) -> None:
@@ -284,39 +282,39 @@ class PollTests(FeedCase):
         super().setUp()
         self.patch(module, "_POLL_SECONDS", 0.05)
 
-    async def deafened(self) -> Feed:
+    async def without_notify(self) -> Feed:
         """Return a feed that receives no NOTIFY."""
         feed = await self.started()
         await feed._connection.execute("UNLISTEN *")
         return feed
 
     async def test_without_notify_the_poll_finds_rows_of_the_outbox(self) -> None:
-        await self.deafened()
+        await self.without_notify()
         self.assertEqual(self.door.polled_at, 0)
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
-        await until(lambda: self.door.polled_at > 0, "it was found")
+        await until(lambda: self.door.polled_at > 0, "the change was found")
         self.assertEqual(self.door.rung, 0)
 
     async def test_the_poll_measures_the_age_of_the_oldest_row_of_the_outbox(self) -> None:
         feed = await self.started()
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
         self.admin.run("UPDATE dinedesk_main.pos_outbox SET created_at = now() - interval '1 hour'")
-        await until(lambda: feed.outbox_seconds > 3000, "what waits was seen")
+        await until(lambda: feed.outbox_seconds > 3000, "the outbox has a row")
         self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
-        await until(lambda: feed.outbox_seconds == 0, "the empty outbox was seen")
+        await until(lambda: feed.outbox_seconds == 0, "the outbox is empty")
 
     async def test_without_notify_the_poll_finds_changes(self) -> None:
         self.patch(module, "_KEYS_SECONDS", 0.05)
-        await self.deafened()
+        await self.without_notify()
         connection_id = uuid4()
         self.tell(f"superseded {connection_id}")
-        await until(lambda: self.tills.displaced == [connection_id], "it was told")
+        await until(lambda: self.tills.displaced == [connection_id], "the change was reported")
 
     async def test_without_notify_the_poll_finds_moved_heads(self) -> None:
-        await self.deafened()
+        await self.without_notify()
         self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 42")
         await until(
-            lambda: [head.last_seq for head in self.tills.checked[-1]] == [42], "the head was told"
+            lambda: [head.last_seq for head in self.tills.checked[-1]] == [42], "the head was read"
         )
         self.assertEqual([head.tenant_id for head in self.tills.checked[-1]], [1])
 
@@ -327,16 +325,16 @@ class PollTests(FeedCase):
         await self.started()
         for trouble in (Unavailable("away"), ZeroDivisionError()):
             self.tills.trouble, self.tills.troubled = trouble, 0
-            await until(lambda: self.tills.troubled > 2, "it has met the trouble")
+            await until(lambda: self.tills.troubled > 2, "the poll has failed")
             self.tills.trouble = None
             self.tills.checked.clear()
-            await until(lambda: bool(self.tills.checked), "it goes on")
+            await until(lambda: bool(self.tills.checked), "the poll goes on")
         self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
 
     async def test_keys_are_checked_periodically(self) -> None:
         self.patch(module, "_RECHECK_SECONDS", 0.05)
         await self.started()
-        await until(lambda: len(self.tills.rechecked) > 2, "they were looked at")
+        await until(lambda: len(self.tills.rechecked) > 2, "the keys were checked")
         self.assertEqual([each for each in self.tills.rechecked if each is not None], [])
 
 
@@ -344,13 +342,13 @@ class FirstCanaryTests(FeedCase):
     async def test_the_first_canary_is_sent_at_once(self) -> None:
         self.patch(module, "_CANARY_SECONDS", 3600)
         feed = await self.started()
-        await until(lambda: feed.canary_seconds is not None, "the canary came")
-        await until(lambda: feed._clock.offset is not None, "the clocks were compared")
+        await until(lambda: feed.canary_seconds is not None, "the canary has arrived")
+        await until(lambda: feed._clock.offset is not None, "the clocks are compared")
 
     async def test_a_canary_that_may_still_arrive_does_not_count_as_lost(self) -> None:
         self.patch(module, "_CANARY_SECONDS", 3600)
         feed = await self.started()
-        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        await until(lambda: feed.canary_seconds is not None, "the canary has arrived")
         await feed._connection.execute("UNLISTEN *")
         await feed._send_canary()
         await feed._send_canary()
@@ -413,7 +411,7 @@ class StoppingTests(FeedCase):
         feed = await self.started()
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_outbox")
         blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        await until(lambda: self.admin.value(blocked) == 1, "the poll waits")
+        await until(lambda: self.admin.value(blocked) == 1, "the poll is running")
         stopping = feed.stopService()
         self.assertNoResult(stopping)
         self.admin.run("COMMIT")

@@ -92,7 +92,7 @@ class PollCase(HubCase):
         """Commit events and wake the channel."""
         wake(self.hub, KITCHEN.id, self.log.commit(count, size))
 
-    def nothing_is_left(self) -> None:
+    def assert_nothing_left(self) -> None:
         self.assertEqual((self.hub.channels.tenants, self.hub._polls), ([], set()))
         self.assertEqual((self.holding, self.connections.open), ([], 0))
         self.assertEqual(self.clock.getDelayedCalls(), self.timers)
@@ -113,7 +113,7 @@ class ReadingTests(PollCase):
         batch = self.get(7)
         self.assertEqual(ids(batch), [8, 9, 10])
         self.assertEqual((batch.position, batch.last, batch.stream_id), (10, 10, STREAM))
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_each_event_is_the_message_of_a_websocket(self) -> None:
         _, transport = self.connect(at=10)
@@ -172,7 +172,7 @@ class ReadingTests(PollCase):
     def test_without_a_database_a_poll_is_unavailable(self) -> None:
         self.log.trouble = Unavailable("away")
         self.assertEqual(self.refusal(self.ask(7), Unavailable), "unavailable")
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
 
 class PositionTests(PollCase):
@@ -229,7 +229,7 @@ class PositionTests(PollCase):
 
     def test_a_poll_that_gets_a_resync_does_not_wait(self) -> None:
         self.assertIs(self.resync(11, PATIENT), Resync.AHEAD)
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_after_a_resync_the_head_is_the_cursor(self) -> None:
         self.stands(acked=3, pruned=5)
@@ -251,7 +251,7 @@ class PositionTests(PollCase):
             self.refusal(self.ask(3), Unavailable)
         with self.subTest("before a page"):
             self.refusal(self.ask(4), Unavailable)
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
 
 class WaitingTests(PollCase):
@@ -261,7 +261,7 @@ class WaitingTests(PollCase):
         self.commit(2)
         batch = self.successResultOf(asking)
         self.assertEqual((ids(batch), batch.position, batch.last), ([11, 12], 12, 12))
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_a_poll_does_not_wait_if_there_are_events(self) -> None:
         self.assertEqual(ids(self.get(9, PATIENT)), [10])
@@ -273,7 +273,7 @@ class WaitingTests(PollCase):
         self.clock.advance(0.1)
         batch = self.successResultOf(asking)
         self.assertEqual((batch.messages, batch.position, batch.resync), ([], 10, None))
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_a_poll_waits_on_if_there_are_only_events_of_other_types(self) -> None:
         asking = self.ask(10, PollQuery(seconds=20, types=frozenset({"new_order"})))
@@ -343,7 +343,7 @@ class WaitingTests(PollCase):
         )
         self.commit()
         self.successResultOf(asking)
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_a_poll_that_does_not_wait_is_no_connection(self) -> None:
         self.connections.per_tenant = 0
@@ -364,7 +364,7 @@ class WaitingTests(PollCase):
         leave()
         self.assertEqual(self.successResultOf(asking).messages, [])
         self.assertEqual(self.progress_store.acks, [10])
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_a_poll_whose_client_has_disconnected_does_not_wait(self) -> None:
         def gone(leave: Callable[[], None]) -> Callable[[], None]:
@@ -373,13 +373,13 @@ class WaitingTests(PollCase):
 
         polling = self.polls.answer(self.poller(), Position(10), PATIENT, gone)
         self.successResultOf(Deferred.fromCoroutine(polling))
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_a_drain_answers_all_polls_at_once(self) -> None:
         asking = self.ask(10, PATIENT)
         Deferred.fromCoroutine(self.hub.drain(5))
         self.assertEqual(self.successResultOf(asking).position, 10)
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_no_poll_begins_to_wait_during_a_drain(self) -> None:
         self.log.at_once = False
@@ -394,7 +394,7 @@ class WaitingTests(PollCase):
         self.store.ended = {1}
         self.successResultOf(Deferred.fromCoroutine(self.hub.recheck([1])))
         self.assertEqual(self.refusal(asking, Unauthorized), "unauthorized")
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_a_new_stream_id_that_lost_events_causes_a_resync(self) -> None:
         asking = self.ask(10, PATIENT)
@@ -414,7 +414,7 @@ class WaitingTests(PollCase):
         batch = self.successResultOf(asking)
         self.assertEqual((batch.resync, batch.stream_id), (None, OTHER_STREAM))
         self.assertEqual((len(batch.messages), batch.position), (2, 12))
-        self.nothing_is_left()
+        self.assert_nothing_left()
 
     def test_the_position_of_a_device_that_polls_is_remembered(self) -> None:
         self.stands(acked=8)

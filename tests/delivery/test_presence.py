@@ -92,7 +92,7 @@ class PresenceTests(DatabaseCase):
         front = await self.opened(presence)
 
         running = begin(presence.flush())
-        await until(lambda: not presence._pending_writes.connected, "it is being written")
+        await until(lambda: not presence._pending_writes.connected, "the write is running")
         presence.disconnected(front)
         await running
         await presence.flush()
@@ -335,7 +335,7 @@ class PresenceTests(DatabaseCase):
             prints = [
                 begin(presence.printed(front, "a", PrintStatus.PRINTED, "")) for _ in range(3)
             ]
-            await until(lambda: self.pool.usage.held_back == 1, "one waits for its own shop")
+            await until(lambda: self.pool.usage.held_back == 1, "one statement waits for its shop")
         self.assertEqual(await gatherResults(prints), [True] * 3)
 
     def place(self, order_id: str, seq: int) -> None:
@@ -367,7 +367,7 @@ class PresenceTests(DatabaseCase):
         presence = await self.presence()
         presence.startService()
         await self.opened(presence)
-        await until(lambda: self.connected() == ["front"], "the books have it")
+        await until(lambda: self.connected() == ["front"], "the row is stored")
         await presence.stopService()
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_main.pos_nodes"), 0)
 

@@ -202,7 +202,7 @@ class KeepingTests(PresenceCase):
         self.failureResultOf(flush, Unavailable)
         self.tables.trouble.clear()
 
-    def away_while(self, noted: Callable[[], None]) -> None:
+    def fail_flush_during(self, noted: Callable[[], None]) -> None:
         """Let a flush fail, and call `noted` while it runs."""
         self.tables.pending = []
         flush = Deferred.fromCoroutine(self.presence.flush())
@@ -214,14 +214,14 @@ class KeepingTests(PresenceCase):
         self.tables.pending = None
         self.tables.trouble.clear()
 
-    def note(self, seq: Seq) -> None:
+    def add(self, seq: Seq) -> None:
         self.presence.acknowledged(terminal("front"), seq)
         self.presence.delivered((KITCHEN.id, STREAM), seq)
 
     def test_later_positions_replace_those_that_could_not_be_written(self) -> None:
         self.flush()
-        self.note(7)
-        self.away_while(lambda: self.note(9))
+        self.add(7)
+        self.fail_flush_during(lambda: self.add(9))
         self.flush()
         self.assertEqual(self.tables.cursors, {(KITCHEN.id, "front"): 9})
         self.assertEqual((self.tables.sent, self.tables.received), ({7: 9}, {7: 9}))
@@ -229,8 +229,8 @@ class KeepingTests(PresenceCase):
     def test_a_lower_position_replaces_no_higher_one(self) -> None:
         """A poll or a till that catches up may add a lower position later."""
         self.flush()
-        self.note(9)
-        self.away_while(lambda: self.note(7))
+        self.add(9)
+        self.fail_flush_during(lambda: self.add(7))
         self.flush()
         self.assertEqual(self.tables.cursors, {(KITCHEN.id, "front"): 9})
         self.assertEqual((self.tables.sent, self.tables.received), ({7: 9}, {7: 9}))

@@ -139,11 +139,11 @@ class ClosingTests(RenamingCase):
 class StayingTests(RenamingCase):
     """Basic tills use no positions, and do not reconnect after a Close frame."""
 
-    def deployed(self) -> tuple[Session, FakeTransport]:
+    def basic(self) -> tuple[Session, FakeTransport]:
         return self.connect()
 
     def test_a_basic_till_stays_and_misses_nothing(self) -> None:
-        _, transport = self.deployed()
+        _, transport = self.basic()
         self.publish()
         self.rename()
         self.publish(2)
@@ -153,21 +153,21 @@ class StayingTests(RenamingCase):
         )
 
     def test_events_that_replace_lost_ones_are_sent_to_a_basic_till(self) -> None:
-        _, transport = self.deployed()
+        _, transport = self.basic()
         self.publish(3)
         self.rename(lost=2)
         self.publish(3)
         self.assertEqual(transport.ids, [11, 12, 13, 12, 13, 14])
 
     def test_after_a_manual_reset_no_event_is_repeated(self) -> None:
-        _, transport = self.deployed()
+        _, transport = self.basic()
         self.publish(2)
         self.rename(common=0)
         self.publish()
         self.assertEqual(transport.ids, [11, 12, 13])
 
     def test_after_an_unknown_stream_id_a_basic_till_continues_at_the_head(self) -> None:
-        _, transport = self.deployed()
+        _, transport = self.basic()
         self.publish(2)
         self.log.stream_id = OTHER_STREAM
         del self.log.events[5:]
@@ -176,7 +176,7 @@ class StayingTests(RenamingCase):
         self.assertEqual(transport.ids, [11, 12, 6])
 
     def test_a_basic_till_that_catches_up_continues_under_the_new_id(self) -> None:
-        _, transport = self.deployed()
+        _, transport = self.basic()
         transport.stall()
         # More bytes than the send queue accepts, and than the channel keeps.
         self.log.commit(3, size=40_000)
@@ -212,7 +212,7 @@ class StayingTests(RenamingCase):
 class PositionTests(RenamingCase):
     """Positions of devices are stored, so that other nodes know them too."""
 
-    def known(self) -> dict[tuple[str, UUID], Seq]:
+    def stored(self) -> dict[tuple[str, UUID], Seq]:
         return {
             (device, name): seq for (_, device, name), seq in self.progress_store.sent_to.items()
         }
@@ -221,21 +221,21 @@ class PositionTests(RenamingCase):
         self.positioned()
         self.publish(2)
         self.rename()
-        self.assertEqual(self.known(), {("BAR", STREAM): 12})
+        self.assertEqual(self.stored(), {("BAR", STREAM): 12})
 
     def test_positions_of_departed_devices_are_stored(self) -> None:
         session, _ = self.positioned()
         self.publish(2)
         self.hub.closed(session)
         self.hub.record_all_positions()
-        self.assertEqual(self.known(), {("BAR", STREAM): 12})
+        self.assertEqual(self.stored(), {("BAR", STREAM): 12})
 
     def test_positions_of_polling_devices_are_stored(self) -> None:
         self.hub.sent_by_poll(terminal("BAR"), 9)
         self.hub.sent_by_poll(terminal("BAR"), 7)
         self.hub.sent_by_poll(terminal(None), 10)
         self.hub.record_all_positions()
-        self.assertEqual(self.known(), {("BAR", STREAM): 9})
+        self.assertEqual(self.stored(), {("BAR", STREAM): 9})
 
     def test_the_use_of_positions_is_stored(self) -> None:
         self.positioned("NAMES")
@@ -257,7 +257,7 @@ class PositionTests(RenamingCase):
         for number in range(4):
             self.hub.sent_by_poll(terminal(f"BAR{number}"), number)
         self.hub.record_all_positions()
-        self.assertEqual(self.known(), {("BAR2", STREAM): 2, ("BAR3", STREAM): 3})
+        self.assertEqual(self.stored(), {("BAR2", STREAM): 2, ("BAR3", STREAM): 3})
 
 
 class NamesTests(RenamingCase):
@@ -330,9 +330,9 @@ class CommittedHereTests(RenamingCase):
     def commit(self, name: UUID = OTHER_STREAM) -> None:
         """Commit an event under a stream id, and pass it to the channels."""
         self.log.commit()
-        self.hand_on(name)
+        self.append(name)
 
-    def hand_on(self, name: UUID) -> None:
+    def append(self, name: UUID) -> None:
         self.hub.channels.append(AppendedEvents(KITCHEN.id, name, self.log.events[-1:]))
 
     def test_events_of_the_new_id_do_not_go_to_the_channel_of_the_old_id(self) -> None:
@@ -354,8 +354,8 @@ class CommittedHereTests(RenamingCase):
         self.rename()
         self.commit(STREAM)
         self.assertEqual(transport.ids, [])
-        self.hand_on(OTHER_STREAM)
-        self.hand_on(OTHER_STREAM)
+        self.append(OTHER_STREAM)
+        self.append(OTHER_STREAM)
         self.assertEqual(transport.ids, [11])
 
     def test_each_of_two_channels_gets_the_events_of_its_id(self) -> None:
@@ -390,7 +390,7 @@ class CommittedHereTests(RenamingCase):
 class ResumingTests(RenamingCase):
     """The greeting of a till that reconnects."""
 
-    def told(self, position: Position | None) -> tuple[object, object, list[Seq]]:
+    def resumed(self, position: Position | None) -> tuple[object, object, list[Seq]]:
         transport = FakeTransport()
         self.store.session_start = evolve(session_start(10), head=self.log.head)
         found = self.look_up(position)
@@ -405,27 +405,27 @@ class ResumingTests(RenamingCase):
         del self.log.events[5:]
         self.store.rename()
         self.log.commit()
-        self.assertEqual(self.told(Position(3, STREAM)), (3, None, [4, 5, 6]))
+        self.assertEqual(self.resumed(Position(3, STREAM)), (3, None, [4, 5, 6]))
 
     def test_a_position_of_a_lost_event_gets_a_resync(self) -> None:
         self.store.rename(lost=2)
         self.log.commit(5)
-        self.assertEqual(self.told(Position(8, STREAM)), (8, None, [*range(9, 14)]))
-        self.assertEqual(self.told(Position(9, STREAM)), (None, "reset", []))
+        self.assertEqual(self.resumed(Position(8, STREAM)), (8, None, [*range(9, 14)]))
+        self.assertEqual(self.resumed(Position(9, STREAM)), (None, "reset", []))
 
     def test_a_later_loss_counts_for_earlier_ids_too(self) -> None:
         self.store.rename()
         self.store.rename(THIRD_STREAM, lost=3)
         self.log.commit(5)
-        self.assertEqual(self.told(Position(7, STREAM))[1], None)
-        self.assertEqual(self.told(Position(8, STREAM))[1], "reset")
+        self.assertEqual(self.resumed(Position(7, STREAM))[1], None)
+        self.assertEqual(self.resumed(Position(8, STREAM))[1], "reset")
 
     def test_a_position_of_an_unknown_stream_gets_a_resync(self) -> None:
-        self.assertEqual(self.told(Position(1, THIRD_STREAM))[1], "reset")
+        self.assertEqual(self.resumed(Position(1, THIRD_STREAM))[1], "reset")
 
     def test_a_position_of_the_present_stream_is_not_looked_up(self) -> None:
         self.patch(self.store, "ends", None)
-        self.assertEqual(self.told(Position(8, STREAM)), (8, None, [9, 10]))
+        self.assertEqual(self.resumed(Position(8, STREAM)), (8, None, [9, 10]))
 
 
 class SettlingTests(RenamingCase):
