@@ -1,4 +1,4 @@
-"""A session on one connection of a link: for a statement, or for a transaction."""
+"""An executor on one connection: for a statement, or for a transaction."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 _FINISH: Final = """
     SELECT set_config('posd.answer', ({})::text, false); COMMIT; SELECT current_setting('posd.answer')
 """
-# In a transaction with a deadline, posd gives the connection up so many seconds after the deadline.
+# In a transaction with a deadline, posd drops the connection this many seconds after the deadline.
 _LAST_GRACE_SECONDS: Final = 0.5
 
 
 class ConnectionHolder(Protocol):
-    """The link: it has one connection after the other."""
+    """The object that reconnects: it has one connection after the other."""
 
     statement_timeout: float
 
@@ -23,7 +23,7 @@ class ConnectionHolder(Protocol):
         """The time by the reactor's clock."""
 
     def holds(self, connection: DatabaseConnection) -> bool:
-        """Whether this is its connection now."""
+        """Whether this is the present connection."""
 
     async def run(
         self,
@@ -33,14 +33,14 @@ class ConnectionHolder(Protocol):
         rows: bool,
         patience: float | None = None,
     ) -> list[Row]:
-        """Run a statement on that very connection, and give it up after so many seconds."""
+        """Run a statement on this connection, and drop the connection after this many seconds."""
 
     def end(self, connection: DatabaseConnection, trouble: str) -> None:
-        """Give a connection up, whose state is unknown."""
+        """Drop a connection whose state is unknown."""
 
 
 class BoundExecutor:
-    """A session on one connection as it is now; never on the one that replaces it."""
+    """An executor on the present connection, never on its successor."""
 
     def __init__(self, holder: ConnectionHolder, connection: DatabaseConnection) -> None:
         self._holder = holder
@@ -81,10 +81,9 @@ class BoundExecutor:
             self._work_until = self._holder.seconds() + work_seconds
 
     async def commit(self) -> None:
-        """Commit; or raise what went wrong before, if `work` went on all the same.
+        """Commit, or raise the earlier error if `work` ignored it.
 
-        PostgreSQL answers the COMMIT of a transaction that has failed with a ROLLBACK, not with an
-        error.
+        PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and without an error.
         """
         if not self._open:
             return
@@ -123,7 +122,7 @@ class BoundExecutor:
         try:
             left = self._seconds_left(self._deadline)
             if left is not None:
-                # Each statement may take what those before it have left. It is the smaller one of this
+                # Each statement may take the time that is left. PostgreSQL applies the smaller one of this
                 # and the session's that counts.
                 work_left = self._seconds_left(self._work_until) or left
                 seconds = min(left, work_left, self._holder.statement_timeout)
@@ -142,7 +141,7 @@ class BoundExecutor:
         await self._holder.run(self._connection, sql, (), False, _with_grace(left))
 
     def _seconds_left(self, until: float | None) -> float | None:
-        """How many seconds there are until then. Raises `Busy` if it is past."""
+        """Return the seconds until a deadline. Raises `Busy` if it has passed."""
         if until is None:
             return None
         left = until - self._holder.seconds()

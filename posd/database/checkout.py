@@ -1,8 +1,8 @@
-"""The queue for the connections of the pool: fair among tenants, and no waiter runs inside another one.
+"""The queue for the connections of the pool. It is fair among tenants, and no waiter runs inside another one.
 
-Why not `DeferredSemaphore`: its `release` runs the next waiter in the releaser's own stack. While
-connections are lost every waiter fails at once and releases in turn, so some hundred waiters end in
-`RecursionError`, and what they held is never given back.
+`DeferredSemaphore` cannot be used: its `release` runs the next waiter in the stack of the caller. When
+connections are lost, every waiter fails at once and releases, so some hundred waiters would end in
+`RecursionError`, and their resources would never be returned.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from posd.errors import Busy
 R = TypeVar("R", bound=Hashable)
 
 MAX_WAITING_OF_TENANT: Final = 500
-"""Statements of one tenant that wait. At two at a time, more are not served within five seconds."""
+"""The most waiting statements of a tenant. Two run at a time; more could not run within five seconds."""
 MAX_WAITING: Final = 4000
-"""Statements of posd's own that wait, and as many of all tenants together."""
+"""The most waiting statements of posd itself, and of all tenants together."""
 _ALL_IN_USE: Final = "All connections to the database are in use."
 
 
 class ResourceQueue(Generic[R]):
-    """Lends resources to callers, which wait in line while none is idle.
+    """Lends resources to callers. Callers wait while no resource is idle.
 
-    There is one queue for posd's own statements (`tenant` of None) and one for each tenant. Idle
-    resources go in turn to posd's own and to the tenants, and among the tenants in turn to each that
-    has fewer than `share` of them. So a long queue of one tenant delays that tenant only. Before all of
-    them come those that are `urgent`: one statement that many callers wait for.
+    There is one queue for statements of posd itself (`tenant` is None) and one for each tenant. An idle resource
+    goes to these two groups in turn, and among the tenants in turn to those that have fewer than `share`
+    resources. A long queue of one tenant therefore delays that tenant only. `urgent` callers, each of which runs a
+    statement that many others wait for, come first.
 
-    Waiters are granted their resource by one loop. What a waiter releases while the loop runs is
-    granted by the same loop, so the stack does not grow with the number of waiters.
+    One loop grants resources. A resource that a waiter releases while the loop runs is granted by the same loop,
+    so the stack does not grow with the number of waiters.
     """
 
     def __init__(self, clock: IReactorTime, share: int) -> None:
@@ -47,7 +47,7 @@ class ResourceQueue(Generic[R]):
         self._urgent: OrderedDict[Deferred[R], None] = OrderedDict()
         self._without_tenant: OrderedDict[Deferred[R], None] = OrderedDict()
         self._queues: dict[int, OrderedDict[Deferred[R], None]] = {}
-        # Tenants that have a waiter and less than their share, the one whose turn is next first.
+        # Tenants that have a waiter and fewer resources than their share, in the order of their turns.
         self._turns: OrderedDict[int, None] = OrderedDict()
         self._waiting_of_tenants = 0
         self._without_tenant_is_next = True
@@ -55,31 +55,31 @@ class ResourceQueue(Generic[R]):
 
     @property
     def idle(self) -> int:
-        """How many resources are not lent."""
+        """The number of resources that are not lent."""
         return len(self._idle)
 
     @property
     def lent(self) -> int:
-        """How many resources are lent."""
+        """The number of lent resources."""
         return len(self._lent)
 
     @property
     def waiting(self) -> int:
-        """How many callers wait."""
+        """The number of waiting callers."""
         return len(self._urgent) + len(self._without_tenant) + self._waiting_of_tenants
 
     @property
     def held_back(self) -> int:
-        """How many of these wait because their tenant has its share, whether a resource is idle or not."""
+        """The number of callers that wait because their tenant has its share, even if a resource is idle."""
         return sum(
             len(queue) for tenant, queue in self._queues.items() if tenant not in self._turns
         )
 
     def acquire(self, tenant: int | None, deadline: float, *, urgent: bool = False) -> Deferred[R]:
-        """Borrow a resource: now, or when it is this caller's turn. Call `release` in the end.
+        """Borrow a resource, now or when it is this caller's turn. The caller must `release` it.
 
-        What is `urgent` is no tenant's. The Deferred fails with `Busy` at the `deadline`, a time of the
-        clock. Raises `Busy` at once if too many callers wait already.
+        An `urgent` call has no tenant. The Deferred fails with `Busy` at the `deadline`, a time of the clock.
+        Raises `Busy` at once if too many callers wait.
         """
         if self._idle and not self._must_wait(tenant, urgent):
             return succeed(self._lend(self._idle.pop(), tenant))
@@ -94,7 +94,7 @@ class ResourceQueue(Generic[R]):
         return or_busy(waiter, self._clock, seconds, _ALL_IN_USE)
 
     def release(self, resource: R, tenant: int | None, *, usable: bool) -> None:
-        """Give a resource back. One that is not `usable` is withdrawn until it is `add`ed again."""
+        """Return a resource. If it is not `usable`, it is withdrawn until `add` is called for it."""
         self._lent.remove(resource)
         if usable:
             self._idle.append(resource)
@@ -107,13 +107,13 @@ class ResourceQueue(Generic[R]):
         self._grant()
 
     def add(self, resource: R) -> None:
-        """Lend a resource from now on; no change if it is lent at the moment, or idle already."""
+        """Make a resource available. No change if it is lent or idle."""
         if resource not in self._lent and resource not in self._idle:
             self._idle.append(resource)
             self._grant()
 
     def withdraw(self, resource: R) -> None:
-        """Lend a resource no more. If it is lent at the moment it stays so until it is released."""
+        """Stop lending a resource. If it is lent, it stays lent until it is released."""
         if resource in self._idle:
             self._idle.remove(resource)
 
@@ -135,7 +135,7 @@ class ResourceQueue(Generic[R]):
                 waiter.errback(reason())
 
     def _queue(self, tenant: int | None) -> OrderedDict[Deferred[R], None]:
-        """The queue to wait in. Raises `Busy` if it is full."""
+        """Return the queue of a caller. Raises `Busy` if it is full."""
         if tenant is None:
             if len(self._without_tenant) >= MAX_WAITING:
                 raise _busy()
@@ -151,7 +151,7 @@ class ResourceQueue(Generic[R]):
             return bool(self._urgent)
         if tenant is not None and self._lent_by_tenant[tenant] >= self._share:
             return True
-        # A resource that is waited for is idle only while the loop runs.
+        # A resource that callers wait for is idle only while the loop runs.
         return bool(self._urgent or self._without_tenant or self._turns)
 
     def _lend(self, resource: R, tenant: int | None) -> R:
@@ -161,7 +161,7 @@ class ResourceQueue(Generic[R]):
         return resource
 
     def _grant(self) -> None:
-        """Lend what is idle to those who wait: the one loop that runs waiters."""
+        """Lend idle resources to waiting callers. This is the only loop that runs waiters."""
         if self._granting:
             return
         self._granting = True
@@ -191,7 +191,7 @@ class ResourceQueue(Generic[R]):
         return tenant, waiter
 
     def _forget(self, waiter: Deferred[R], tenant: int | None) -> None:
-        """A caller waits no more."""
+        """Remove a caller that no longer waits."""
         if tenant is None:
             self._urgent.pop(waiter, None)
             self._without_tenant.pop(waiter, None)

@@ -1,4 +1,4 @@
-"""One run of some work for all callers that wait for it."""
+"""One run of a piece of work for all callers that wait for it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ T = TypeVar("T")
 
 
 class Coalescer(Generic[K, V]):
-    """Collects what callers ask for while `work` runs, and hands it to the next run in one piece.
+    """Collects the keys that callers ask for while `work` runs, and passes them to the next run together.
 
-    `work` gets up to `most` keys, none twice, in the order in which they were first asked for, and
-    returns a value for each. There is one run at a time. A caller that asks during a run waits for a
-    later one, so it sees what was so when it asked or after that. If PostgreSQL refuses the data of
-    several keys, they are tried again in halves: a key that is at fault fails alone.
+    `work` gets up to `most` different keys, in the order of the first calls, and returns a value for each. There
+    is one run at a time. A caller that asks during a run waits for a later run, so that its value is not older
+    than its call. If PostgreSQL refuses the data of several keys, they are tried again in halves, so that a faulty
+    key fails alone.
 
-    Callers are answered by one loop, which none of them can run again: the stack does not grow with
-    their number. Where each of them does much with its answer, `turn` says how many are answered in
-    one turn of the reactor. Each waits for `seconds` at most and fails with `Busy` then. `done` is called
-    when nobody waits any more.
+    One loop answers the callers, so the stack does not grow with their number. If callers do much with an answer,
+    `turn` limits how many are answered in one turn of the reactor. A caller waits for `seconds` at most, and then
+    fails with `Busy`. `done` is called when no caller waits any more.
     """
 
     def __init__(
@@ -52,15 +51,15 @@ class Coalescer(Generic[K, V]):
         self._waiting: dict[K, list[Deferred[V]]] = {}
         self._is_held = False
         self.running = False
-        """Whether a run is under way."""
+        """Whether a run is in progress."""
 
     @property
     def waiting(self) -> int:
-        """How many keys wait for the next run."""
+        """The number of keys that wait for the next run."""
         return len(self._waiting)
 
     def ask(self, key: K) -> Deferred[V]:
-        """Get the value of a key from the next run, which begins now if none is under way."""
+        """Get the value of a key from the next run, which begins now if no run is in progress."""
         waiter: Deferred[V] = Deferred()
         self._waiting.setdefault(key, []).append(waiter)
         self._start()
@@ -70,7 +69,7 @@ class Coalescer(Generic[K, V]):
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Begin no run until the block ends, so that all that is asked in it is in one run."""
+        """Begin no run until the block ends, so that all calls in it share one run."""
         held, self._is_held = self._is_held, True
         try:
             yield
@@ -116,17 +115,17 @@ class Coalescer(Generic[K, V]):
 
 
 def fail_all(waiters: Sequence[Deferred[T]], error: Exception) -> None:
-    """Fail each with the same exception.
+    """Fail all waiters with the same exception.
 
-    An exception that is raised again gets a longer traceback. Without its traceback being cleared it would
-    hold the frames of every waiter.
+    Each raise adds to the traceback of the exception. If the traceback were not cleared, it would keep the frames
+    of every waiter.
     """
     for waiter in waiters:
         waiter.errback(Failure(error.with_traceback(None)))
 
 
 def or_busy(waiter: Deferred[T], clock: IReactorTime, seconds: float, message: str) -> Deferred[T]:
-    """Have a waiter fail with `Busy` where nothing has come after so many seconds."""
+    """Make a waiter fail with `Busy` if it has no value after this many seconds."""
 
     def too_late(result: T | Failure, _: float) -> T | Failure:
         if isinstance(result, Failure) and result.check(CancelledError):

@@ -1,11 +1,11 @@
 """One connection to PostgreSQL, and the fence around the libraries that make it.
 
-The only importer of txpostgres, and of psycopg2 in the daemon: nothing untyped and no exception of
-theirs gets past this module. What comes out of a statement is `ConnectionLost`, `Busy` (a time limit
-or a collision), another `Unavailable` (a full disk) or `StatementFailed` (all the rest).
+This module alone imports txpostgres, and psycopg2 in the daemon, so that no untyped value and no exception of these
+libraries reaches other modules. A statement raises `ConnectionLost`, `Busy` (a time limit or a collision), another
+`Unavailable` (such as a full disk), or `StatementFailed` for all other errors.
 
-Whatever the libraries raise, `close` closes and raises nothing, and what is awaited ends: a
-connection that a library fails at is logged once, closed, and replaced by its link.
+Whatever the libraries raise, `close` closes the connection and raises nothing, and every pending result ends. If a
+library fails, the failure is logged once, and the connection is closed and replaced.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ T = TypeVar("T")
 
 Row = tuple[Any, ...]
 Parameters = Sequence[object] | Mapping[str, object]
-"""Of a statement: `%s` by position or `%(name)s` by name."""
+"""The parameters of a statement: `%s` by position or `%(name)s` by name."""
 
 DatabaseReactor = IReactorTime
-"""txpostgres wants an IReactorFDSet too; every real reactor is both."""
+"""txpostgres needs an IReactorFDSet too; every real reactor provides both."""
 
 # By SQLSTATE or its beginning (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 # query_canceled, lock_not_available, deadlock_detected, serialization_failure
 _BUSY: Final = ("57014", "55P03", "40P01", "40001")
-# connection_exception, admin_shutdown and its like. PostgreSQL ends the connection with FATAL.
+# connection_exception, admin_shutdown and similar. PostgreSQL ends the connection with FATAL.
 _LOST: Final = ("08", "57P")
 _READ_ONLY: Final = "25006"
-# insufficient_resources (a full disk), system_error: the statement is as good as it ever was
+# insufficient_resources (a full disk), system_error: the statement may succeed later
 _UNABLE: Final = ("53", "58")
 
 _OF_VALUES: Final = (ValueError, TypeError, ArithmeticError)
 
 _MAX_MESSAGE_LENGTH: Final = 1000
-"""Characters of an error's message that are kept."""
+"""The number of characters of an error message that are kept."""
 
 moments.read_within_bounds()
 
 
 class ConnectionLost(Unavailable):
-    """The connection ended before the answer to a statement was there, or because of that answer.
+    """The connection ended before a statement was answered, or because of the answer.
 
-    `is_rolled_back`: PostgreSQL has answered that it did not execute the statement.
+    If `is_rolled_back`, PostgreSQL has answered that it did not execute the statement.
     """
 
     def __init__(self, *, is_rolled_back: bool = False) -> None:
@@ -63,15 +63,15 @@ class ConnectionLost(Unavailable):
 
 
 class _ConnectionEnded(Exception):
-    """What is awaited will not come: the connection was closed, or a library failed at it."""
+    """The pending result will not arrive: the connection was closed, or a library failed."""
 
 
 class DatabaseConnection:
-    """A connection, from when it is made until it is lost or closed; it is not made again.
+    """A connection from its opening to its end. It does not reconnect.
 
-    `lost` is called with the connection and a line of text when it ends by itself after it was open,
-    while it is in use or idle; `notified` with the channel and payload of each NOTIFY. A connection
-    runs one statement at a time.
+    `lost` is called with the connection and a line of text when an open connection ends by itself, in use or
+    idle. `notified` is called with the channel and payload of each NOTIFY. A connection runs one statement at
+    a time.
     """
 
     _log = Logger()
@@ -94,7 +94,7 @@ class DatabaseConnection:
         self._raw = self._new_raw()
 
     async def open(self, dsn: str) -> None:
-        """Connect. Raises `Unavailable` in the words of libpq."""
+        """Connect. Raises `Unavailable` with the message of libpq."""
         try:
             given = session_settings.connection_string(dsn)
             await self._await(self._raw.connect(given))
@@ -107,8 +107,8 @@ class DatabaseConnection:
             self._raw.count_notices()
             self._raw.watch.settled = self._open = True
         except (psycopg2.Error, OSError, _ConnectionEnded) as error:
-            # OSError: no descriptor is left to watch the connection with.
-            # libpq says nothing where it cannot open a socket.
+            # OSError: the process has no file descriptor left for the connection.
+            # libpq has no message if it cannot open a socket.
             raise Unavailable(
                 first_line(error if str(error) else socket_shortage() or error)
             ) from error
@@ -119,18 +119,18 @@ class DatabaseConnection:
             raise Unavailable(first_line(error)) from error
 
     async def run(self, sql: str, parameters: Parameters = (), *, rows: bool) -> list[Row]:
-        """Run a statement; its rows, if they are wanted.
+        """Run a statement and return its rows, if they are requested.
 
-        To cancel it gives up the connection too: to let PostgreSQL know, libpq would have to be
-        waited for, and the reactor with it.
+        Cancelling it drops the connection, because libpq would block the reactor while it informs
+        PostgreSQL.
         """
         try:
             cursor = self._raw.cursor()
-            # psycopg2 looks for placeholders only where there are parameters.
+            # psycopg2 replaces placeholders only if there are parameters.
             await self._await(cursor.execute(sql, parameters or None))
             return cursor.fetchall() if rows else []
         except psycopg2.Error as error:
-            # Without its cause, whose DETAIL has whole rows in it: a traceback would print them.
+            # Without the cause: its DETAIL contains whole rows, which a traceback would print.
             raise self._translate(error) from None
         except _ConnectionEnded as error:
             raise ConnectionLost from error
@@ -138,17 +138,17 @@ class DatabaseConnection:
             raise
         except Exception as error:
             if isinstance(error, _OF_VALUES) and self._raw.at_rest:
-                # psycopg2 could not write a parameter, or could not read a result.
+                # psycopg2 could not convert a parameter or a result.
                 raise
             self._fail(error)
             raise ConnectionLost from error
 
     def take_notice_count(self) -> int:
-        """How many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
+        """Return how many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
         return self._raw.notices.taken()
 
     def close(self) -> None:
-        """Close it, however far it came; what runs on it fails. Raises nothing."""
+        """Close the connection in any state. A running statement fails. Raises nothing."""
         self._open = False
         self._close_raw()
         self._end_awaited("the connection was closed")
@@ -167,10 +167,10 @@ class DatabaseConnection:
                 self._log_once(error)
 
     def _await(self, result: Deferred[T]) -> Deferred[T]:
-        """What txpostgres will bring, unless the connection ends before.
+        """Wait for a result of txpostgres, or for the end of the connection.
 
-        The Deferred of txpostgres is never cancelled: it tells a result in the reactor's next turn,
-        and tells it also to a caller that cancels in this one.
+        The Deferred of txpostgres is never cancelled, because txpostgres fires it in the next turn of the
+        reactor, also if it has been cancelled in this turn.
         """
 
         def give_up(_: Deferred[T]) -> None:
@@ -201,14 +201,14 @@ class DatabaseConnection:
             self._lost(self, trouble)
 
     def _fail(self, error: Exception) -> None:
-        """Give up a connection after an exception outside of a statement: its state is unknown."""
+        """Drop the connection after an exception outside of a statement, because its state is unknown."""
         if not isinstance(error, (psycopg2.Error, NoSocket)):
             self._log_once(error)
         self._connection_ended(first_line(error))
         self._end_awaited(first_line(error))
 
     def _log_once(self, error: Exception) -> None:
-        """Log what a library raised, once for a connection."""
+        """Log an exception of a library, once for each connection."""
         if not self._is_logged:
             self._is_logged = True
             self._log.failure(
@@ -217,16 +217,16 @@ class DatabaseConnection:
             )
 
     def _translate(self, error: psycopg2.Error) -> Exception:
-        """Translate, and say so if it is the connection that failed."""
+        """Translate an exception, and end the connection if it cannot be used any more."""
         sqlstate = error.pgcode or ""
-        # Without a code PostgreSQL never answered, unless psycopg2 itself did not like the statement.
+        # An error without a code means that PostgreSQL did not answer, unless psycopg2 refused the statement.
         unanswered = not sqlstate and not isinstance(error, psycopg2.ProgrammingError)
         if self._raw.gone or unanswered or self._is_losing(error, sqlstate):
             self._connection_ended(first_line(error))
             return ConnectionLost(is_rolled_back=sqlstate == _READ_ONLY)
         if sqlstate.startswith(_BUSY):
             return Busy("The database is busy. Try again.", retry_after=1)
-        # Where shops' tables are read, a shop's code can raise this. If the database is in trouble, the other
+        # On a connection that reads shops' tables, a shop's code can raise this. If the database has failed, the other
         # connections notice.
         if sqlstate.startswith(_UNABLE) and not self._read_only:
             self._log.error("the database is in trouble: {error}", error=first_line(error))
@@ -237,7 +237,7 @@ class DatabaseConnection:
     def _is_losing(self, error: psycopg2.Error, sqlstate: str) -> bool:
         """Whether the connection cannot be used after an error with this code."""
         if sqlstate == _READ_ONLY:
-            # On a connection that writes, it means that the server has become a standby.
+            # On a connection that writes, this code means that the server has become a standby.
             return not self._read_only
         # An ERROR rolls back and keeps the connection. A trigger of a shop raises it with any code, for
         # example when its dblink cannot connect.
@@ -245,10 +245,10 @@ class DatabaseConnection:
 
 
 class _RawCursor(txpostgres.Cursor):  # type: ignore[misc]
-    """txpostgres' cursor, which takes a statement that timed out for one that was given up."""
+    """txpostgres' cursor, which would treat a statement that timed out as cancelled by its caller."""
 
     def _handleCancellation(self, failure: Failure) -> Failure:
-        """What the server cancelled is an error like any other."""
+        """Treat a statement that the server cancelled as failed."""
         return failure
 
 
@@ -267,10 +267,10 @@ class _NoticeCounter:
 
 
 class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
-    """txpostgres' connection, telling when the server ends it while it is idle.
+    """txpostgres' connection, which reports when the server ends it while it is idle.
 
-    Without this the reactor logs an unhandled error for each idle connection of a server that
-    goes down, and nobody learns of it until the next statement.
+    Otherwise the reactor would log an unhandled error for each idle connection of a server that stops, and
+    posd would notice only at the next statement.
     """
 
     cursorFactory = _RawCursor
@@ -290,27 +290,27 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
     @property
     def gone(self) -> bool:
-        """Whether nothing can be done with it any more."""
+        """Whether the connection cannot be used any more."""
         return bool(self._raw_property(lambda raw: raw.closed, True))
 
     @property
     def at_rest(self) -> bool:
-        """Whether it is open and no statement is under way."""
+        """Whether the connection is open and runs no statement."""
         return bool(self._raw_property(lambda raw: not raw.closed and not raw.isexecuting(), False))
 
     @property
     def escapes_backslashes(self) -> bool:
-        """Whether a backslash means something in a plain literal, as psycopg2 found it."""
+        """Whether a backslash is an escape in a plain literal, as psycopg2 has found."""
         setting = "standard_conforming_strings"
         return bool(
             self._raw_property(lambda raw: raw.get_parameter_status(setting) == "off", False)
         )
 
     def doRead(self) -> None:
-        """Move on; and once it is open, go on listening.
+        """Continue the present operation, and listen for notifications once the connection is open.
 
-        txpostgres would listen while it connects too, where libpq may only be asked again for what
-        it has said that it waits for.
+        txpostgres would also listen while it connects. libpq may be called then only for the event that it
+        has asked to wait for.
         """
         if self.watch.settled:
             super().doRead()
@@ -318,19 +318,19 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
             txpostgres._PollingMixin.doRead(self)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor watches it no more, so whatever comes would not be heard."""
+        """The reactor no longer watches the socket, so no data would be noticed."""
         super().connectionLost(reason)
         self.ended(reason.getErrorMessage())
 
     def tell(self, notified: Callable[[str, str], None]) -> None:
-        """Call `notified(channel, payload)` for each NOTIFY, in the order in which they come."""
+        """Call `notified(channel, payload)` for each NOTIFY, in the order of arrival."""
         self._is_logged = notified
 
     def checkForNotifies(self) -> None:
-        """Tell what one read has brought, before the next read.
+        """Deliver the notifications of one read before the next read.
 
-        txpostgres begins a task of the global Cooperator for each read. Tasks take turns, so a later
-        notification can be told before an earlier one, and what is not told yet grows without bound.
+        txpostgres starts a task of the global Cooperator for each read. Tasks take turns, so a later notification
+        could be delivered before an earlier one, and undelivered notifications would accumulate without a bound.
         """
         fresh = self._connection.notifies
         if not fresh:
@@ -344,16 +344,16 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
                 self._log.failure("a notification could not be told")
 
     def count_notices(self) -> None:
-        """Count what psycopg2 would keep."""
+        """Count notices instead of keeping them."""
         self._connection.notices = self.notices
 
     def shut(self) -> None:
-        """Close psycopg2's connection, if there is one. What was awaited of it never comes."""
+        """Close psycopg2's connection, if there is one. Its pending results never arrive."""
         if self._connection is not None and not self._connection.closed:
             self._connection.close()
 
     def _raw_property(self, question: Callable[[Any], object], otherwise: bool) -> object:
-        """The answer of psycopg2's connection, or `otherwise` if it has none."""
+        """Return a property of psycopg2's connection, or `otherwise` if there is no connection."""
         try:
             return question(self._connection)
         except Exception:
@@ -361,6 +361,6 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
 
 def first_line(error: BaseException) -> str:
-    """What libpq or PostgreSQL said, on one line of bounded length: a shop's code can raise any text."""
+    """Return an error message as one line of bounded length, because a shop's code can raise any text."""
     said = str(error).strip().split("\n", 1)[0]
     return said[:_MAX_MESSAGE_LENGTH] or type(error).__name__

@@ -1,7 +1,7 @@
-"""A pool of links to PostgreSQL: what `store` runs its statements on.
+"""A pool of connections to PostgreSQL, which `posd.store` runs its statements on.
 
-Why not txpostgres' own pool: it cannot start without a server, hands out dead connections while
-others live, has no limit on the wait and none for one tenant.
+txpostgres' own pool cannot be used: it cannot start without a server, lends dead connections while others are
+alive, and limits neither the time to wait nor the share of a tenant.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _TENANT_SHARE: Final = 2
 
 @frozen
 class PoolUsage:
-    """Of a pool: connections that are idle, lent and down, and how many statements wait for one.
+    """The numbers of idle, lent and down connections of a pool, and of statements that wait for one.
 
-    Statements that are `held_back` wait too, but for their own tenant, which has its share of them.
+    `held_back` counts statements that wait because their tenant already uses its share of connections.
     """
 
     idle: int
@@ -48,11 +48,11 @@ class PoolUsage:
 
 
 class Pool(Service):
-    """A pool of links. Statements wait their turn for up to five seconds, then they are `Busy`.
+    """A pool of connections. A statement waits up to five seconds for one, and then fails with `Busy`.
 
-    While no link is up every call fails at once. A tenant that is named gets at most two links, and
-    the queues of several tenants are served in turn (`posd.database.checkout`), so that one shop's slow
-    queries do not delay the others.
+    While no connection is up, every call fails at once. A tenant gets at most two connections, and the queues
+    of several tenants are served in turn (`posd.database.checkout`), so that slow queries of one shop do not
+    delay the others.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Pool(Service):
         self._reactor = reactor
         self._waited = waited
         self.retries = ReconnectPauses(reactor)
-        """Also for other links to the same server."""
+        """Shared with other connections to the same server."""
         self._connections = [
             ReconnectingConnection(
                 reactor,
@@ -83,7 +83,7 @@ class Pool(Service):
             )
             for number in range(size)
         ]
-        # A link that is up is idle or lent to somebody. One that goes down and comes up again while
+        # A connection that is up is idle or lent. If it goes down and comes up again while
         # it is lent stays so: until it is given back, whoever has it may still use it.
         self._checkout: ResourceQueue[ReconnectingConnection] = ResourceQueue(
             reactor, _TENANT_SHARE
@@ -92,12 +92,12 @@ class Pool(Service):
 
     @property
     def up(self) -> bool:
-        """Whether any connection stands."""
+        """Whether at least one connection is up."""
         return any(connection.up for connection in self._connections)
 
     @property
     def stalled(self) -> bool:
-        """Whether a link is down and no longer tries to connect."""
+        """Whether a connection is down and no longer tries to connect."""
         return any(connection.stalled for connection in self._connections)
 
     @property
@@ -115,7 +115,7 @@ class Pool(Service):
 
     @property
     def trouble(self) -> str | None:
-        """Why not, if none does; empty while nothing is known yet."""
+        """Why no connection is up; empty before the first attempt has failed."""
         return (
             None
             if self.up
@@ -125,9 +125,9 @@ class Pool(Service):
         )
 
     def when_up(self) -> Deferred[None]:
-        """Fire when a connection stands: now, or as soon as the server can be reached.
+        """Return a Deferred that fires when a connection is up.
 
-        Fails with `StatementFailed` if it can, but will not have us.
+        It fails with `StatementFailed` if the server can be reached but refuses the login.
         """
         waiter: Deferred[None] = Deferred()
         self._up_waiters.append(waiter)
@@ -165,9 +165,9 @@ class Pool(Service):
         deadline: float | None = None,
         work_seconds: float | None = None,
     ) -> T:
-        """Run `work` in one transaction on one link; see `ReconnectingConnection.transaction`.
+        """Run `work` in one transaction on one connection; see `ReconnectingConnection.transaction`.
 
-        The wait for the link counts against the `deadline` too.
+        The time to wait for the connection counts against the `deadline`.
         """
         return await self._with_connection(
             lambda connection: connection.transaction(
@@ -179,15 +179,15 @@ class Pool(Service):
 
     @property
     def for_all(self) -> Executor:
-        """The pool for statements that many callers wait for: they go before those of single callers."""
+        """The pool for statements that many callers wait for. They precede the statements of single callers."""
         return _PriorityExecutor(self)
 
     def of(self, tenant: TenantId) -> Executor:
-        """The pool for what is done on behalf of one tenant, within its share."""
+        """The pool for statements on behalf of a tenant, limited to its share."""
         return _TenantExecutor(self, tenant)
 
     def by(self, tenant: TenantId, deadline: float, work_seconds: float | None = None) -> Querier:
-        """The same, where each statement is a transaction with a deadline; see
+        """As `of`, where each statement is a transaction with a deadline; see
         `ReconnectingConnection.query`.
         """
         return _DeadlineExecutor(self, tenant, deadline, work_seconds)
@@ -243,7 +243,7 @@ def _unreachable() -> Unavailable:
 
 @frozen
 class _TenantExecutor:
-    """A pool, in one tenant's name. Implements `database.connection.Executor`."""
+    """The pool on behalf of a tenant. Implements `Executor`."""
 
     _database: Pool
     _tenant: TenantId
@@ -257,9 +257,7 @@ class _TenantExecutor:
 
 @frozen
 class _DeadlineExecutor:
-    """A pool, in one tenant's name, for transactions of one statement. Implements
-    `database.connection.Querier`.
-    """
+    """The pool on behalf of a tenant, for transactions of one statement. Implements `Querier`."""
 
     _database: Pool
     _tenant: TenantId
@@ -278,7 +276,7 @@ class _DeadlineExecutor:
 
 @frozen
 class _PriorityExecutor:
-    """A pool, before all who wait. Implements `database.connection.Executor`."""
+    """The pool for urgent statements. Implements `Executor`."""
 
     _database: Pool
 

@@ -1,8 +1,7 @@
-"""A connection to PostgreSQL that heals, and the transactions on it.
+"""A connection to PostgreSQL that reconnects, and the transactions on it.
 
-Why not txpostgres' own reconnection: its detector takes a cancelled statement or a refused lock for
-a lost connection, and lets a transaction that was cut off go on in the next connection, outside of
-any transaction.
+txpostgres' own reconnection cannot be used: it takes a cancelled statement or a refused lock for a lost
+connection, and lets an interrupted transaction continue on the next connection, outside of any transaction.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
 _MAX_WAITING: Final = 5000
-# A statement that the server itself should have ended by now is on a network that is gone.
+# The server should have ended the statement by now, so the network is probably down.
 _GRACE_SECONDS: Final = 5.0
 _LOCK_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 5.0
@@ -39,41 +38,39 @@ _NO_ANSWER: Final = "no answer in time"
 
 
 class Querier(Protocol):
-    """Somewhere rows can be read."""
+    """An object that can read rows."""
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run a statement that returns rows."""
 
 
 class Executor(Querier, Protocol):
-    """Somewhere a statement can be run: a pool, a link, or one transaction."""
+    """An object that can run a statement: a pool, a connection, or a transaction."""
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
-        """Run a statement whose rows, if any, do not matter."""
+        """Run a statement and discard its rows."""
 
 
 class TransactionExecutor(Executor, Protocol):
-    """A session in one transaction that its last statement may commit."""
+    """An executor in one transaction, whose last statement can commit it."""
 
     async def finish(self, sql: str, parameters: Parameters = ()) -> str:
         """Run a SELECT of one value and commit, in one round trip; the value as text, empty for NULL.
 
-        Nothing can be run afterwards. Raises `OutcomeUnknown` if the connection is lost meanwhile.
+        No statement can follow. Raises `OutcomeUnknown` if the connection is lost in this call.
         """
 
 
 class ReconnectingConnection(Service):
-    """One connection that is made again, after a pause of `retries`, whenever it is lost.
+    """A connection that reconnects, after a pause of `retries`, when it is lost.
 
-    `prepare` runs on every new connection before anybody else may use it; if it fails the
-    connection is dropped and made again. `changed` is told when the link comes up, when it goes
-    down, and when PostgreSQL will not have it; `notified` gets the channel and payload of each
-    NOTIFY. A `quiet` link leaves it to another one to log that the server is away. On a link that is
-    `read_only` a statement that would write fails like any other.
+    `prepare` runs on every new connection before any other statement; if it fails, the connection is dropped
+    and made again. `changed` is called when the connection comes up, goes down, or is refused by PostgreSQL.
+    `notified` gets the channel and payload of each NOTIFY. If it is `quiet`, it does not log that the server is
+    unavailable, because another connection does. If it is `read_only`, statements that write fail.
 
-    Statements wait for each other in their order, up to 5,000 of them. While the link is down, and
-    when it goes down, they fail at once with `Unavailable`. To cancel a running statement gives up
-    the connection with it.
+    Up to 5,000 statements wait, and run in order. While the connection is down, and when it goes down, they
+    fail at once with `Unavailable`. Cancelling a running statement drops the connection.
     """
 
     _log = Logger()
@@ -96,7 +93,7 @@ class ReconnectingConnection(Service):
         self._reactor = reactor
         self._retries = retries or ReconnectPauses(reactor)
         self._dsn = dsn
-        # How many attempts to connect had no answer in time; each one begins at the next host.
+        # The number of attempts to connect without an answer in time. Each attempt begins at the next host.
         self._timed_out_attempts = 0
         self._read_only = read_only
         self.statement_timeout = statement_timeout
@@ -118,11 +115,11 @@ class ReconnectingConnection(Service):
         self._loss: Deferred[None] | None = None
         self.up = False
         self.trouble: str | None = None
-        """Why the link is not up, as PostgreSQL or libpq said it; None while it is."""
+        """Why the connection is not up, in the words of PostgreSQL or libpq; None while it is up."""
         self.refusal: StatementFailed | None = None
-        """What a server that is there has against the link; None if it has been up since."""
+        """Why a reachable server refused the connection; None if it has been up since."""
         self.pulse = AttemptPulse()
-        """Beats when a connection or a statement is begun."""
+        """Beats at the start of each connection and statement."""
 
     @property
     def stalled(self) -> bool:
@@ -152,7 +149,7 @@ class ReconnectingConnection(Service):
     ) -> list[Row]:
         """Run a statement that returns rows.
 
-        With a `deadline` it is as if it were all of a `transaction`, which needs no second round trip then:
+        With a `deadline` the statement is a transaction by itself, in one round trip:
         PostgreSQL commits the statements of one string together, before it says that they are done
         (https://www.postgresql.org/docs/current/protocol-flow.html, "Multiple Statements in a Simple Query").
         """
@@ -177,9 +174,9 @@ class ReconnectingConnection(Service):
         If `work` raises after it has committed by `TransactionExecutor.finish`, the outcome is unknown to
         the caller (`OutcomeUnknown`).
 
-        What the `deadline`, of the reactor's clock, finds before its COMMIT is `Busy` and rolled back; a
-        COMMIT that is under way then may go on for half a second, after which its outcome is unknown.
-        The statements have `work_seconds` together, if that is less; the COMMIT has until the deadline.
+        `deadline` is a time of the reactor's clock. If COMMIT has not begun by then, the transaction is rolled
+        back and `Busy` is raised. A COMMIT that has begun may take half a second longer; then its outcome is
+        unknown. The statements may take `work_seconds` together, if that is less; COMMIT has until the deadline.
         """
 
         async def whole(bound: BoundExecutor) -> T:
@@ -198,11 +195,11 @@ class ReconnectingConnection(Service):
         return await self._in_turn(whole)
 
     def take_notice_count(self) -> int:
-        """How many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
+        """Return the number of characters of messages (NOTICE, WARNING) received since the last call."""
         return 0 if self._connection is None else self._connection.take_notice_count()
 
     def drop(self) -> None:
-        """Close the connection; while the service runs, another one is made. Raises nothing."""
+        """Close the connection. While the service runs, it reconnects. Raises nothing."""
         connection, self._connection = self._connection, None
         gone, self._loss = self._loss, None
         was_up, self.up = self.up, False
@@ -211,10 +208,10 @@ class ReconnectingConnection(Service):
                 connection.close()
             if was_up:
                 self._notify_changed()
-            # Nothing can be done, so they need not wait for who has the turn.
+            # No statement can run, so the waiting ones fail at once.
             self._turns.fail(_unreachable)
         finally:
-            # Whatever became of the rest, the loop goes on.
+            # The loop must continue whatever happened to the callers.
             if gone is not None:
                 gone.callback(None)
 
@@ -240,7 +237,7 @@ class ReconnectingConnection(Service):
         return self._reactor.seconds()
 
     def holds(self, connection: DatabaseConnection) -> bool:
-        """Whether this is its connection now."""
+        """Whether this is the present connection."""
         return connection is self._connection
 
     async def run(
@@ -251,7 +248,7 @@ class ReconnectingConnection(Service):
         rows: bool,
         patience: float | None = None,
     ) -> list[Row]:
-        """Run a statement on that very connection; on its successor it would mean another thing."""
+        """Run a statement on this connection only. It would have another meaning on the next one."""
         if not self.holds(connection):
             raise ConnectionLost
         self.pulse.beat()
@@ -271,7 +268,7 @@ class ReconnectingConnection(Service):
             try:
                 up = await self._connect(gone)
             except Exception:
-                # Not even a mistake of posd's own may end this loop.
+                # An error of posd itself must not end this loop either.
                 self._log.failure("a connection to the database could not be made")
                 self.drop()
                 up = False
@@ -295,12 +292,12 @@ class ReconnectingConnection(Service):
         try:
             await with_timeout(self._reactor, _CONNECT_SECONDS, self._open(connection))
         except TimeoutError:
-            # A host whose machine is off takes all the time. libpq goes on to the next host by itself only
+            # A host that is off uses up the whole time. libpq goes on to the next host by itself only
             # when a host refuses: `connect_timeout` counts in its blocking calls alone.
             self._timed_out_attempts += 1
             self.end(connection, _NO_ANSWER)
         except Exception as error:
-            # Any reason will do: a refused role and a server that is away both mean "later".
+            # The reason does not matter: posd tries again later, after a refused role too.
             self.end(connection, first_line(error))
             if isinstance(error, StatementFailed):
                 self.refusal = error
@@ -323,7 +320,7 @@ class ReconnectingConnection(Service):
         return self._reactor.callLater(seconds, self.end, connection, _NO_ANSWER)
 
     def end(self, connection: DatabaseConnection, trouble: str) -> None:
-        """Drop a connection, unless it was dropped already, for whatever reason that was."""
+        """Drop a connection, if it has not been dropped before."""
         if self.holds(connection):
             if trouble != self.trouble and self.running and not self._quiet:
                 self._log.warn("no connection to the database: {trouble}", trouble=trouble)
