@@ -43,7 +43,7 @@ class Described:
 
 def metric_rows() -> list[Sequence[str]]:
     """The rows of the page's tables of metrics."""
-    tables = (table for table in documents.tables(PAGE) if table.section != "What posd logs")
+    tables = (table for table in documents.tables(PAGE) if table.section != "Log lines")
     return [row for table in tables for row in table.rows]
 
 
