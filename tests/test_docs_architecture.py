@@ -1,4 +1,4 @@
-"""docs/architecture.md, held against the code: no package is missing, no name is gone."""
+"""Compare docs/architecture.md with the code: it has every package, and every name on it exists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = "docs/architecture.md"
 
 
 def rows() -> list[tuple[set[str], set[str]]]:
-    """Of each row of packages: their full names, and what they must not import."""
+    """Return, for each row of the table of packages, the full names and the forbidden imports."""
     start = documents.text(PAGE).index("## Packages")
     sections = {
         line.lstrip("# ") for line in documents.text(PAGE)[start:].splitlines() if "# " in line
@@ -29,16 +29,16 @@ def rows() -> list[tuple[set[str], set[str]]]:
 
 
 class PackageTests(SynchronousTestCase):
-    """The table of packages."""
+    """Tests for the table of packages."""
 
-    def test_every_package_is_in_one_row_and_every_name_is_one(self) -> None:
+    def test_every_package_is_in_exactly_one_row(self) -> None:
         named = [name for names, _ in rows() for name in names]
         top = {name for name in MODULES if name.count(".") == 1}
         self.assertEqual(top - {*named}, set())
         self.assertEqual({*named} - MODULES.keys(), set())
         self.assertEqual(len(named), len({*named}))
 
-    def test_what_the_page_forbids_is_forbidden(self) -> None:
+    def test_the_layering_table_forbids_the_imports_that_the_page_forbids(self) -> None:
         for names, forbidden in rows():
             for name in names:
                 for target in forbidden:
@@ -47,9 +47,9 @@ class PackageTests(SynchronousTestCase):
 
 
 class NameTests(SynchronousTestCase):
-    """Functions and classes that the page names."""
+    """Tests for the functions and classes that the page names."""
 
-    def test_every_name_of_a_module_is_in_that_module(self) -> None:
+    def test_every_function_and_class_exists(self) -> None:
         checked = 0
         for word in sorted(words_in_code(documents.text(PAGE))):
             module = f"posd.{word}"

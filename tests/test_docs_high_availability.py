@@ -1,4 +1,4 @@
-"""docs/high-availability.md: its files fit together. `make failover` runs them."""
+"""Check that the configuration files of docs/high-availability.md fit together. `make failover` runs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ ADDRESSES = [PLACE.address(number) for number in MACHINES]
 
 
 class FilesTests(SynchronousTestCase):
-    def test_posd_is_told_of_every_machine_and_takes_the_one_that_accepts_writes(self) -> None:
+    """Tests for names, addresses, ports and passwords in the files."""
+
+    def test_the_dsn_names_all_machines_and_requires_write_access(self) -> None:
         dsn = PLACE.dsn("direct", FOLDER)
         options = parse_dsn(dsn)
         self.assertIsNone(libpq.find_problem(dsn))
@@ -28,14 +30,14 @@ class FilesTests(SynchronousTestCase):
         self.assertEqual(options["target_session_attrs"], "read-write")
         self.assertEqual(options["passfile"], "/folder/pgpass")
 
-    def test_the_passwords_of_the_file_are_those_that_the_roles_get(self) -> None:
+    def test_the_password_files_have_the_passwords_of_the_roles(self) -> None:
         for line in shown("text", "pgpass").splitlines():
             *_, user, password = line.split(":")
             with self.subTest(user=user):
                 self.assertIn(f"ALTER ROLE {user} PASSWORD '{password}'", shown("sql", "posd"))
                 self.assertIn(f'"{user}" "{password}"', shown("text", "userlist"))
 
-    def test_each_machine_has_files_of_its_own(self) -> None:
+    def test_the_files_of_a_machine_have_its_name_and_address(self) -> None:
         for number in MACHINES:
             with self.subTest(number):
                 settings: Any = yaml.safe_load(PLACE.patroni(number, FOLDER))
@@ -53,7 +55,7 @@ class FilesTests(SynchronousTestCase):
                 )
                 self.assertIn(f"db{number}={environ['ETCD_LISTEN_PEER_URLS']}", members)
 
-    def test_nothing_of_the_page_is_left_when_the_test_runs_it(self) -> None:
+    def test_the_failover_test_replaces_all_addresses_and_paths_of_the_page(self) -> None:
         for text in (
             *(PLACE.patroni(number, FOLDER) for number in MACHINES),
             *(f"{PLACE.etcd(number, FOLDER)}" for number in MACHINES),
@@ -63,16 +65,16 @@ class FilesTests(SynchronousTestCase):
         ):
             self.assertNotRegex(text, r"10\.0\.0|/var/|/usr/|/etc/")
 
-    def test_a_leader_gives_up_before_it_is_replaced(self) -> None:
-        """Patroni's own rule: a leader that cannot reach etcd demotes itself within `ttl`."""
+    def test_a_leader_demotes_itself_before_it_is_replaced(self) -> None:
+        """Patroni requires that a leader without etcd demotes itself within `ttl`."""
         timing = yaml.safe_load(own(shown("yaml", "patroni"), 1))["bootstrap"]["dcs"]
         self.assertGreaterEqual(timing["ttl"], timing["loop_wait"] + 2 * timing["retry_timeout"])
 
-    def test_haproxy_asks_every_patroni_and_leads_to_every_postgresql(self) -> None:
+    def test_haproxy_has_every_machine_and_its_health_check(self) -> None:
         servers = re.findall(r"server (db\d) ([\d.]+):5432 check port 8008", PLACE.haproxy(FOLDER))
         self.assertEqual(servers, [(f"db{n}", PLACE.address(n)) for n in MACHINES])
 
-    def test_proxies_are_where_they_are_looked_for(self) -> None:
+    def test_the_ports_of_the_proxies_agree(self) -> None:
         haproxy, pgbouncer = (parse_dsn(PLACE.dsn(way, FOLDER)) for way in ("haproxy", "pgbouncer"))
         bound = f"bind {haproxy['host']}:{haproxy['port']}\n"
         self.assertIn(bound, PLACE.haproxy(FOLDER))
@@ -86,5 +88,5 @@ class FilesTests(SynchronousTestCase):
         self.assertEqual(behind, f"host={haproxy['host']} port={haproxy['port']}")
         self.assertEqual(listens["pool_mode"], "session")
 
-    def test_the_superuser_is_the_one_of_patroni(self) -> None:
+    def test_the_superuser_is_that_of_patroni(self) -> None:
         self.assertEqual(superuser(), {"user": "postgres", "password": "postgres-secret"})

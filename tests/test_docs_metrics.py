@@ -1,7 +1,7 @@
-"""docs/metrics.md, docs/alerts.yml and docs/dashboard.json: they ask for what there is, and lead somewhere.
+"""Check docs/metrics.md, docs/alerts.yml and docs/dashboard.json: their metrics, labels and links exist.
 
-That a running posd serves exactly what docs/metrics.md describes is in tests/integration/test_metrics.py;
-that alarms go off when they should, in tests/system/.
+tests/integration/test_metrics.py compares docs/metrics.md with a running posd. tests/system/ tests when
+alerts fire.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _OTHERS: Final = {
     "process_cpu_seconds_total": {"job"},
     "process_resident_memory_bytes": {"job"},
 }
-"""What is not posd's own: Prometheus has it, or prometheus_client."""
+"""Metrics of Prometheus and of prometheus_client."""
 _SCRAPED: Final = {"instance", "job"}
 """Labels that Prometheus adds."""
 _VARIABLES: Final = {"$__rate_interval": "5m", "$instance": ".*", "$tenant": ".*"}
-"""What Grafana puts in place of them, for instance."""
+"""Example values for the variables of Grafana."""
 
 
 @frozen
 class Described:
-    """A metric of the page, and the labels that it has there."""
+    """The type and the labels of a metric on the page."""
 
     type: str
     labels: frozenset[str]
 
 
 def metric_rows() -> list[Sequence[str]]:
-    """The rows of the page's tables of metrics."""
+    """Return the rows of the page's tables of metrics."""
     tables = (table for table in documents.tables(PAGE) if table.section != "Log lines")
     return [row for table in tables for row in table.rows]
 
 
 def described() -> dict[str, Described]:
-    """The metrics of the page, by the names that PromQL asks for."""
+    """Return the metrics of the page by their names in PromQL."""
     found = {}
     for names, kind, _ in metric_rows():
         for word in documents.words_in_code(names):
@@ -61,7 +61,7 @@ def described() -> dict[str, Described]:
 
 
 def rules() -> list[dict[str, Any]]:
-    """All alarms."""
+    """Return all alert rules."""
     groups = yaml.safe_load(documents.text("docs/alerts.yml"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
@@ -73,7 +73,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Everything that is asked of Prometheus, and where."""
+    """Yield each PromQL expression after the name of its alert, panel or annotation."""
     for rule in rules():
         yield rule["alert"], rule["expr"]
     board = dashboard()
@@ -91,21 +91,25 @@ def _filled(expression: str) -> str:
 
 
 class PageTests(SynchronousTestCase):
-    def test_names_are_as_prometheus_wants_them(self) -> None:
+    """Tests for the tables of docs/metrics.md."""
+
+    def test_names_follow_the_conventions_of_prometheus(self) -> None:
         for name, each in described().items():
             with self.subTest(name=name):
                 self.assertRegex(name, r"^posd_[a-z_]+$")
                 self.assertIn(each.type, ("counter", "gauge", "histogram"))
                 self.assertEqual(name.endswith("_total"), each.type == "counter")
 
-    def test_no_label_can_tell_who_or_which(self) -> None:
+    def test_no_label_identifies_a_key_terminal_or_order(self) -> None:
         labels = {label for each in described().values() for label in each.labels}
         words = {"road", "way", "stage", "state", "by", "reason", "code", "operation", "status"}
         self.assertEqual(labels, {"tenant", "version", "le"} | words)
 
 
 class ExpressionTests(SynchronousTestCase):
-    def test_alarms_and_dashboard_ask_for_metrics_that_there_are(self) -> None:
+    """Tests for the expressions of the alerts and the dashboard."""
+
+    def test_alerts_and_dashboard_use_existing_metrics_and_labels(self) -> None:
         known, asked = described(), 0
         for where, expression in expressions():
             for each in promql.selected(expression):
@@ -116,7 +120,7 @@ class ExpressionTests(SynchronousTestCase):
                     self.assertLessEqual(each.labels, {*has} | _SCRAPED)
         self.assertGreater(asked, 60)
 
-    def test_they_group_by_labels_that_one_of_these_metrics_has(self) -> None:
+    def test_they_group_by_existing_labels(self) -> None:
         known = described()
         for where, expression in expressions():
             names = [each.name for each in promql.selected(expression)]
@@ -124,7 +128,7 @@ class ExpressionTests(SynchronousTestCase):
             with self.subTest(where=where):
                 self.assertLessEqual({*promql.grouped(expression)}, labels | _SCRAPED)
 
-    def test_what_only_grows_is_asked_for_its_growth(self) -> None:
+    def test_counters_and_histograms_are_used_with_rate_or_increase(self) -> None:
         known = described()
         for where, expression in expressions():
             for each in promql.selected(expression):
@@ -134,12 +138,14 @@ class ExpressionTests(SynchronousTestCase):
                         self.assertRegex(expression, grows)
 
 
-class AlarmTests(SynchronousTestCase):
-    def test_every_alarm_says_how_urgent_it_is_what_is_so_and_where_to_read_on(self) -> None:
+class AlertTests(SynchronousTestCase):
+    """Tests for docs/alerts.yml."""
+
+    def test_every_alert_has_a_severity_a_text_and_a_section_of_the_runbook(self) -> None:
         found = rules()
         self.assertEqual(len({rule["alert"] for rule in found}), len(found))
         for rule in found:
-            with self.subTest(alarm=rule["alert"]):
+            with self.subTest(alert=rule["alert"]):
                 self.assertRegex(rule["alert"], "^Posd[A-Z][A-Za-z]+$")
                 self.assertIn(rule["labels"]["severity"], ("page", "ticket"))
                 self.assertEqual(
@@ -148,18 +154,20 @@ class AlarmTests(SynchronousTestCase):
                 anchor = rule["alert"].lower()
                 self.assertEqual(rule["annotations"]["runbook_url"], f"docs/runbook.md#{anchor}")
 
-    def test_what_an_alarm_tells_of_a_series_is_left_of_it(self) -> None:
+    def test_the_texts_use_labels_that_the_expression_keeps(self) -> None:
         for rule in rules():
             text = " ".join(rule["annotations"].values())
             for label in re.findall(r"\$labels\.(\w+)", text):
-                with self.subTest(alarm=rule["alert"], label=label):
+                with self.subTest(alert=rule["alert"], label=label):
                     aggregated = [*promql.grouped(rule["expr"])]
                     summed = re.search(r"\b(sum|max|min)\b", rule["expr"]) is not None
                     self.assertTrue(label in aggregated or (label == "instance" and not summed))
 
 
 class DashboardTests(SynchronousTestCase):
-    def test_every_panel_is_in_its_place_and_says_what_it_shows(self) -> None:
+    """Tests for docs/dashboard.json."""
+
+    def test_panels_do_not_overlap_and_have_descriptions(self) -> None:
         panels = dashboard()["panels"]
         self.assertEqual(len({panel["id"] for panel in panels}), len(panels))
         taken: set[tuple[int, int]] = set()
@@ -178,7 +186,7 @@ class DashboardTests(SynchronousTestCase):
                     self.assertTrue(panel["targets"])
             taken |= cells
 
-    def test_it_asks_whichever_prometheus_is_chosen(self) -> None:
+    def test_panels_use_the_selected_data_source(self) -> None:
         board = dashboard()
         variables = {each["name"]: each for each in board["templating"]["list"]}
         self.assertEqual(variables["source"]["type"], "datasource")
@@ -187,7 +195,7 @@ class DashboardTests(SynchronousTestCase):
                 with self.subTest(panel=panel["title"]):
                     self.assertEqual(target["datasource"]["uid"], "${source}")
 
-    def test_a_variable_chooses_among_labels_that_there_are(self) -> None:
+    def test_variables_use_existing_labels(self) -> None:
         for each in dashboard()["templating"]["list"]:
             if each["type"] == "query":
                 asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", each["definition"])

@@ -1,4 +1,4 @@
-"""docs/security.md, held against the tests that it names and the limits that it has figures of."""
+"""Compare docs/security.md with the code: its tests exist, and its limits have the values of the code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = re.compile(r"((?:[a-z]\w*\.)*?test_\w+)(?:\.(\w+))?")
 
 
 def modules() -> dict[str, Path]:
-    """The modules of tests: those of one package by it and their name, the others by their name."""
+    """Return the paths of test modules by their names, with the package except `integration`."""
     found = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
         package = path.parent.relative_to(ROOT / "tests").parts
@@ -29,7 +29,7 @@ def modules() -> dict[str, Path]:
 
 
 def names(path: Path) -> set[str]:
-    """The classes and functions of a module, also within classes."""
+    """Return the names of the classes, functions and methods of a module."""
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     return {
         node.name
@@ -39,9 +39,9 @@ def names(path: Path) -> set[str]:
 
 
 class ProofTests(SynchronousTestCase):
-    """What is said to prove it."""
+    """Tests for the names of tests on the page."""
 
-    def test_every_test_that_is_named_is_there(self) -> None:
+    def test_every_named_test_exists(self) -> None:
         there, checked = modules(), 0
         for word in sorted(words_in_code(documents.text(PAGE))):
             named = _NAMED.fullmatch(word)
@@ -54,7 +54,7 @@ class ProofTests(SynchronousTestCase):
                     self.assertIn(named[2], names(there[named[1]]))
         self.assertGreater(checked, 50)
 
-    def test_no_row_is_without_a_proof(self) -> None:
+    def test_every_attack_names_a_test(self) -> None:
         for table in documents.tables(PAGE):
             if len(table.rows[0]) == 3 and table.section not in (
                 "What posd protects",
@@ -67,9 +67,9 @@ class ProofTests(SynchronousTestCase):
 
 
 class LimitTests(SynchronousTestCase):
-    """The table of limits."""
+    """Tests for the table of limits."""
 
-    def test_every_limit_is_as_it_says(self) -> None:
+    def test_every_limit_has_the_value_of_the_code(self) -> None:
         configured = self.configured()
         for what, figure, place in documents.table(PAGE, "Limits").rows:
             with self.subTest(limit=what):
@@ -80,7 +80,7 @@ class LimitTests(SynchronousTestCase):
                     actual = getattr(import_module(f"posd.{module}"), name)
                 self.assertEqual(actual, number(figure))
 
-    def test_every_limit_of_the_configuration_is_there(self) -> None:
+    def test_the_table_has_every_limit_of_the_configuration(self) -> None:
         named = {
             place.removeprefix("limits.")
             for place in documents.table(PAGE, "Limits").column(2)
@@ -90,7 +90,7 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(named, described)
 
     def configured(self) -> Config:
-        """What is in force where nothing is configured."""
+        """Return the configuration with all defaults."""
         path = Path(self.mktemp()).absolute()
         path.mkdir()
         path /= "posd.toml"
@@ -101,7 +101,7 @@ class LimitTests(SynchronousTestCase):
 
 
 def number(figure: str) -> float:
-    """A figure of the table: a size, a duration, or a number."""
+    """Parse a figure of the table: a size, a duration, or a number."""
     if figure.endswith("B"):
         return parse_size(figure)
     return parse_duration(figure) if figure.endswith("s") else float(figure)
