@@ -176,7 +176,8 @@ class ReconnectingConnection(Service):
 
         `deadline` is a time of the reactor's clock. If COMMIT has not begun by then, the transaction is rolled
         back and `Busy` is raised. A COMMIT that has begun may take half a second longer; then its outcome is
-        unknown. The statements may take `work_seconds` together, if that is less; COMMIT has until the deadline.
+        unknown. The statements may take `work_seconds` together, if that is less. COMMIT has until the
+        deadline.
         """
 
         async def whole(bound: BoundExecutor) -> T:
