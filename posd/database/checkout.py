@@ -29,13 +29,14 @@ _ALL_IN_USE: Final = "All connections to the database are in use."
 class ResourceQueue(Generic[R]):
     """Lends resources to callers. Callers wait while no resource is idle.
 
-    There is one queue for statements of posd itself (`tenant` is None) and one for each tenant. An idle resource
+    There is one queue for statements of posd itself (`tenant` is None) and one for each tenant. An idle
+    resource
     goes to these two groups in turn, and among the tenants in turn to those that have fewer than `share`
-    resources. A long queue of one tenant therefore delays that tenant only. `urgent` callers, each of which runs a
-    statement that many others wait for, come first.
+    resources. A long queue of one tenant therefore delays that tenant only. `urgent` callers, each of
+    which runs a statement that many others wait for, come first.
 
-    One loop grants resources. A resource that a waiter releases while the loop runs is granted by the same loop,
-    so the stack does not grow with the number of waiters.
+    One loop grants resources. A resource that a waiter releases while the loop runs is granted by the same
+    loop, so the stack does not grow with the number of waiters.
     """
 
     def __init__(self, clock: IReactorTime, share: int) -> None:

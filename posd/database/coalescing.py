@@ -22,14 +22,17 @@ T = TypeVar("T")
 class Coalescer(Generic[K, V]):
     """Collects the keys that callers ask for while `work` runs, and passes them to the next run together.
 
-    `work` gets up to `most` different keys, in the order of the first calls, and returns a value for each. There
-    is one run at a time. A caller that asks during a run waits for a later run, so that its value is not older
-    than its call. If PostgreSQL refuses the data of several keys, they are tried again in halves, so that a faulty
-    key fails alone.
+    `work` gets up to `most` different keys, in the order of the first calls, and returns a value for each.
+    There
+    is one run at a time. A caller that asks during a run waits for a later run, so that its value is not
+    older
+    than its call. If PostgreSQL refuses the data of several keys, they are tried again in halves, so that
+    a faulty key fails alone.
 
-    One loop answers the callers, so the stack does not grow with their number. If callers do much with an answer,
-    `turn` limits how many are answered in one turn of the reactor. A caller waits for `seconds` at most, and then
-    fails with `Busy`. `done` is called when no caller waits any more.
+    One loop answers the callers, so the stack does not grow with their number. If callers do much with an
+    answer,
+    `turn` limits how many are answered in one turn of the reactor. A caller waits for `seconds` at most,
+    and then fails with `Busy`. `done` is called when no caller waits any more.
     """
 
     def __init__(
@@ -117,8 +120,8 @@ class Coalescer(Generic[K, V]):
 def fail_all(waiters: Sequence[Deferred[T]], error: Exception) -> None:
     """Fail all waiters with the same exception.
 
-    Each raise adds to the traceback of the exception. If the traceback were not cleared, it would keep the frames
-    of every waiter.
+    Each raise adds to the traceback of the exception. If the traceback were not cleared, it would keep the
+    frames of every waiter.
     """
     for waiter in waiters:
         waiter.errback(Failure(error.with_traceback(None)))

@@ -1,11 +1,12 @@
 """One connection to PostgreSQL, and the fence around the libraries that make it.
 
-This module alone imports txpostgres, and psycopg2 in the daemon, so that no untyped value and no exception of these
-libraries reaches other modules. A statement raises `ConnectionLost`, `Busy` (a time limit or a collision), another
-`Unavailable` (such as a full disk), or `StatementFailed` for all other errors.
+This module alone imports txpostgres, and psycopg2 in the daemon, so that no untyped value and no exception
+of these
+libraries reaches other modules. A statement raises `ConnectionLost`, `Busy` (a time limit or a collision),
+another `Unavailable` (such as a full disk), or `StatementFailed` for all other errors.
 
-Whatever the libraries raise, `close` closes the connection and raises nothing, and every pending result ends. If a
-library fails, the failure is logged once, and the connection is closed and replaced.
+Whatever the libraries raise, `close` closes the connection and raises nothing, and every pending result
+ends. If a library fails, the failure is logged once, and the connection is closed and replaced.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ class DatabaseConnection:
             raise ConnectionLost from error
 
     def take_notice_count(self) -> int:
-        """Return how many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
+        """Return how many characters of messages (NOTICE, WARNING) the server has sent since the last
+        call.
+        """
         return self._raw.notices.taken()
 
     def close(self) -> None:
@@ -226,7 +229,8 @@ class DatabaseConnection:
             return ConnectionLost(is_rolled_back=sqlstate == _READ_ONLY)
         if sqlstate.startswith(_BUSY):
             return Busy("The database is busy. Try again.", retry_after=1)
-        # On a connection that reads shops' tables, a shop's code can raise this. If the database has failed, the other
+        # On a connection that reads shops' tables, a shop's code can raise this. If the database has
+        # failed, the other
         # connections notice.
         if sqlstate.startswith(_UNABLE) and not self._read_only:
             self._log.error("the database is in trouble: {error}", error=first_line(error))
@@ -329,8 +333,10 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
     def checkForNotifies(self) -> None:
         """Deliver the notifications of one read before the next read.
 
-        txpostgres starts a task of the global Cooperator for each read. Tasks take turns, so a later notification
-        could be delivered before an earlier one, and undelivered notifications would accumulate without a bound.
+        txpostgres starts a task of the global Cooperator for each read. Tasks take turns, so a later
+        notification
+        could be delivered before an earlier one, and undelivered notifications would accumulate without a
+        bound.
         """
         fresh = self._connection.notifies
         if not fresh:

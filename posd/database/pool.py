@@ -179,7 +179,9 @@ class Pool(Service):
 
     @property
     def for_all(self) -> Executor:
-        """The pool for statements that many callers wait for. They precede the statements of single callers."""
+        """The pool for statements that many callers wait for. They precede the statements of single
+        callers.
+        """
         return _PriorityExecutor(self)
 
     def of(self, tenant: TenantId) -> Executor:

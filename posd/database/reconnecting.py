@@ -66,8 +66,8 @@ class ReconnectingConnection(Service):
 
     `prepare` runs on every new connection before any other statement; if it fails, the connection is dropped
     and made again. `changed` is called when the connection comes up, goes down, or is refused by PostgreSQL.
-    `notified` gets the channel and payload of each NOTIFY. If it is `quiet`, it does not log that the server is
-    unavailable, because another connection does. If it is `read_only`, statements that write fail.
+    `notified` gets the channel and payload of each NOTIFY. If it is `quiet`, it does not log that the
+    server is unavailable, because another connection does. If it is `read_only`, statements that write fail.
 
     Up to 5,000 statements wait, and run in order. While the connection is down, and when it goes down, they
     fail at once with `Unavailable`. Cancelling a running statement drops the connection.
@@ -174,7 +174,8 @@ class ReconnectingConnection(Service):
         If `work` raises after it has committed by `TransactionExecutor.finish`, the outcome is unknown to
         the caller (`OutcomeUnknown`).
 
-        `deadline` is a time of the reactor's clock. If COMMIT has not begun by then, the transaction is rolled
+        `deadline` is a time of the reactor's clock. If COMMIT has not begun by then, the transaction is
+        rolled
         back and `Busy` is raised. A COMMIT that has begun may take half a second longer; then its outcome is
         unknown. The statements may take `work_seconds` together, if that is less. COMMIT has until the
         deadline.
