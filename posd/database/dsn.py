@@ -1,8 +1,9 @@
-"""What libpq makes of a connection string, asked without a connection.
+"""Checks a connection string with libpq, without a connection.
 
-libpq parses a string in two steps: the options' names (`PQconninfoParse`), and their values when
-a connection is made. The second step is reached here with a folder that does not exist as the
-host, so no server is contacted.
+libpq parses a string in two steps: the names of the options (`PQconninfoParse`), and their values when it
+connects.
+Here the host is a folder that does not exist, so that libpq reaches the second step without contacting a
+server.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _INTEGERS: Final = (
     *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval"),
     *("keepalives_count", "tcp_user_timeout"),
 )
-"""Options that libpq reads only once a socket is open; then it would fail again and again."""
+"""Options that libpq checks only after it has opened a socket. A wrong value would make every attempt
+fail.
+"""
 
 _UNKNOWN_OPTION: Final = re.compile(r'invalid (?:connection option|URI query parameter:?) "(\w+)"')
 
@@ -32,27 +35,27 @@ _FILES: Final = {
     "sslcert": "so this client has no certificate",
     "sslkey": "so this client has no certificate",
 }
-"""Options that name a file, and what follows where libpq cannot read it."""
+"""Options that name a file, with the consequence if libpq cannot read it."""
 
 
 def named_files(dsn: str) -> Iterator[tuple[str, Path, str]]:
     """Yield the files that a valid connection string names: the option, the path, and what it is for."""
     options = parse_dsn(dsn)
     for name, consequence in _FILES.items():
-        # "system" stands for the authorities of OpenSSL, and an empty value for none.
+        # "system" means the authorities of OpenSSL, and an empty value means none.
         if options.get(name) and options[name] != "system":
             yield name, Path(options[name]), consequence
 
 
 def with_reader_user(dsn: str) -> str:
-    """A connection string with the user that reads shops' tables in the place of its own."""
+    """Return a connection string with its user replaced by the one that reads shops' tables."""
     return str(make_dsn(dsn, user="posd_reader"))
 
 
 def find_problem(dsn: str) -> str | None:
     """Return why libpq refuses a connection string, in libpq's words, or None if it does not.
 
-    The text has no secret of the string in it. Whether the server exists is not examined.
+    The text contains no secret of the string. The existence of the server is not checked.
     """
     try:
         options = parse_dsn(dsn)
@@ -66,12 +69,12 @@ def find_problem(dsn: str) -> str | None:
     hosts = options.get("hostaddr") or options.get("host", "")
     nowhere = ",".join([_NOWHERE] * (hosts.count(",") + 1))
     try:
-        # An empty `hostaddr` is none, and keeps that of a service or $PGHOSTADDR out.
+        # An empty `hostaddr` overrides the one of a service or of $PGHOSTADDR.
         psycopg2.connect(make_dsn(dsn, host=nowhere, hostaddr="")).close()
     except psycopg2.OperationalError as error:
         text = _line(error)
         if _NOWHERE in text or ("could not match" in text and "service" in options):
-            # All options were accepted. How many ports a service has is not known here.
+            # All options were accepted. The number of ports of a service is not known here.
             return None
         for name in _SECRETS:
             if options.get(name):
@@ -93,7 +96,7 @@ def rotate_hosts(dsn: str, places: int) -> str:
 
 
 def _without_values(text: str, *, may_name_options: bool) -> str:
-    """Remove the pieces of the string that libpq quotes: each may be part of a password."""
+    """Remove the parts of the string that libpq quotes, because a password may be among them."""
     unknown = _UNKNOWN_OPTION.search(text)
     if unknown is not None and may_name_options:
         return f'libpq knows no connection option "{unknown[1]}"'

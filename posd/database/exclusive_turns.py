@@ -1,7 +1,7 @@
-"""Turns at something that serves one at a time: in order, bounded, and flat.
+"""Turns at a resource that serves one caller at a time: in order, bounded, and without recursion.
 
-A `DeferredLock` runs the next waiter in the stack of the one before, so that some hundred of them that are
-done at once end in `RecursionError`. Here one loop lets them have their turns.
+A `DeferredLock` runs the next waiter in the stack of the previous one, so that some hundred waiters that
+finish at once end in `RecursionError`. Here one loop starts the turns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from posd.errors import Busy
 
 
 class ExclusiveTurns:
-    """One turn is taken at most; `most` wait for theirs."""
+    """At most one caller has a turn, and at most `most` wait."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -34,10 +34,10 @@ class ExclusiveTurns:
         self._is_taken = True
 
     def give_back(self) -> None:
-        """End a turn, and begin those of the waiters, one after the other.
+        """End a turn, and start the turns of the waiters, one after the other.
 
-        A turn may be over before `callback` returns. It does not call the next one from there, where
-        each would run inside the one before it; the loop that is under way does.
+        A turn may end before `callback` returns. The running loop then starts the next turn, so that no
+        turn runs in the stack of another.
         """
         self._is_taken = False
         if self._is_passing_on:
@@ -45,7 +45,7 @@ class ExclusiveTurns:
         self._is_passing_on = True
         try:
             while self._waiting and not self._is_taken:
-                # Taken before the callback, so that no other caller takes it first.
+                # The turn is taken before the callback, so that no other caller takes it.
                 self._is_taken = True
                 self._waiting.popleft().callback(None)
         finally:

@@ -1,8 +1,8 @@
-"""Collects what several callers ask about the same tenant, and asks it in one statement.
+"""Runs one statement for several callers that ask about the same tenant.
 
-A statement about eight cards costs little more than a statement about one, since most of its cost is the
-round trip. So while a statement of a tenant runs, further calls wait, and the next statement does all of
-them.
+A statement about eight cards costs little more than a statement about one card, because most of the cost
+is the round
+trip. While a statement of a tenant runs, further calls wait, and the next statement handles all of them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 MAX_KEYS: Final = 100
-"""How many keys a statement has. More would make the callers of the next one wait for longer."""
+"""The most keys of a statement. With more keys, the callers of the next statement would wait longer."""
 _SECONDS: Final = 10.0
-"""For how long a caller waits: for the end of the statement that runs, and for its own."""
+"""The time that a caller waits for the end of the running statement and of its own one."""
 MAX_WAITING: Final = 500
-"""How many keys of a group may wait. The same number of a tenant's statements may wait for a connection."""
+"""The most waiting keys of a group; as many statements of a tenant may wait for a connection."""
 _TURN: Final = 10
-"""How many callers are answered in one turn of the reactor."""
+"""The number of callers that are answered in one turn of the reactor."""
 
 
 class KeyedCoalescer(Generic[G, K, V]):
-    """A `Coalescer` for each group of keys, a tenant's for example, while anybody waits for one.
+    """A `Coalescer` for each group of keys, for example of a tenant, while callers wait for one.
 
     `work` gets a group and up to 100 keys of it, and returns a value for each. Groups do not wait for each
     other.
@@ -46,7 +46,7 @@ class KeyedCoalescer(Generic[G, K, V]):
         self._groups: dict[G, Coalescer[K, V]] = {}
 
     def is_asked(self, group: G) -> bool:
-        """Whether a key of this group waits, or is being worked on."""
+        """Whether a key of this group waits, or is in the running statement."""
         return group in self._groups
 
     def ask(self, group: G, key: K) -> Deferred[V]:

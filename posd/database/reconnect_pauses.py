@@ -1,4 +1,4 @@
-"""When links to one server try to connect again: after growing pauses, or soon after one of them succeeds."""
+"""When connections to a server reconnect: after growing pauses, or soon after one of them has succeeded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ _MAX_DOUBLINGS: Final = 5
 
 
 class ReconnectPauses:
-    """The pauses of all links to one server.
+    """The pauses of all connections to one server.
 
-    A link that has failed waits 0.1 s before it tries again. The pause doubles with each failure, up to 2 s;
-    of each pause a random part of 50 to 100 % is taken. When one link succeeds, the server is back, and the
-    others try again within 0.1 s. So ten links find a new primary within some 0.2 s, although each one by
-    itself would look for it every 1 to 2 s.
+    A connection that has failed waits 0.1 s before it tries again. The pause doubles with each failure, up
+    to 2 s, and is
+    multiplied by a random factor between 0.5 and 1. When one connection succeeds, the server is available,
+    and the
+    others try again within 0.1 s. So ten connections find a new primary within about 0.2 s, although each
+    of them tries only every 1 to 2 s.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -27,7 +29,9 @@ class ReconnectPauses:
         self._pauses: set[IDelayedCall] = set()
 
     def pause(self, failures: int) -> Deferred[None]:
-        """Fires when a link may try again that has failed so many times in a row. It may be cancelled."""
+        """Return a Deferred that fires when a connection may try again after this many failures in a row.
+        It may be
+        cancelled."""
 
         def cancel(_: Deferred[None]) -> None:
             self._pauses.discard(timer)
@@ -44,7 +48,7 @@ class ReconnectPauses:
         return over
 
     def succeeded(self) -> None:
-        """A link has connected. No pause becomes shorter than the first one of a link is."""
+        """A connection has succeeded. No pause becomes shorter than the first pause."""
         for timer in self._pauses:
             soon = _random_part(_FIRST_SECONDS)
             if timer.getTime() - self._reactor.seconds() > soon:
@@ -52,5 +56,5 @@ class ReconnectPauses:
 
 
 def _random_part(seconds: float) -> float:
-    # Links that went down together do not come back in the same turn.
+    # Connections that were lost together do not reconnect in the same turn.
     return seconds * random.uniform(0.5, 1.0)

@@ -1,7 +1,7 @@
-"""Where the files that come with posd are, whether it is installed or run from a checkout.
+"""The places of posd's data files, in an installation and in a checkout.
 
-In a checkout they are top-level folders, where people look for them. A wheel has them inside the
-package as `posd/data`; setup.py says how one becomes the other.
+In a checkout they are top-level folders. In a wheel they are inside the package, as `posd/data`; setup.py
+copies them there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def systemd() -> Traversable:
 
 
 def systemd_unit(name: str = "posd.service") -> Traversable:
-    """One of systemd's files, by its path in that folder."""
+    """A file of the folder `systemd`, by its path in it."""
     return systemd() / name
 
 

@@ -1,4 +1,4 @@
-"""What a session of posd sets for itself, in one place for the daemon and for `posctl`.
+"""The settings of posd's database sessions, for the daemon and for `posctl`.
 
 PostgreSQL takes the first value of a setting from its configuration, the database (ALTER DATABASE … SET),
 the role (ALTER ROLE … SET) and libpq's environment (PGCLIENTENCODING, PGTZ, PGOPTIONS, …). posd relies on
@@ -16,14 +16,14 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import make_dsn, parse_dsn
 
 RELIED_ON: Final = {
-    # First, so that those below mean what the system catalog says.
+    # First, so that names below refer to the system catalog.
     "quote_all_identifiers": "off",
     "search_path": "pg_catalog, pg_temp",
     "standard_conforming_strings": "on",
     "array_nulls": "on",
     "transform_null_equals": "off",
     "row_security": "on",
-    # How values are written as text, by SQL functions and for psycopg2.
+    # How SQL functions and psycopg2 write values as text.
     "timezone": "UTC",
     "datestyle": "ISO, MDY",
     "intervalstyle": "postgres",
@@ -33,19 +33,19 @@ RELIED_ON: Final = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
-    # How statements are planned. Each reads a few rows by an index, of tables whose newest part is in memory.
+    # How statements are planned. Each statement reads a few rows by an index, and recent rows are in memory.
     # With the default of 4, which is meant for disks, PostgreSQL reads all of pos_heads, pos_devices and
     # pos_cursors instead, as long as there are fewer than some thousand tenants.
     "random_page_cost": "1.1",
-    # To compile a plan takes longer than to execute it: of a look at an outbox of 500,000 rows 3.0 s of
+    # Compiling a plan takes longer than executing it: of a read of an outbox with 500,000 rows 3.0 s of
     # 3.1 s. With enable_seqscan off, as in some of posd's functions, PostgreSQL compiles for a small
     # table, too.
     "jit": "off",
-    # posd's functions are written for PL/pgSQL as it is installed.
+    # posd's functions are written for the default settings of PL/pgSQL.
     "plpgsql.extra_errors": "none",
     "check_function_bodies": "on",
     "client_min_messages": "warning",
-    # A connection of posd may be idle for as long as it likes.
+    # A connection of posd may be idle without a limit.
     "idle_session_timeout": "0",
 }
 """Settings that any role may change, with the value that posd needs."""
@@ -66,15 +66,15 @@ _ON_TOP: Final = (
 
 
 def connection_string(dsn: str) -> str:
-    """A connection string with what has to be settled at the connection: UTF-8."""
+    """Return a connection string with the encoding UTF-8, which psycopg2 reads only when it connects."""
     return str(make_dsn(dsn, client_encoding="UTF8"))
 
 
 def with_standard_strings(dsn: str) -> str:
-    """The same for a server on which `standard_conforming_strings` would be off at the connection.
+    """As `connection_string`, for a server whose `standard_conforming_strings` is off.
 
-    psycopg2 decides at the connection how it quotes, and keeps to it. A SET afterwards would let it double
-    no backslash in an `E''` literal, so that a value could end the literal.
+    psycopg2 chooses its way of quoting when it connects. After a later SET it would not double backslashes
+    in an `E''` literal, so that a value could end the literal.
     """
     options = parse_dsn(dsn).get("options", os.environ.get("PGOPTIONS", ""))
     return str(make_dsn(dsn, options=f"{options} -c standard_conforming_strings=on".strip()))
@@ -85,11 +85,11 @@ UNQUOTABLE: Final = (
     "standard_conforming_strings is off and the connection does not pass libpq's options on: run"
     " ALTER ROLE … SET standard_conforming_strings = on for the role that posd connects as"
 )
-"""For a connection that `with_standard_strings` does not help: a pooler has dropped the options."""
+"""The error if `with_standard_strings` has no effect, because a pooler dropped the options."""
 
 
 def connect(dsn: str, *, lock_timeout: float) -> Connection:
-    """A blocking connection in autocommit, as `posctl` has it: a statement may take its time.
+    """Return a blocking connection in autocommit mode for `posctl`, without a statement timeout.
 
     Raises psycopg2's errors.
     """
@@ -125,10 +125,10 @@ def startup_statements(
     idle_in_transaction: float,
     role: str | None = None,
 ) -> str:
-    """The SQL with which a session begins; times in seconds, 0 for no limit.
+    """Return the SQL that a session begins with. Times are in seconds; 0 is no limit.
 
-    `role` comes last: it sheds the rights of a more powerful login. As a statement, a role that is refused
-    has an SQLSTATE.
+    SET ROLE comes last and drops the privileges of a more powerful login. It is a statement, so that a
+    refused role has an SQLSTATE.
     """
     own = {
         "application_name": application_name,
@@ -144,5 +144,5 @@ def startup_statements(
 
 
 def _quoted(name: str, value: str) -> str:
-    # A list in quotes would be one name.
+    # A quoted list would be a single name.
     return value if name == "search_path" else f"'{value}'"

@@ -1,20 +1,27 @@
 """Connections that read shops' own tables, and can do nothing else.
 
-A shop may put a view, a policy or a type of its own in the place of what posd reads, so its code runs in the
-session that reads. These sessions belong to `posd_reader`, which has no right but EXECUTE on the functions
-that read. A read is one string, `BEGIN READ ONLY; SELECT …`: a session must be read-only before any of the
-shop's code runs in it. The session is cleaned after each read, before another shop's tables are read in it.
+A shop can replace a table that posd reads by a view, or add a policy or a type of its own, so its code can
+run in the
+session that reads. These sessions belong to the role `posd_reader`, which has EXECUTE on the reading
+functions and no
+other privilege. A read is one string, `BEGIN READ ONLY; SELECT …`, because the session must be read-only
+before code
+of the shop runs in it. posd cleans the session after each read, before it reads tables of another shop.
 
-`statement_timeout` ends a read. Code that catches the cancellation goes on; soon after, its connection is
-given up, and the connection that takes its place terminates the session on the server.
+`statement_timeout` ends a read. If the shop's code catches the cancellation and continues, posd soon drops
+the connection, and the next connection terminates the session on the server.
 
-A tenant that was quick the last time gets any free place. All others share two of the four, and those that
-were slow or failed have one of these. Only a tenant that is known to be slow has a second; the others are
-tried for 0.15 s. So a read waits neither behind slow tenants nor long behind tenants that
-were quick and have become slow.
+A tenant whose last read was quick gets any free connection. All others share two of the four; tenants
+whose last read
+was slow or failed have one of these two. A tenant that is known to be slow may take a second; other reads
+are first
+tried for 0.15 s. So a read does not wait behind slow tenants, and not long behind tenants that have become
+slow.
 
-A tenant whose reads end the session has a limited number of them. It does not matter whether the session ends
-in the read or while it is cleaned: a shop's code may set a timeout that ends the session a moment later.
+A tenant whose reads end the session may do so a limited number of times. The end of a session counts in
+the read and
+also while the session is cleaned, because a shop's code can set a timeout that ends the session a moment
+later.
 """
 
 from __future__ import annotations
@@ -36,23 +43,25 @@ from posd.errors import Busy, Unavailable
 from posd.values import TenantId
 
 SLOTS: Final = 4
-"""How many connections there are."""
+"""The number of connections."""
 _FOR_UNKNOWN: Final = 2
-"""How many of them read tenants that were not quick the last time. The others are kept for quick ones."""
+"""The connections for tenants whose last read was not quick. The others are reserved for quick tenants."""
 _FOR_SLOW: Final = 1
-"""How many of these read tenants that were slow."""
+"""The connections, among these, for tenants whose last read was slow."""
 STATEMENT_SECONDS: Final = 1.0
 _TRIAL_SECONDS: Final = 0.15
 _OVERTIME: Final = 0.4
-"""How much longer than it may take, as a part of that, a read goes on until its connection is given up."""
+"""The part of its time limit by which a read may exceed the limit before its connection is dropped."""
 _LATE_SECONDS: Final = 0.05
-"""A connection is given up so much later. If the reactor was late itself, an answer that has come is read."""
+"""An additional time before a connection is dropped, so that an answer is read that arrived while the
+reactor was busy.
+"""
 _QUICK_SECONDS: Final = 0.1
 _NONE: Final[Mapping[str, object]] = {}
 _MAX_LOST: Final = 3
-"""How many sessions in a row may end in reads of a tenant before its own tables are blamed.
+"""The number of sessions in a row that may end in reads of a tenant before posd blames its tables.
 
-Its code may end the session, or set a timeout that does.
+The shop's code can end the session, or set a timeout that does.
 """
 _MAX_NOTICE_CHARACTERS: Final = 64 * 1024
 _TALKATIVE: Final = (
@@ -79,7 +88,7 @@ _CLEAN: Final = "; ".join(
 _BACKEND: Final = """
     SELECT a.pid, a.backend_start::text FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid()
 """
-# By its beginning too: another session may have the pid by now.
+# The start time is compared too, because another session may have the same pid by now.
 _TERMINATE: Final = """
     SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a
      WHERE a.pid = %s AND a.backend_start::text = %s
@@ -89,11 +98,11 @@ _LOST: Final = f"the session ended {_MAX_LOST} times in a row in which its table
 
 
 class ShopTablesUnreadable(Busy):
-    """A shop's tables could not be read; the message says why."""
+    """A shop's tables could not be read. The message has the reason."""
 
 
 class ReadTimedOut(ShopTablesUnreadable):
-    """They could not be read in time."""
+    """A shop's tables could not be read within the time limit."""
 
     def __init__(self) -> None:
         super().__init__(f"its tables take longer than {STATEMENT_SECONDS:.0f} s to read")
@@ -107,21 +116,21 @@ class _Waiter:
 
 @define(eq=False)
 class _ReaderSlot:
-    """One connection after the other."""
+    """A place for one connection at a time."""
 
     connection: ReconnectingConnection = field(init=False)
     tenant: TenantId | None = None
-    """Whose tables are being read, or were and the session is not clean yet."""
+    """The tenant whose tables are being read, or were read if the session is not clean yet."""
     pace: Pace = "quick"
-    """How that tenant was the last time."""
+    """The speed of the last read of this tenant."""
     backend: tuple[int, str] | None = None
     abandoned: tuple[int, str] | None = None
-    """The session on the server that a read was given up in."""
+    """The session on the server in which an abandoned read may still run."""
     is_lost: bool = False
-    """Whether it is `tenant` that it has no connection now. It is given out again when it has another one."""
+    """Whether a read of `tenant` ended the connection. The slot is used again after it has reconnected."""
 
     async def prepare(self, executor: Executor) -> None:
-        """Terminate the session of the connection before, if a read went on in it."""
+        """Terminate the session of the previous connection, if a read still runs in it."""
         if self.abandoned is not None:
             await executor.query(_TERMINATE, self.abandoned)
             self.abandoned = None
@@ -129,13 +138,13 @@ class _ReaderSlot:
         self.backend = (pid, began)
 
     def give_up(self) -> None:
-        """Have another connection, which terminates this one's session."""
+        """Drop the connection. The next one terminates its session."""
         self.abandoned = self.backend
         self.connection.drop()
 
 
 class ReadTimeout:
-    """Gives the connection of a place up after so many seconds, unless it is ended before."""
+    """Drops the connection of a slot after this many seconds, unless the read ends before."""
 
     def __init__(self, reactor: DatabaseReactor, seconds: float, slot: _ReaderSlot) -> None:
         self._reactor = reactor
@@ -156,7 +165,7 @@ class ReadTimeout:
 
 
 class ShopReaders(Service):
-    """Four connections. One tenant's tables are read on one of them at a time, and after it was cleaned."""
+    """The four connections. Each reads the tables of one tenant at a time, after it has been cleaned."""
 
     _log = Logger()
 
@@ -186,12 +195,12 @@ class ShopReaders(Service):
 
     @property
     def up(self) -> bool:
-        """Whether any connection stands."""
+        """Whether at least one connection is up."""
         return any(slot.connection.up for slot in self._slots)
 
     @property
     def trouble(self) -> str | None:
-        """Why none does; empty while nothing is known yet."""
+        """Why no connection is up; empty before the first attempt has failed."""
         return (
             None
             if self.up
@@ -199,7 +208,7 @@ class ShopReaders(Service):
         )
 
     def is_quick(self, tenant: TenantId) -> bool:
-        """Whether the last read of a tenant's tables was over in a tenth of a second."""
+        """Whether the last read of a tenant's tables took less than a tenth of a second."""
         return self._last_paces.get(tenant) == "quick"
 
     def startService(self) -> None:
@@ -217,9 +226,10 @@ class ShopReaders(Service):
     ) -> list[Row]:
         """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
 
-        If the tenant is not known to be slow and it is not over in 0.15 s, it is run again.
-        Waits for a place. Raises `ShopTablesUnreadable` and `StatementFailed` about the tenant's tables, and
-        `Unavailable` where no connection stands or the one that was used is lost.
+        If the tenant is not known to be slow and the read takes more than 0.15 s, it is cancelled and run
+        again
+        with the full time limit. Waits for a slot. Raises `ShopTablesUnreadable` and `StatementFailed` for
+        errors of the tenant's tables, and `Unavailable` if no connection is up or the used one is lost.
         """
         if self._last_paces.get(tenant) != "slow":
             with suppress(ReadTimedOut):
@@ -233,7 +243,7 @@ class ShopReaders(Service):
             self._lost[tenant] = 0
             raise ShopTablesUnreadable(_LOST)
         slot = await self._acquire_slot(tenant)
-        # What is left from the read before.
+        # The time that the first attempt has left.
         slot.connection.take_notice_count()
         began = self._reactor.seconds()
         overdue = ReadTimeout(self._reactor, seconds * (1 + _OVERTIME), slot)
@@ -253,24 +263,26 @@ class ShopReaders(Service):
             raise
         finally:
             overdue.end()
-            # Nobody waits for it.
+            # The caller no longer waits.
             Deferred.fromCoroutine(self._clean(slot, tenant))
         if slot.connection.take_notice_count() > _MAX_NOTICE_CHARACTERS:
-            # libpq reads a long message in one piece, and every shop waits for that: 0.1 s for 20 MB.
+            # libpq reads a long message as a whole while all shops wait: 0.1 s for 20 MB.
             raise ShopTablesUnreadable(_TALKATIVE)
         if self._reactor.seconds() - began <= _QUICK_SECONDS:
             self._last_paces[tenant] = "quick"
         return rows
 
     async def _clean(self, slot: _ReaderSlot, tenant: TenantId) -> None:
-        """Undo what a read may have left in its session: settings, locks, plans. Then give it out again."""
+        """Reset the settings, locks and plans of a session after a read, and make its slot available
+        again.
+        """
         overdue = ReadTimeout(self._reactor, STATEMENT_SECONDS, slot)
         was_up = slot.connection.up
         try:
             await slot.connection.execute(f"{_CLEAN}; {slot.connection.settings}")
             del self._lost[tenant]
         except Exception as error:
-            # Nothing is read in a session that may not be clean. Another connection takes its place.
+            # The session may not be clean, so it is not used again. Another connection replaces it.
             if not isinstance(error, Unavailable):
                 self._log.failure("a reading session could not be cleaned; posd makes another one")
             slot.give_up()
@@ -298,7 +310,7 @@ class ShopReaders(Service):
         return await waiter.turn
 
     def _assign_slots(self) -> None:
-        """Let those who wait have places, one after the other and not one inside the other."""
+        """Give slots to waiting callers, one after the other, so that none runs in the stack of another."""
         if self._is_assigning:
             return
         self._is_assigning = True
@@ -317,7 +329,7 @@ class ShopReaders(Service):
         return self._last_paces.get(waiter.tenant, "unknown")
 
     def _next(self) -> tuple[_Waiter, _ReaderSlot] | None:
-        """Who is next, and where."""
+        """Return the next waiting caller and its slot."""
         slot = next(
             (each for each in self._slots if each.tenant is None and each.connection.up), None
         )

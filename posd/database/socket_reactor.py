@@ -1,9 +1,10 @@
-"""The reactor as txpostgres sees it: watching the socket of one connection that libpq may replace.
+"""The reactor that txpostgres uses for one connection, whose socket libpq may replace.
 
-libpq goes on to the next host of a connection string inside `poll()`: it closes its socket and opens another
-one, mostly with the same number. A reactor that was told to watch the old one has the number in its books
-then, and neither hears of the new socket nor lets another connection have the number. So the reactor is
-given a duplicate of the descriptor, which only this module closes, and a new one when the socket is another.
+libpq goes on to the next host of a connection string inside `poll()`: it closes its socket and opens
+another one, usually with the same number. A reactor that watches the old socket would still have this number
+registered. It would
+not watch the new socket, and would refuse the number for another connection. Therefore the reactor gets a
+duplicate of the descriptor, which only this module closes, and a new duplicate when the socket has changed.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ Selectable = Any
 
 
 class NoSocket(Exception):
-    """libpq has closed its socket and opened no other one."""
+    """libpq has closed its socket and has not opened another one."""
 
     def __init__(self) -> None:
         super().__init__("the connection was lost")
 
 
 class SocketReactor:
-    """What txpostgres uses of a reactor, for one connection.
+    """The part of a reactor that txpostgres uses, for one connection.
 
-    One selectable at a time reads, and one writes; both are on the same socket. `failed` is told what a
-    selectable or the reactor raises in the reactor's turn, where no caller is told of it.
+    At most one selectable reads and one writes, on the same socket. `failed` is called with an exception
+    that a selectable or the reactor raises in the reactor's turn, where there is no caller.
     """
 
     def __init__(self, reactor: Any, failed: Callable[[Exception], None]) -> None:
@@ -45,7 +46,7 @@ class SocketReactor:
         self._in_turn = False
         self._closed = False
         self.settled = False
-        """Whether libpq keeps its socket from now on: it does once the connection is open."""
+        """Whether libpq will keep its socket, which is so once the connection is open."""
 
     def callLater(
         self, delay: float, work: Callable[..., object], *arguments: object
@@ -70,13 +71,13 @@ class SocketReactor:
         self._apply()
 
     def close(self) -> None:
-        """Watch nothing any more. Raises nothing."""
+        """Stop watching. Raises nothing."""
         self._closed = True
         self._reader = self._writer = None
         self._forget()
 
     def turn(self, selectable: Selectable | None, method: str, *arguments: object) -> None:
-        """Let a selectable do what the reactor calls it for, and watch what it wants afterwards."""
+        """Call a selectable for an event of the reactor, then watch for the events that it asks for."""
         self._in_turn = True
         try:
             if selectable is not None:
@@ -97,27 +98,27 @@ class SocketReactor:
         self.turn(self._writer, "doWrite")
 
     def lost(self, reason: Failure) -> None:
-        """The reactor has found the socket closed, and watches it no more."""
+        """The reactor has found the socket closed, and no longer watches it."""
         selectable = self._reader or self._writer
         self._reader = self._writer = None
         self._forget()
         self.turn(selectable, "connectionLost", reason)
 
     def _apply(self) -> None:
-        """Tell the reactor what is to be watched now; in the reactor's own turn, only at its end."""
+        """Update what the reactor watches; in the reactor's own turn, only at its end."""
         if self._closed or self._in_turn:
             return
         selectable = self._reader or self._writer
         if selectable is not None and not self._watch_socket(selectable.fileno()):
-            # In a turn of its own: what libpq said about it is told first.
+            # In a turn of its own, so that the error of libpq is reported first.
             self._reactor.callLater(0, self._forget_socket)
         if self._watched is not None:
             self._watched.want(self._reader is not None, self._writer is not None)
 
     def _watch_socket(self, number: int) -> bool:
-        """See that libpq's present socket is the one that is watched; False if it has none."""
+        """Make the reactor watch the present socket of libpq. Return False if there is none."""
         if self._watched is not None and number >= 0:
-            # The number alone tells nothing: a new socket mostly gets that of the one closed before it.
+            # The number alone is not enough: a new socket usually gets the number of the closed one.
             if self.settled and number == self._watched.original:
                 return True
             if _identity(number) == self._watched.identity:
@@ -140,7 +141,7 @@ class SocketReactor:
 
 @implementer(IReadWriteDescriptor)
 class _WatchedSocket:
-    """A duplicate of one socket's descriptor, and what the reactor knows of it."""
+    """A duplicate of a socket's descriptor, and its registration at the reactor."""
 
     _log = Logger()
 
@@ -154,7 +155,7 @@ class _WatchedSocket:
         self._writing = False
 
     def want(self, reading: bool, writing: bool) -> None:
-        """Be read from and written to as often as the reactor can, or not."""
+        """Register or unregister for reading and writing."""
         if reading and not self._reading:
             self._reactor.addReader(self)
         elif self._reading and not reading:
@@ -167,7 +168,7 @@ class _WatchedSocket:
         self._writing = writing
 
     def forget(self) -> None:
-        """Leave the reactor's books, and close. Raises nothing."""
+        """Unregister at the reactor, and close. Raises nothing."""
         self._watch = None
         for step in (self._reactor.removeReader, self._reactor.removeWriter):
             try:
@@ -202,7 +203,7 @@ class _WatchedSocket:
 
 
 def socket_shortage() -> OSError | None:
-    """Why no socket can be opened, mostly because no file descriptor is left; None if one can."""
+    """Return why no socket can be opened, usually because no file descriptor is left; None if one can."""
     try:
         socket.socket().close()
     except OSError as error:
@@ -211,6 +212,6 @@ def socket_shortage() -> OSError | None:
 
 
 def _identity(number: int) -> tuple[int, int]:
-    """What two descriptors of the same open socket have in common, and no other socket has."""
+    """Return an identity that is equal for two descriptors of the same open socket only."""
     status = os.fstat(number)
     return status.st_dev, status.st_ino

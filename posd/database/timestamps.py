@@ -1,4 +1,4 @@
-"""Points in time that Python's `datetime` cannot have.
+"""Timestamps outside the range of Python's `datetime`.
 
 A shop's SQL may store a time in the year 20000, or before the year 1. psycopg2 raises an exception at the
 first such value, and the whole result is lost, after a statement that has committed too.
@@ -16,7 +16,7 @@ _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 
 
 def read_within_bounds() -> None:
-    """Have psycopg2 read such a time as it reads infinity: as the latest or the earliest one."""
+    """Make psycopg2 read such a time as the latest or the earliest `datetime`, as it reads infinity."""
     register_type(_MOMENT)
 
 
