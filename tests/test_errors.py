@@ -56,7 +56,7 @@ class TellableTests(SynchronousTestCase):
             for path in (*(ROOT / "posd/store").glob("*.py"), ROOT / "posd/publishing/batch.py")
             if any(f"{name}(" in (text := path.read_text("utf-8")) for name in returning)
         }
-        self.assertEqual(calling.keys(), {"movements.py", "batch.py"})
+        self.assertEqual(calling.keys(), {"ledger_rows.py", "batch.py"})
         for name, text in calling.items():
             with self.subTest(module=name):
                 self.assertIn("returned(", text)
