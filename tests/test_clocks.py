@@ -61,6 +61,11 @@ class ClockTests(SynchronousTestCase):
         self.assertEqual(found, {*READS})
 
     def test_readings_are_found(self) -> None:
-        for code in ("datetime.now(UTC)", "x = time.time", "date.today()", "self._clock.wall_clock()"):
+        for code in (
+            "datetime.now(UTC)",
+            "x = time.time",
+            "date.today()",
+            "self._clock.wall_clock()",
+        ):
             self.assertEqual(len(list(readings(ast.parse(code)))), 1, code)
         self.assertEqual(list(readings(ast.parse("time.monotonic(); self.now(); time(1)"))), [])

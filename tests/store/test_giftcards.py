@@ -131,6 +131,31 @@ class SaleTests(GiftCardCase):
         assert card is not None
         self.assertEqual((card.balance, card.initial_balance), (30, 30))
 
+    async def test_a_number_that_is_sold_again_has_the_expiry_of_the_new_sale(self) -> None:
+        executor = await self.executor()
+        until = datetime(2027, 11, 22, tzinfo=UTC)
+        sold = CardDetails(expiry_date=until)
+        cause = evolve(SHOP, key="sale")
+        await giftcards.purchase(executor, KITCHEN, CARD, 30, cause, sold)
+        await giftcards.reverse(executor, KITCHEN, CARD, SHOP, key="sale")
+        await giftcards.purchase(executor, KITCHEN, CARD, 30, SHOP)
+        card = await giftcards.balance(executor, KITCHEN, CARD)
+        assert card is not None
+        self.assertIsNone(card.expiry_date)
+
+    async def test_a_card_that_is_activated_keeps_the_expiry_that_it_was_entered_with(self) -> None:
+        executor = await self.executor()
+        until = datetime(2027, 11, 22, tzinfo=UTC)
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.gift_cards (card_number, expiry_date) VALUES (%s, %s)",
+            CARD,
+            until,
+        )
+        await giftcards.activate(executor, KITCHEN, CARD, 20, TILL)
+        card = await giftcards.balance(executor, KITCHEN, CARD)
+        assert card is not None
+        self.assertEqual(card.expiry_date, until)
+
     async def test_what_can_be_no_number_is_refused(self) -> None:
         executor = await self.executor()
         for number in ("", " ", "ÄÖ", "1\n2", "x" * 65):
@@ -270,6 +295,28 @@ class RetryTests(GiftCardCase):
         ):
             await self.refused("idempotency_mismatch", call, Unprocessable)
         self.assertEqual(await self.on_it(executor), 30)
+
+    async def test_a_key_of_a_sale_does_not_name_a_top_up_of_the_same_amount(self) -> None:
+        executor = await self.executor()
+        cause = evolve(SHOP, key="k")
+        await giftcards.purchase(executor, KITCHEN, CARD, 20, cause)
+        call = giftcards.top_up(executor, KITCHEN, CARD, 20, cause)
+        await self.refused("idempotency_mismatch", call, Unprocessable)
+        self.assertEqual(await self.on_it(executor), 20)
+
+    async def test_a_retry_finds_its_own_movement_before_a_tombstone_of_the_platform(self) -> None:
+        executor = await self.sold()
+        cause = evolve(TILL, key="k")
+        await giftcards.deduct(executor, KITCHEN, CARD, 20, cause)
+        # posd would reverse the movement. A shop can insert the row by itself.
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.pos_gift_card_transactions (card_number, seq, prev_seq,"
+            " balance_before, amount, balance_after, transaction_type, principal, idempotency_key)"
+            " VALUES (%s, 3, 2, 30, 0, 30, 'tombstone', 'platform', 'k')",
+            CARD,
+        )
+        again = await giftcards.deduct(executor, KITCHEN, CARD, 20, cause)
+        self.assertTrue(again.replayed)
 
     async def test_keys_belong_to_who_uses_them(self) -> None:
         executor = await self.sold()
