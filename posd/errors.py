@@ -1,7 +1,7 @@
-"""What can go wrong, and the one table that says how each of it looks from outside.
+"""The exceptions of posd.
 
-A `Refusal` is an answer, not a fault: it has the HTTP status, the machine-readable code and the
-sentence that a client sees. Nothing else of an exception ever leaves the process.
+A `Refusal` is an error response: it has the HTTP status, the machine-readable code and the message that
+a client receives. Clients receive nothing of any other exception.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from typing import ClassVar, Final
 
 _ABOUT_NAMES: Final = (
     *("08", "0A", "23", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX"),
-    # Settings, of which a missing role is one; and posd's own, of `sql/`.
+    # invalid_parameter_value, which also reports a missing role; and the codes that `sql/` raises itself.
     *("22023", "PD"),
 )
+"""The SQLSTATEs and their classes whose messages name objects of the database, and quote no data."""
 _QUOTES: Final = ("42601",)
-"""syntax_error, which repeats what it did not expect."""
+"""syntax_error: its message quotes the unexpected text."""
 _ABOUT_DATA: Final = ("22", "23", "54")
 """data_exception, integrity_constraint_violation, program_limit_exceeded."""
 
 
 class PosdError(Exception):
-    """The base of all exceptions that posd raises on purpose."""
+    """The base class of the exceptions that posd raises."""
 
 
 class ConfigError(PosdError):
-    """The configuration cannot be used; `problems` has every reason, one line each."""
+    """The configuration is invalid. `problems` has one line for each problem."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
@@ -33,19 +34,19 @@ class ConfigError(PosdError):
 
 
 class StartError(PosdError):
-    """The daemon cannot start and a retry would not help: one line says why."""
+    """The daemon cannot start, and a retry would not help. The message is one line."""
 
 
 class SchemaError(PosdError):
-    """A database schema is older or newer than this posd can work with."""
+    """A database schema is older or newer than this version of posd supports."""
 
 
 class SchemaBusy(SchemaError):
-    """Somebody else is changing the schemas; in a moment they will be done."""
+    """Another session is changing the schemas. A retry after a moment succeeds."""
 
 
 class InvalidMessage(PosdError):
-    """Bytes that are not a message of the protocol; the text may be shown to who sent them."""
+    """Bytes that are not a message of the protocol. The text of the error may be sent to the client."""
 
 
 class NumberOutOfRange(InvalidMessage):
@@ -53,18 +54,18 @@ class NumberOutOfRange(InvalidMessage):
 
 
 class EventsPruned(PosdError):
-    """The events after a position are kept no more: who wants them is too far behind."""
+    """The events after a position have been deleted, so they cannot be replayed."""
 
 
 class StreamRenamed(PosdError):
-    """A stream has another name: what follows a position is to be asked of that one."""
+    """The `stream_id` of a position is not the present name of the stream, which the caller has to use."""
 
 
 class Refusal(PosdError):
-    """A request that is answered with an error.
+    """An error response to a request.
 
-    `status` is the HTTP status, `code` the stable snake_case name, `message` the sentence for a
-    person, `headers` and `details` what goes out besides. Subclasses fix status, code and headers.
+    `status` is the HTTP status, `code` the stable name in snake_case, and `message` a sentence for a person.
+    `headers` and `details` are added to the response. Subclasses set the status, the code and the headers.
     """
 
     status: ClassVar[int] = 400
@@ -92,7 +93,10 @@ class BadRequest(Refusal):
 
 
 class Unauthorized(Refusal):
-    """One answer for every credential that does not fit, so that tenants cannot be enumerated."""
+    """The request has no valid key of the tenant.
+
+    All causes have the same response, so that clients cannot find out which tenants exist.
+    """
 
     status = 401
     code = "unauthorized"
@@ -128,7 +132,7 @@ class UnsupportedMediaType(Refusal):
 
 
 class Unprocessable(Refusal):
-    """Understood, but impossible: also what a publisher gets for an event that cannot be one."""
+    """The request is well-formed, but its content is invalid, such as an event without an order id."""
 
     status = 422
     code = "unprocessable"
@@ -140,30 +144,30 @@ class TooManyRequests(Refusal):
 
 
 class Unavailable(Refusal):
-    """The database is away, posd is draining, or the outcome of a commit is unknown."""
+    """The database cannot be reached, posd is stopping, or the outcome of a COMMIT is unknown."""
 
     status = 503
     code = "unavailable"
 
 
 class Busy(Unavailable):
-    """A statement or a lock ran into its time limit, or two transactions collided: try again."""
+    """A statement or a lock has exceeded its time limit, or two transactions have conflicted. Try again."""
 
     code = "busy"
 
 
 class OutcomeUnknown(Unavailable):
-    """The connection was lost during COMMIT: the effect may or may not be there."""
+    """The connection was lost during COMMIT, so the transaction may or may not have been committed."""
 
     code = "outcome_unknown"
 
 
 class StatementFailed(PosdError):
-    """PostgreSQL refused a statement: a constraint, a right, or a bug of ours.
+    """PostgreSQL has refused a statement because of a constraint, a missing privilege, or a bug in posd.
 
-    `sqlstate` is its five-character code
-    (https://www.postgresql.org/docs/current/errcodes-appendix.html), `constraint` the name of the
-    constraint that was violated, if it was one. Its text is as much of the message as may be logged.
+    `sqlstate` is the five-character code
+    (https://www.postgresql.org/docs/current/errcodes-appendix.html). `constraint` is the name of the
+    violated constraint, if any. The text of the error is `loggable_message`.
     """
 
     def __init__(self, message: str, sqlstate: str, constraint: str | None = None) -> None:
@@ -173,26 +177,28 @@ class StatementFailed(PosdError):
 
     @property
     def about_data(self) -> bool:
-        """Whether the data is at fault, and not a missing right or table: without it others succeed."""
+        """Whether the data of the statement is at fault, and not a missing privilege or table."""
         return self.sqlstate.startswith(_ABOUT_DATA)
 
 
 def is_about_data(error: Exception) -> bool:
-    """Whether PostgreSQL has refused what it was given, and would take something else."""
+    """Whether `error` is a `StatementFailed` because of the data of the statement."""
     return isinstance(error, StatementFailed) and error.about_data
 
 
 def loggable_message(sqlstate: str, message: str) -> str:
-    """What of an error of PostgreSQL's may be logged: its message, where it quotes no data.
+    """Return PostgreSQL's message if it quotes no data, and otherwise a text with the SQLSTATE only.
 
-    Errors about data quote them ("invalid input syntax for type date: …"), and what a shop's own
-    triggers raise has whole rows in it. Of those there remains the code, by which it can be found in
-    the shop's code.
+    Errors about data quote the data ("invalid input syntax for type date: …"), and the errors of a shop's
+    own triggers may contain whole rows. The SQLSTATE is enough to find the cause in the shop's code.
     """
     named = sqlstate.startswith(_ABOUT_NAMES) and sqlstate not in _QUOTES
     return message if named else f"SQLSTATE {sqlstate or 'unknown'} (its text is not logged)"
 
 
 def returned(failure: str) -> str:
-    """The same of an error that a function of `sql/` caught and returned: its code, then its message."""
+    """Return `loggable_message` of an error that a function of `sql/` has caught and returned.
+
+    `failure` is the SQLSTATE, a space and the message.
+    """
     return loggable_message(failure[:5], failure)

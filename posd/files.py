@@ -1,6 +1,6 @@
-"""Read small files that a person or another program has written: configuration, PEM, keys.
+"""Reading of small files that a person or another program has written: configuration, PEM, keys.
 
-Imports nothing of posd, so that every package can use it.
+This module imports no other module of posd, so that every package can use it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 MAX_SIZE: Final = 16 << 20
-"""Bytes. No file that posd reads whole is longer; a log that was named by mistake may be."""
+"""Bytes. The files that posd reads are shorter. The limit is for a large file that was named by mistake."""
 
 _BYTE_ORDER_MARK: Final = "\ufeff"
 
@@ -20,10 +20,10 @@ _BYTE_ORDER_MARK: Final = "\ufeff"
 def read_file(path: Path, max_size: int = MAX_SIZE) -> bytes:
     """Return the content of a regular file of at most `max_size` bytes.
 
-    Raises OSError, also for what is not a regular file: a named pipe would block the process until
-    somebody writes to it, and a device may have no end.
+    Raises OSError, also if the file is not a regular one: a named pipe would block the process until
+    another process writes to the pipe, and a device may have no end.
     """
-    # O_NONBLOCK lets the opening of a named pipe return at once (open(2)); files ignore it.
+    # With O_NONBLOCK, the opening of a named pipe returns at once (open(2)). Regular files ignore the flag.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a NUL in the path
@@ -43,8 +43,8 @@ def read_file(path: Path, max_size: int = MAX_SIZE) -> bytes:
 def decode_secret(content: bytes) -> str:
     """Return the text of a file that holds one secret: a key, a password, a connection string.
 
-    Editors, `echo` and Windows add a newline, CRLF or a byte order mark; none of them, nor white
-    space at either end, belongs to the secret. Raises UnicodeDecodeError for what is not UTF-8.
+    The secret does not include white space at either end, or the newline, CRLF or byte order mark that
+    editors, `echo` and Windows add. Raises UnicodeDecodeError if the content is not UTF-8.
     """
     return strip_secret(content.decode("utf-8"))
 

@@ -1,4 +1,4 @@
-"""Functions of short texts that are asked again and again: what they returned is kept, within bounds."""
+"""A cache with a limited size for the results of functions of short texts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ T = TypeVar("T")
 
 _MAX_RESULTS: Final = 1024
 _MAX_ARGUMENT_LENGTH: Final = 256
-"""A longer text is not kept: 1,024 request targets could have 16 MiB."""
+"""A limit for memory: 1,024 cached request targets could otherwise have 16 MiB."""
 
 
 def memoize(function: Callable[[K], T]) -> Callable[[K], T]:
-    """Keep the results for the 1,024 short arguments that were used last. The results must not be changed."""
-    kept = lru_cache(_MAX_RESULTS)(function)
+    """Return `function` with a cache of its results for the last 1,024 short arguments.
+
+    Callers must not change a result. Arguments of more than 256 characters are not cached.
+    """
+    cached = lru_cache(_MAX_RESULTS)(function)
 
     @wraps(function)
-    def ask(argument: K) -> T:
-        # mypy takes `kept` for one of any hashable arguments, which texts and tuples of texts are.
-        return kept(argument) if len(argument) <= _MAX_ARGUMENT_LENGTH else function(argument)  # type: ignore[arg-type]
+    def call(argument: K) -> T:
+        # mypy wants a Hashable argument, and `K` is only Sized. Texts and tuples of texts are both.
+        return cached(argument) if len(argument) <= _MAX_ARGUMENT_LENGTH else function(argument)  # type: ignore[arg-type]
 
-    return ask
+    return call

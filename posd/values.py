@@ -1,6 +1,6 @@
-"""The nouns that every other module speaks in: frozen, typed, without behaviour.
+"""The values that all packages share: tenants, keys, positions, events, close reasons.
 
-Nothing here knows Twisted, Autobahn or SQL. Times are timezone-aware UTC.
+They have no behaviour, and this module imports neither Twisted nor Autobahn. Times are timezone-aware UTC.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from attrs import define, field, frozen
 
 TenantId = int
 SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
-"""What a tenant is called in addresses."""
+"""The name of a tenant in URLs."""
 RESERVED: Final = frozenset(
     ("main", "pos", "admin", "tenant", "super-admin", "customer", "auth", "health")
 )
-"""What would fit, and no tenant is called: other addresses and schemas are."""
+"""Slugs that a tenant cannot have, because other URLs and schemas have these names."""
 
 TENANT_RULES: Final = {
-    "tenants_slug_form": "a slug is 1 to 48 small letters, digits and hyphens, with none of the"
-    " hyphens at either end",
+    "tenants_slug_form": "a slug is 1 to 48 small letters, digits and hyphens, without a hyphen at"
+    " either end",
     "tenants_slug_reserved": "this slug is reserved for paths of posd itself",
     "tenants_name_given": "a tenant needs a name",
     "tenants_timezone_known": "a time zone is a name of the IANA database, such as Europe/London",
     "tenants_currency_form": "a currency is three capital letters, as in ISO 4217",
 }
-"""What is asked of a tenant, by the constraint of the table `tenants` that asks it."""
+"""The rules for a tenant, by the name of the constraint of the table `tenants` that checks the rule."""
 
 Seq = int
-"""A stream position: 1, 2, 3, … without a gap within one tenant's stream; 0 is before the first."""
+"""The number of an event in its tenant's stream: 1, 2, 3, … without a gap. 0 is before the first event."""
 
 StreamName = tuple[TenantId, UUID]
-"""A tenant, and the name of its stream in which positions are counted."""
+"""A tenant, and the `stream_id` of its stream."""
 
 
 class KeyKind(enum.Enum):
-    """Who holds a credential, and so what it may do."""
+    """The kind of a key, which decides what its holder may do."""
 
     TENANT = "tenant"
     DEVICE = "device"
     PLATFORM = "platform"
     ADMIN = "admin"
 
-    # That of Enum is a function in Python, and each request looks its kind up in sets.
+    # `Enum.__hash__` is written in Python and slow, and each request looks its key's kind up in sets.
     __hash__ = object.__hash__
 
 
 class PrintStatus(enum.Enum):
-    """How far an order has come on paper; it never moves backwards."""
+    """How far the printing of an order has come. The status never moves backwards."""
 
     PENDING = "pending"
     SENT = "sent_to_pos"
@@ -61,7 +61,11 @@ class PrintStatus(enum.Enum):
 
 
 class Resync(enum.Enum):
-    """Why a till cannot be replayed to and must reload its pending orders."""
+    """Why posd cannot replay events to a till, so that the till must reload its open orders.
+
+    `RETENTION`: the next events have been deleted. `RESET`: the till's position is of another stream.
+    `AHEAD`: the till's position is after the last event of the stream.
+    """
 
     RETENTION = "retention"
     RESET = "reset"
@@ -70,7 +74,10 @@ class Resync(enum.Enum):
 
 @frozen
 class Tenant:
-    """One shop: its slug in URLs, its schema in the database, its money and its clock."""
+    """A shop: its slug in URLs, its schema in the database, its currency (ISO 4217) and time zone (IANA).
+
+    Telephone numbers without a country code are of `default_region` (ISO 3166-1).
+    """
 
     id: TenantId
     slug: str
@@ -83,7 +90,7 @@ class Tenant:
 
 @frozen
 class Principal:
-    """Whom a credential speaks for. `tenant` is None for a key of all tenants."""
+    """The caller that a valid key stands for. `tenant` is None for a key of all tenants."""
 
     key_id: int
     kind: KeyKind
@@ -93,7 +100,7 @@ class Principal:
 
 @frozen
 class Position:
-    """A place in a history: `seq` means nothing without the `stream_id` it was counted in."""
+    """The place of an event in a stream. `stream_id` is None if a client has sent only the number."""
 
     seq: Seq
     stream_id: UUID | None = None
@@ -101,7 +108,7 @@ class Position:
 
 @frozen
 class StreamHead:
-    """The end of one tenant's stream, and the floor below which events are pruned."""
+    """The end of a tenant's stream. Events up to `pruned_seq` have been deleted."""
 
     tenant_id: TenantId
     stream_id: UUID
@@ -111,18 +118,19 @@ class StreamHead:
 
 @frozen
 class SessionStart:
-    """What a session begins with.
+    """The state that a session starts from, as read from the database.
 
-    `acked` is the device's cursor, None for a terminal without a name; a `legacy` terminal never
-    acknowledged and never named a position. `refused` are events after the cursor that the device will
-    never process; `recalled`: an operator wants it to be sent again what it has acknowledged. `at` is
-    when that was so, by the database's clock, which is the same for all nodes: it tells which of a
-    device's connections is the newest.
-
-    `astray`: the device is known to have events that the present stream does not have. `renamed_ago`: how
-    many seconds ago the stream got its name, if the device's cursor is of an earlier name. `shared`: up to
-    where the positions of the stream that the terminal names are those of the present one; None if it
-    names the present one, or one that is not known.
+    `acked`: the device's cursor; None for a terminal without a device id.
+    `legacy`: the terminal has never acknowledged an event and never named a position.
+    `at`: the time of the read, by the database's clock. All nodes share that clock, so `at` tells which
+    connection of a device is the newest.
+    `refused`: events after the cursor that the device has reported as impossible to process.
+    `recalled`: an operator has asked posd to send acknowledged events again.
+    `astray`: the device has events that the present stream does not have.
+    `renamed_ago`: the age of the stream's present name in seconds, if the device's cursor is of an earlier
+    name.
+    `shared`: the last position that the present stream has in common with the stream that the terminal
+    names; None if the terminal names the present stream or an unknown one.
     """
 
     head: StreamHead
@@ -136,14 +144,14 @@ class SessionStart:
     shared: Seq | None = None
 
 
-# One is made of every event. A frozen class takes three to five times as long for that.
+# posd creates an object for each event, and a frozen class takes three to five times as long to create.
 @define
 class Event:
-    """A committed event as the stream holds it.
+    """A committed event of a stream.
 
-    `data` and `extra_members` are JSON objects as compact UTF-8 text, written once by the sequencer and
-    never parsed again on the way to a till. `extra_members` has the members that stand next to `data` at
-    the top level of the message, `b"{}"` where there are none.
+    `data` and `extra_members` are JSON objects as compact UTF-8 text. The sequencer writes the text, and no
+    code parses the text again on its way to a till. `extra_members` has the members beside `data` at the top
+    level of the message; it is `b"{}"` if there are none.
     """
 
     seq: Seq
@@ -155,7 +163,7 @@ class Event:
 
 @frozen
 class AppendedEvents:
-    """Events, in order, that a commit has put at the end of a tenant's stream."""
+    """The events that a transaction has appended to a tenant's stream, in order."""
 
     tenant_id: TenantId
     stream_id: UUID
@@ -165,17 +173,17 @@ class AppendedEvents:
 WARNING_CODES: Final = (
     *("unreadable", "schedule_as_text", "quantity_replaced", "name_missing", "character_replaced"),
 )
-"""What a `PublishWarning` may be about."""
+"""The codes of `PublishWarning`."""
 LEFT_OUT: Final = ("not_online", "over", "old", "unchanged", "gone", "condition")
-"""Why an order that was published, or touched in a shop's tables, became no event."""
+"""The reasons for which an order that was published, or changed in a shop's tables, becomes no event."""
 
 
 @frozen
 class PublishWarning:
-    """A value of an event that was repaired, or that could not be read.
+    """A note that posd has repaired a value of an event, or could not read the value.
 
-    `member` is its path (`items[0].price`), `code` one of `WARNING_CODES`, `message` a
-    sentence for a person, without the value.
+    `member` is the path of the value (`items[0].price`), `code` one of `WARNING_CODES`, and `message` a
+    sentence for a person. None of them contains the value.
     """
 
     member: str
@@ -183,12 +191,12 @@ class PublishWarning:
     message: str
 
 
-# One is made of every event. A frozen class takes three to five times as long for that.
+# posd creates an object for each event, and a frozen class takes three to five times as long to create.
 @define
 class EventDraft:
-    """An event that has not been numbered yet, with its data in the exact form of the contract.
+    """An event without a number. Its data has the form that docs/protocol.md specifies.
 
-    `warnings` tell how it was read. They are no part of the event.
+    `warnings` list the repairs of its data. They are not part of the event.
     """
 
     type: str
@@ -199,7 +207,7 @@ class EventDraft:
 
 @frozen
 class StoredOrder:
-    """What posd knows of an order: the snapshot last published, its version and its status."""
+    """posd's record of an order: the last published snapshot, its version and its status."""
 
     order_id: str
     snapshot: Mapping[str, object]
@@ -209,10 +217,11 @@ class StoredOrder:
 
 @frozen
 class Terminal:
-    """An admitted connection of a till: which tenant's, whose, since when, and from where on.
+    """An admitted connection of a till.
 
-    `device_id` is None for a terminal without a name; `position` is what it asked to resume from.
-    `stream_id` is the history that it was let into: what it says of events is about that one.
+    `device_id` is None for a terminal without one. `position` is the position from which the till asked to
+    resume. `stream_id` is the stream at the time of admission; the till's acknowledgements are about that
+    stream.
     """
 
     connection_id: UUID
@@ -240,7 +249,7 @@ FAILED = CloseReason(1011, "internal error")
 TOO_SLOW = CloseReason(1013, "too far behind")
 STREAM_CHANGED = CloseReason(1013, "the stream has changed")
 RENAMED = CloseReason(1001, "the stream has a new name")
-PRUNED = CloseReason(1013, "the next events are kept no more")
+PRUNED = CloseReason(1013, "the next events have been deleted")
 REVOKED = CloseReason(4001, "the credential is no longer valid")
 DISABLED = CloseReason(4001, "the device is disabled")
 DISCONNECTED = CloseReason(1001, "disconnected by the operator")

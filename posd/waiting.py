@@ -1,4 +1,4 @@
-"""Waiting that ends, and telling a loop that still tries from one that does not."""
+"""Timeouts, pauses that a service can end, and the detection of stalled loops."""
 
 from __future__ import annotations
 
@@ -17,56 +17,57 @@ _STALLED_SECONDS: Final = 60.0
 
 
 class AttemptPulse:
-    """When something that goes on for ever last made an attempt, a refused one included.
+    """The time of the last attempt of a loop, successful or not.
 
-    By the monotonic clock. Only the daemon's reactor follows that too (`posd.monitoring.monotonic`).
+    It uses the monotonic clock directly, because only the daemon's reactor does
+    (`posd.monitoring.monotonic`).
     """
 
     def __init__(self) -> None:
         self._last = monotonic()
 
     def beat(self) -> None:
-        """An attempt begins now."""
+        """Note that an attempt begins now."""
         self._last = monotonic()
 
     @property
     def stalled(self) -> bool:
-        """Whether there was none for a minute: it is waiting for what will never come."""
+        """Whether the loop has made no attempt for a minute."""
         return monotonic() - self._last > _STALLED_SECONDS
 
 
 class RoundPauses:
-    """The pauses of a service between its rounds. The service ends them when it stops."""
+    """The pauses of a service between its rounds. The service ends the pauses when it stops."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._under_way: set[Deferred[None]] = set()
+        self._current: set[Deferred[None]] = set()
 
     async def take(self, seconds: float) -> bool:
-        """Wait; False if `end` was called before the time was over."""
+        """Wait for `seconds`. Return False if `end` was called before."""
         pause: Deferred[None] = deferLater(self._reactor, seconds)
-        self._under_way.add(pause)
+        self._current.add(pause)
         try:
             await pause
         except CancelledError:
             return False
         finally:
-            self._under_way.discard(pause)
+            self._current.discard(pause)
         return True
 
     def end(self) -> None:
-        """End the pauses that are under way."""
-        for pause in list(self._under_way):
+        """End the current pauses."""
+        for pause in list(self._current):
             pause.cancel()
 
 
 def with_timeout(
     reactor: IReactorTime, seconds: float, work: Deferred[T] | Coroutine[Any, Any, T]
 ) -> Deferred[T]:
-    """The result of `work`; after `seconds` it fails with `TimeoutError` and cancels `work`.
+    """Return the result of `work`. After `seconds`, fail with `TimeoutError` and cancel `work`.
 
-    `Deferred.addTimeout` cancels and goes on waiting. This one does not wait for work that ignores
-    its cancellation: what that work brings later, a failure included, is dropped.
+    `Deferred.addTimeout` cancels the work and then waits until the work ends. This function does not wait
+    for work that ignores its cancellation, and drops the later result or failure of the work.
     """
     inner = work if isinstance(work, Deferred) else Deferred.fromCoroutine(work)
     outer: Deferred[T] = Deferred(lambda _: inner.cancel())

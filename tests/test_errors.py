@@ -1,4 +1,4 @@
-"""What of PostgreSQL's errors may be repeated."""
+"""Tests of the messages of PostgreSQL that posd logs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from posd.errors import StatementFailed, loggable_message, returned
 from tests.documents import ROOT
 
 
-class TellableTests(SynchronousTestCase):
-    """An error's text, by its code."""
+class LoggableMessageTests(SynchronousTestCase):
+    """Tests of `loggable_message`, by SQLSTATE."""
 
-    def test_names_of_things_are_told(self) -> None:
+    def test_a_message_that_names_objects_is_logged(self) -> None:
         for sqlstate, message in (
             ("42501", "permission denied for table orders"),
             ("42P01", 'relation "orders" does not exist'),
@@ -25,7 +25,7 @@ class TellableTests(SynchronousTestCase):
             self.assertEqual(loggable_message(sqlstate, message), message)
             self.assertEqual(str(StatementFailed(message, sqlstate)), message)
 
-    def test_data_is_not(self) -> None:
+    def test_a_message_that_quotes_data_is_not_logged(self) -> None:
         for sqlstate, message in (
             ("22007", 'invalid input syntax for type date: "Ann"'),
             ("22P02", 'invalid input syntax for type json: "Ann"'),
@@ -41,11 +41,11 @@ class TellableTests(SynchronousTestCase):
             self.assertIn(sqlstate or "unknown", said)
             self.assertEqual(str(StatementFailed(message, sqlstate)), said)
 
-    def test_nor_where_a_function_has_caught_it(self) -> None:
+    def test_the_error_that_a_function_returns_is_treated_the_same(self) -> None:
         self.assertEqual(returned("42501 permission denied"), "42501 permission denied")
         self.assertNotIn("Ann", returned("P0001 nobody wants (Ann)"))
 
-    def test_whoever_calls_a_function_that_returns_errors_asks_what_may_be_told(self) -> None:
+    def test_callers_of_functions_that_return_errors_use_returned(self) -> None:
         returning = {
             re.findall(r"CREATE (?:OR REPLACE )?FUNCTION (?:dinedesk_main\.)?(\w+)", before)[-1]
             for path in (ROOT / "sql").rglob("*.sql")

@@ -1,4 +1,4 @@
-"""Small files as they are found: with newlines, byte order marks, and not always files."""
+"""Tests of reading small files: newlines, byte order marks, and paths that are not files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cli_runner import posctl
 
 KEY = "pos_0123456789abcdef"
 AROUND = ("{}", "{}\n", "{}\r\n", "\ufeff{}\r\n", " {} \n\n", "\n{}", "\ufeff {}\t")
-"""What editors, echo and Windows put around a key."""
+"""The characters that editors, echo and Windows add to a key."""
 
 
 class ReadingTests(SynchronousTestCase):
@@ -30,7 +30,7 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(files.read_file(self.folder / "file"), b"abc")
         self.assertEqual(files.read_file(self.folder / "file", max_size=3), b"abc")
 
-    def test_whatever_has_no_end_or_would_block_is_an_error(self) -> None:
+    def test_a_pipe_or_device_is_an_error(self) -> None:
         (self.folder / "long").write_bytes(b"abcd")
         os.mkfifo(self.folder / "pipe")
         for path, reason in (
@@ -46,14 +46,14 @@ class ReadingTests(SynchronousTestCase):
 
 
 class SecretTests(SynchronousTestCase):
-    """A key is read from a file, the environment or standard input."""
+    """Tests of keys from a file, the environment or standard input."""
 
-    def test_what_is_around_it_is_not_it(self) -> None:
+    def test_characters_around_a_secret_are_removed(self) -> None:
         for around in AROUND:
             with self.subTest(around=around):
                 self.assertEqual(files.decode_secret(around.format(KEY).encode()), KEY)
 
-    def test_by_posctl_wherever_it_is_from(self) -> None:
+    def test_posctl_removes_them_from_all_sources(self) -> None:
         given: list[str] = []
 
         class Stop(Exception):
@@ -78,7 +78,7 @@ class SecretTests(SynchronousTestCase):
                 self.assertRaises(Stop, run)
         self.assertEqual(given, [KEY] * 4 * len(AROUND))
 
-    def test_what_is_no_key_is_told_by_the_name_of_the_file(self) -> None:
+    def test_the_error_for_an_invalid_key_names_the_file(self) -> None:
         path = Path(self.mktemp())
         for content, word in (
             (b"\xff", "is text"),
@@ -94,7 +94,7 @@ class SecretTests(SynchronousTestCase):
             self.assertEqual(ran.code, os.EX_DATAERR)
             self.assertRegex(ran.err, rf"\Aposctl: {path}: .*{word}.*\n\Z")
 
-    def test_by_the_libraries(self) -> None:
+    def test_the_libraries_remove_them(self) -> None:
         for around in AROUND:
             text = around.format(KEY)
             self.assertEqual(APIClient.to("https://pos.example.com", text)._key, KEY)

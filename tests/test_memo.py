@@ -1,4 +1,4 @@
-"""Results that are kept: for short texts, and not for all that ever came."""
+"""Tests of the cache for results of functions of short texts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class MemoTests(SynchronousTestCase):
 
         self.upper = memoize(upper)
 
-    def test_a_short_text_is_looked_at_once(self) -> None:
+    def test_the_function_is_called_once_for_a_short_text(self) -> None:
         self.assertEqual([self.upper("a") for _ in range(3)], ["A"] * 3)
         self.assertEqual(self.asked, ["a"])
 
-    def test_a_long_one_is_not_kept(self) -> None:
+    def test_the_result_for_a_long_text_is_not_cached(self) -> None:
         for _ in range(3):
             self.upper("a" * 300)
         self.assertEqual(len(self.asked), 3)
 
-    def test_those_that_came_long_ago_are_forgotten(self) -> None:
+    def test_old_results_are_removed(self) -> None:
         for number in range(2000):
             self.upper(f"{number}")
         self.upper("1999")

@@ -1,4 +1,4 @@
-"""Waiting that ends, whatever is waited for."""
+"""Tests of timeouts, pauses and the detection of stalled loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posd import waiting
 from posd.waiting import AttemptPulse, RoundPauses, with_timeout
 
 
-class WithinTests(SynchronousTestCase):
+class TimeoutTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
 
@@ -27,13 +27,13 @@ class WithinTests(SynchronousTestCase):
         self.failureResultOf(waiting, LookupError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_a_coroutine_is_work_too(self) -> None:
+    def test_the_work_may_be_a_coroutine(self) -> None:
         async def seven() -> int:
             return 7
 
         self.assertEqual(self.successResultOf(with_timeout(self.clock, 5.0, seven())), 7)
 
-    def test_after_its_time_it_fails_and_the_work_is_cancelled(self) -> None:
+    def test_after_the_timeout_it_fails_and_the_work_is_cancelled(self) -> None:
         cancelled: list[Deferred[int]] = []
         work: Deferred[int] = Deferred(cancelled.append)
         waiting = with_timeout(self.clock, 5.0, work)
@@ -57,7 +57,7 @@ class WithinTests(SynchronousTestCase):
         self.clock.advance(5.0)
         self.failureResultOf(waiting, TimeoutError)
 
-    def test_what_comes_too_late_is_dropped(self) -> None:
+    def test_a_late_result_is_dropped(self) -> None:
         for late in (7, Failure(LookupError("nobody"))):
             release: Deferred[int] = Deferred(lambda _: None)
 
@@ -73,7 +73,7 @@ class WithinTests(SynchronousTestCase):
             release.callback(late)
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    def test_to_cancel_it_cancels_the_work(self) -> None:
+    def test_cancelling_it_cancels_the_work(self) -> None:
         cancelled: list[Deferred[int]] = []
         work: Deferred[int] = Deferred(cancelled.append)
         waiting = with_timeout(self.clock, 5.0, work)
@@ -83,7 +83,7 @@ class WithinTests(SynchronousTestCase):
 
 
 class PulseTests(SynchronousTestCase):
-    def test_it_has_stalled_after_a_minute_without_an_attempt(self) -> None:
+    def test_a_loop_has_stalled_after_a_minute_without_an_attempt(self) -> None:
         clock = Clock()
         self.patch(waiting, "monotonic", clock.seconds)
         pulse = AttemptPulse()
@@ -96,7 +96,7 @@ class PulseTests(SynchronousTestCase):
 
 
 class PausesTests(SynchronousTestCase):
-    def test_they_last_as_long_as_they_should_or_until_they_are_ended(self) -> None:
+    def test_a_pause_lasts_for_its_time_or_until_it_is_ended(self) -> None:
         clock = Clock()
         pauses = RoundPauses(clock)
         short, long = (Deferred.fromCoroutine(pauses.take(seconds)) for seconds in (1.0, 2.0))

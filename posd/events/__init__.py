@@ -1,4 +1,4 @@
-"""Rules about events and their fields: normal forms, status transitions, money, telephone numbers.
+"""The rules for events and their fields: normal forms, status transitions, money, telephone numbers.
 
-Nothing here does I/O: it reads no clock, socket or database.
+The functions do no I/O: they read no clock, socket or database.
 """

@@ -1,4 +1,4 @@
-"""Postal addresses as one string, whatever structure a platform sends."""
+"""Converts the postal addresses of platforms, which may be objects or lists, to one string."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENVELOPE_ORDER = {
     for name in names
 }
 _MOST_PARTS = 200
-"""Values of the structure that an address may be."""
+"""The limit of the values in an address."""
 _NOT_POSTAL = frozenset(
     (
         *("id", "uuid", "type", "label", "placeid"),
@@ -43,14 +43,14 @@ _NOT_POSTAL = frozenset(
     )
 )
 _COORDINATES = re.compile(r"[-+]?\d{1,3}\.\d{3,}°?(?:\s*[,; ]\s*[-+]?\d{1,3}\.\d{3,}°?)?", re.ASCII)
-"""A latitude, a longitude, or both, as a text that a name like `location` does not explain."""
+"""A text with a latitude, a longitude, or both. A member such as `location` may have it."""
 
 
 def address(value: object) -> str | None:
-    """A postal address in one string: the parts of a structure, in the order of an envelope.
+    """Return a postal address as one string, with the parts of an object in the order of an envelope.
 
-    Coordinates, ids and other numbers without a postal name are left out. None for an empty
-    structure. Raises `NotCoercible` for a structure in which nothing is postal, so that it is kept.
+    Coordinates, ids and numbers without a postal name are omitted. Returns None for an empty object or list.
+    Raises `NotCoercible` if no part is postal, so that the value is moved to `unreadable`.
     """
     if isinstance(value, str):
         structure = _structure(value)
@@ -64,7 +64,7 @@ def address(value: object) -> str | None:
 
 
 def _structure(written: str) -> object | None:
-    """The structure whose JSON text this is, as a text column holds it."""
+    """Decode a text that is a JSON object or array; None for any other text."""
     if written.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -74,7 +74,7 @@ def _structure(written: str) -> object | None:
 
 
 def _parts(value: object, counter: Iterator[int], *, is_named: bool) -> list[str]:
-    """The parts of an address in their order. `is_named`: the member's name says what a number is."""
+    """Return the parts of an address in order. `is_named`: the member has a postal name."""
     if next(counter) > _MOST_PARTS:
         raise NotCoercible
     if isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def _parts(value: object, counter: Iterator[int], *, is_named: bool) -> list[str
     elif value is None or isinstance(value, bool):
         parts = []
     elif isinstance(value, int | float | Decimal):
-        # A number that no name explains is a distance, a coordinate or a key of a table.
+        # A number without a postal name may be a distance, a coordinate or the key of a table.
         parts = [text(value)] if is_named else []
     else:
         written = text(value).strip()

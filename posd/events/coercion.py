@@ -1,9 +1,9 @@
-"""Safe readings of values that other people's software wrote.
+"""Converts the values of other software to the types that deployed tills expect.
 
-A till drops a whole order for one value of the wrong type, and platforms send `"12.50"`, `17.0` and
-`2026-11-22 18:30`. Each function returns the one form of the contract, or raises `NotCoercible` where
-that would be a guess. The time that a function takes is linear in its input. No function is called
-with None. Addresses are in `events.addresses`, lists of items and addons in `events.parts`.
+A till drops a whole order if one value has the wrong type, and platforms send `"12.50"`, `17.0` and
+`2026-11-22 18:30`. The functions return the normal form of a value, or raise `NotCoercible` if they would
+have to guess. They take time linear in their input, and are not called with None. Addresses are in
+`posd.events.addresses`, and lists of items and addons in `posd.events.order_parts`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ INT32 = range(-(2**31), 2**31)
 INT64 = range(-(2**63), 2**63)
 
 _AMOUNT_LIMIT = 10**11
-"""Amounts stay below it, as in `numeric(14,3)`; a till's decimal type overflows far beyond."""
+"""The limit of amounts, as in `numeric(14,3)`. The decimal types of tills allow more."""
 _USUAL_LENGTH = 13
-"""Characters of an amount with one or two decimals that is below the limit in any case: `99999999999.9`."""
+"""An amount of up to this length with one or two decimals is below the limit, such as `99999999999.9`."""
 
 _NUMERAL_LENGTH = 40
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
@@ -41,20 +41,20 @@ _NO_DAYS = (
     *("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01", "1969-12-31", "1970-01-01"),
 )
 _FIRST_YEAR, _LAST_YEAR = "1970", "2199"
-"""Of an order's times. 2569 is a year of the Buddhist calendar."""
+"""The years of an order's times. The limits exclude years of the Buddhist calendar, such as 2569."""
 _DECIMALS = 6
 _QUANTUM = Decimal(1).scaleb(-_DECIMALS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNIX_SECONDS = range(10**9, 10**11)
-"""Years 2001 to 5138; what is larger counts milliseconds."""
+"""The years 2001 to 5138. Larger numbers are milliseconds."""
 
 
 class NotCoercible(Exception):
-    """A value has no safe reading in the form that was asked for."""
+    """A value cannot be converted without guessing."""
 
 
 def text(value: object) -> str:
-    """A string as it is; a number, a boolean or a structure as its JSON text."""
+    """Return a string unchanged, and any other value as JSON text."""
     if isinstance(value, str):
         return value
     try:
@@ -64,13 +64,13 @@ def text(value: object) -> str:
 
 
 def label(value: object) -> str | None:
-    """As `text`, but one without a visible character is None."""
+    """Return `text`; None if it is empty or white space."""
     written = text(value)
     return None if not written or written.isspace() else written
 
 
 def enum_word(value: object) -> str | None:
-    """One of a set of names, in the contract's spelling: `Dine-In` is `dine_in`. Empty is None."""
+    """Return a keyword in snake_case, such as `dine_in` for `Dine-In`; None if it is empty."""
     if not isinstance(value, str):
         raise NotCoercible
     if value.isalpha() and value.islower():
@@ -79,7 +79,10 @@ def enum_word(value: object) -> str | None:
 
 
 def identifier(value: object) -> str | None:
-    """An id: a string without blanks around it, or an integer, which `17.0` is too. Empty is None."""
+    """Return an id as a string without surrounding white space; None if it is empty.
+
+    An integer, or a number such as `17.0`, is an id too.
+    """
     name = value.strip() if isinstance(value, str) else str(integer(value, _ID_NUMBERS))
     if len(name) > ID_LENGTH:
         raise NotCoercible
@@ -87,10 +90,10 @@ def identifier(value: object) -> str | None:
 
 
 def amount(value: object) -> Decimal | int | None:
-    """Money as an exact number; numeric strings are read, an empty one is None (unknown).
+    """Return an amount of money from a number or a numeric string; None if the string is empty.
 
-    More than six decimals are the noise of a binary float and are rounded away; zeros after the
-    second decimal are dropped. All other digits stay as they came.
+    More than six decimals are the noise of binary floats, and are rounded. Zeros after the second decimal
+    are removed. Other digits are unchanged.
     """
     if type(value) is Decimal:
         digits = str(value)
@@ -105,44 +108,44 @@ def amount(value: object) -> Decimal | int | None:
 
 
 def integer(value: object, bounds: range = INT64) -> int | None:
-    """An integer within `bounds`, which `2.0` and `"2"` are too; an empty string is None."""
+    """Return an integer within `bounds`, also from `2.0` and `"2"`; None if the string is empty."""
     if type(value) is int and value in bounds:
         return value
     number = _parse_number(value)
     if number is None:
         return None
-    # The bounds first: int(Decimal("1e300")) is no use to anybody.
+    # The bounds are checked first, because int(Decimal("1e300")) would be a large integer.
     if not bounds.start <= number < bounds.stop or number != int(number):
         raise NotCoercible
     return int(number)
 
 
 def point_in_time(value: object, zone: tzinfo) -> str | None:
-    """A point in time in the contract's form; None for an empty string and for `means_none`.
+    """Return a point in time as ISO 8601 in UTC; None for an empty string and for `means_none`.
 
-    Reads ISO 8601 with `T` or a blank, and Unix time in seconds or milliseconds. What names no
-    offset is in `zone`; a date alone is its midnight. A year that no order has is unreadable.
+    The value is ISO 8601 with `T` or a space, or Unix time in seconds or milliseconds. A value without a UTC
+    offset is in `zone`. A date alone is midnight of that day. A year before 1970 or after 2199 is
+    `NotCoercible`.
     """
     return _check_year(_parse_point(value, "00:00", zone))
 
 
 def appointment(value: object, zone: tzinfo) -> str | None:
-    """As `point_in_time`, but a date alone is not enough to cook for."""
+    """Return `point_in_time`. A date alone is `NotCoercible`, since a kitchen needs a time of day."""
     return _check_year(_parse_point(value, None, zone))
 
 
 def deadline(value: object, zone: tzinfo) -> str | None:
-    """As `point_in_time`, but a date alone is valid to its last instant, in any year."""
+    """Return `point_in_time` of any year. A date alone is the last millisecond of that day."""
     return _parse_point(value, "23:59:59.999", zone)
 
 
 def means_none(value: object) -> bool:
-    """Whether software writes this value where it has no time.
+    """Whether software writes this value to mean that there is no time.
 
-    That is a word (`null`, and PostgreSQL's `infinity`), false, 0, and a day on which some calendar
-    begins or ends: the year 1 (.NET, Go), the year 0 (MySQL), 1753 and 1900 (SQL Server), 1899 (OLE,
-    Delphi, spreadsheets), the Unix epoch by any zone's clock, and the year 9999. `ASAP` is not among
-    them: it says when.
+    Such values are words (`null`, PostgreSQL's `infinity`), false, 0, and the first or last date of a
+    calendar: year 1 (.NET, Go), year 0 (MySQL), 1753 and 1900 (SQL Server), 1899 (OLE, Delphi,
+    spreadsheets), the Unix epoch in any time zone, and year 9999. `ASAP` is not such a value.
     """
     if isinstance(value, str):
         written = value.strip().lower() if len(value) <= _NUMERAL_LENGTH else ""
@@ -186,7 +189,7 @@ def _round_noise(number: Decimal) -> Decimal:
 
 
 def _parse_point(value: object, clock: str | None, zone: tzinfo) -> str | None:
-    """The point in time that a value names; `clock` is meant where it names only a day."""
+    """Return the point in time of a value. `clock` is the time of day for a date alone."""
     if means_none(value):
         return None
     if isinstance(value, int | Decimal) and not isinstance(value, bool):

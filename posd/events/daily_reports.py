@@ -1,13 +1,12 @@
-"""A shop's day as a till reports it: what of it is stored, and what is odd about it.
+"""Checks the daily report of a till, and prepares the values that posd stores.
 
-To lose a report is worse than to store an odd one. So what is finer than the currency is rounded, what
-does not add up is stored as it was sent, and both are noted as issues. Refused are only a day that is
-none and amounts that no shop ever had.
+A lost report is worse than an odd one. So posd rounds amounts with too many decimals, stores sums that do not
+agree, and notes both as issues. It refuses only an invalid date and amounts that are out of range.
 
-Two sums have to agree: cashSales + cardSales + giftCardSales + onlineSales is totalSales, and netSales +
-discounts + refunds is totalSales. A part that was not sent is unknown and not zero; then the other parts
-may be less than the whole, and not more. A sum agrees if it does either as it was sent or as it is
-rounded: many a till adds in binary floats.
+Two sums are checked: totalSales is cashSales + cardSales + giftCardSales + onlineSales, and totalSales is
+netSales + discounts + refunds. A part that was not sent is unknown, not zero; the other parts must then not
+exceed the total. A sum agrees if the sent amounts agree or the rounded amounts agree, because many tills add
+with binary floats.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ AMOUNTS: Final = {
     "refunds": "refunds",
     "net_sales": "netSales",
 }
-"""What has a currency, and under which name it is sent."""
+"""The columns with amounts of money, and their members in a report."""
 DETAILS: Final = {
     "top_items": "topItems",
     "busy_hours": "busyHours",
@@ -41,18 +40,20 @@ DETAILS: Final = {
     "labour": "labour",
     "data": "data",
 }
-"""What is kept as it is."""
+"""The columns with JSON that posd stores unchanged, and their members in a report."""
 
 _DAY_PATTERN: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9].{1,40})?", re.ASCII)
 _MIDNIGHT: Final = time()
 _YEARS: Final = range(2000, 2200)
-"""A till with a dead clock reports the year 1 or 1970, one with the Buddhist calendar 2569."""
+"""The expected years. Tills with a broken clock report 1 or 1970, and those of the Buddhist calendar 2569."""
 
 
 @frozen
 class ReportIssue:
-    """Something odd: of which `kind` (`missing`, `rounded`, `disagrees`, `unlikely_day`), about which
-    member."""
+    """An issue of a report. `kind` is `missing`, `rounded`, `disagrees` or `unlikely_day`.
+
+    `field` is the member that the issue is about.
+    """
 
     kind: str
     field: str
@@ -61,9 +62,9 @@ class ReportIssue:
 
 @frozen
 class ReportFigures:
-    """A report's values as a till sent them: those that it did not send are not there.
+    """The values of a report. Values that the till has not sent are absent.
 
-    Amounts and details by their keys in `AMOUNTS` and `DETAILS`.
+    The keys of amounts and details are those of `AMOUNTS` and `DETAILS`.
     """
 
     amounts: Mapping[str, Decimal]
@@ -74,7 +75,7 @@ class ReportFigures:
 
 @frozen
 class DailyReport:
-    """A report as it is stored: amounts in the decimals of the currency. `balanced`: its sums agree."""
+    """A report as posd stores it, with amounts in the currency's decimals. `balanced`: the sums agree."""
 
     day: date
     figures: ReportFigures
@@ -83,10 +84,11 @@ class DailyReport:
 
 
 def parse_day(written: str, zone: tzinfo) -> date:
-    """The day that a report is about: a date, or a time of which it is the day.
+    """Return the day of a report from a date or a point in time.
 
-    A time with an offset is looked at by the shop's clock, but midnight is what programs write that know
-    no dates, and then the day is the one that is written. Raises `BadRequest` (`invalid_field`).
+    The day of a point in time with a UTC offset is the day in the shop's time zone. Midnight is an exception:
+    programs without a type for dates write a date as midnight, so the day is the written one. Raises
+    `BadRequest` (`invalid_field`).
     """
     try:
         if _DAY_PATTERN.fullmatch(written) is None:
@@ -104,9 +106,9 @@ def parse_day(written: str, zone: tzinfo) -> date:
 
 
 def assess(day: date, sent: ReportFigures, currency: str) -> DailyReport:
-    """A report in the form in which it is stored, with what is odd about it.
+    """Return the report to store, with its issues.
 
-    Raises `Unprocessable` (`invalid_amount`) for an amount beyond what can be stored.
+    Raises `Unprocessable` (`invalid_amount`) if an amount is out of range.
     """
     amounts = {name: _rounded(name, amount, currency) for name, amount in sent.amounts.items()}
     disagreements = tuple(
@@ -128,10 +130,10 @@ def _rounded(name: str, amount: Decimal, currency: str) -> Decimal:
     if amount.is_finite() and abs(amount) < money.LIMIT:
         rounded = money.quantized(amount, currency)
         if abs(rounded) < money.LIMIT:
-            # There is no negative nothing in SQL.
+            # PostgreSQL's numeric has no negative zero.
             return rounded if rounded else abs(rounded)
     raise Unprocessable(
-        f"{AMOUNTS[name]} is beyond all bounds.",
+        f"{AMOUNTS[name]} is out of range.",
         code="invalid_amount",
         details={"field": AMOUNTS[name]},
     )
@@ -162,9 +164,9 @@ def _rounding_issues(
 def _sum_issue(
     parts: tuple[str, ...], field: str, sent: Mapping[str, Decimal], stored: Mapping[str, Decimal]
 ) -> ReportIssue | None:
-    """What is wrong with a sum, if it can be said at all."""
+    """Return the issue of a sum; None if the sum agrees, or cannot be checked."""
     there = [name for name in parts if name in sent]
-    # Without netSales nothing is said about what is deducted: refunds may be more than a day's sales.
+    # Without netSales the deductions cannot be checked: refunds may exceed the sales of a day.
     if not there or _TOTAL not in sent or (parts is _DEDUCTIONS and parts[0] not in sent):
         return None
     complete = len(there) == len(parts)

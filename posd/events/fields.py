@@ -1,8 +1,7 @@
-"""Tables of known members, and the reading of a JSON object by such a table.
+"""Tables of known members, and a function that reads a JSON object by such a table.
 
-A table says, member by member and in the order in which they leave, how a value is read, under which
-other names it may come, and what stands there when it is unknown. Members that the table does not
-know follow as they are.
+A table has, for each member in the order of the output, the function that reads the value, the other names
+of the member, and its value if it is missing. Unknown members follow the known ones, unchanged.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from posd.events.warnings import UNREADABLE as NOT_READ
 from posd.events.warnings import WarningCollector
 
 UNREADABLE = "unreadable"
-"""The member under which stands what had no safe reading: as it came, but a structure as its JSON
-text, so that nothing is nested deeper than it was published."""
+"""The member with the values that could not be read safely, by their names. Objects and arrays are stored as
+JSON text, so that no value is nested deeper than in the published event."""
 
 
 class Field(NamedTuple):
-    """One known member; a plain tuple, since every order looks at some sixty of them."""
+    """A known member. A tuple is fast to unpack, and each order needs about 60 of them."""
 
     name: str
     aliases: tuple[str, ...]
-    """The names it is also found under, in turn until a value can be read."""
+    """The other names of the member, which are tried in turn until a value can be read."""
     read: Callable[..., object]
     zoned: bool
-    """Whether `read` wants the shop's zone too."""
+    """Whether `read` has the shop's time zone as its second argument."""
     nested: bool
-    """Whether `read` has objects of its own to read, and wants the `WarningCollector` too."""
+    """Whether `read` reads nested objects, and has the `WarningCollector` as its second argument."""
     nullable: bool
-    """Whether it is null when unknown; if not, it is left out."""
+    """Whether a missing member is null. Other missing members are left out."""
     default: object
-    """What it is when unknown, if there is such a value."""
+    """The value of a missing member; None if there is no default."""
 
 
 class FieldTable(NamedTuple):
-    """The members of one kind of object."""
+    """The members of a kind of object."""
 
     members: tuple[Field, ...]
     canonical: tuple[Field, ...]
-    """The same members, each to be found under the contract's names alone."""
+    """The same members, without aliases that are not names of `members` too."""
     names: frozenset[str]
     spellings: frozenset[str]
-    """The names and their snake_case; a member called otherwise is not posd's to touch."""
+    """The names, also in snake_case. Members with other names are unknown, and are kept unchanged."""
 
 
 def member(
@@ -57,14 +56,14 @@ def member(
     nullable: bool = False,
     default: object = None,
 ) -> Field:
-    """A member that is also found under its snake_case name, and then under `aliases`."""
+    """Return a `Field` that can also have its snake_case name, or one of `aliases`."""
     aliases = tuple(other for other in (snake(name), *aliases) if other != name)
     zoned = read in (point_in_time, appointment, deadline)
     return Field(name, aliases, read, zoned, nested, nullable, default)
 
 
 def table(*members: Field, extra_names: tuple[str, ...] = ()) -> FieldTable:
-    """A table of `members`; the names in `extra_names` are posd's too, and never kept as they are."""
+    """Return a table of `members`. Input members with a name in `extra_names` are dropped."""
     names = frozenset((*(member.name for member in members), *extra_names))
     canonical = tuple(
         member._replace(aliases=tuple(other for other in member.aliases if other in names))
@@ -82,10 +81,10 @@ def read_object(
     sparse: bool = False,
     warnings: WarningCollector | None = None,
 ) -> dict[str, object]:
-    """The members of `table` in its order and types, then all others as they are.
+    """Return the members of `table` in its order and types, and then the unknown members unchanged.
 
-    `fill` writes null for every nullable member, given or not; `sparse` leaves all nulls out. What
-    has no safe reading under any of its names goes to the member `unreadable`, and is noted in
+    `fill` writes null for each nullable member that is missing. `sparse` omits unknown members that are null.
+    A value that cannot be read under any of its names is moved to the member `unreadable`, and noted in
     `warnings`.
     """
     warnings = WarningCollector() if warnings is None else warnings
@@ -138,7 +137,7 @@ def _read_alias(
     warnings: WarningCollector,
     unread: object,
 ) -> tuple[object, object]:
-    """What is found under a member's other names, or else the first value that was unreadable."""
+    """Return the value under a member's other names and None, or None and the first unreadable value."""
     for other in member.aliases:
         if (value := data.get(other)) is not None:
             try:
@@ -157,5 +156,5 @@ def _read_alias(
 
 
 def snake(name: str) -> str:
-    """`customerName` as databases and older software spell it: `customer_name`."""
+    """Return a name in snake_case: `customer_name` for `customerName`."""
     return re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)

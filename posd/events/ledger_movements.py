@@ -1,7 +1,7 @@
-"""What a movement on a ledger, or a card that was changed, tells the tills.
+"""Makes events of movements of ledgers, and of changes of gift cards.
 
-By a hook posd learns only which row it was; what the row says is read after the commit, and becomes an
-event here. One event a movement, in their order. A reversal is told as what it does to the balance.
+A hook notes only which row was written. The sequencer reads the row after the commit, and this module makes
+one event of each row, in the order of the rows. The event of a reversal has the change of the balance.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ GIFT_CARD_MOVEMENT: Final = "gift_card_movement"
 GIFT_CARD: Final = "gift_card"
 LOYALTY_MOVEMENT: Final = "loyalty_movement"
 KINDS: Final = frozenset((GIFT_CARD_MOVEMENT, GIFT_CARD, LOYALTY_MOVEMENT))
-"""The `type` of an outbox row by which a hook says that a row of a ledger, or a card, was written."""
+"""The `type` of an outbox row that a hook has written for a row of a ledger, or for a gift card."""
 
 _SALE_TYPES: Final = ("purchase", "activate")
 _POINTS_TYPES: Final = ("add", "redeem")
-"""Tills know these two, and take everything else for a correction."""
+"""The types that tills know. They treat all others as corrections."""
 
 
 def draft(kind: str, row: Mapping[str, object], currency: str) -> EventDraft:
-    """The event of a row as `pos_movement_states()` gives it; `kind` is one of `KINDS`."""
+    """Return the event for a row of `pos_movement_states()`. `kind` is one of `KINDS`."""
     if kind == LOYALTY_MOVEMENT:
         return normalise.draft("loyalty_updated", _points_movement(row))
     if kind == GIFT_CARD:
@@ -61,7 +61,7 @@ def _card_movement(row: Mapping[str, object], currency: str) -> dict[str, object
 
 
 def _card_changed(row: Mapping[str, object], currency: str) -> dict[str, object]:
-    """A card that was blocked, unblocked, or given another expiry: no money has moved."""
+    """Return the data for a card whose status or expiry date was changed. The balance is unchanged."""
     expiry = row["expiry_date"]
     return {
         "cardNumber": row["card_number"],

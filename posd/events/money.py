@@ -1,7 +1,8 @@
-"""Money as exact decimals, with as many decimals as its currency has.
+"""Amounts of money as exact decimals, with the decimals of their currency.
 
-How many that are says ISO 4217, by a library that follows its amendments. Amounts are stored as
-`numeric(14,3)`, so three is the most (a few units of account have four, and no shop is paid in them).
+The library `iso4217` has the decimals of each currency, and follows the amendments of ISO 4217. Amounts are
+stored as `numeric(14,3)`, so three decimals are the limit. Only a few units of account have four, and shops
+do not use them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from iso4217 import Currency
 from posd.errors import Unprocessable
 
 LIMIT: Final = Decimal(10**11)
-"""Amounts stay below it, as in `numeric(14,3)`."""
+"""The limit of amounts, as in `numeric(14,3)`."""
 
 _MOST_DECIMALS: Final = 3
 _USUAL_DECIMALS: Final = 2
 
 
 def is_currency(code: str) -> bool:
-    """Whether a shop can be paid in it: ISO 4217 knows it, and says what decimals it has.
+    """Whether a code is a currency of ISO 4217 with a number of decimals.
 
-    So gold, and what is there for tests, is none.
+    Gold (`XAU`) and the code for tests (`XTS`) have none, so they are not currencies.
     """
     try:
         return Currency(code).exponent is not None
@@ -34,7 +35,7 @@ def is_currency(code: str) -> bool:
 
 @cache
 def decimals(currency: str) -> int:
-    """How many decimals amounts of a currency have; two if ISO 4217 does not know it."""
+    """Return the number of decimals of a currency; two if the currency is not in ISO 4217."""
     try:
         exponent = Currency(currency).exponent
     except ValueError:
@@ -43,11 +44,11 @@ def decimals(currency: str) -> int:
 
 
 def parse(value: object, currency: str, field: str) -> Decimal:
-    """An amount of any sign, as `jsontext` reads it, in the decimals of its currency.
+    """Return an amount of either sign, as decoded by `jsontext`, with the decimals of its currency.
 
-    Zeros at the end do not count: `12.3400` is `12.34`. Raises `Unprocessable` (`invalid_amount`)
-    with the name of the field for what is no number, not finite, finer than the currency or out of
-    bounds. Nothing is ever rounded here.
+    Trailing zeros are ignored: `12.3400` is `12.34`. The function does not round. Raises `Unprocessable`
+    (`invalid_amount`) with the name of the field if the value is not a finite number, has more decimals than
+    the currency, or is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise _invalid(field, "must be a number")
@@ -61,7 +62,7 @@ def parse(value: object, currency: str, field: str) -> Decimal:
 
 
 def parse_positive(value: object, currency: str, field: str) -> Decimal:
-    """As `parse`, but more than nothing."""
+    """Return `parse` of an amount that has to be greater than zero."""
     number = parse(value, currency, field)
     if number <= 0:
         raise _invalid(field, "must be more than zero")
@@ -69,9 +70,9 @@ def parse_positive(value: object, currency: str, field: str) -> Decimal:
 
 
 def quantized(number: Decimal, currency: str) -> Decimal:
-    """A stored amount on its way out, in the decimals of its currency.
+    """Return a stored amount with the decimals of its currency.
 
-    What is finer, because somebody has written it by SQL, is rounded half up.
+    An amount with more decimals, which a shop may have written by SQL, is rounded half up.
     """
     try:
         return number.quantize(_unit(currency), ROUND_HALF_UP)

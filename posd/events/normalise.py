@@ -1,13 +1,13 @@
-"""What somebody publishes, brought into the exact form that deployed tills can read.
+"""Normalises published events to the form that deployed tills can read.
 
-The tables below are the contract's: a member a line, in the order in which it leaves. Whatever road
-an event came by, its known members are read here and nowhere else; members that posd does not know
-are kept as they are, after the known ones.
+The tables below specify the members of the known types, one member a line, in the order of the output. This
+module reads the known members of all events, whether they are published by REST, by SQL or by a hook. Members
+that posd does not know follow the known ones, unchanged.
 
-An order is never lost over a cosmetic problem. What has no safe reading is left out (a text or a
-date becomes null) and stands in the member `unreadable` of the same object; a schedule in free text
-stands in `scheduledText`; a quantity that is no whole number becomes 1, with a word about it in the
-line's instructions, for the cook. Only what cannot be an event at all is refused.
+An order with an odd value is published, not refused. A value that cannot be read safely is moved to the
+member `unreadable` of its object, and is null or absent in its own place. A schedule in free text is moved to
+`scheduledText`. A quantity that is not a whole number becomes 1, and the instructions of the line show the
+sent quantity to the cook. An event is refused only if its type or its object is unusable or it has no id.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from posd.values import EventDraft
 
 ORDER_TYPES = frozenset(("new_order", "order_updated"))
 SCHEDULED_TEXT = "scheduledText"
-"""The member with a schedule that names no point in time."""
+"""The member for a schedule that is not a point in time."""
 
 SCHEDULE = ("scheduledFor", "scheduledTime")
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _RESERVED = frozenset(("connected", "ping", "pong", "ack", "nack", "error"))
 _ENVELOPE = frozenset(("type", "id", "tenant", "timestamp", "replay", "data"))
-"""What posd itself writes around the data; nobody else may."""
+"""The members that posd writes beside the data. Publishers cannot set them."""
 
 _REPEATED = {
     "order_updated": {"order_id": "orderId", "status": "status"},
     "gift_card_updated": {"card_number": "cardNumber", "balance": "balance"},
     "loyalty_updated": {"customer_phone": "customerPhone", "points": "newBalance"},
 }
-"""What deployed tills read beside the data, and the member of the data that it repeats."""
+"""The members beside the data that deployed tills read, and the members of the data that they repeat."""
 
 _NAMING = {
     "new_order": ("orderId",),
@@ -68,7 +68,7 @@ _NAMING = {
     "gift_card_updated": ("cardNumber",),
     "loyalty_updated": ("customerId", "customerPhone"),
 }
-"""One of these is needed, or nobody knows what the event is about."""
+"""The members that identify the subject of an event. At least one of them is required."""
 
 
 def draft(
@@ -79,13 +79,12 @@ def draft(
     zone: tzinfo = UTC,
     repaired: bool = False,
 ) -> EventDraft:
-    """Read an event as it was published.
+    """Normalise a published event.
 
-    `extra_members` has the members that stood next to the data, where a platform sent such; `zone` is the
-    shop's, for dates that name no offset. `repaired`: characters of its text were replaced
-    (`protocol.jsontext.needs_repair`), and the warnings name the members. An order may be a part of
-    one: what it lacks is not made up here but by `events.orders.change`, which knows the rest.
-    Raises `Unprocessable` (`invalid_event`) for what cannot be an event.
+    `extra_members` are the members beside the data in the request of a platform. `zone` is the shop's time
+    zone, for dates without a UTC offset. `repaired`: characters of the text were replaced
+    (`protocol.jsontext.needs_repair`), so the warnings name their members. An order may lack members;
+    `events.orders.change` adds them from the stored order. Raises `Unprocessable` (`invalid_event`).
     """
     if not isinstance(type, str) or not _TYPE.fullmatch(type):
         raise _invalid("type must be 1 to 50 of a-z, 0-9 and _, and begin with a letter.")
@@ -112,7 +111,7 @@ def repeated_members(
     data: Mapping[str, object],
     extra_members: Mapping[str, object],
 ) -> dict[str, object]:
-    """What stands beside `data`: what deployed tills read there, and whatever else was given."""
+    """Return the members beside `data`: those that deployed tills read, and the other `extra_members`."""
     names = _REPEATED.get(type, {})
     read = {repeat: data[name] for repeat, name in names.items() if data.get(name) is not None}
     if extra_members:
@@ -127,7 +126,7 @@ def _read_known_type(
     zone: tzinfo,
     warnings: WarningCollector,
 ) -> dict[str, object]:
-    """The data of a known type. An order is completed later; the others are whole as they come."""
+    """Read the data of a known type. Missing members of an order are added later."""
     is_order = type in ORDER_TYPES
     result = read_object(data, _TABLES[type], zone=zone, fill=not is_order, warnings=warnings)
     if is_order:
@@ -143,7 +142,7 @@ def _fill_from_extra(
     data: Mapping[str, object],
     extra_members: Mapping[str, object],
 ) -> Mapping[str, object]:
-    """`data`, and what it lacks taken from beside it, where deployed platforms write it too."""
+    """Return `data` with missing members taken from `extra_members`, where deployed platforms write them."""
     missing = {
         name: extra_members[repeat]
         for repeat, name in _REPEATED.get(type, {}).items()
@@ -153,7 +152,7 @@ def _fill_from_extra(
 
 
 def _unify_twins(order: dict[str, object], warnings: WarningCollector) -> None:
-    """Make the twins of an order one. Where instructions differ, none of them is lost."""
+    """Set both names of members that have two names. If two instructions differ, join them."""
     for name, twin in (("discountAmount", "discount"), SCHEDULE):
         if order.get(name) is not None:
             order[twin] = order[name]
@@ -173,7 +172,7 @@ def _unify_twins(order: dict[str, object], warnings: WarningCollector) -> None:
 
 
 def _items(value: object, warnings: WarningCollector) -> list[dict[str, object]]:
-    """The items of an order. A line's id is its number in there, whatever the platform calls it."""
+    """Read the items of an order. The id of an item is its number in the order, not the platform's id."""
     items: list[dict[str, object]] = []
     parts = objects(value, ITEM_SPELLINGS)
     check_parts(parts)
@@ -189,7 +188,7 @@ def _item(part: Mapping[str, object], warnings: WarningCollector) -> dict[str, o
     odd = _unreadable_quantity(part, "quantity", *_QUANTITIES)
     if odd is not None or not _NOTES.isdisjoint(part):
         instructions = text(_first(part, "specialInstructions", "special_instructions") or "")
-        # In the order in which they were sent: the same item has to give the same text.
+        # The loop follows the order of the members in the request, so that equal items give equal texts.
         for name in (each for each in part if each in _NOTES):
             instructions = _joined(instructions, text(part[name] or ""))
         if odd is not None:
@@ -208,7 +207,7 @@ def _addons(value: object, warnings: WarningCollector) -> list[dict[str, object]
         since = warnings.count()
         addons.append(read_object(part, _ADDON, sparse=True, warnings=warnings))
         if (odd := _unreadable_quantity(part, "quantity", "qty")) is not None:
-            # An addon has no instructions in which a cook could be told.
+            # An addon has no instructions, so its name shows the sent quantity to the cook.
             addons[-1]["name"] = f"{addons[-1]['name']} (quantity: {text(odd)})"
         _note_name(addons[-1], part, _ADDON_NAME, warnings)
         if warnings.count() > since:
@@ -228,7 +227,7 @@ def _first(part: Mapping[str, object], *names: str) -> object:
 
 
 def _joined(first: object, second: object) -> str:
-    """Two texts as one, a line each; one that has the other within it says it all."""
+    """Join two texts, one on each line. If one text contains the other, return the longer text."""
     one, other = str(first or ""), str(second or "")
     if other in one:
         return one
@@ -236,12 +235,12 @@ def _joined(first: object, second: object) -> str:
 
 
 def _int32(value: object) -> int | None:
-    """An integer that deployed tills keep in 32 bits."""
+    """Read an integer that deployed tills store in 32 bits."""
     return integer(value, INT32)
 
 
 def _unreadable_quantity(part: Mapping[str, object], *names: str) -> object:
-    """The quantity that a part names and that is no whole number; None if it is one, or unknown."""
+    """Return the quantity of a part if it is not a whole number; None if it is one, or is missing."""
     odd = None
     for name in names:
         if (value := part.get(name)) is not None:
@@ -261,7 +260,7 @@ def _invalid(message: str) -> Unprocessable:
 _ITEM_NAME, _ADDON_NAME = "Item", "Addon"
 _QUANTITIES = ("qty", "count")
 _NOTES = frozenset(("notes", "note", "instructions", "comment", "comments"))
-"""What else platforms call a line's instructions. None of several texts is lost."""
+"""Other names of an item's instructions. The texts of all of them are joined."""
 
 _ADDON = table(
     member("addon_id", identifier, "addonId", "id", "optionId", "option_id"),
@@ -351,7 +350,7 @@ _TABLES = {
 }
 
 ORDER_MEMBERS = tuple((member.name, member.nullable) for member in _ORDER.members)
-"""The members of an order in the contract's order, and whether each is null when unknown."""
+"""The members of an order in the order of the output, each with True if it is null when unknown."""
 
 ITEM_MEMBERS = tuple(member.name for member in _ITEM.members)
 ITEM_SPELLINGS, ADDON_SPELLINGS = (
@@ -360,7 +359,7 @@ ITEM_SPELLINGS, ADDON_SPELLINGS = (
 )
 
 TABLES: Mapping[str, FieldTable] = _TABLES
-"""The members of the known types; an order's `items` and their `selectedAddons` have their own."""
+"""The members of the known types. `ITEM` and `ADDON` have those of `items` and `selectedAddons`."""
 ITEM, ADDON = _ITEM, _ADDON
 
 FORMS: Mapping[Callable[..., object], str] = {
@@ -371,6 +370,6 @@ FORMS: Mapping[Callable[..., object], str] = {
     _items: "items",
     _addons: "addons",
 }
-"""What a member is, by the way it is read."""
+"""The form of a member by the function that reads it, for the schemas of the documentation."""
 NAMING: Mapping[str, tuple[str, ...]] = _NAMING
 RESERVED, REPEATED = _RESERVED, _REPEATED

@@ -1,8 +1,8 @@
-"""The items of an order, and what was chosen with each, in whatever structure a platform keeps them.
+"""Reads the items of an order and their options from the structures that platforms use.
 
-What is chosen with an item may be an allergy ("NO NUTS"). So a structure that is not the contract's
-list of objects is read where its meaning is plain, and is `NotCoercible`, which keeps and reports it,
-where it is not. Nothing is dropped, except an option that says that it was not selected.
+An option may be an allergy ("NO NUTS"), so none may be lost. A structure other than a list of objects is read
+if its meaning is clear. Otherwise the functions raise `NotCoercible`, and the value is moved to `unreadable`.
+Only options that are marked as not selected are dropped.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from posd.protocol.jsontext import decode
 Part = Mapping[str, object]
 
 _DEPTH_IN_TEXT: Final = 16
-"""How deep the JSON in a text may be: it takes the text's place within other JSON."""
+"""The limit of nesting for JSON within a text, since the decoded value is nested in other JSON."""
 
 _OPENING: Final = ("[", "{")
-# isinstance() takes half as long with a tuple as with `int | Decimal`, which is made anew each time.
+# isinstance() with a tuple takes half as long as with `int | Decimal`, which is evaluated at each call.
 _NUMBERS: Final = (int, Decimal)
 _LISTS: Final = (list, tuple)
 _STRUCTURES: Final = (list, dict)
 MOST_PARTS: Final = 2000
-"""How many lines and addons an order may have together."""
+"""The limit of the items and addons of an order, in total."""
 _MEMBERS_OF_A_PART: Final = 8
 
 _NAMES: Final = ("name", "title", "label", "optionName", "option_name", "displayName")
@@ -40,11 +40,12 @@ _SELECTED: Final = ("selected", "checked", "isSelected", "is_selected")
 _LONGEST_GROUP: Final = 80
 _LONGEST_NAME: Final = 200
 _MOST_NAMED: Final = 200
-"""A group's name is repeated in that of each option. These bound what a hostile order makes of that."""
+"""The name of a group is repeated in the name of each of its options. These limits bound the growth that a
+hostile order can cause."""
 
 
 def array(value: object) -> list[object]:
-    """A list, or the JSON text of one as a text column holds it; other text is its one element."""
+    """Return a list, or decode the JSON text of one. Another text becomes the only element of a list."""
     value = _decoded(value)
     if isinstance(value, str):
         return [value] if value.strip() else []
@@ -54,10 +55,11 @@ def array(value: object) -> list[object]:
 
 
 def objects(value: object, known: frozenset[str] = frozenset()) -> list[Part]:
-    """The parts of an order as objects; an element that is no object is the name of a part.
+    """Return the parts of an order as objects. An element that is not an object is the name of a part.
 
-    An object in the place of a list is one part if it has one of the `known` names, and otherwise a
-    map from ids or names to parts: `{"21": {"name": "Soup"}}`, `{"Soup": 2}`, `{"Soup": true}`.
+    If the value is an object instead of a list, it is a single part if it has one of the `known` names.
+    Otherwise it is a map from ids or names to parts: `{"21": {"name": "Soup"}}`, `{"Soup": 2}`,
+    `{"Soup": true}`.
     """
     value = _decoded(value)
     if isinstance(value, Mapping):
@@ -71,16 +73,17 @@ def objects(value: object, known: frozenset[str] = frozenset()) -> list[Part]:
 
 
 def check_parts(lines: Sequence[Part]) -> None:
-    """Raise `Unprocessable` (`invalid_event`) for more lines and addons than an order may have.
+    """Raise `Unprocessable` (`invalid_event`) if an order has too many items and addons.
 
-    Each costs some sixteen microseconds to read, and a body of a mebibyte has room for 100,000. What
-    is counted is what may become a part: each element of a list, and each eighth member of an object.
+    A part takes about 16 µs to read, and a body of 1 MiB can contain 100,000 parts. The function counts the
+    values that may become parts: each element of a list, and one for each eight members of an object.
     """
     count, level = len(lines), list[object](lines)
     while level and count <= MOST_PARTS:
         inner: list[object] = []
         for value in level:
-            # Nearly all values are texts or numbers, and a class of `abc` takes six times as long to check.
+            # Most values are texts or numbers. isinstance() with `Mapping`, an abstract class, is six times
+            # as slow, so it comes last.
             if isinstance(value, str):
                 if value.lstrip()[:1] in _OPENING:
                     count += value.count(",") + 1
@@ -101,9 +104,9 @@ def check_parts(lines: Sequence[Part]) -> None:
 
 
 def choices(value: object, known: frozenset[str] = frozenset()) -> list[Part]:
-    """What was chosen with an item: as `objects`, with the options of a group in its place.
+    """Return the options of an item as `objects`, with each group replaced by its options.
 
-    An option's name then begins with its group's, since a group may be called "Without".
+    The name of an option then begins with the name of its group, which may change the meaning ("Without").
     """
     return list(_ungrouped(objects(value, known), known))
 
@@ -111,7 +114,7 @@ def choices(value: object, known: frozenset[str] = frozenset()) -> list[Part]:
 def _ungrouped(parts: Iterable[Part], known: frozenset[str]) -> Iterator[Part]:
     for part in parts:
         if part and known and known.isdisjoint(part) and _STRUCTURE.isdisjoint(part):
-            # In a list too it is a map: [{"allergy": "no nuts"}].
+            # An object without known names is a map in a list too: [{"allergy": "no nuts"}].
             entries = (each for name, value in part.items() for each in _entry(name, value, known))
             yield from _ungrouped(entries, known)
             continue
@@ -120,7 +123,7 @@ def _ungrouped(parts: Iterable[Part], known: frozenset[str]) -> Iterator[Part]:
             yield part
             continue
         options = [option for name in inner for option in choices(part[name], known)]
-        # What has a price, or a name and no options, was chosen itself.
+        # A group with a price, or with a name and no options, is an option itself.
         if part.get("price") or (not options and any(name in part for name in _NAMES)):
             yield {name: each for name, each in part.items() if name not in inner}
         group = _group(part) if len(options) <= _MOST_NAMED else ""
@@ -135,7 +138,7 @@ def _of_group(group: str, option: Part) -> Part:
 
 
 def _entry(name: str, value: object, known: frozenset[str]) -> Iterator[Part]:
-    """The part that one member of a map stands for."""
+    """Return the part for a member of a map, if there is one."""
     if isinstance(value, Mapping):
         if value and known and known.isdisjoint(value) and _STRUCTURE.isdisjoint(value):
             yield {"group": name, "options": value}
@@ -168,7 +171,7 @@ def _name(part: Part) -> str:
 
 
 def _decoded(value: object, opening: str = "[{") -> object:
-    """The value whose JSON text this is, if it is one."""
+    """Decode a text that is JSON. Return any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in tuple(opening):
         try:
             return decode(value, depth=_DEPTH_IN_TEXT)

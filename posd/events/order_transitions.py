@@ -1,10 +1,11 @@
-"""What a platform may do by REST to an order that is already there, or is not.
+"""The conditions for orders that a platform creates or changes by REST.
 
-The conditions are judged by the sequencer, in its transaction, on the order as it is stored then: of
-two that change one version of an order, one wins. A shop's own SQL is believed and never comes here.
+The sequencer checks a condition in its transaction, against the stored order at that time. So if two requests
+change the same version of an order, one of them is refused. Orders that a shop publishes by SQL or a hook
+have no condition.
 
-Steps of the status go forward, and any may be left out. A word that is not in the table is a shop's own
-for an order that is still to be made: one may go from any open status to it, and from it anywhere.
+A status moves forward, and may skip steps. An unknown status is a shop's own word for an open order: an order
+may move to an unknown status from any open status, and from an unknown status to any status.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from posd.events.orders import OrderChange
 from posd.values import StoredOrder
 
 Condition = Callable[[StoredOrder | None, OrderChange | None], None]
-"""Raises a `Refusal` unless a change may be made to the order as it is stored.
+"""Raises a `Refusal` unless the change of the stored order is allowed.
 
-A change that is None tells nothing new. What a condition refuses has changed nothing.
+The change is None if it would change nothing. A refused request changes nothing.
 """
 
 
 class OrderStage(enum.IntEnum):
-    """How far an order is, in the order in which it gets there."""
+    """The stages of an order, in their order."""
 
     PLACED = 0
     CONFIRMED = 1
@@ -52,7 +53,7 @@ STATUS_WORDS: Final[Mapping[OrderStage, tuple[str, ...]]] = {
     ),
     OrderStage.REFUNDED: ("refunded", "voided", "void"),
 }
-"""The words of each stage, the contract's first."""
+"""The words for each stage. The first one is the word of docs/protocol.md."""
 
 _STAGES: Final = {word: stage for stage, words in STATUS_WORDS.items() for word in words}
 _AFTER_END: Final[Mapping[OrderStage, frozenset[OrderStage]]] = {
@@ -61,11 +62,11 @@ _AFTER_END: Final[Mapping[OrderStage, frozenset[OrderStage]]] = {
     OrderStage.CANCELLED: frozenset((OrderStage.REFUNDED,)),
     OrderStage.REFUNDED: frozenset(),
 }
-"""Where an order can still go that is over."""
+"""The stages that may follow each stage of a finished order."""
 
 
 def is_allowed(before: str, after: str) -> bool:
-    """Whether a platform may take an order from one status to another. Staying is no step."""
+    """Whether a platform may change the status of an order from `before` to `after`, which may be equal."""
     if before == after:
         return True
     stage_before, stage_after = _STAGES.get(before), _STAGES.get(after)
@@ -77,7 +78,7 @@ def is_allowed(before: str, after: str) -> bool:
 
 
 def require_new(stored: StoredOrder | None, change: OrderChange | None) -> None:
-    """The order is not there, or is there with nothing else in it. Raises `Conflict`."""
+    """Require that there is no order of this id with other content. Raises `Conflict`."""
     if stored is not None and change is not None:
         raise Conflict(
             "There is another order of this id.",
@@ -87,9 +88,9 @@ def require_new(stored: StoredOrder | None, change: OrderChange | None) -> None:
 
 
 def require_change(expected_version: int | None) -> Condition:
-    """The order is there, has that version if one is expected, and may go to its new status.
+    """Return the condition that the order exists, has the expected version, and may have the new status.
 
-    Raises `NotFound` and `Conflict`.
+    A version of None allows any version. The condition raises `NotFound` or `Conflict`.
     """
 
     def check(stored: StoredOrder | None, change: OrderChange | None) -> None:
@@ -112,10 +113,10 @@ def require_change(expected_version: int | None) -> Condition:
 
 
 def unknown_order() -> NotFound:
-    """What everybody is told who names an order that posd does not know."""
+    """Return the error for an order id that posd does not know."""
     return NotFound("There is no order of this id.", code="unknown_order")
 
 
 def not_online() -> Unprocessable:
-    """What a platform is told of an order that would never reach a till."""
+    """Return the error for an order that is not online, and so is not sent to tills."""
     return Unprocessable("Only orders whose orderSource is online go to tills.", code="not_online")

@@ -1,6 +1,7 @@
-"""What a published order changes: one snapshot per order, whatever road the order came by.
+"""Compares a published order with posd's record of it, and decides which event is published.
 
-Here, and nowhere else, stands the filter that only online orders are pushed.
+Orders from REST, SQL and hooks change the same snapshot. This module also filters the orders that are not
+online.
 """
 
 from __future__ import annotations
@@ -34,33 +35,33 @@ FINAL_STATUSES = frozenset(
         *("refunded", "voided", "void"),
     )
 )
-"""An order in one of these is over: nothing is left to cook, and no till needs to hear of it first.
+"""The statuses of finished orders. An order that is finished when posd first sees it is not published.
 
-The contract names none; these are the words that shops' software uses. A status that is not among
-them is taken for an order still to be made, since printing one too many is the smaller harm.
+docs/protocol.md specifies no such words; these are the words that shops' software uses. An order with any
+other status is published, because an extra ticket does less harm than a lost order.
 """
 
 NOT_ONLINE, OVER, OLD, UNCHANGED, GONE, CONDITION = LEFT_OUT
 
 _RECENT = timedelta(hours=24)
-"""A hooked order that is older when first seen was there before posd was."""
+"""A hooked order that is older when posd first sees it existed before posd was installed."""
 
 _CUSTOMER = ("customerName", "customerPhone", "customerEmail")
 
 _MANAGED = frozenset(("version", "previousStatus", "updatedAt"))
-"""What posd counts and dates itself: not part of an order's content."""
+"""The members that posd sets itself. They are not compared."""
 
 
 @frozen
 class OrderChange:
-    """An event to publish, and what is known of its order from now on."""
+    """An event to publish, and the new record of its order."""
 
     draft: EventDraft
     snapshot: dict[str, object]
     status: str
     version: int
     reuses_id: bool = False
-    """Whether it is another order than the one that had this id before."""
+    """Whether a new order has the id of an earlier order."""
 
 
 def change(
@@ -71,20 +72,19 @@ def change(
     hooked: bool = False,
     left_out: Callable[[str], object] = lambda reason: None,
 ) -> OrderChange | None:
-    """What `draft` (a `new_order` or `order_updated`) publishes; None when that is nothing.
+    """Return the event that `draft` (a `new_order` or `order_updated`) causes; None if there is none.
 
-    Nothing is: an order from elsewhere than online (an `orderSource` that is missing counts as
-    online), content that is already known (`12.30` is `12.3`; version and clocks do not count), and
-    a hooked order that is over or more than a day old when first seen. Then `left_out` is called with
-    the reason, one of `values.LEFT_OUT`.
+    No event is caused by an order that is not online (an order without an `orderSource` is online), by
+    content that posd has already published (`12.30` equals `12.3`; `version` and `updatedAt` are not
+    compared), and by a hooked order that is finished or more than a day old when posd first sees it.
+    `left_out` is then called with the reason, one of `values.LEFT_OUT`.
 
-    What is known of the order stays unless the draft says otherwise, so that any one event heals a
-    till. A null in a hooked row or an `order_updated` erases; in a `new_order` that came by another
-    road it says nothing. `now` is aware, and by the clock that dates the shop's rows, the database's.
+    Members that the draft lacks are taken from the stored order, so each event has the whole order. A null
+    in a hooked row or an `order_updated` erases the stored value; a null in another `new_order` is ignored.
+    `now` is timezone-aware and the time of the database, whose clock also dates the shop's rows.
 
-    A new order may come under the id of an earlier one, in a shop that has emptied its table or starts its
-    numbers again. It is published as a `new_order` that owes nothing to the earlier one but counts its
-    `version` on.
+    A new order may have the id of an earlier order if a shop has emptied its table or restarted its numbers.
+    posd publishes a `new_order` without the members of the earlier order, and counts `version` on.
     """
     if draft.type not in ORDER_TYPES:
         raise ValueError(f"{draft.type} is not about an order.")
@@ -121,20 +121,20 @@ def change(
 
 
 def is_online(order: Mapping[str, object]) -> bool:
-    """Whether an order, in the contract's form, is one that tills are told of."""
+    """Whether a normalised order is online. Only online orders are sent to tills."""
     return order.get("orderSource", "online") == "online"
 
 
 def is_final(status: str) -> bool:
-    """Whether an order of this status, in the contract's spelling, is over."""
+    """Whether an order of this normalised status is finished."""
     return status in FINAL_STATUSES
 
 
 def from_row(row: Mapping[str, object]) -> dict[str, object]:
-    """The data of a `new_order` from a shop's own row of `orders`, with its `items` in an array.
+    """Return the data of a `new_order` for a row of a shop's `orders`, with its `items` in an array.
 
-    Only the columns `ORDER_COLUMNS` and `ITEM_COLUMNS` are taken, and of an addon its known members: what
-    else a shop keeps there never reaches a till. The values are left to `events.normalise.draft`.
+    The data has the columns `ORDER_COLUMNS` and `ITEM_COLUMNS` and the known members of addons only, so that
+    other data of the shop never reaches a till. `events.normalise.draft` reads the values.
     """
     order = _renamed(row, ORDER_COLUMNS)
     if (schedule := _schedule(order)) is not None:
@@ -144,7 +144,7 @@ def from_row(row: Mapping[str, object]) -> dict[str, object]:
 
 
 def _renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
-    """The values of some columns by member; of two columns for one member the one that has a value."""
+    """Return the values of the columns by member. Of several columns of a member, the last non-null wins."""
     members: dict[str, object] = {}
     for column, name in columns.items():
         if column in row and (row[column] is not None or name not in members):
@@ -153,7 +153,7 @@ def _renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str,
 
 
 def _schedule(order: Mapping[str, object]) -> str | None:
-    """A day in one column and a time of day in the other as one text; None if that is not what they are."""
+    """Join a date in one column and a time of day in the other; None if the columns have other values."""
     day, clock = order.get("scheduledFor"), order.get("scheduledTime")
     if not isinstance(day, str) or not isinstance(clock, str) or not clock.strip():
         return None
@@ -170,7 +170,7 @@ def _from_item_row(row: Mapping[str, object]) -> dict[str, object]:
             for addon in choices(addons, ADDON_SPELLINGS)
         ] or None
     except NotCoercible:
-        # It may be an allergy: `unreadable` of the line keeps it, whatever it is.
+        # The value may be an allergy. `normalise` cannot read it either, and moves it to `unreadable`.
         item["selectedAddons"] = chosen[0] if len(chosen) == 1 else chosen
     return item
 
@@ -189,14 +189,14 @@ ORDER_COLUMNS: Mapping[str, str] = {
     "total": "totalAmount",
     "address": "deliveryAddress",
 } | {snake(name): name for name, _ in ORDER_MEMBERS if name not in _MANAGED | {"orderId", "items"}}
-"""The columns of a shop's `orders` that an event uses, and the members that they become."""
+"""The columns of a shop's `orders` that posd reads, and their members in the event."""
 ITEM_COLUMNS: Mapping[str, str] = {
     **{snake(name): name for name in ITEM_MEMBERS if name != "selectedAddons"},
     **{name: name for name in ("notes", "note", "instructions", "comment", "comments")},
 }
-"""The same of `order_items`, but for the columns that hold addons."""
+"""The columns of `order_items` that posd reads, and their members, without `ADDON_COLUMNS`."""
 ADDON_COLUMNS = ("selected_addons", "addons", "modifiers", "extras", "toppings")
-"""The columns of `order_items` that hold addons; those of all of them are the addons of the line."""
+"""The columns of `order_items` with addons. An item has the addons of all of them."""
 
 _NULLABLE = tuple(name for name, nullable in ORDER_MEMBERS if nullable and name not in _MANAGED)
 
@@ -208,13 +208,12 @@ def _content(snapshot: Mapping[str, object]) -> dict[str, object]:
 def _merged(
     earlier: Mapping[str, object], draft: EventDraft, *, null_erases: bool
 ) -> dict[str, object]:
-    """What was known and what the draft says now."""
+    """Return the stored content with the changes of the draft."""
     stated_members = _content(draft.data)
     if not earlier:
         return stated_members
     odd, odd_before = stated_members.get(UNREADABLE, {}), earlier.get(UNREADABLE, {})
-    # A null that only stands for something unreadable erases nothing; nor is it ever forgotten
-    # when an order was made.
+    # A null in place of an unreadable value erases nothing. `createdAt` is never erased.
     kept = {"createdAt", *(odd if isinstance(odd, dict) else ())}
     stated = {
         name: value
@@ -238,10 +237,10 @@ def _merged(
 
 
 def _set_defaults(content: dict[str, object]) -> None:
-    """Give an order what every till expects, where nobody has said it.
+    """Set the missing members that tills expect.
 
-    Nothing is invented that a kitchen or a customer would pay for: the payment is pending, and an
-    order without an address is picked up.
+    The defaults do not cost the shop or the customer anything: the payment is pending, and an order without
+    an address is for pickup.
     """
     for name in _NULLABLE:
         content.setdefault(name, None)
@@ -254,13 +253,13 @@ def _set_defaults(content: dict[str, object]) -> None:
 
 
 def _ordered(order: Mapping[str, object]) -> dict[str, object]:
-    """The contract's members in the contract's order, then all others."""
+    """Return the known members in the order of `ORDER_MEMBERS`, and then the others."""
     known = {name: order[name] for name, _ in ORDER_MEMBERS if name in order}
     return {**known, **order} if len(known) < len(order) else known
 
 
 def _why_not_new(order: Mapping[str, object], now: datetime) -> str | None:
-    """Why a hooked order is none that a till needs to hear of."""
+    """Return the reason for which a new hooked order is not published; None if it is published."""
     if is_final(str(order["status"])):
         return OVER
     created = datetime.fromisoformat(str(order["createdAt"]))
@@ -268,10 +267,11 @@ def _why_not_new(order: Mapping[str, object], now: datetime) -> str | None:
 
 
 def _is_reused_id(stated_members: Mapping[str, object], earlier: Mapping[str, object]) -> bool:
-    """Whether a new order only shares its id with the one that is stored.
+    """Whether a new order is another order than the stored one, with the same id.
 
-    It was created later, and the stored one was over, or another customer's, or older by a day. A shop that
-    writes the time of the checkout over that of the cart means the same order.
+    This is so if the new order was created later, and the stored order was finished, or of another customer,
+    or older by a day. A later creation alone is not enough: some shops replace the time of the cart with the
+    time of the checkout.
     """
     created, before = stated_members.get("createdAt"), earlier.get("createdAt")
     if not isinstance(created, str) or not isinstance(before, str):
@@ -290,7 +290,7 @@ def _is_reused_id(stated_members: Mapping[str, object], earlier: Mapping[str, ob
 
 
 def _is_same_json(one: object, other: object) -> bool:
-    """Whether equal values are the same JSON: to Python `True` equals 1."""
+    """Whether two equal values are the same JSON. In Python, `True` equals 1."""
     if isinstance(one, dict) and isinstance(other, dict):
         return all(_is_same_json(value, other[name]) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):

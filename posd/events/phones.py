@@ -1,7 +1,7 @@
-"""Telephone numbers as they name customers: in E.164, however they were typed.
+"""Normalises the telephone numbers of customers to E.164.
 
-`07700 900123`, `0044 7700 900123` and `+447700900123` are one customer of a shop in Great Britain. The
-rules are Google's, by a library that follows their amendments.
+`07700 900123`, `0044 7700 900123` and `+447700900123` identify the same customer of a shop in Great Britain.
+The rules are those of Google's libphonenumber, in the library `phonenumbers`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from posd.errors import Unprocessable
 
 _LONGEST = 64
 _LONGEST_COPIED = 4 * _LONGEST
-"""With invisible characters."""
+"""The limit of a text with invisible characters, which are removed before the number is read."""
 
 
 def preload() -> None:
-    """Import the rules of all regions. Otherwise the first number of a region imports a module.
+    """Import the rules of all regions. Otherwise the first number of each region imports a module.
 
-    There are some 250 small modules, which takes a tenth of a second and two mebibytes.
+    The import of about 250 small modules takes 100 ms and 2 MiB.
     """
     for region in phonenumbers.SUPPORTED_REGIONS:
         PhoneMetadata.metadata_for_region(region, None)
@@ -38,18 +38,17 @@ def preload() -> None:
 
 
 def is_region(code: str) -> bool:
-    """Whether it is known how telephone numbers of this region (ISO 3166, `GB`) are written."""
+    """Whether the library has rules for the telephone numbers of a region (ISO 3166-1, such as `GB`)."""
     return code in phonenumbers.SUPPORTED_REGIONS
 
 
 def normalise(text: str, region: str) -> str:
-    """A number in E.164: `+` and up to fifteen digits.
+    """Return a number in E.164: `+` and up to 15 digits.
 
-    `region` is where a number without a country code is (ISO 3166, `GB`). A number need only be
-    possible, not one that is known to be given out: that list is always behind. Digits may be of any
-    script, and invisible characters do not count. Raises `Unprocessable` (`invalid_phone`), without
-    the number in its text; 422, since a path with another text in this place is understood and leads
-    to nobody.
+    `region` (ISO 3166-1, such as `GB`) is the region of a number without a country code. The length of the
+    number has to be possible. The number need not be in an assigned range, because the library's list of
+    ranges is never up to date. Digits may be of any script, and invisible characters are ignored. Raises
+    `Unprocessable` (`invalid_phone`, status 422) without the number in its text.
     """
     if len(text) > _LONGEST_COPIED or len(visible := _visible_text(text)) > _LONGEST:
         raise _invalid()
@@ -63,11 +62,11 @@ def normalise(text: str, region: str) -> str:
 
 
 def reinterpret(number: str, before: str, after: str) -> str | None:
-    """Return what the digits of a number mean in another region, in E.164.
+    """Return the number in E.164 that the national digits of `number` have in the region `after`.
 
-    `number` was stored while numbers without a country code were read as of `before`. None for a
-    number that was typed with its country code: of another country, or one that is given out there
-    and would not be one in `after`.
+    `number` was stored when `before` was the region of numbers without a country code. Returns None for a
+    number that was typed with its country code: a number of another country, or a number that is assigned in
+    its country and would not be assigned in `after`.
     """
     try:
         parsed = phonenumbers.parse(number)
@@ -89,7 +88,7 @@ def reinterpret(number: str, before: str, after: str) -> str | None:
 
 
 def numbers_in(text: str, region: str) -> frozenset[str]:
-    """All numbers in a text, in E.164: the text may be one, or have some among other words."""
+    """Return all numbers in a text, in E.164. The text may be a number, or contain numbers and words."""
     found = {
         phonenumbers.format_number(match.number, PhoneNumberFormat.E164)
         for match in PhoneNumberMatcher(_visible_text(text), region, leniency=Leniency.POSSIBLE)
@@ -100,10 +99,10 @@ def numbers_in(text: str, region: str) -> frozenset[str]:
 
 
 def _visible_text(text: str) -> str:
-    """A text without what cannot be seen, and with each wide or small form as its plain character.
+    """Return a text without invisible characters, and with compatibility characters as plain ones (NFKC).
 
-    Numbers copied from a browser or an address book carry marks of direction (U+200E, U+202A), no-break
-    spaces and zero-width joiners; keyboards of East Asia type U+FF10 for 0.
+    Numbers that were copied from a browser or an address book contain direction marks (U+200E, U+202A),
+    no-break spaces and zero-width joiners. Keyboards of East Asia type U+FF10 for 0.
     """
     if text.isascii():
         return text

@@ -1,7 +1,7 @@
-"""What tills say about an order on its way to paper, and what that makes of it.
+"""The reports of tills about an order, and the print status that follows from them.
 
-Whatever a till says about an order proves that it has the order. Its print status only goes forward;
-a report that comes twice, late, or after a better one changes nothing, and is never refused for it.
+Any report about an order proves that the till has received the order. The print status only moves forward. A
+report that is repeated, late, or behind the present status changes nothing, and is not refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from posd.values import PrintStatus
 
 
 class ReportedStatus(enum.Enum):
-    """What a report means."""
+    """The meaning of a report."""
 
     RECEIVED = "received"
     ACCEPTED = "accepted"
@@ -26,11 +26,11 @@ class ReportedStatus(enum.Enum):
     FAILED = "failed"
     PAID = "paid"
     OTHER = "other"
-    """Something of the till's own, which is only kept in the log."""
+    """A word of the till's own, which posd only logs."""
 
 
 WORD: Final = re.compile(r"[a-z_]{1,30}")
-"""What a till may say; a word that posd does not know is kept in the log."""
+"""The form of the word of a report. posd logs words that it does not know."""
 
 _MEANINGS: Final[Mapping[str, ReportedStatus]] = {
     "received": ReportedStatus.RECEIVED,
@@ -50,7 +50,7 @@ _STEPS: Final[Mapping[PrintStatus, frozenset[PrintStatus]]] = {
 
 @frozen
 class PrintReport:
-    """What a till says about an order; `at` is when that was, None for now."""
+    """The report of a till about an order. `at` is the time of the reported event; None for now."""
 
     order_id: str
     said: ReportedStatus
@@ -59,23 +59,23 @@ class PrintReport:
 
     @property
     def status(self) -> PrintStatus:
-        """The print status that an order has at least after this."""
+        """The lowest print status that the order has after this report."""
         if self.said is ReportedStatus.PRINTED:
             return PrintStatus.PRINTED
         return PrintStatus.FAILED if self.said is ReportedStatus.FAILED else PrintStatus.SENT
 
 
 def meaning(word: str) -> ReportedStatus:
-    """What a till means by a word."""
+    """Return the meaning of a till's word."""
     return _MEANINGS.get(word, ReportedStatus.OTHER)
 
 
 def before(status: PrintStatus) -> frozenset[PrintStatus]:
-    """The print statuses from which an order may come to this one."""
+    """Return the print statuses from which an order may move to `status`."""
     return _STEPS[status]
 
 
 def print_report(order_id: str, status: PrintStatus, reason: str | None) -> PrintReport:
-    """How printing went, as a till says it over its socket."""
+    """Return the report for a `print` message of the WebSocket protocol."""
     said = ReportedStatus.PRINTED if status is PrintStatus.PRINTED else ReportedStatus.FAILED
     return PrintReport(order_id, said, reason=reason)

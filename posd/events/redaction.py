@@ -1,10 +1,9 @@
-"""What tells who a customer is, found in JSON and taken out of it. Pure.
+"""Finds personal data of a customer in JSON, and removes it. The functions do no I/O.
 
-Where it stands is known for what posd itself writes; but shops publish members of their own, and tills
-say what they like, so a telephone number or an e-mail address is looked for in every text, however it is
-spelled. Once something is about that customer, all that tells who that is goes: known members, objects
-that are about people whole, and each text that names the number or the address. The rest stays as it is,
-member by member and in its order.
+posd knows the members that it writes itself. But shops publish other members, and tills send free text. So
+all texts are searched for the telephone number or e-mail address, in any spelling. If a value is about the
+customer, all personal data in it is removed: the known members, whole objects about people, and each text
+with the number or address. The other members and their order are unchanged.
 """
 
 from __future__ import annotations
@@ -28,9 +27,11 @@ KEPT_MEMBERS: Final = frozenset(
         *("scheduledtime", "purchasedat", "expirydate", "streamid", "timestamp"),
     )
 )
-"""Members, as `normalised_name` has them, whose texts stay: what things are called, what became of them
-and when.
-They are those of `pos_only_erased()` in sql/main/011_erasure.sql, which refuses the rest; a test compares."""
+"""The members whose texts are kept, as `normalised_name` spells them: ids, types, statuses and times.
+
+`pos_only_erased()` in sql/main/011_erasure.sql has the same list, and refuses other changes. A test compares
+the lists.
+"""
 
 PERSONAL_MEMBERS: Final = frozenset(
     (
@@ -41,10 +42,10 @@ PERSONAL_MEMBERS: Final = frozenset(
         *("purchasedby", "recipient", "recipientname", "recipientemail", "recipientphone"),
     )
 )
-"""Members that tell who somebody is, or are what somebody wrote; with all that is below them."""
+"""The members with personal data or free text. Everything nested in them is personal too."""
 
 _SPARSE: Final = frozenset(("items", "selectedaddons"))
-"""In their objects no member is null: tills that were there before posd do not expect it."""
+"""The members whose objects have no nulls, because deployed tills do not expect nulls there."""
 
 _PHONE_MEMBER: Final = re.compile(r"phone|mobile|^tel")
 _LAST_DIGITS: Final = 6
@@ -55,9 +56,10 @@ _EMAIL: Final = re.compile(r"[^\s<>()\[\],;:\"']+@[^\s<>()\[\],;:\"']+")
 
 @frozen
 class ErasedPerson:
-    """Whom to forget: numbers in E.164, addresses as `email` has them, and orders that were theirs.
+    """The customer whose data is erased.
 
-    `region` is where a number without a country code is.
+    `phones`: telephone numbers in E.164. `emails`: addresses as `email` returns them. `orders`: ids of the
+    customer's orders. `region`: the region of numbers without a country code.
     """
 
     region: str
@@ -66,9 +68,9 @@ class ErasedPerson:
     orders: frozenset[str] = frozenset()
 
     def may_be_in(self, raw: str) -> bool:
-        """Whether JSON text has to be read: false only if it surely says nothing of the customer.
+        """Whether JSON text may be about the customer. False is certain.
 
-        Most texts do not, and to find that out without reading them takes a tenth of the time.
+        Most texts are not about the customer. This test takes a tenth of the time of decoding the text.
         """
         if not raw.isascii() or "\\" in raw:
             return True
@@ -77,7 +79,7 @@ class ErasedPerson:
         return bool(self.emails) and any(each in raw.lower() for each in self.emails)
 
     def is_named_in(self, text: str) -> bool:
-        """Whether a text has the number or the address, alone or among others."""
+        """Whether a text contains a number or an address of the customer."""
         if self.emails and _AT.search(text) and not self.emails.isdisjoint(_emails(text)):
             return True
         return self._may_have_number(text) and not self.phones.isdisjoint(
@@ -85,38 +87,38 @@ class ErasedPerson:
         )
 
     def _may_have_number(self, text: str) -> bool:
-        """Whether the last digits of a number are in a text, which no way of writing it changes."""
+        """Whether a text contains the last six digits of a number. They are the same in all spellings."""
         if not self.phones:
             return False
         digits = _digits(text)
         return any(each[-_LAST_DIGITS:] in digits for each in self.phones)
 
     def is_about(self, value: object) -> bool:
-        """Whether something is about this customer: it names them, or an order that was theirs."""
+        """Whether a JSON value names the customer or an order of the customer."""
         return not self.orders.isdisjoint(order_ids(value)) or any(
             self.is_named_in(text) for text in _texts(value)
         )
 
 
 def normalised_name(name: str) -> str:
-    """A member's name in one spelling: `customerName` and `customer_name` are one."""
+    """Return a member's name in one spelling: `customername` for `customerName` and `customer_name`."""
     return name.replace("_", "").lower()
 
 
 def email(text: str) -> str:
-    """An e-mail address in one spelling. Capitals make no difference, nor how letters are composed."""
+    """Return an e-mail address in one spelling: NFKC, without white space at the ends, and casefolded."""
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 def order_ids(value: object) -> set[str]:
-    """The orders that something names."""
+    """Return the ids in the `orderId` members of a JSON value."""
     return {
         str(each) for name, each in _scalars(value, "") if name == "orderid" and each is not None
     }
 
 
 def redact(value: object, person: ErasedPerson) -> object:
-    """The same without what tells who the customer is: null, or left out where nulls are not expected."""
+    """Return a JSON value without personal data. Removed members are null, or absent in `_SPARSE` objects."""
     return _redact(value, "", person, is_personal=False)
 
 
@@ -158,7 +160,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _scalars(value: object, name: str) -> Iterator[tuple[str, object]]:
-    """What is no object and no array, with the name of the member that it is in."""
+    """Yield the scalars of a JSON value, each with the normalised name of its member."""
     if isinstance(value, Mapping):
         for member, each in value.items():
             yield from _scalars(each, normalised_name(member))
@@ -170,13 +172,13 @@ def _scalars(value: object, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _is_phone_number(name: str, value: object) -> bool:
-    """Whether a number is not for counting."""
+    """Whether a JSON number is the value of a member for telephone numbers."""
     is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
     return is_number and _PHONE_MEMBER.search(name) is not None
 
 
 def _digits(text: str) -> str:
-    """The decimal digits of a text, of whichever script, as those of ASCII."""
+    """Return the decimal digits of a text, of all scripts, as ASCII digits."""
     if text.isascii():
         return text.encode().translate(None, _NO_DIGITS).decode()
     return "".join(str(int(each)) for each in text if each.isdecimal())
@@ -188,7 +190,7 @@ def _phones(text: str, region: str) -> frozenset[str]:
 
 
 def _emails(text: str) -> Iterable[str]:
-    """The addresses in a text; whoever ends a sentence with one is understood."""
+    """Return the e-mail addresses in a text, without the punctuation at the end of a sentence."""
     return {
         email(each).strip(".!?") for each in _EMAIL.findall(unicodedata.normalize("NFKC", text))
     }

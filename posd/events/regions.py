@@ -1,7 +1,7 @@
-"""The region of a time zone: where people write telephone numbers as a shop's customers do.
+"""The region of a time zone, which is the default region of a shop's telephone numbers.
 
-The source is `zone.tab` of the IANA database, which names one country (ISO 3166) for each zone, and
-`tzdata.zi` for the older names of zones. Both come with the package `tzdata`.
+The source is `zone.tab` of the IANA database, which has a country (ISO 3166-1) for each zone, and `tzdata.zi`
+for the older names of zones. Both files are in the package `tzdata`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 from posd.events.phones import is_region
 
 DEFAULT: Final = "GB"
-"""The region where a time zone, such as UTC, tells none."""
+"""The region for time zones without a country, such as UTC."""
 
 _OF_MANY: Final = frozenset({"CET", "EET", "EST", "HST", "MET", "MST", "WET"})
-"""Zones of several countries, which the database has made links to one of them."""
+"""Zones of several countries. The database links them to a zone of one country."""
 
 
 def preload() -> None:
-    """Read the files of the package. Otherwise the first tenant that is made reads them."""
+    """Read the files of the package. Otherwise the creation of the first tenant reads them."""
     _countries()
     _links()
 
@@ -36,14 +36,14 @@ def region_of(timezone: str) -> str | None:
 
 @cache
 def _countries() -> Mapping[str, str]:
-    """The country of each zone. A line is `code TAB coordinates TAB zone [TAB comment]`."""
+    """Return the country of each zone. A line is `code TAB coordinates TAB zone [TAB comment]`."""
     rows = (line.split("\t") for line in _lines("zone.tab") if not line.startswith("#"))
     return {row[2]: row[0] for row in rows if len(row) > 2}
 
 
 @cache
 def _links() -> Mapping[str, str]:
-    """The zone that another name stands for. A line is `L zone name` (zic(8))."""
+    """Return the zone for each older name. A line is `L zone name` (zic(8))."""
     rows = (line.split() for line in _lines("tzdata.zi") if line.startswith("L "))
     return {row[2]: row[1] for row in rows}
 

@@ -1,4 +1,4 @@
-"""A shop's clock."""
+"""The time zones of shops."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from zoneinfo import ZoneInfo, available_timezones
 _ZONES: Final = {name: ZoneInfo(name) for name in available_timezones()}
 """All time zones of the IANA database, read when posd starts.
 
-Read when it is first needed, a zone would be a file on the path of a request; with no descriptor left it
-could not be read, and that shop's dates would be read as UTC.
+Otherwise the first request for a zone would have to open a file. If no file descriptor is free, that would
+fail, and posd would read the shop's dates as UTC.
 """
 
 
 def is_zone(name: str) -> bool:
-    """Whether this is a name of the IANA database."""
+    """Whether `name` is a time zone of the IANA database."""
     return name in _ZONES
 
 
 def zone(name: str) -> tzinfo:
-    """The time zone of this name; UTC where Python knows none.
+    """Return a time zone by its name; UTC if Python does not know the name.
 
-    A trigger on `tenants` refuses such names (sql/main/002_settings.sql), but PostgreSQL's database of
-    time zones may be newer than Python's. The shop still gets its orders; the sequencer's log and
-    `posctl doctor` name it.
+    A trigger on `tenants` refuses unknown names (sql/main/002_settings.sql), but the time zones of PostgreSQL
+    may be newer than those of Python. The shop's orders are still published. The sequencer logs the name, and
+    `posctl doctor` reports it.
     """
     return _ZONES.get(name, UTC)

@@ -1,6 +1,6 @@
-"""What was odd about an event as it was published, for its publisher, the log and the metrics.
+"""The warnings about repaired values of an event, for its publisher, the log and the metrics.
 
-A warning names a member, and never has its value, which may be a customer's name or number.
+A warning names the member. It does not contain the value, which may be a customer's name or number.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from posd.values import WARNING_CODES, PublishWarning
 UNREADABLE, SCHEDULE_AS_TEXT, QUANTITY_REPLACED, NAME_MISSING, CHARACTER_REPLACED = WARNING_CODES
 
 MOST: Final = 20
-"""How many warnings an event has at most; one that has more is wrong everywhere."""
+"""The limit of warnings for an event. More warnings would not help to find the fault."""
 _LONGEST_NAME: Final = 60
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 _MESSAGES: Final = {
     UNREADABLE: "{kind} that cannot be read: it is in the event under `unreadable` only.",
-    SCHEDULE_AS_TEXT: "{kind} that names no point in time: it is in the event as `scheduledText`.",
-    QUANTITY_REPLACED: "{kind} that is no whole number: the quantity is 1, and the"
-    " line's instructions say what was sent.",
-    NAME_MISSING: "There is no name: a general word stands in its place.",
+    SCHEDULE_AS_TEXT: "{kind} that is not a point in time: it is in the event as `scheduledText`.",
+    QUANTITY_REPLACED: "{kind} that is not a whole number: the quantity is 1, and the"
+    " line's instructions show the sent quantity.",
+    NAME_MISSING: "There is no name: posd uses a general word.",
     CHARACTER_REPLACED: "{kind} with a character that cannot be stored (U+0000, or half of a"
-    " surrogate pair): U+FFFD stands in its place.",
+    " surrogate pair): posd replaces it with U+FFFD.",
 }
 
 
 class WarningCollector:
-    """Gathers the warnings about one event, up to `MOST`."""
+    """Collects the warnings about an event, up to `MOST`."""
 
     def __init__(self) -> None:
         self._all: list[PublishWarning] = []
 
     def add(self, code: str, member: str, value: object) -> None:
-        """Note something about the value of a member."""
+        """Add a warning about the value of a member."""
         if len(self._all) < MOST:
             message = _MESSAGES[code].format(kind=_kind(value))
             self._all.append(PublishWarning(member, code, message))
@@ -46,13 +46,13 @@ class WarningCollector:
         return len(self._all)
 
     def prefix_members(self, since: int, where: str) -> None:
-        """Put `where` in front of the members of all warnings but the first `since`."""
+        """Prefix `where` to the members of all warnings except the first `since`."""
         self._all[since:] = [
             evolve(each, member=f"{where}.{each.member}") for each in self._all[since:]
         ]
 
     def drop(self, code: str, *members: str) -> None:
-        """Take back what was noted about these members."""
+        """Remove the warnings of this code about these members."""
         self._all = [each for each in self._all if each.code != code or each.member not in members]
 
     def all(self) -> tuple[PublishWarning, ...]:
@@ -60,7 +60,7 @@ class WarningCollector:
 
 
 def note_replaced(warnings: WarningCollector, data: object) -> None:
-    """Note every member whose text, or name, has U+FFFD in it."""
+    """Add a warning for each member whose text or name contains U+FFFD."""
     for member, value in _replaced("", data):
         warnings.add(CHARACTER_REPLACED, member, value)
         if warnings.count() == MOST:
@@ -83,7 +83,7 @@ def _replaced(where: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value."""
+    """Return the JSON type of a value, to begin a sentence with."""
     match value:
         case str():
             return "A string"

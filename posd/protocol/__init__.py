@@ -1,4 +1,4 @@
-"""Bytes and JSON texts on the wire: messages, wire formats, frames and cursors.
+"""The codec of the protocol for tills: messages, wire formats, frames and cursors.
 
-Nothing here does I/O, and nothing here decides who receives an event.
+The functions do no I/O. `posd.delivery` decides which tills receive an event.
 """

@@ -1,4 +1,4 @@
-"""How far a terminal is by its own word, and where it goes on from when it connects. Pure."""
+"""The cursor of a terminal, and the position from which a new connection resumes. The functions do no I/O."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from posd.values import Position, Resync, Seq, SessionStart
 
 @define(eq=False)
 class SubscriptionCursor:
-    """The position of a durable subscription: all events up to `acked` are done with.
+    """The position of a durable subscription. The terminal has stored or refused all events up to `acked`.
 
-    A `legacy` terminal has never said how far it is. Its `acked` is where its connection began, until it says
-    a first word. From then on the cursor never moves backwards.
+    A `legacy` terminal has never acknowledged an event. Its `acked` is the position at the start of its
+    connection until its first acknowledgement. After that the cursor never moves backwards.
     """
 
     acked: Seq
@@ -20,44 +20,43 @@ class SubscriptionCursor:
     _refused: frozenset[Seq] = frozenset()
 
     def acknowledge(self, seq: Seq) -> Seq:
-        """The terminal has stored everything up to `seq`; how far it is now.
+        """Note that the terminal has stored all events up to `seq`. Return the cursor.
 
-        What it refused right after that is done with too.
+        The cursor also moves past refused events that follow directly.
         """
         self.legacy = False
         self.acked, self._refused = skip_refused(max(self.acked, seq), self._refused)
         return self.acked
 
     def acknowledge_elsewhere(self, seq: Seq) -> Seq:
-        """The terminal has said on another road that it has everything up to `seq`; how far it is.
+        """Note an acknowledgement that the terminal has not sent on this connection. Return the cursor.
 
-        It has not said more than that, so the cursor of a legacy terminal may go back to before its
-        connection began.
+        The cursor of a legacy terminal may move to a position before the start of its connection.
         """
         if self.legacy:
             self.acked = seq
         return self.acknowledge(seq)
 
     def refuse(self, seq: Seq) -> Seq:
-        """The terminal will never process event `seq`; how far it is now."""
+        """Note that the terminal will never process event `seq`. Return the cursor."""
         self._refused |= {seq}
         return self.acknowledge(self.acked)
 
 
 def skip_refused(acked: Seq, refused: frozenset[Seq]) -> tuple[Seq, frozenset[Seq]]:
-    """Move a cursor past what was refused right after it; where it is then, and what is left."""
+    """Move a cursor past the refused events that follow directly. Return it and the later refused events."""
     while acked + 1 in refused:
         acked += 1
     return acked, frozenset(each for each in refused if each > acked)
 
 
 def resume(session_start: SessionStart, requested: Position | None) -> tuple[Seq, Resync | None]:
-    """Where to go on from, and why not from where the terminal wanted.
+    """Return the position to resume from, and the reason for a resync if the requested one cannot be used.
 
-    Without a position of its own a terminal that acknowledges goes on from its cursor, every other
-    one from the head. A position of an earlier stream is as good as one of the present stream, as far
-    as the two are the same. A position without a stream is taken for one of the present stream, unless
-    the device is known to have events of another one.
+    If the terminal requests no position, it resumes from its cursor if it acknowledges events, and otherwise
+    from the head. A position in an earlier stream is valid up to the last event that both streams have in
+    common. A position without a stream counts in the present stream, unless the device is known to have
+    events of another stream.
     """
     head = session_start.head
     if requested is not None:

@@ -1,7 +1,7 @@
-"""How a message is put into bytes on each road to a till. Pure.
+"""The wire formats of messages for tills: WebSocket, server-sent events and long polls.
 
-The message is the same JSON everywhere. On a WebSocket it is a frame, in a stream of server-sent events
-an event of those, and in the answer to a poll it stands as it is.
+The JSON of a message is the same in all formats. A WebSocket carries it in a frame, and an event stream in a
+server-sent event. The response to a poll contains the JSON unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from posd.values import Seq
 
 @frozen(eq=False)
 class WireFormat:
-    """One way to write messages.
+    """A way to write messages.
 
-    `write` takes the type of a message, its JSON, and its position if it is an event. `greeting` is
-    what `connected` says to a person. Something has to be written every `keepalive_seconds` seconds at least.
+    `write` takes the type of a message, its JSON, and its number if it is an event. `greeting` is the text
+    for a person in `connected`. At least every `keepalive_seconds` seconds, posd has to write something.
     """
 
     write: Callable[[str, bytes, Seq | None], bytes]
@@ -30,10 +30,10 @@ class WireFormat:
 
 
 def _server_sent(kind: str, text: bytes, seq: Seq | None) -> bytes:
-    """One event of `text/event-stream` (WHATWG HTML, "Server-sent events").
+    """Return an event of `text/event-stream` (WHATWG HTML, "Server-sent events").
 
-    A line ends a field there, so that a text of several lines is that many fields; what reads them
-    joins them again. `id` is the position to name when one comes back.
+    A line end terminates a field, so each line of the text is a `data` field; clients join the fields. `id`
+    is the position that a client sends as Last-Event-ID when it reconnects.
     """
     head = b"event: %b\n" % kind.encode()
     if seq is not None:
@@ -44,7 +44,7 @@ def _server_sent(kind: str, text: bytes, seq: Seq | None) -> bytes:
 WEBSOCKET: Final = WireFormat(
     lambda kind, text, seq: frames.text_frame(text), "Connected to POS WebSocket"
 )
-# Proxies and mobile networks forget a connection on which nothing is said, many after half a minute.
+# Many proxies and mobile networks drop a connection that is idle for 30 s.
 SERVER_SENT: Final = WireFormat(
     _server_sent, "Connected to POS event stream", keepalive_seconds=15.0
 )

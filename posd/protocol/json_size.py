@@ -1,4 +1,4 @@
-"""How long a value is at least as a JSON text, found out in steps."""
+"""A lower bound for the size of a value as JSON text, computed in steps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ _STEP_VALUES: Final = 1000
 
 
 def exceeds(value: object, most_bytes: int, most_values: int) -> Generator[None, None, bool]:
-    """Whether a value consists of more than so many values, or its JSON text has more than `most_bytes`
-    bytes.
+    """Whether a value has more than `most_values` values, or its JSON text more than `most_bytes` bytes.
 
-    The bytes are a count that is never too high. It yields after each thousand values and ends as soon as
-    a count is over. A text counts its characters and quotes, a number or a literal its shortest form of
-    one character, a container its brackets and separators.
+    The counted size is a lower bound: a string counts its characters and quotes, a number or a literal one
+    character, and a container its brackets and separators. The generator yields after each 1,000 values, and
+    returns as soon as a limit is exceeded.
     """
     size, value_count, stack = 0, 0, [value]
     while stack:
@@ -25,7 +24,7 @@ def exceeds(value: object, most_bytes: int, most_values: int) -> Generator[None,
             size += len(each) + 1
         elif isinstance(each, Mapping):
             for name, member in each.items():
-                # Two quotes and a colon.
+                # The name has two quotes and a colon.
                 size += len(name) + 3
                 stack.append(member)
                 if len(stack) % _STEP_VALUES == 0:

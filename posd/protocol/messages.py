@@ -1,7 +1,7 @@
-"""What posd and a till say to each other over a WebSocket: bytes to values, values to bytes.
+"""The messages between posd and a till: parses incoming messages, and writes outgoing ones.
 
-Pure: no sockets and no clock. The JSON itself is `jsontext`, the frames are `frames`; both are
-offered here too, for those who need the whole codec.
+The functions do no I/O. The module also exports the JSON functions of `jsontext` and the frames of `frames`,
+so that it is the whole codec.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ __all__ = [
 ]
 
 Echo: TypeAlias = str | int | Decimal | None
-"""What a ping may carry and gets back."""
+"""A value of a ping that the pong repeats."""
 
 _LARGEST_SEQ = 2**63 - 1
 """The largest `bigint` of PostgreSQL."""
 
 _LONGEST_REASON = 500
-"""Characters of a reason that are kept; it is for an operator's screen."""
+"""The limit of characters of a reason. The rest is cut, since the reason is for an operator's screen."""
 
 _LONGEST_TYPE, _LONGEST_ORDER_ID = 100, 255
-"""The longest `type` and `orderId` of a till's message."""
+"""The limits of characters of `type` and `orderId` in a till's message."""
 
 
 @frozen
 class PingMessage:
-    """The application's ping; its `id` and `timestamp`, where it has them, are echoed."""
+    """A ping of the application protocol. The pong repeats its `id` and `timestamp`, if it has them."""
 
     id: Echo = None
     timestamp: Echo = None
@@ -66,19 +66,19 @@ class PingMessage:
 
 @frozen
 class PongMessage:
-    """The till answered; that it was heard is all there is to it."""
+    """The answer of a till to a ping. It has no content that posd uses."""
 
 
 @frozen
 class AckMessage:
-    """The till has durably stored every event up to `id`."""
+    """The till has durably stored all events up to `id`."""
 
     id: Seq
 
 
 @frozen
 class NackMessage:
-    """The till cannot process event `id`; `reason` is its own words, perhaps empty."""
+    """The till cannot process event `id`. `reason` is a text of the till, which may be empty."""
 
     id: Seq
     reason: str = ""
@@ -86,7 +86,7 @@ class NackMessage:
 
 @frozen
 class PrintMessage:
-    """How the printing of an order ended: `status` is `printed` or `failed`."""
+    """The result of printing an order. `status` is `printed` or `failed`."""
 
     order_id: str
     status: str
@@ -95,7 +95,7 @@ class PrintMessage:
 
 @frozen
 class OtherMessage:
-    """Any further message of a till, kept for the log: its type and its JSON, re-encoded."""
+    """Any other message of a till, which posd logs: its type and its JSON, encoded again."""
 
     type: str
     body: bytes
@@ -107,11 +107,10 @@ IncomingMessage: TypeAlias = (
 
 
 def parse(raw: bytes) -> IncomingMessage:
-    """Read one text message of a till.
+    """Parse a text message of a till.
 
-    Raises `InvalidMessage` when it is not a JSON object with a string `type`, is nested too
-    deeply, or is of a known type but not as that type has to be. Members that posd does not know
-    are ignored.
+    Raises `InvalidMessage` if the message is not a JSON object with a string `type`, is nested too deeply, or
+    has an invalid member for its type. Unknown members are ignored.
     """
     message = decode(raw)
     if not isinstance(message, dict):
@@ -136,10 +135,10 @@ def parse(raw: bytes) -> IncomingMessage:
 
 
 def event_text(event: Event, slug: str, replay: bool = False) -> bytes:
-    """The message that carries an event: its JSON is put together, never read or written again.
+    """Return the message for an event. The stored JSON is inserted without being decoded.
 
-    What stands beside `data` comes before it, so that a person who sees the beginning of a long
-    message sees all of the envelope. Type and slug consist of characters that JSON need not escape.
+    The other members come before `data`, so that the beginning of a long message shows all of them. The type
+    and the slug have only characters that JSON does not escape.
     """
     replay_member = ',"replay":true' if replay else ""
     head = (
@@ -164,7 +163,7 @@ def connected_text(
     heartbeat: float,
     now: datetime,
 ) -> bytes:
-    """The first message on a connection. `heartbeat` is in seconds."""
+    """Return the first message on a connection. `heartbeat` is in seconds."""
     return encode(
         {
             "type": "connected",
@@ -183,10 +182,10 @@ def connected_text(
 
 
 def pong_text(ping: PingMessage, now: datetime) -> bytes:
-    """The answer to a ping.
+    """Return the answer to a ping.
 
-    `echo` is what the ping carried: its `id` or its `timestamp` as it came, an object of both
-    where it had both, absent where it had neither.
+    `echo` is the ping's `id` or `timestamp`, an object of both if the ping has both, and absent if the ping
+    has neither.
     """
     pong: dict[str, object] = {"type": "pong", "timestamp": timestamp(now)}
     match ping:
@@ -202,12 +201,12 @@ def pong_text(ping: PingMessage, now: datetime) -> bytes:
 
 
 def closing_text(closing: CloseReason) -> bytes:
-    """The last message on a road that has no Close frame."""
+    """Return the last message on an event stream, which has no close frame."""
     return encode({"type": "pos_closing", "code": closing.code, "reason": closing.reason})
 
 
 def error_text(code: str, message: str) -> bytes:
-    """Tell a till that its message was not taken; the connection stays up."""
+    """Return the message that reports an error of a till's message. The connection stays open."""
     return encode({"type": "error", "code": code, "message": message})
 
 
@@ -219,7 +218,7 @@ def _echo(message: Mapping[str, object], name: str) -> Echo:
 
 
 def _seq(message: Mapping[str, object]) -> Seq:
-    """The `id` of an ack or nack: an integer, which `1042.0` is and `"1042"` is not."""
+    """Return the `id` of an ack or nack, which must be an integer: `1042.0` is valid, and `"1042"` is not."""
     value = message.get("id")
     if isinstance(value, Decimal) and value == value.to_integral_value():
         value = int(value)
@@ -236,7 +235,7 @@ def _reason(message: Mapping[str, object]) -> str:
 
 
 def _order_id(message: Mapping[str, object]) -> str:
-    """`orderId`, which deployed tills also write as `order_id`; a number names the same order."""
+    """Return `orderId`, or `order_id` as some deployed tills write it. A number becomes a string."""
     given = [message[name] for name in ("orderId", "order_id") if message.get(name) is not None]
     names = {
         str(value).strip()

@@ -1,4 +1,7 @@
-"""Halves of surrogate pairs in JSON text (RFC 8259 §8.2), as software writes that cuts within an emoji."""
+"""Replaces halves of surrogate pairs in JSON text (RFC 8259 §8.2).
+
+Software that cuts a text within an emoji writes such halves.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ _STEP_BYTES: Final = 16 * 1024
 
 
 def replace_half_pairs(text: bytes) -> bytes:
-    """A JSON text with U+FFFD for each escape that is half of a surrogate pair, in linear time.
+    """Return a JSON text with U+FFFD for each escape that is half of a surrogate pair, in linear time.
 
-    Escaped backslashes are set aside, so that each backslash that is left begins an escape.
+    Escaped backslashes are masked first, so that each remaining backslash begins an escape.
     """
     if _MASK in text:
         return text
@@ -25,12 +28,11 @@ def replace_half_pairs(text: bytes) -> bytes:
 
 
 def repair_in_steps(raw: bytes) -> Generator[None, None, bytes]:
-    """Replace halves of surrogate pairs in a long JSON text; yield after each part of some 16 KiB.
+    """Replace halves of surrogate pairs in a long JSON text. Yield after each part of about 16 KiB.
 
-    The generator returns the text that `jsontext.decode` reads without a repair. A mebibyte of halves takes
-    seventy milliseconds.
+    The generator returns a text that `jsontext.decode` reads without a repair. 1 MiB of halves takes 70 ms.
     """
-    # One byte is found much faster than two.
+    # The search for one byte is much faster than the search for two.
     if b"\\" not in raw or _MASK in raw or not (b"\\ud" in raw or b"\\uD" in raw):
         return raw
     masked = raw.replace(_ESCAPED_BACKSLASH, _MASK)
@@ -44,7 +46,7 @@ def repair_in_steps(raw: bytes) -> Generator[None, None, bytes]:
 
 
 def _cut_before(masked: bytes, end: int) -> int:
-    """The last place before `end` that is not within an escape, nor after the first half of a pair."""
+    """Return the last index up to `end` that is not within an escape, nor after the first half of a pair."""
     if end >= len(masked):
         return len(masked)
     escape = masked.rfind(b"\\", end - 5, end)

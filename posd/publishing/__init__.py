@@ -1,4 +1,4 @@
-"""The way of an event into a stream: requests and outbox rows become numbered, stored events.
+"""Publishing: requests and rows of the outbox become numbered events in the stream of their tenant.
 
-Delivery to tills does not belong here. It begins when the transaction has been committed.
+`posd.delivery` sends the events to the tills after the COMMIT.
 """

@@ -1,7 +1,8 @@
-"""From what was published to what goes into the log: the pure part of the sequencer's work.
+"""Turns the items of a batch into log entries, without I/O.
 
-Items go in, in the order in which they were published; entries for `store.numbering.record_entries` come out.
-An order is followed through the batch, so that its second event sees the snapshot of its first.
+The input is the items in the order in which they were published. The output is entries for
+`posd.store.sequencing.record_entries`. If a batch has two events of an order, the second one is compared
+with the snapshot of the first.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from posd.values import EventDraft, StoredOrder, Tenant, TenantId
 OrderKey = tuple[TenantId, str]
 Shops = Mapping[TenantId, Tenant]
 TOUCHED: Final = ("order", "placed")
-"""The `type` of an outbox row by which a hook says that an order was changed, or inserted."""
+"""The `type` of an outbox row that a hook has written for a changed or an inserted order."""
 _LONG_ID: Final = f"The order's id has more than {ID_LENGTH} characters."
 _FAILURE: Final = "failure"
 _PASSED_OVER: Final = "passed_over"
 _MISSING_COLUMNS: Final = "lacks"
-"""What `pos_read_shop()` says of a row besides its columns (sql/main/013_adoptions.sql)."""
+"""The members that `pos_read_shop()` adds to the columns of a row (sql/main/013_adoptions.sql)."""
 
 
-# One is made of every event. A frozen class takes three to five times as long for that.
+# posd creates an object for each event, and a frozen class takes three to five times as long to create.
 @define
 class BatchItem:
-    """Something to publish for a tenant: a draft, or an order that a hook has noted as changed (`touched`).
+    """A draft to publish, or the id of an order that a hook has noted as changed (`touched`).
 
-    `condition` raises a `Refusal` if a draft about an order may not be published.
+    `condition` raises a `Refusal` if a draft about an order must not be published.
     """
 
     tenant_id: TenantId
@@ -46,7 +47,7 @@ class BatchItem:
     touched: str | None = None
     condition: Condition | None = None
     partition_key: tuple[TenantId, str | None] = field(init=False)
-    """The tenant, and the order that it is about; None if it is about none."""
+    """The tenant, and the id of the order that the item is about; None if it is about no order."""
 
     def __attrs_post_init__(self) -> None:
         order_id, draft = self.touched, self.draft
@@ -57,7 +58,10 @@ class BatchItem:
 
 @frozen
 class LedgerChange:
-    """A row of a ledger, or a gift card, that a hook has noted as written. `kind` and `key` say which."""
+    """A row of a ledger, or a gift card, that a hook has noted as written.
+
+    `kind` and `key` identify the row.
+    """
 
     tenant_id: TenantId
     kind: str
@@ -65,20 +69,20 @@ class LedgerChange:
 
     @property
     def partition_key(self) -> tuple[TenantId, str | None]:
-        """The tenant; a movement is about no order."""
+        """The tenant and None, because a ledger row is about no order."""
         return self.tenant_id, None
 
 
 @frozen
 class RejectedRow:
-    """An outbox row that cannot be an event; it is logged with a reason and gets no position."""
+    """An outbox row that cannot become an event. It is logged with the reason, and gets no position."""
 
     row: OutboxRow
     reason: str
     logged_data: str | None = None
-    """What the log keeps in place of data that it cannot keep, as JSON."""
+    """JSON text for the log if PostgreSQL could not store the row's data."""
     about: str | None = None
-    """The order that it is about, if that is known."""
+    """The id of the order that the row is about, if it is known."""
 
     @property
     def partition_key(self) -> tuple[TenantId, str | None]:
@@ -94,7 +98,7 @@ class RejectedRow:
 
 
 class EventTooLarge(TooLarge):
-    """An event with more bytes than the limit allows."""
+    """An event is larger than the limit."""
 
     code = "event_too_large"
 
@@ -105,7 +109,7 @@ class EventTooLarge(TooLarge):
 
 
 def source(item: BatchItem | LedgerChange | RejectedRow) -> str:
-    """How something came into the outbox: by a hook on the shop's tables, or by `pos_publish()`."""
+    """Return the source of an item of the outbox: `hook` for a shop's tables, `sql` for `pos_publish()`."""
     hooked = isinstance(item, LedgerChange) or (
         isinstance(item, BatchItem) and item.touched is not None
     )
@@ -113,12 +117,12 @@ def source(item: BatchItem | LedgerChange | RejectedRow) -> str:
 
 
 def read(rows: Iterable[OutboxRow], shops: Shops) -> list[BatchItem | LedgerChange | RejectedRow]:
-    """Outbox rows as items. There is one item for an order or a movement that several rows note."""
+    """Turn outbox rows into items. Several rows about one touched order or ledger row become one item."""
     items: list[BatchItem | LedgerChange | RejectedRow] = []
     touched: set[tuple[TenantId, str, str]] = set()
     for row in rows:
         if row.key is None and row.data is None:
-            items.append(RejectedRow(row, "The event is larger than any may be.", logged_data="{}"))
+            items.append(RejectedRow(row, "The event is too large.", logged_data="{}"))
         elif row.key is None:
             items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
         elif row.type in TOUCHED:
@@ -129,7 +133,9 @@ def read(rows: Iterable[OutboxRow], shops: Shops) -> list[BatchItem | LedgerChan
                 else:
                     items.append(BatchItem(row.tenant_id, touched=row.key))
         elif row.type not in ledger_movements.KINDS:
-            items.append(RejectedRow(row, f"nothing is known of a touched {row.type!r}"))
+            items.append(
+                RejectedRow(row, f"The type {row.type!r} is unknown for a row with a key.")
+            )
         elif (partition_key := (row.tenant_id, row.type, row.key)) not in touched:
             touched.add(partition_key)
             items.append(LedgerChange(*partition_key))
@@ -138,7 +144,7 @@ def read(rows: Iterable[OutboxRow], shops: Shops) -> list[BatchItem | LedgerChan
 
 @frozen
 class SkippedOrder:
-    """An order that became no event, and why: one of `values.LEFT_OUT`."""
+    """An order that has become no event. `reason` is one of `values.LEFT_OUT`."""
 
     tenant_id: TenantId
     order_id: str
@@ -146,13 +152,13 @@ class SkippedOrder:
 
 
 class OrderBatch:
-    """The orders of one batch, as they were stored and as the batch has changed them so far.
+    """The orders of a batch: the stored state, and the state after the items so far.
 
-    `now` is the time by the database's clock, which dates the shops' orders. `ledger_rows` has what the
-    rows of the shops' ledgers (gift cards, points) say, as JSON text, by tenant, kind and key.
+    `now` is the time by the database's clock; the age of the shops' orders is measured by it. `ledger_rows`
+    has the rows of the shops' ledgers (gift cards, points) as JSON text, by tenant, kind and key.
 
-    When the batch is done, `left_out` has the orders that became no event, and why. `missing_columns` has
-    for each tenant whose tables were read the columns that are missing since they were adopted.
+    At the end, `left_out` has the orders that have become no event. `missing_columns` has the adopted
+    columns that a shop's tables lack now, for each tenant whose tables were read.
     """
 
     def __init__(
@@ -169,7 +175,7 @@ class OrderBatch:
         self._most_bytes = most_bytes
         self._now = now
         self._changed: dict[OrderKey, StoredOrder] = {}
-        # Touched orders for which the condition of the adoption is not true.
+        # Touched orders for which the condition of `posctl adopt --where` is not true.
         self._passed_over: set[OrderKey] = set()
         self.left_out: list[SkippedOrder] = []
         self.missing_columns: dict[TenantId, frozenset[str]] = {}
@@ -177,7 +183,8 @@ class OrderBatch:
     def outbox_entries(
         self, items: Sequence[BatchItem | LedgerChange | RejectedRow]
     ) -> list[LogEntry]:
-        """Entries for rows of the outbox. That of a row that cannot be published has a `failure`."""
+        """Return the entries for items of the outbox. The entry of an item that cannot be published has a
+        `failure`."""
         entries = []
         for item in items:
             entry = (
@@ -190,9 +197,9 @@ class OrderBatch:
         return entries
 
     def request(self, items: Sequence[BatchItem]) -> list[LogEntry | None]:
-        """Entries for one publisher's request, None for an event that tells nothing new.
+        """Return the entries for the events of a request; None for an event that would change nothing.
 
-        Raises a `Refusal` if one event cannot be published. Then the request has changed no order.
+        Raises a `Refusal` if an event cannot be published. The request then has changed no order.
         """
         before, left_out = dict(self._changed), len(self.left_out)
         try:
@@ -203,7 +210,7 @@ class OrderBatch:
             raise
 
     def order(self, key: OrderKey) -> StoredOrder | None:
-        """An order as this batch has it so far; None if there is none."""
+        """Return an order after the items so far; None if there is no such order."""
         if key in self._changed:
             return self._changed[key]
         state = self._states.get(key)
@@ -213,11 +220,11 @@ class OrderBatch:
         return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _entry_or_failure(self, item: BatchItem | LedgerChange) -> LogEntry | None:
-        """As `_entry`, with what it refuses as an entry with a `failure`."""
+        """Return `_entry`, or an entry with a `failure` if that raises an exception."""
         try:
             return self._entry(item)
         except EventTooLarge as refusal:
-            # The order stays whole in posd's own record, where tills that poll will find it.
+            # posd's record still has the whole order, so tills that poll for pending orders receive it.
             return evolve(
                 refusal.entry,
                 data=jsontext.encode({"bytes": refusal.size}).decode(),
@@ -235,7 +242,7 @@ class OrderBatch:
             return LogEntry(item.tenant_id, kind, data, failure=str(refusal), about=about)
 
     def _entry(self, item: BatchItem | LedgerChange) -> LogEntry | None:
-        """The entry of an item, None if it tells nothing new. Raises a `Refusal` or `InvalidMessage`."""
+        """Return the entry of an item; None if it changes nothing. Raises a `Refusal` or `InvalidMessage`."""
         tenant_id, order_id = item.partition_key
         if isinstance(item, LedgerChange):
             movement = self._movement_draft(item)
@@ -264,7 +271,7 @@ class OrderBatch:
             return None
         self._changed[key] = StoredOrder(order_id, change.snapshot, change.status, change.version)
         entry = _plain_entry(tenant_id, change.draft)
-        # A new order's data is its snapshot; an update's has what came before beside it.
+        # The data of a new order is its snapshot. The data of an update also has the earlier values.
         same = change.draft.data is change.snapshot
         entry.order_id = order_id
         entry.snapshot = entry.data if same else jsontext.encode(change.snapshot).decode()
@@ -275,7 +282,7 @@ class OrderBatch:
         return self._check_size(entry)
 
     def _movement_draft(self, item: LedgerChange) -> EventDraft | None:
-        """What the row of a ledger says; None when it is gone."""
+        """Return the event for a row of a ledger; None if the row was deleted."""
         content = self._ledger_rows.get((item.tenant_id, item.kind, item.key))
         if content is None:
             return None
@@ -284,12 +291,15 @@ class OrderBatch:
         return ledger_movements.draft(item.kind, row, shop.currency if shop else "")
 
     def _touched_draft(self, item: BatchItem) -> EventDraft | None:
-        """What a touched order is now; None when it is gone. Raises `Unprocessable` if it was not read."""
+        """Return the present state of a touched order; None if its row was deleted.
+
+        Raises `Unprocessable` if the row could not be read.
+        """
         state = self._states.get((item.tenant_id, cast(str, item.touched)))
         if state is None or state.row_now is None:
             return None
         if not state.row_now:
-            raise Unprocessable("The order is larger than any may be.")
+            raise Unprocessable("The order is too large.")
         row = cast("dict[str, object]", jsontext.decode_stored(state.row_now))
         if isinstance(failure := row.get(_FAILURE), str):
             raise Unprocessable(
@@ -308,14 +318,14 @@ class OrderBatch:
         return normalise.draft("new_order", data, zone=shop_zone, repaired=repaired)
 
     def _with_currency(self, tenant_id: TenantId, draft: EventDraft) -> EventDraft:
-        """A new order that names no currency is in the shop's."""
+        """Add the shop's currency to a new order without a currency."""
         shop = self._shops.get(tenant_id)
         if shop is None or draft.type != "new_order" or draft.data.get("currency") is not None:
             return draft
         return evolve(draft, data={**draft.data, "currency": shop.currency})
 
     def _check_size(self, entry: LogEntry) -> LogEntry:
-        # No character has more than four bytes, so most events need not be counted.
+        # A character has at most four bytes, so most events do not have to be encoded to be measured.
         if 4 * (len(entry.data) + len(entry.extra_members)) > self._most_bytes:
             size = len(entry.data.encode()) + len(entry.extra_members.encode())
             if size > self._most_bytes:
@@ -324,7 +334,7 @@ class OrderBatch:
 
 
 def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
-    """The shop's time zone, for dates that name no offset."""
+    """Return the time zone of a shop, for dates without a UTC offset."""
     shop = shops.get(tenant_id)
     return UTC if shop is None else zone(shop.timezone)
 
@@ -341,12 +351,12 @@ def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> BatchItem | RejectedRow:
     except Unprocessable as refusal:
         return RejectedRow(row, str(refusal), about=_order_id(data))
     except InvalidMessage as refusal:
-        # As a string: nested deeply enough it would be one that PostgreSQL can read but not write.
+        # The text is logged as a JSON string, since PostgreSQL cannot write JSON that is nested too deeply.
         return RejectedRow(row, str(refusal), logged_data=jsontext.encode({"text": text}).decode())
 
 
 def order_id_of(row: OutboxRow) -> str | None:
-    """The order that a row is about, as far as it says."""
+    """Return the id of the order that a row is about; None if it is not in the row."""
     if row.key is not None or row.data is None:
         return row.key
     try:
@@ -356,7 +366,7 @@ def order_id_of(row: OutboxRow) -> str | None:
 
 
 def _order_id(data: object) -> str | None:
-    """The order that refused data is about, as far as it says."""
+    """Return the order id in refused data; None if there is none."""
     if isinstance(data, Mapping):
         for name in ("orderId", "order_id", "id"):
             with suppress(NotCoercible):

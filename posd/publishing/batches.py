@@ -1,15 +1,15 @@
-"""Commits batches. If one fails, everything in it that is not at fault is published all the same.
+"""Commits batches. If a batch fails, publishes everything in the batch except the faulty rows and requests.
 
-What follows depends on how the batch fails:
+The next step depends on the failure:
 
-- The tables of some tenants cannot be read or written: the batch is done without the rows of these tenants,
-  which stay in the outbox. If their requests fail without the rows too, these are refused.
-- It is too much work for one transaction: its requests wait for the next batch, which has fewer rows.
-- The connection is lost: its requests are refused, and its rows stay in the outbox.
-- Anything else: it is done again in parts, and these in halves, until what is at fault fails alone. Orders of
-  the shops' tables are read again for that.
+- The tables of some tenants cannot be read or written: the batch is published without the rows of these
+  tenants, which stay in the outbox. If requests of these tenants fail without the rows too, they are refused.
+- The batch is too much work for one transaction: its requests wait for the next batch, which has fewer rows.
+- The connection is lost: the requests are refused, and the rows stay in the outbox.
+- Any other failure: the batch is published again in parts, and each part in halves, until the faulty row or
+  request fails alone. Orders of the shops' tables are read again first.
 
-A row that can never be published leaves the outbox as a `failed` row of the log, with the reason.
+A row that can never be published is moved from the outbox to the log, as a `failed` row with the reason.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from posd.waiting import AttemptPulse
 
 @define(eq=False)
 class BatchPublishing:
-    """What the sequencer does with a batch, one after the other.
+    """Publishes the batches of the sequencer, one at a time.
 
-    `outbox_quarantine` has the tenants whose rows stay in the outbox, `request_quarantine` those whose
-    requests are refused. `appended`
-    is given what was committed, so that this node's tills get it without a read. `request_look` is called
-    when the outbox has to be looked at again, and `fence_lost` when another node has become the doorman.
+    `outbox_quarantine` has the tenants whose rows stay in the outbox. `request_quarantine` has the tenants
+    whose requests are refused. `appended` receives the committed events, so that this node's tills receive
+    them without a read of the log. `request_look` is called when the outbox has to be looked at again, and
+    `fence_lost` when another node has become the doorman.
     """
 
     clock: IReactorTime
@@ -77,9 +77,9 @@ class BatchPublishing:
     async def publish(
         self, requests: Sequence[PublicationRequest], portions: Sequence[OutboxPortion] = ()
     ) -> None:
-        """Publish requests and portions of the outbox. Each of them fails only for its own faults.
+        """Publish requests and portions of the outbox. A request or row fails only for its own faults.
 
-        Raises `Unavailable` if the database cannot be reached. Then the rest of the batch was not tried.
+        Raises `Unavailable` if the database cannot be reached. The rest of the batch was then not tried.
         """
         if not requests and not portions:
             return
@@ -95,7 +95,7 @@ class BatchPublishing:
             fail(requests, error)
             raise
         except Exception as error:
-            # The rows go before the requests, since they are older.
+            # The rows come before the requests, because they are older.
             was_alone = len(portions) == 1 and not requests
             for each in portions:
                 await self._retry(each, error if was_alone else None)
@@ -109,10 +109,10 @@ class BatchPublishing:
                 self._fail_request(requests[0], error)
 
     async def _retry(self, portion: OutboxPortion, error: Exception | None) -> None:
-        """Publish a portion of a batch that has failed, without the rest. `error`: there was no rest.
+        """Publish a portion of a failed batch without the rest of the batch.
 
-        Its orders, if it has any, are read again, since the shop may have changed them. That is only begun
-        here.
+        `error` is the failure if the portion was alone in the batch, and None otherwise. If the portion has
+        orders of a shop's tables, this method only starts to read them again, since they may have changed.
         """
         if not portion.was_read:
             await self._publish_rows(portion.tenant_id, len(portion.ids))
@@ -123,7 +123,7 @@ class BatchPublishing:
         self.request_look()
 
     async def _publish_rows(self, tenant_id: TenantId, rows: int) -> None:
-        """Publish the oldest `rows` rows of one tenant's outbox, in halves if they fail together."""
+        """Publish the oldest `rows` rows of a tenant's outbox, in halves if they fail together."""
         portion = (
             None
             if tenant_id in self.outbox_quarantine
@@ -166,24 +166,27 @@ class BatchPublishing:
         try:
             self.publishing_log.committed(outcome, seconds)
         except Exception:
-            # The batch is committed. If this were raised, it would be published again in parts.
-            self._log.failure("a batch that was published could not be counted")
+            # The batch is committed. If the exception left this method, the batch would be published again.
+            self._log.failure(
+                "posd published a batch of events, but failed to count and log the batch; it goes on, and the"
+                " metrics lack these events"
+            )
         self.outbox.note_numbered(portions, seconds)
         self.request_order.postpone(outcome.early, [each.tenant_id for each in portions])
         self.queue.put_back(outcome.early)
         if outcome.taken or outcome.early:
-            # The last look has passed by tenants that had a portion in this batch. They may have more rows.
+            # The last look has excluded tenants with a portion in this batch. They may have more rows.
             self.request_look()
-        # The next batch begins when all have their answers, which for a hundred of them takes five turns.
+        # The next batch begins when all requests have their answers. 100 answers take 5 turns of the reactor.
         await answer(self.clock, [each for each in requests if not each.queued])
 
     async def _number(
         self, requests: Sequence[PublicationRequest], portions: Sequence[OutboxPortion]
     ) -> TransactionOutcome:
-        """Number a batch in one transaction: in one round trip if all of it is requests that are plain.
+        """Number a batch in one transaction. Plain requests alone need one round trip.
 
-        If rows of the outbox come before such requests, that transaction does nothing, and a second one
-        follows.
+        If rows of the outbox come before the plain requests, that transaction publishes nothing, and a
+        second transaction follows.
         """
         if not portions and self.batch_transaction.is_plain(requests):
             outcome = await self.connection.transaction(
@@ -201,11 +204,11 @@ class BatchPublishing:
         requests: Sequence[PublicationRequest],
         portions: Sequence[OutboxPortion],
     ) -> None:
-        """Do the requests of a batch without the tenants that failed. Its rows are looked at again.
+        """Put the failed tenants into quarantine, publish the requests of the batch, and request a new look.
 
-        A tenant that had rows in the batch may have failed for these alone. So only its rows are left out,
-        and its requests are tried once more without them. If they fail then, it has no rows, and they are
-        refused.
+        If a failed tenant has rows in the batch, the rows alone may have caused the failure. So only its rows
+        are left out, and its requests are tried once more. If a failed tenant has no rows in the batch, its
+        requests are refused.
         """
         had_rows = {each.tenant_id for each in portions}
         try_requests = failures.keys() & had_rows
@@ -223,9 +226,13 @@ class BatchPublishing:
         await self.publish([each for each in requests if each.tenant_id in try_requests])
 
     def _fail_request(self, request: PublicationRequest, error: Exception) -> None:
-        """Refuse a request that has failed alone, and log it."""
+        """Refuse a request that has failed alone, and log the failure."""
         if not isinstance(error, StatementFailed):
-            self._log.failure("an event could not be worked on")
+            self._log.failure(
+                "posd failed to publish a request of tenant {tenant}, and refuses the request. This is a"
+                " fault of posd; report it with this traceback",
+                tenant=self.publishing_log.name_of(request.tenant_id),
+            )
         self.publishing_log.refused(request, error)
         refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
         fail([request], refusal if is_about_data(error) else error)
@@ -233,22 +240,28 @@ class BatchPublishing:
     async def _fail_oldest_row(self, error: Exception) -> None:
         """Log the row that has failed alone as a failed event.
 
-        If it has failed for another reason than its data, such as a full disk, leave its tenant out instead.
+        If the data of the row is not the reason, but for example a full disk, put the tenant into quarantine
+        instead.
         """
         row = self.batch_transaction.oldest_row
         is_bad_data = is_about_data(error)
         if not isinstance(error, StatementFailed):
-            self._log.failure("an event could not be worked on")
+            self._log.failure(
+                "posd failed to publish a row of the outbox, and logs the row as a failed event if it has"
+                " taken the row. This is a fault of posd; report it with this traceback"
+            )
         if row is None:
             # The transaction has failed before it took a row, so no row is at fault.
             raise error
         if isinstance(error, StatementFailed) and not is_bad_data:
             self._exclude(self.outbox_quarantine, row.tenant_id, str(error))
         else:
-            await self._reject(row, str(error) if is_bad_data else "posd failed at this event")
+            await self._reject(
+                row, str(error) if is_bad_data else "posd failed to process this event"
+            )
 
     async def _reject(self, row: OutboxRow, reason: str) -> None:
-        """Log the outbox row that just failed alone as failed, since it cannot be published."""
+        """Move an outbox row that cannot be published to the log, as a failed event with the reason."""
         try:
             await self.connection.transaction(
                 lambda executor: self.batch_transaction.reject(
@@ -260,14 +273,14 @@ class BatchPublishing:
         except StatementFailed as error:
             self._exclude(self.outbox_quarantine, row.tenant_id, str(error))
         except OutboxChanged:
-            # The row was deleted or changed. `_retry` has the outbox looked at once more, which shows whether
-            # another row is at fault.
+            # The row was deleted or changed. `_retry` requests another look at the outbox, which shows
+            # whether another row is at fault.
             return
         else:
             self.publishing_log.rejected(row, reason)
 
     def _exclude(
-        self, outbox_quarantine: TenantQuarantine[TenantId], tenant_id: TenantId, reason: str
+        self, quarantine: TenantQuarantine[TenantId], tenant_id: TenantId, reason: str
     ) -> None:
-        """Leave a tenant out for a while, and log that."""
-        self.publishing_log.tenant_excluded(tenant_id, reason, outbox_quarantine.exclude(tenant_id))
+        """Put a tenant into a quarantine, and log that."""
+        self.publishing_log.tenant_excluded(tenant_id, reason, quarantine.exclude(tenant_id))

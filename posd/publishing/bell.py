@@ -1,13 +1,18 @@
-"""When the doorman looks at the outbox, and when it waits until it is rung.
+"""The times at which the doorman looks at the outbox: at intervals under load, and otherwise on `NOTIFY`.
 
-Awake it looks by itself: every millisecond for 20 ms after it has seen rows, then every 4 ms. After 200 ms
-without rows it rests, and is rung by `NOTIFY posd_outbox`. It is *asleep* where no transaction is open that
-has put rows into the outbox and rung nobody. Otherwise it *dozes*, and then such a transaction may commit
-without having rung. Its rows are found by the poll, twice a second, and so is whatever else was not rung
-about.
+The doorman has three states, which `posd.store.bell` shows to the hooks as advisory locks:
 
-Notifications may come from anybody. One for which nothing is found makes the next one wait, so a flood costs
-20 looks a second.
+- *Awake*: it looks every millisecond for 20 ms after it has seen rows, and then every 4 ms. Hooks send no
+  notification. After 200 ms without rows the doorman rests.
+- *Asleep*: it waits for `NOTIFY posd_outbox`. It takes this state if no open transaction has written to the
+  outbox without a notification.
+- *Dozing*: it waits for `NOTIFY posd_outbox`, but such a transaction is open and may commit without one.
+  Twice a second the doorman tries to fall asleep.
+
+Twice a second, the poll of `posd.delivery.feed` finds the rows that were committed without a notification.
+
+Any session of the database can send notifications. If a look after a notification finds no rows, the look
+after the next one is delayed, so a flood of notifications costs 20 looks a second.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ _BUSY_SECONDS: Final = 0.02
 _BUSY_PAUSE: Final = 0.001
 _PAUSE: Final = 0.004
 _AWAKE_SECONDS: Final = 0.2
-# Longer than a shop's transaction takes that has tested the lock already, as a rule.
+# Most transactions end within this time after they have tested the lock.
 _OVERLAP_SECONDS: Final = 0.05
 _DOZE_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 1.0
@@ -37,9 +42,10 @@ _LAST_BACKOFF_SECONDS: Final = 0.05
 
 
 class Bell:
-    """Has the outbox looked at by `look`, or by `wake` where nothing depends on the end of the look.
+    """Requests looks at the outbox, and holds the locks that show the state of the doorman to the hooks.
 
-    The sequencer answers both with `rows_seen`, and looks by itself too. The locks are taken on `connection`.
+    `look` returns after the look, and `wake` returns at once. The sequencer calls `rows_seen` after each
+    look, including looks that it makes on its own. The locks are taken on `connection`.
     """
 
     _log = Logger()
@@ -60,7 +66,7 @@ class Bell:
         self._counters = counters or Counters()
         self.state: str | None = None
         """One of `counters.STATES`; None while this node is not the doorman."""
-        # Stands for the time during which the node is the doorman: a loop ends when it is another one.
+        # A new object each time this node becomes the doorman. The loop of an earlier term ends.
         self._term: object | None = None
         self._pausing: Deferred[None] | None = None
         self._rows_seen_at = 0.0
@@ -71,33 +77,33 @@ class Bell:
         self._backoff_seconds = 0.0
 
     def start(self) -> None:
-        """This node is the doorman from now on."""
+        """Begin to look at the outbox. Call this when this node has become the doorman."""
         self._term, self.state = object(), AWAKE
         self._rows_seen_at = self._clock.seconds()
         Deferred.fromCoroutine(self._serve(self._term))
 
     def stop(self) -> None:
-        """This node is the doorman no more."""
+        """End the looks. Call this when this node is not the doorman any more."""
         self._term = self.state = None
         if self._answer_timer is not None and self._answer_timer.active():
             self._answer_timer.cancel()
         self._end_pause()
 
     def ring(self) -> None:
-        """A notification has come. While the doorman is awake it looks anyway."""
+        """Look at the outbox after a notification. Does nothing while the doorman is awake."""
         self._counters.rung()
         if self._is_resting and (self._answer_timer is None or not self._answer_timer.active()):
             wait = max(0.0, self._last_answer_at + self._backoff_seconds - self._clock.seconds())
             self._answer_timer = self._clock.callLater(wait, self._look_for_ring)
 
     def rows_found_by_poll(self) -> None:
-        """The poll has found rows in the outbox. They may be such as cannot be numbered at the moment."""
+        """Look at the outbox, because the poll has found rows there. Some may be of tenants in quarantine."""
         if self.state is not None:
             self._by_poll = self._is_resting
             self._look()
 
     def rows_seen(self, rows: int) -> None:
-        """The sequencer has looked, and seen so many rows that are to be numbered."""
+        """Note that a look has seen this number of rows that can be numbered. Wake up if there are any."""
         by_poll, self._by_poll = self._by_poll, False
         if rows:
             self._rows_seen_at, self._backoff_seconds = self._clock.seconds(), 0.0
@@ -112,7 +118,7 @@ class Bell:
 
     def _look_for_ring(self) -> None:
         self._last_answer_at = self._clock.seconds()
-        # In vain, unless rows are seen.
+        # `rows_seen` resets the delay if the look finds rows.
         self._backoff_seconds = min(
             max(2 * self._backoff_seconds, _FIRST_BACKOFF_SECONDS), _LAST_BACKOFF_SECONDS
         )
@@ -131,25 +137,26 @@ class Bell:
                 if self._term is term:
                     await self._rest_until_rows(term)
             except (Unavailable, StatementFailed):
-                # When the connection is lost, so are the locks and the lease. What else is wrong with the
-                # outbox, the sequencer has logged.
+                # A lost connection also ends the locks and the lease. The sequencer has logged other errors
+                # of the outbox.
                 await self._pause(term, _RETRY_SECONDS)
             except Exception:
                 self._log.failure(
-                    "the doorman could not look at the outbox or take its locks; it goes on in"
-                    " {seconds:.0f} s, and the poll looks meanwhile",
+                    "the doorman could not look at the outbox or take its locks. It tries again in"
+                    " {seconds:.0f} s; meanwhile the poll finds new orders twice a second. This is a fault of"
+                    " posd; report it with this traceback",
                     seconds=_RETRY_SECONDS,
                 )
                 await self._pause(term, _RETRY_SECONDS)
 
     async def _stay_awake(self, term: object) -> None:
-        """Look again and again, until nothing was seen for 200 ms."""
+        """Look at intervals, until no look has found rows for 200 ms."""
         self.state = AWAKE
         while self._term is term:
             idle = self._clock.seconds() - self._rows_seen_at
             if idle >= _AWAKE_SECONDS:
                 return
-            # A look that takes long, behind a transaction or among dead rows, takes half the time at most.
+            # If looks take long, because of a transaction or dead rows, they use half of the time at most.
             seconds = _BUSY_PAUSE if idle < _BUSY_SECONDS else _PAUSE
             await self._pause(term, max(seconds, self._look_seconds))
             if self._term is term:
@@ -162,20 +169,20 @@ class Bell:
         self._look_seconds = self._clock.seconds() - began
 
     async def _rest_until_rows(self, term: object) -> None:
-        """Take one of the locks, and wait until rows are seen."""
+        """Take one of the locks, and wait until a look finds rows."""
         since = self._rows_seen_at
         if await bell.try_sleep(self._connection):
             state = ASLEEP
         elif await bell.try_doze(self._connection):
             state = DOZING
         else:
-            # Another session holds it, which no session should.
+            # A session other than posd's holds the locks. Stay awake and try again.
             self._rows_seen_at = self._clock.seconds() - _BUSY_SECONDS
             return
         try:
             if self._term is term:
                 self.state = state
-                # What was committed before the lock was taken rang nobody.
+                # Transactions that were committed before the lock was taken have sent no notification.
                 self._look()
             if state == DOZING:
                 await self._keep_looking(term, since)
@@ -194,7 +201,7 @@ class Bell:
             await bell.wake(self._connection)
 
     async def _keep_looking(self, term: object, since: float) -> None:
-        """Look for a while longer: transactions may commit that have tested the lock before it was taken."""
+        """Look for another 50 ms: open transactions may have tested the lock before it was taken."""
         ends = self._clock.seconds() + _OVERLAP_SECONDS
         while self._term is term and self._rows_seen_at == since and self._clock.seconds() < ends:
             await self._pause(term, max(_PAUSE, self._look_seconds))
@@ -202,7 +209,7 @@ class Bell:
                 await self._look_now()
 
     async def _pause(self, term: object, seconds: float | None) -> None:
-        """Wait for so long, or until the doorman is stirred."""
+        """Wait for `seconds`, or without a limit, until `_end_pause` is called."""
         if self._term is not term:
             return
         pausing: Deferred[None] = Deferred()

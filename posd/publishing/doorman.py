@@ -1,8 +1,8 @@
-"""The lease of the doorman: which of several nodes looks at the outbox.
+"""The lease of the doorman, the one node that looks at the outbox.
 
-A node that has the lease renews it every second, on the connection on which it numbers: a node that cannot
-number cannot renew either. All times are those of the database. What a node knows of its lease may be out of
-date, so the transaction that numbers compares the fence (`posd.store.sequencing.take_rows`).
+The node with the lease renews it every second, on the connection of its sequencer: a node that cannot number
+events cannot renew the lease. All times are those of the database. A node may not know yet that it has lost
+the lease, so the sequencer's transaction compares the fence (`posd.store.sequencing.take_rows`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RENEW_SECONDS: Final = 1.0
 class Doorman(Service):
     """Claims the lease on `connection` and renews it.
 
-    `changed` is called with the fence when this node has got the lease, and with None when it has lost it.
+    `changed` is called with the fence when this node gets the lease, and with None when it loses the lease.
     """
 
     _log = Logger()
@@ -53,32 +53,32 @@ class Doorman(Service):
         self._claim: Deferred[None] | None = None
         self._last_error: str | None = None
         self.fence: int | None = None
-        """The fence of this node's lease; None while it has none, as far as it knows."""
+        """The fence of this node's lease; None if this node does not know of a lease of its own."""
 
     def startService(self) -> None:
         Service.startService(self)
         self._renewing.start(_RENEW_SECONDS)
 
     def stopService(self) -> Deferred[None]:
-        """Give the lease up. Call this when nothing is numbered any more."""
+        """Release the lease. Call this after the sequencer has stopped."""
         Service.stopService(self)
         if self._renewing.running:
             self._renewing.stop()
         return Deferred.fromCoroutine(self._give_up_lease())
 
     def connection_changed(self, connection: ReconnectingConnection) -> None:
-        """The connection has come up, or was lost. Another one claims the lease anew."""
+        """Claim the lease on a new connection, and forget the lease when the connection is lost."""
         if not connection.up:
             self._set_fence(None)
         elif self.running:
             self._renew()
 
     def lease_lost(self) -> None:
-        """The database says that this node does not have the lease it believes to have."""
+        """Forget the lease, because the database has reported that another node has it."""
         self._set_fence(None)
 
     def _renew(self) -> None:
-        """Claim or renew the lease, one statement at a time: a slow database is not asked again meanwhile."""
+        """Claim or renew the lease, unless an earlier statement for that is still running."""
         if self._claim is None:
             self._claim = Deferred.fromCoroutine(self._claim_lease())
             self._claim.addBoth(lambda _: self._claim_ended())
@@ -90,20 +90,23 @@ class Doorman(Service):
         try:
             fence = await leases.claim(self._connection, self._node_id, self._host)
         except Unavailable:
-            # The lease stays what it is in the database. When the connection is lost `connection_changed`
-            # says so.
+            # The lease is unchanged in the database. `connection_changed` handles a lost connection.
             return
         except StatementFailed as error:
             if self._last_error != str(error):
                 self._last_error = str(error)
                 self._log.error(
-                    "the lease of the doorman cannot be renewed: {error}. Orders wait in the outbox if no"
-                    " other node has it. `posctl doctor` names what is wrong with the database",
+                    "the lease of the doorman cannot be renewed: {error}. posd tries again every second;"
+                    " meanwhile orders wait in the outbox if no other node has the lease. `posctl doctor`"
+                    " names what is wrong with the database",
                     error=error,
                 )
             return
         except Exception:
-            self._log.failure("posd failed at renewing the lease of the doorman")
+            self._log.failure(
+                "posd failed to renew the lease of the doorman, and tries again every second. This is a fault"
+                " of posd; report it with this traceback"
+            )
             return
         self._last_error = None
         if self._connection.up:
@@ -115,13 +118,13 @@ class Doorman(Service):
             return
         if fence is None:
             self._log.warn(
-                "this node is not the doorman any more: it drops what it has read of the outbox, and leaves"
-                " the outbox alone until it has the lease again"
+                "this node is not the doorman any more: it drops the orders that it has read, and does not"
+                " look at the outbox until it has the lease again"
             )
         else:
             self._counters.became_doorman()
             self._log.info(
-                "this node is the doorman: it takes orders out of the outbox (fence {fence})",
+                "this node is the doorman: it publishes the orders of the outbox (fence {fence})",
                 fence=fence,
             )
         self._changed(fence)
@@ -136,5 +139,5 @@ class Doorman(Service):
         try:
             await leases.release(self._connection, self._node_id)
         except (Unavailable, StatementFailed):
-            # The lease lapses with the connection.
+            # The lease ends with the connection.
             return

@@ -1,20 +1,19 @@
-"""What waits in the outbox, and the shops' orders that it is about, read before anything is numbered.
+"""Reads the outbox, and the shops' orders that its rows are about, before the sequencer's transaction.
 
-A look at the outbox deletes nothing. The orders that hooks have noted are then read on the connections of
-`posd_reader`, tenants side by side, while the sequencer goes on with what is ready. A portion has the ids of
-the rows that were seen before its reading began; the sequencer takes exactly those.
+A look at the outbox deletes nothing. The orders that hooks have noted are then read on connections of
+`posd_reader`, for several tenants at the same time, while the sequencer numbers the portions that are ready.
+A portion has the ids of the rows that the look has seen, and the transaction takes exactly these rows.
 
-Only the doorman looks (`posd.publishing.doorman`). What it has read is numbered under the lease that it had
-when it looked, or not at all.
+Only the doorman looks (`posd.publishing.doorman`). A portion is numbered under the lease that the doorman had
+at the look, or not at all.
 
-The rows of a tenant keep their order, whether or not they need reading: a tenant is in one portion at a time,
-and later rows wait until its orders are read. Other tenants do not wait. A read whose connection is lost is
-done again. When a tenant changes many orders at once, its new orders come before the changes that wait.
+The rows of a tenant keep their order: a tenant has one portion at a time, and its later rows wait until its
+orders are read. Other tenants do not wait. If the connection of a read is lost, the read is repeated. When a
+tenant changes many orders at once, its new orders come before the changes that wait.
 
-A tenant whose own tables make a read fail, or are too slow, is in quarantine. Its rows that need no reading
-go on without the others. Its orders are read one by one after a pause. An order that fails again is left
-alone for a time of its own, and the others go on. The quarantine ends when all orders that wait have been
-read.
+A tenant is in quarantine if a read of its tables fails or is too slow. Its rows that need no read are
+numbered without the others. Its orders are read one by one after a pause. An order that fails again gets a
+pause of its own, and the other orders are read meanwhile. The quarantine ends when all orders have been read.
 """
 
 from __future__ import annotations
@@ -40,28 +39,31 @@ from posd.store import shop_rows
 from posd.values import Tenant, TenantId
 
 MOST_ROWS: Final = 200
-"""In a look and in a batch. A tenant in a transaction costs about ten locks, of the 6,400 that a server has
-as installed for everybody (max_locks_per_transaction), so there may be rows of as many tenants at most."""
+"""The rows of a look and of a batch, which may all be of different tenants. A tenant in a transaction needs
+about 10 locks. A server with the default max_locks_per_transaction has 6,400 locks for all sessions."""
 _MOST_BYTES: Final = 1024 * 1024
 _FAST_SECONDS: Final = 0.05
 _SLOW_SECONDS: Final = 0.1
-# For how long, at most, the orders of a tenant are left alone that cannot be read.
+# The longest pause before orders that could not be read are read again.
 _LONGEST_PAUSE: Final = 300.0
+# The time for which a tenant gets batches of its own after its rows were refused.
 _ISOLATED_SECONDS: Final = 10.0
 
 
 @frozen
 class OutboxPortion:
-    """Rows of a tenant's outbox by their ids, and the orders that they are about as JSON text by order id.
+    """Rows of a tenant in the outbox, ready for the transaction.
 
-    `was_read`: some are about orders, which were read. `is_one`: all are about the same thing.
+    `ids`: the ids of the rows. `orders`: the orders that the rows are about, as JSON text by order id.
+    `was_read`: some rows are about orders, which were read. `is_one`: all rows are about the same order or
+    the same row of a ledger.
     """
 
     tenant_id: TenantId
     ids: Sequence[int]
     orders: Mapping[str, str] = field(factory=dict)
     fence: int | None = None
-    """Of the lease that the node had when it looked."""
+    """The fence of the lease that the node had at the look."""
     was_read: bool = False
     is_one: bool = False
 
@@ -71,11 +73,11 @@ class OutboxPortion:
 
 
 class OutboxReader:
-    """Looks at the outbox by `connection` and has orders read by `readers`.
+    """Looks at the outbox on `connection`, and reads orders with `readers`.
 
-    `changed` is called when a read is over; with True if the outbox should be looked at again. `failed` is
-    called when orders cannot be read: with the tenant, the order if it is one, why, and the length of the
-    pause.
+    `shops` returns tenants by their ids. `changed` is called when a read has ended; its argument is True if
+    the outbox has to be looked at again. `failed` is called when orders cannot be read: with the tenant, the
+    order id if it was a single order, the reason, and the pause in seconds.
     """
 
     _log = Logger()
@@ -99,14 +101,14 @@ class OutboxReader:
         self._fence: int | None = None
         self._reading: set[TenantId] = set()
         self._ready: list[OutboxPortion] = []
-        # How many rows are seen at once of tenants whose tables are slow, or whose rows were refused.
+        # The number of rows in a portion, for tenants whose tables are slow or whose rows were refused.
         self._limits: dict[TenantId, int] = {}
-        # And of those whose rows were too much work for one transaction.
+        # The number of rows in a portion, for tenants whose rows were too much work for one transaction.
         self._work_limits: dict[TenantId, int] = {}
-        # Tenants whose batch was refused are numbered alone, and until when at least.
+        # The tenants that get batches of their own, since a batch was refused. The value is the earliest end.
         self._isolated: dict[TenantId, float] = {}
         self._isolated_is_next = True
-        # The tenants in quarantine, and the order of each that was read last.
+        # The tenants in quarantine. The value is the order that was read last.
         self._quarantine: dict[TenantId, str] = {}
         self._pauses: TenantQuarantine[TenantId] = TenantQuarantine(clock, _LONGEST_PAUSE)
         self._unreadable_orders: TenantQuarantine[tuple[TenantId, str]] = TenantQuarantine(
@@ -115,7 +117,7 @@ class OutboxReader:
 
     @property
     def reading(self) -> int:
-        """The tables of how many tenants are being read, or wait for that."""
+        """The number of tenants whose orders are being read, or wait for a connection."""
         return len(self._reading)
 
     @property
@@ -124,11 +126,11 @@ class OutboxReader:
         return self._quarantine.keys()
 
     def is_isolated(self, portions: Sequence[OutboxPortion]) -> bool:
-        """Whether no request may be in the same transaction, since an earlier one was refused."""
+        """Whether the portions have to be numbered without requests, because an earlier batch was refused."""
         return any(each.tenant_id in self._isolated for each in portions)
 
     def is_reading(self, tenant_id: TenantId) -> bool:
-        """Whether later rows of a tenant wait until its orders are read."""
+        """Whether the later rows of a tenant wait until its orders are read."""
         return tenant_id in self._reading and tenant_id not in self._quarantine
 
     def __bool__(self) -> bool:
@@ -137,19 +139,19 @@ class OutboxReader:
 
     @property
     def fence(self) -> int | None:
-        """That of the doorman's lease, if this node has it; without it there is nothing to look at."""
+        """The fence of the doorman's lease. None if this node is not the doorman, and does not look."""
         return self._fence
 
     @fence.setter
     def fence(self, fence: int | None) -> None:
-        """Another lease, or none: what was read under the one before is dropped."""
+        """Set the fence, and drop the portions that were read under the earlier lease."""
         self._fence = fence
         self._ready.clear()
 
     async def look(self, excluded: Collection[TenantId]) -> int:
-        """See what is there without the tenants that are `excluded`; how many rows were seen.
+        """Look at the outbox, and begin to read orders. Return the number of rows seen.
 
-        Begins to read what has to be read.
+        The look leaves out the `excluded` tenants, and the tenants that have a portion or a read already.
         """
         fence = self._fence
         ready = {each.tenant_id for each in self._ready}
@@ -169,7 +171,7 @@ class OutboxReader:
         return sum(len(rows) for _, rows in found)
 
     async def next_portion(self, tenant_id: TenantId, most: int) -> OutboxPortion | None:
-        """Up to `most` rows of one tenant that come before any that need reading; None if there are none."""
+        """Return up to `most` rows of a tenant before its first row that needs a read; None without such."""
         fence = self._fence
         if fence is None:
             return None
@@ -179,18 +181,21 @@ class OutboxReader:
         return None
 
     def isolate(self, portion: OutboxPortion, *, was_alone: bool) -> None:
-        """Have rows of a batch that was refused read again, and numbered alone; then fewer at once."""
+        """Give the tenant of a refused batch batches of its own. Its orders are read again.
+
+        If the portion `was_alone` in the batch, the tenant's next portion has half as many rows.
+        """
         tenant_id, rows = portion.tenant_id, len(portion.ids)
         if was_alone:
             self._limits[tenant_id] = max(1, min(self._limits.get(tenant_id, MOST_ROWS), rows) // 2)
         self._isolated[tenant_id] = self._clock.seconds() + _ISOLATED_SECONDS
 
     def limit_rows(self, tenant_id: TenantId, rows: int) -> None:
-        """Have so many rows of a tenant seen at once, since more were too much work (`workload`)."""
+        """Limit the portions of a tenant to `rows` rows, since more rows were too much work (`workload`)."""
         self._work_limits[tenant_id] = rows
 
     def note_numbered(self, portions: Sequence[OutboxPortion], seconds: float = 0.0) -> None:
-        """These were numbered, in so many seconds."""
+        """Note that the portions were numbered in `seconds`, and relax the limits of their tenants."""
         for each in portions:
             if seconds < _FAST_SECONDS and each.tenant_id in self._work_limits:
                 self._work_limits[each.tenant_id] *= 2
@@ -202,10 +207,10 @@ class OutboxReader:
                 del self._isolated[each.tenant_id]
 
     def next_batch(self, *, others_wait: bool = False) -> list[OutboxPortion]:
-        """Portions for one transaction, those first that were ready first.
+        """Remove and return the portions for the next transaction, in the order in which they became ready.
 
-        The portion of a tenant whose rows were refused is in a batch of its own. Such batches take turns with
-        those of the others, and with requests that wait (`others_wait`).
+        The portion of a tenant whose rows were refused is alone in its batch. Such batches alternate with the
+        batches of other tenants, and with requests if `others_wait`.
         """
         alone = next((each for each in self._ready if each.tenant_id in self._isolated), None)
         others = [each for each in self._ready if each.tenant_id not in self._isolated]
@@ -247,7 +252,7 @@ class OutboxReader:
             self._begin_reading(tenant, rows, fence)
         for tenant_id in due.keys() - {rows[0].tenant_id for _, rows in found}:
             if due[tenant_id]:
-                # All after this one were read. It goes on with the first.
+                # All orders after this one were read. The next round begins with the first order again.
                 self._quarantine[tenant_id] = ""
                 self._changed(True)
             elif not any(tenant_id == of for of, _ in self._unreadable_orders.known()):
@@ -259,7 +264,7 @@ class OutboxReader:
     async def _look_at_rows(
         self, most: int, excluded: Collection[TenantId], only: TenantId | None = None
     ) -> list[tuple[Tenant | None, Sequence[numbering.SeenRow]]]:
-        """The rows that are there, by their tenants; a tenant that is gone is None."""
+        """Return the rows of the outbox by tenant. The tenant is None if it was deleted."""
         unreadable = self._quarantine.keys()
         limits = dict(self._limits)
         for tenant_id, rows in self._work_limits.items():
@@ -284,12 +289,13 @@ class OutboxReader:
         try:
             portion = await self._read(tenant, rows, fence)
             if portion is None or fence != self._fence:
-                # Its rows that need no reading go on. Or it is read again, if this node has another lease.
+                # The next look numbers the rows that need no read. If the lease has changed, it reads the
+                # orders again.
                 is_look_needed = True
             else:
                 self._ready.append(portion)
         except Unavailable:
-            # The rows stay in the outbox. Without any connection, the feed looks again later.
+            # The rows stay in the outbox. Without a connection, the feed requests a look later.
             is_look_needed = self._readers.up
         finally:
             self._reading.discard(tenant.id)
@@ -298,9 +304,9 @@ class OutboxReader:
     async def _read(
         self, tenant: Tenant, rows: Sequence[numbering.SeenRow], fence: int
     ) -> OutboxPortion | None:
-        """The orders that these rows are about; None if they cannot be read.
+        """Read the orders that the rows are about. Return None if they cannot be read.
 
-        Raises `Unavailable` where the connection is lost.
+        Raises `Unavailable` if the connection is lost.
         """
         touched = _touched_orders(rows)
         began = self._clock.seconds()
@@ -315,9 +321,13 @@ class OutboxReader:
         except Unavailable:
             raise
         except Exception:
-            self._log.failure("the orders of a shop could not be read")
+            self._log.failure(
+                "posd failed to read orders of tenant {tenant}, and reads them one by one after a pause. This"
+                " is a fault of posd; report it with this traceback",
+                tenant=tenant.slug,
+            )
             self._quarantine_tenant(
-                tenant.id, touched, "posd failed at reading its orders", is_order_fault=True
+                tenant.id, touched, "posd failed to read its orders", is_order_fault=True
             )
             return None
         self._adapt_limit(tenant.id, len(rows), self._clock.seconds() - began)
@@ -334,9 +344,7 @@ class OutboxReader:
     def _quarantine_tenant(
         self, tenant_id: TenantId, order_ids: Sequence[str], reason: str, *, is_order_fault: bool
     ) -> None:
-        """Put a tenant into quarantine, and an order that could not be read alone aside if it
-        `is_order_fault`.
-        """
+        """Put a tenant into quarantine, and a single order too if the failure `is_order_fault`."""
         alone = order_ids[0] if len(order_ids) == 1 else None
         self._quarantine[tenant_id] = alone or ""
         if alone is not None and is_order_fault:
@@ -344,12 +352,12 @@ class OutboxReader:
         self._failed(tenant_id, alone, reason, self._pauses.exclude(tenant_id))
 
     def _adapt_limit(self, tenant_id: TenantId, rows: int, seconds: float) -> None:
-        """Have so many rows read at once that it takes less than a tenth of a second."""
+        """Adapt the size of a tenant's portions, so that a read takes less than 100 ms."""
         limit = self._limits.get(tenant_id, MOST_ROWS)
         if seconds > _SLOW_SECONDS:
             self._limits[tenant_id] = max(1, min(limit, rows) // 2)
         elif tenant_id in self._isolated:
-            # It grows again when rows of its were accepted.
+            # `note_numbered` raises the limit when rows of the tenant have been numbered.
             return
         elif seconds < _FAST_SECONDS and limit < MOST_ROWS:
             self._limits[tenant_id] = min(MOST_ROWS, 2 * limit)
@@ -358,9 +366,9 @@ class OutboxReader:
 
 
 def _touched_orders(rows: Sequence[numbering.SeenRow]) -> list[str]:
-    """The orders that were touched."""
+    """Return the ids of the orders that hooks have noted as changed or inserted, in the order of reading."""
     touched = [row for row in rows if row.key is not None and row.type in TOUCHED]
-    # The first of them are read, if not all fit.
+    # If not all orders fit, the first ones are read.
     touched.sort(key=lambda row: not row.ahead)
     return [*dict.fromkeys(row.key for row in touched if row.key is not None)]
 
@@ -372,9 +380,9 @@ def _portion_without_orders(rows: Sequence[numbering.SeenRow], fence: int) -> Ou
 def _readable_rows(
     rows: Sequence[numbering.SeenRow], unread: Collection[str]
 ) -> list[numbering.SeenRow]:
-    """The rows before the first one that is about an order that was not read, and all with their keys.
+    """Return the rows before the first row about an unread order, and the rows `ahead` that were read.
 
-    Also those that are ahead and were read.
+    The result also has the later rows about the same orders, since the read covers them too.
     """
 
     def is_unread(row: numbering.SeenRow) -> bool:
@@ -389,7 +397,7 @@ def _readable_rows(
 
 
 def _subject(row: numbering.SeenRow) -> tuple[str, str | int]:
-    """The order or the row of a ledger that a row is about, or itself."""
+    """Return the order or the row of a ledger that a row is about, or the row itself."""
     if row.key is None:
         return "", row.id
     return "order" if row.type in TOUCHED else row.type, row.key

@@ -1,4 +1,4 @@
-"""What publishers ask of the sequencer, and what they are told."""
+"""The requests of publishers to the sequencer, and their results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from posd.store.idempotency import IdempotencyKey
 from posd.values import AppendedEvents, EventDraft, Seq, TenantId
 
 _RESULTS_PER_TURN: Final = 20
-"""To write an answer takes about 0.1 ms."""
+"""An answer takes about 0.1 ms, so a turn of the reactor takes about 2 ms."""
 
 
 @frozen
 class Publication:
-    """One publisher's request: its events are published all together or not at all.
+    """Events that are published together or not at all.
 
-    One with a `condition` is about a single order, and its answer says how that order stands afterwards.
+    A publication with a `condition` is about one order, and its result has the new state of the order.
     `size` is the length of the request's body in bytes.
     """
 
@@ -38,7 +38,7 @@ class Publication:
 
 @frozen
 class OrderOutcome:
-    """How an order stands after a publication; `previous` is the status that it had before."""
+    """The state of an order after a publication. `previous` is the status before, None for a new order."""
 
     order_id: str
     version: int
@@ -48,11 +48,11 @@ class OrderOutcome:
 
 @frozen
 class PublicationResult:
-    """What became of a publication.
+    """The result of a publication.
 
-    `ids` has a position for each event, None for one that told nothing new. `connections` is how many tills
-    of the tenant are connected to any node. `replayed` says that the answer is that of an earlier call with
-    the same Idempotency-Key. `order` is set if the publication had a condition.
+    `ids` has the number of each event, or None if the event would have changed nothing. `connections` is the
+    number of the tenant's tills that are connected to any node. `replayed` says that this is the result of
+    an earlier request with the same Idempotency-Key. `order` is set if the publication has a condition.
     """
 
     ids: tuple[Seq | None, ...]
@@ -65,13 +65,12 @@ class PublicationResult:
 class PublicationRequest:
     """A publication, and the `answer` for which its publisher waits.
 
-    `result` is set in the transaction, and becomes the answer after the COMMIT. A transaction that fails may
-    have set it too; the next one sets it again.
+    The transaction sets `result`, which becomes the answer after the COMMIT. A transaction that fails may
+    set `result` too; the next transaction replaces it.
 
-    `queued` says that it is in the queue, for the first time or again. `after_row_id` is the id of the
-    last row of
-    the outbox that its tenant has committed before it; None while that is not known. `is_ordered` says
-    that it is not published before that row. `waiting_since` is when it was found to come after such a row.
+    `queued`: the request is in the queue. `after_row_id`: the id of the last row of the outbox that its
+    tenant has committed before the request; None while that row is unknown. `is_ordered`: the request must
+    not be published before that row. `waiting_since`: the time at which the request began to wait for rows.
     """
 
     publication: Publication
@@ -84,7 +83,7 @@ class PublicationRequest:
     tenant_id: TenantId = field(init=False)
     items: list[batch.BatchItem] = field(init=False)
     is_plain: bool = field(init=False)
-    """Whether its events are about no order, and it has no Idempotency-Key."""
+    """Whether the events are about no order, and the request has no Idempotency-Key."""
 
     def __attrs_post_init__(self) -> None:
         asked = self.publication
@@ -98,7 +97,7 @@ class PublicationRequest:
 
 
 async def answer(clock: IReactorTime, requests: Iterable[PublicationRequest]) -> None:
-    """Give each request its result as its answer, some of them in each turn of the reactor."""
+    """Send the results of the requests to their publishers, 20 in each turn of the reactor."""
     for index, request in enumerate(requests):
         if index and index % _RESULTS_PER_TURN == 0:
             await deferLater(clock, 0)
@@ -109,12 +108,12 @@ async def answer(clock: IReactorTime, requests: Iterable[PublicationRequest]) ->
 
 
 def fail(requests: Iterable[PublicationRequest], error: Exception) -> None:
-    """Fail those requests that have no answer yet."""
+    """Fail the requests that have no answer yet."""
     fail_all([each.answer for each in requests if not each.answer.called], error)
 
 
 def tenant_unavailable() -> Unavailable:
-    """The answer to a tenant's requests while these are refused (`BatchPublishing.shut`)."""
+    """Return the error for a tenant whose requests are refused (`BatchPublishing.request_quarantine`)."""
     return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
 
 
@@ -123,7 +122,10 @@ def deliver_appended(
     to: Callable[[AppendedEvents], None],
     failed: Callable[[TenantId], None],
 ) -> None:
-    """Give each to `to`. It was committed, so nothing is raised: `failed` is called if `to` raises."""
+    """Call `to` with the committed events of each tenant. Call `failed` if `to` raises an exception.
+
+    This function raises nothing, since the caller would take an exception for a failed transaction.
+    """
     for each in appended:
         try:
             to(each)

@@ -1,6 +1,6 @@
-"""What the log and the metrics are told of what was published, left out and failed.
+"""Writes the log lines and counts the metrics of published, left out and failed events.
 
-Lines name the tenant and the order. They have no other content of an event.
+Log lines name the tenant and the order. They contain nothing else of an event.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from posd.store import sequencing as numbering
 from posd.values import TenantId
 
 _MOST_LISTED: Final = 5
-"""How many orders a line names: a bulk update of a shop's table leaves out thousands."""
+"""The limit of order ids in a line: a bulk update of a shop's table can leave out thousands of orders."""
 _LOGGED_REASONS: Final = (OVER, OLD, GONE)
-"""Reasons that have a line. The others are ordinary: a change that says nothing new, a shop's own till."""
+"""The reasons with a line of level info. The other reasons are ordinary, and have level debug."""
 
 
 @define(eq=False)
 class PublishingLog:
-    """Reports what the sequencer did. `name_of` gives a tenant's name for the log."""
+    """Reports the work of the sequencer. `name_of` returns a tenant's name for the log."""
 
     counters: Counters
     name_of: Callable[[TenantId], str]
     _missing_columns: dict[TenantId, frozenset[str]] = field(init=False, factory=dict)
-    """Tenants of which it was logged that columns are missing, and those."""
+    """The missing columns that were logged, by tenant."""
     _log = Logger()
 
     def committed(self, outcome: TransactionOutcome, seconds: float) -> None:
-        """A transaction of the sequencer was committed after so many seconds."""
+        """Report a transaction that was committed after `seconds`."""
         if outcome.taken or outcome.published:
             self.counters.batch(seconds)
         for source, count in outcome.published.items():
@@ -49,7 +49,8 @@ class PublishingLog:
         for tenant, order_id in outcome.reused:
             self._log.warn(
                 "an order id was used again: tenant={tenant} order={order}. The new order is published as"
-                " new_order. A till that knows the id may take it for the earlier order: do not reuse ids",
+                " new_order. A till that knows the id may take the new order for the earlier one: do not"
+                " reuse ids",
                 tenant=tenant,
                 order=order_id,
             )
@@ -58,16 +59,17 @@ class PublishingLog:
             self._log_missing_columns(tenant_id, columns)
 
     def rejected(self, row: numbering.OutboxRow, reason: str) -> None:
-        """A row of the outbox was logged as failed, since it cannot be published."""
+        """Report a row of the outbox that cannot be published and was logged as failed."""
         self._log_failed(batch.RejectedRow(row, reason, about=batch.order_id_of(row)).entry(0))
 
     def unreadable(
         self, tenant_id: TenantId, order_id: str | None, reason: str, seconds: float
     ) -> None:
-        """Orders of a tenant cannot be read for now, all of them or one."""
+        """Report that the orders of a tenant, or one order, cannot be read for `seconds`."""
         self._log.error(
-            "{orders} of tenant {tenant} cannot be read: {reason}. posd tries again in {seconds:.0f} s"
-            " and publishes what needs no reading meanwhile. `posctl doctor` says what was changed",
+            "{orders} of tenant {tenant} cannot be read: {reason}. posd tries again in {seconds:.0f} s, and"
+            " meanwhile publishes the events that need no read of the shop's tables. `posctl doctor` names"
+            " what was changed in the tables",
             orders="the orders" if order_id is None else f"order {order_id[:64]}",
             tenant=self.name_of(tenant_id),
             reason=reason,
@@ -75,25 +77,25 @@ class PublishingLog:
         )
 
     def tenant_excluded(self, tenant_id: TenantId, reason: str, seconds: float) -> None:
-        """A tenant's events cannot be numbered, so it is left out for a while."""
+        """Report that a tenant's events cannot be numbered, and that the tenant is left out for `seconds`."""
         self._log.error(
-            "tenant {tenant} is left out for {seconds:.0f} s, since its events cannot be numbered: {reason}."
-            " They wait in the outbox. `posctl doctor` names what was changed in its tables",
+            "tenant {tenant} is left out for {seconds:.0f} s, because its events cannot be numbered:"
+            " {reason}. The events wait in the outbox. `posctl doctor` names what was changed in the tables",
             tenant=self.name_of(tenant_id),
             seconds=seconds,
             reason=reason,
         )
 
     def delivery_failed(self, tenant_id: TenantId) -> None:
-        """Events were committed, and handing them to the channels has raised the present exception."""
+        """Report the current exception, which a channel has raised when it received committed events."""
         self._log.failure(
-            "events of tenant {tenant} were published and not handed to its connections; they are read from"
-            " the log within a second",
+            "events of tenant {tenant} were published, but posd failed to hand them to the tenant's"
+            " connections; the connections read them from the log within a second",
             tenant=self.name_of(tenant_id),
         )
 
     def refused(self, request: PublicationRequest, error: Exception) -> None:
-        """A publisher's request failed in the database."""
+        """Report a request that failed in the database."""
         order_ids = [
             item.partition_key[1] for item in request.items if item.partition_key[1] is not None
         ]
@@ -108,7 +110,7 @@ class PublishingLog:
         self.counters.events_failed(1)
         self._log.error(
             "an event of tenant {tenant} failed and goes to no till: {reason}; type {event_type},"
-            " order {order}. It is in pos_sync_logs of the tenant.",
+            " order {order}. The event is in pos_sync_logs of the tenant",
             tenant=self.name_of(entry.tenant_id),
             event_type=entry.type,
             order=entry.about or entry.order_id or "unknown",
@@ -128,15 +130,15 @@ class PublishingLog:
         )
 
     def _log_missing_columns(self, tenant_id: TenantId, columns: frozenset[str]) -> None:
-        """Log it once when columns of a shop's tables have gone."""
+        """Log once that adopted columns of a shop's tables are missing."""
         if columns == self._missing_columns.get(tenant_id, frozenset()):
             return
         self._missing_columns[tenant_id] = columns
         if columns:
             self._log.error(
-                "columns of the tables of tenant {tenant} were dropped or renamed: {columns}. Its orders are"
-                " published without their values. Put the columns back, or run `posctl adopt {tenant}` if the"
-                " change is meant",
+                "columns of the tables of tenant {tenant} were dropped or renamed: {columns}. posd publishes"
+                " the tenant's orders without their values. Restore the columns, or run"
+                " `posctl adopt {tenant}` if the change is intended",
                 tenant=self.name_of(tenant_id),
                 columns=", ".join(sorted(columns)),
             )
@@ -158,6 +160,6 @@ class PublishingLog:
 
 
 def _first_ids(ids: Sequence[str]) -> str:
-    """The first few ids, each cut to what is shown of it."""
+    """Return the first five ids, each cut to 64 characters."""
     shown = ", ".join(each[:64] for each in ids[:_MOST_LISTED])
     return f"{shown}, …" if len(ids) > _MOST_LISTED else shown or "none"

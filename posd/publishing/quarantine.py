@@ -1,4 +1,4 @@
-"""What is left alone for a while after it failed, so that the trouble of one shop stays its own."""
+"""Pauses after failures, so that the failures of one shop do not delay the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _LAST_SECONDS: Final = 60.0
 
 
 class TenantQuarantine(Generic[Key]):
-    """What is left alone, and until when: a second, twice as long each time, up to `longest` seconds."""
+    """The keys (tenants, orders) that are excluded after a failure.
+
+    The first exclusion lasts a second. Each later one lasts twice as long as the one before, up to `longest`
+    seconds.
+    """
 
     def __init__(self, clock: IReactorTime, longest: float = _LAST_SECONDS) -> None:
         self._clock = clock
@@ -22,14 +26,14 @@ class TenantQuarantine(Generic[Key]):
         self._until: dict[Key, tuple[float, float]] = {}
 
     def exclude(self, key: Key) -> float:
-        """Leave it alone; for how many seconds."""
+        """Exclude a key. Return for how many seconds."""
         _, before = self._until.get(key, (0.0, _FIRST_SECONDS / 2))
         seconds = min(before * 2, self._longest)
         self._until[key] = (self._clock.seconds() + seconds, seconds)
         return seconds
 
     def remove(self, key: Key) -> None:
-        """Forget that it failed."""
+        """End the exclusion of a key, and forget its failures."""
         self._until.pop(key, None)
 
     def __contains__(self, key: Key) -> bool:
@@ -37,7 +41,7 @@ class TenantQuarantine(Generic[Key]):
         return until > self._clock.seconds()
 
     def now(self) -> list[Key]:
-        """What is left alone now. Forgets what was not left alone for the last two minutes."""
+        """Return the keys that are excluded now. Forget the keys whose exclusion ended two minutes ago."""
         time = self._clock.seconds()
         for key, (until, _) in list(self._until.items()):
             if until + 2 * _LAST_SECONDS < time:
@@ -45,6 +49,6 @@ class TenantQuarantine(Generic[Key]):
         return [key for key, (until, _) in self._until.items() if until > time]
 
     def known(self) -> list[Key]:
-        """What failed and was not removed or forgotten since."""
+        """Return the keys that have failed, and have not been removed or forgotten since."""
         self.now()
         return [*self._until]

@@ -1,4 +1,7 @@
-"""Makes entries of requests, of all events of one or of none, and results of what was stored."""
+"""Makes the log entries of requests, and the results of requests from the stored entries.
+
+All events of a request are published, or none.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from posd.values import AppendedEvents, Event, TenantId
 def appended(
     entry_results: Sequence[tuple[numbering.LogEntry, numbering.RecordedEntry]],
 ) -> list[AppendedEvents]:
-    """The events that got a position, by stream, as they would be read from the log."""
+    """Return the entries that have got a position as events of their streams."""
     events: dict[tuple[TenantId, UUID], list[Event]] = {}
     for entry, each in entry_results:
         if each.seq is not None and each.stream_id is not None:
@@ -35,8 +38,9 @@ def appended(
 
 @frozen
 class AcceptedRequest:
-    """A request that was not refused. `entry_indexes` has the index of each event's entry, None without
-    one.
+    """A request that was not refused.
+
+    `entry_indexes` has an index into the batch's entries for each event, or None if the event has no entry.
     """
 
     request: PublicationRequest
@@ -44,7 +48,7 @@ class AcceptedRequest:
     order: OrderOutcome | None
 
     def set_result(self, recorded: Sequence[numbering.RecordedEntry]) -> None:
-        """Give the request its result. An event without a position is one of a tenant that was deleted."""
+        """Set the request's result. A recorded event without a position belongs to a deleted tenant."""
         seqs = [None if number is None else recorded[number].seq for number in self.entry_indexes]
         if any(
             n is not None and seq is None for n, seq in zip(self.entry_indexes, seqs, strict=True)
@@ -59,7 +63,10 @@ def accept_requests(
     entries: list[numbering.LogEntry],
     requests: Sequence[PublicationRequest],
 ) -> list[AcceptedRequest]:
-    """Append the entries of requests to `entries`. The result of a refused request is its refusal."""
+    """Append the entries of the requests to `entries`. Return the requests that are not refused.
+
+    The result of a refused request is its refusal.
+    """
     accepted = []
     for request in requests:
         try:
@@ -80,7 +87,10 @@ def accept_requests(
 def _request_entries(
     order_batch: batch.OrderBatch, request: PublicationRequest
 ) -> tuple[list[numbering.LogEntry | None], OrderOutcome | None]:
-    """A request's entries and, if it has a condition, how its order stands now. Raises `Refusal`."""
+    """Return the entries of a request and, if it has a condition, the new state of its order.
+
+    Raises `Refusal`.
+    """
     items = request.items
     tenant_id, order_id = items[0].partition_key if items else (request.tenant_id, None)
     if request.publication.condition is None or order_id is None:

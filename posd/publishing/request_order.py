@@ -1,9 +1,10 @@
-"""Which requests wait until rows are numbered that their tenants have committed before.
+"""The order between a tenant's requests and the rows that the tenant has committed before.
 
-If a shop commits and then calls, its events are published in that order. The transaction looks, under the
-sequencer's lock, whether the outbox has older rows of a request's tenant. Such a request is too early: it is
-put back into the queue, and tried again when the rows were numbered. It waits for two seconds at most. If the
-rows of its tenant cannot be read or numbered, it does not wait.
+If a shop commits a transaction and then sends a request, its events are published in that order. The
+sequencer's transaction checks, under its lock, whether the outbox has older rows of a request's tenant. If
+so, the request is too early: it goes back into the queue, and is tried again when the rows have been
+numbered. A request waits for two seconds at most. It does not wait if its tenant's rows cannot be read or
+numbered.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from posd.publishing.quarantine import TenantQuarantine
 from posd.values import TenantId
 
 SOON_SECONDS: Final = 0.02
-"""A request that was too early twice, with no row of its tenant numbered, is tried again after this time."""
+"""The pause before a request that was too early twice, while no row of its tenant was numbered."""
 _LONGEST_SECONDS: Final = 2.0
-"""After this time a request does not wait any more."""
+"""The longest time for which a request waits for rows."""
 
 
 class RequestOrder:
-    """Decides which requests wait.
+    """Decides which requests wait for rows of their tenants.
 
-    `is_reading` says whether orders of a tenant are being read, and `is_left_out` whether its rows cannot be
-    read or numbered.
+    `is_reading` returns whether orders of a tenant are being read. `is_left_out` returns whether the rows of
+    a tenant cannot be read or numbered.
     """
 
     def __init__(
@@ -39,13 +40,13 @@ class RequestOrder:
         self._clock = clock
         self._is_reading = is_reading
         self._is_left_out = is_left_out
-        # Until when the requests of a tenant are not tried, since they were too early.
+        # The time of the next attempt, for tenants whose requests were too early.
         self._not_before: dict[TenantId, float] = {}
-        # Tenants whose requests do not wait for a while, since one has waited for two seconds in vain.
+        # Tenants whose requests do not wait, because a request has waited for two seconds in vain.
         self._impatient: TenantQuarantine[TenantId] = TenantQuarantine(clock)
 
     def must_wait(self, request: PublicationRequest) -> bool:
-        """Whether a request is not to be tried yet."""
+        """Whether a request has to stay in the queue. Notes when it began to wait."""
         tenant_id, now = request.tenant_id, self._clock.seconds()
         if not self._is_reading(tenant_id) and self._not_before.get(tenant_id, now) <= now:
             return False
@@ -54,7 +55,7 @@ class RequestOrder:
         return self._is_ordered(request)
 
     def begin_attempt(self, requests: Sequence[PublicationRequest]) -> None:
-        """Set which of these requests are `is_ordered`, and so put back if they are too early."""
+        """Set `is_ordered` of the requests of a batch."""
         for each in requests:
             each.is_ordered = self._is_ordered(each)
             self._not_before.pop(each.tenant_id, None)
@@ -62,7 +63,7 @@ class RequestOrder:
     def postpone(
         self, requests: Sequence[PublicationRequest], numbered: Collection[TenantId]
     ) -> None:
-        """Note that these requests were too early. Rows of the tenants `numbered` were numbered just now."""
+        """Note that the requests were too early. The batch has numbered rows of the tenants `numbered`."""
         now = self._clock.seconds()
         for each in requests:
             if each.waiting_since is None:

@@ -1,4 +1,4 @@
-"""Requests that wait for a transaction of the sequencer: in order within a tenant, fair among tenants."""
+"""The queue of requests for the sequencer: first in, first out within a tenant, and fair between tenants."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from posd.errors import Unavailable
 from posd.publishing.publication import PublicationRequest
 from posd.values import TenantId
 
-# Of one batch, since all other tenants wait while it runs. A single request may have more events.
+# The limits of a batch, since all other tenants wait while it runs. A single request may have more events.
 _MOST_EVENTS: Final = 300
 _MOST_REQUESTS: Final = 100
 _MOST_BYTES: Final = 1024 * 1024
-# A request that has more of either is large: it is alone in its batch.
+# A request above either limit is large, and is alone in its batch.
 _LARGE_EVENTS: Final = 50
 _LARGE_BYTES: Final = 256 * 1024
-# Requests that wait, of all tenants and of one.
+# The limits of the queue: requests of all tenants, and of one tenant.
 _MOST_WAITING: Final = 10_000
 _MOST_PER_TENANT: Final = 2_000
 
 
 @define(eq=False)
 class RequestQueue:
-    """A queue for each tenant; batches take one request of each tenant in turn."""
+    """A queue for each tenant. Batches take one request of each tenant in turn."""
 
     _tenants: OrderedDict[TenantId, deque[PublicationRequest]] = field(
         init=False, factory=OrderedDict
@@ -38,7 +38,7 @@ class RequestQueue:
         return self._length
 
     def append(self, request: PublicationRequest) -> None:
-        """Let a request wait. Raises `Unavailable` if too many wait, of its tenant or of all."""
+        """Append a request. Raises `Unavailable` if too many requests wait, of its tenant or in total."""
         waiting = self._tenants.get(request.tenant_id, ())
         if self._length >= _MOST_WAITING or len(waiting) >= _MOST_PER_TENANT:
             raise Unavailable("Too many requests wait to be published.", retry_after=2)
@@ -47,7 +47,7 @@ class RequestQueue:
         self._length += 1
 
     def put_back(self, requests: Iterable[PublicationRequest]) -> None:
-        """Let requests that were taken wait again, before all others of their tenants."""
+        """Put requests back at the head of their tenants' queues."""
         for request in reversed([*requests]):
             self._tenants.setdefault(request.tenant_id, deque()).appendleft(request)
             request.queued = True
@@ -56,16 +56,18 @@ class RequestQueue:
     def next_batch(
         self, must_wait: Callable[[PublicationRequest], bool] = lambda request: False
     ) -> list[PublicationRequest]:
-        """Take the next requests: up to 300 events, 100 requests and about 1 MiB, and at least one request.
+        """Remove and return the next requests: up to 300 events, 100 requests and about 1 MiB.
 
-        A tenant whose first request `must_wait` is passed over.
+        A tenant is skipped if `must_wait` returns True for its first request. If a tenant is ready, the batch
+        has at least one request.
 
-        One request of each tenant is taken in turn. The next batch begins with the tenant whose turn it is
-        when this one ends. So a tenant's first request waits for one request of each other tenant at most.
+        The batch takes one request of each tenant in turn. The next batch begins with the tenant after the
+        last one of this batch. So a tenant's first request waits for one request of each other tenant at
+        most.
 
         A large request, of more than 50 events or 256 KiB, is alone in its batch. Batches with a large
-        request and batches of small ones take turns. So a publisher of one event waits for one large request
-        at most.
+        request alternate with batches of small requests. So a small request waits for one large request at
+        most.
         """
         ready = [
             tenant_id for tenant_id, waiting in self._tenants.items() if not must_wait(waiting[0])
@@ -93,7 +95,7 @@ class RequestQueue:
         return batch
 
     def _take(self, tenant_id: TenantId) -> PublicationRequest:
-        """Take a tenant's next request, and make the tenant the last one to have its turn."""
+        """Remove and return a tenant's next request. Move the tenant to the end of the order of turns."""
         waiting = self._tenants[tenant_id]
         taken = waiting.popleft()
         taken.queued = False

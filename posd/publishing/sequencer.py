@@ -1,16 +1,16 @@
-"""The one way in: everything that is published is normalised, numbered and stored here.
+"""The sequencer: it normalises, numbers and stores all events.
 
-One loop runs one transaction at a time, on a link of its own. What arrives meanwhile is collected for the
-next transaction. So publishers share a commit, and none waits for a timer. The transaction locks a table, so
-the sequencers of all nodes work one at a time.
+A loop runs one transaction at a time, on a connection of its own. Requests that arrive during a transaction
+are collected for the next one. So publishers share a commit, and no publisher waits for a timer. The
+transaction locks a table, so the sequencers of all nodes run one at a time.
 
-The shops' tables are read on other connections, before the transaction (`posd.publishing.outbox`). So no code
-of a shop runs here, and no tenant waits for another one's tables.
+Before the transaction, `posd.publishing.outbox` reads the shops' tables on other connections. So the
+transaction runs no triggers or views of a shop, and no tenant waits for the tables of another tenant.
 
-A publisher's request waits until the rows are numbered that its tenant has committed before
+A publisher's request waits until the rows that its tenant has committed before are numbered
 (`posd.publishing.request_order`).
 
-If a batch fails, it is done again in parts, until only what is at fault fails (`posd.publishing.batches`).
+If a batch fails, `posd.publishing.batches` publishes it again in parts, until only the faulty event fails.
 """
 
 from __future__ import annotations
@@ -44,13 +44,19 @@ from posd.values import AppendedEvents, TenantId
 from posd.waiting import AttemptPulse
 
 _MANY_WAITING: Final = 1000
-"""So many requests are not all refused in one turn of the reactor."""
+"""Requests in the queue from which on the loop yields to the reactor after each batch that is refused."""
 _LONGEST_QUARANTINE: Final = 300.0
-"""For how long, at most, a tenant's rows stay in the outbox untried after they could not be numbered."""
+"""The longest pause, in seconds, before rows that could not be numbered are tried again."""
 
 
 class Sequencer(Service):
-    """Numbers what `publish` brings and what `wake` says is in the outbox."""
+    """Numbers the publications of `publish`, and the rows of the outbox if this node is the doorman.
+
+    `event_bytes` is the size of the largest event that is published. `connections_here` returns the number
+    of a tenant's tills on this node. `appended` receives the committed events of each tenant. `fence_lost` is
+    called when another node has become the doorman. `rows_seen` is called after each look at the outbox with
+    the number of rows that can be numbered.
+    """
 
     _log = Logger()
 
@@ -71,15 +77,14 @@ class Sequencer(Service):
         self._reactor = reactor
         counters = counters or Counters()
         self._connection = connection
-        # Called after each look, with the number of rows that it has seen.
         self._rows_seen = rows_seen
         self._batch_transaction = BatchTransaction(reactor, node_id, event_bytes, connections_here)
         self._publishing_log = PublishingLog(counters, self._batch_transaction.name_of)
-        # Tenants whose rows stay in the outbox, since they could not be numbered.
+        # Tenants whose rows stay in the outbox, because the rows could not be numbered.
         self._outbox_quarantine: TenantQuarantine[TenantId] = TenantQuarantine(
             reactor, _LONGEST_QUARANTINE
         )
-        # Tenants whose requests are refused, since these could not be numbered either.
+        # Tenants whose requests are refused, because the requests could not be numbered either.
         self._request_quarantine: TenantQuarantine[TenantId] = TenantQuarantine(reactor)
         self._queue = RequestQueue()
         self._outbox = OutboxReader(
@@ -90,9 +95,8 @@ class Sequencer(Service):
             changed=self._on_orders_read,
             failed=self._publishing_log.unreadable,
         )
-        # Whether the outbox is to be looked at.
         self._is_look_requested = False
-        # Callers of `look`, who wait for the next look.
+        # The calls of `look` that wait for the next look.
         self._look_waiters: list[Deferred[int]] = []
         self._working = False
         self._start_timer: IDelayedCall | None = None
@@ -115,11 +119,11 @@ class Sequencer(Service):
             request_look=self._request_look,
             fence_lost=fence_lost,
         )
-        # The Idempotency-Keys whose first call is not answered yet.
+        # The Idempotency-Keys whose first call has no answer yet.
         self._running_keys: set[tuple[object, ...]] = set()
 
     def stopService(self) -> Deferred[None]:
-        """Finish what was accepted. Nothing is accepted afterwards."""
+        """Accept no more publications, and publish those that have been accepted."""
         Service.stopService(self)
         if not self._working and not self._queue:
             return succeed(None)
@@ -128,7 +132,7 @@ class Sequencer(Service):
 
     @property
     def event_bytes(self) -> int:
-        """The largest event that is published, from the next transaction on."""
+        """The size of the largest event that is published. A change applies to the next transaction."""
         return self._batch_transaction.event_bytes
 
     @event_bytes.setter
@@ -137,12 +141,12 @@ class Sequencer(Service):
 
     @property
     def waiting(self) -> int:
-        """How many publications wait for their transaction."""
+        """The number of publications that wait for their transaction."""
         return len(self._queue)
 
     @property
     def left_out(self) -> int:
-        """How many tenants are left out, or in quarantine."""
+        """The number of tenants in quarantine."""
         return len(
             {
                 *self._outbox_quarantine.now(),
@@ -153,50 +157,51 @@ class Sequencer(Service):
 
     @property
     def stalled(self) -> bool:
-        """Whether it has tried nothing for a minute, though it has work or no connection."""
+        """Whether the sequencer has work or no connection, and has tried nothing for a minute."""
         is_stuck = self._working and self._pulse.stalled and self._connection.pulse.stalled
         return self._connection.stalled or is_stuck
 
     @property
     def serves_all(self) -> bool:
-        """Whether no tenant is left out because its tables cannot be read or written."""
+        """Whether no tenant is in quarantine."""
         return not self.left_out
 
     @property
     def fence(self) -> int | None:
-        """The fence of the doorman's lease. None on other nodes, where only requests are numbered."""
+        """The fence of the doorman's lease. None on other nodes, which number requests only."""
         return self._outbox.fence
 
     @fence.setter
     def fence(self, fence: int | None) -> None:
-        """Drop what was read under the lease before. With a new lease, look at the outbox."""
+        """Drop the orders that were read under the earlier lease. With a new lease, look at the outbox."""
         self._outbox.fence = fence
         if fence is not None:
             self.wake()
 
     def wake(self) -> None:
-        """Look at the outbox now, or after the transaction that is under way. Only the doorman looks."""
+        """Look at the outbox now, or after the current transaction. Only the doorman looks."""
         if self.fence is not None:
             self._is_look_requested = True
             self._start()
 
     async def look(self) -> int:
-        """Look as `wake` does. Returns how many rows were seen that are to be numbered.
+        """Look at the outbox as `wake` does. Return the number of rows that can be numbered.
 
-        Raises `StatementFailed` and `Unavailable` if the look fails. Never returns if this node stops, or is
-        not the doorman any more, before the look.
+        Raises `StatementFailed` or `Unavailable` if the look fails. Never returns if this node stops, or
+        loses the lease of the doorman, before the look.
         """
-        waiters: Deferred[int] = Deferred()
-        self._look_waiters.append(waiters)
+        waiter: Deferred[int] = Deferred()
+        self._look_waiters.append(waiter)
         self.wake()
-        return await waiters
+        return await waiter
 
     async def publish(self, publication: Publication) -> PublicationResult:
-        """Publish, and return after the COMMIT.
+        """Publish the events, and return after the COMMIT.
 
-        Raises `Unprocessable`, `TooLarge` and `Conflict` (a first call with this `Idempotency-Key` is still
-        running) about the publication, and `Unavailable` or a subclass when the database does not answer.
-        Only after `OutcomeUnknown`, which is such a subclass, the events may have been published.
+        Raises `Unprocessable` or `TooLarge` if the publication is invalid, `Conflict` if the first call with
+        its `Idempotency-Key` is still running, and `Unavailable` or a subclass if the database does not
+        answer. After `OutcomeUnknown`, such a subclass, the events may have been published. After any other
+        error they have not been published.
         """
         if not self.running:
             raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
@@ -230,7 +235,7 @@ class Sequencer(Service):
         self._is_look_requested = True
 
     def _on_orders_read(self, is_look_needed: bool) -> None:
-        """A read of a tenant's orders is over: what is ready can be numbered."""
+        """Number the portions that are ready, since the read of a tenant's orders has ended."""
         self._is_look_requested = self._is_look_requested or is_look_needed
         self._start()
 
@@ -247,19 +252,25 @@ class Sequencer(Service):
                         break
                     await self._batches.publish(requests, portions)
                 except Unavailable:
-                    # The rows stay in the outbox. The feed's poll wakes the sequencer when the database is
-                    # back.
+                    # The rows stay in the outbox. When the database can be reached again, the feed's poll
+                    # wakes the sequencer.
                     is_unavailable = True
-                    # If the look at the outbox has failed, no requests were taken. They would fail too.
+                    # If the look at the outbox has failed, no requests were taken. They would fail too, so
+                    # the next ones are refused below.
                     requests = requests or self._queue.next_batch()
                 except Exception:
-                    self._log.failure("a batch of {count} requests failed", count=len(requests))
-                # Nearly always all were answered. If a part of a divided batch has raised, the parts after it
-                # were not tried, and their requests are refused here.
+                    self._log.failure(
+                        "publishing a batch of {count} requests failed; posd refuses those of them that are"
+                        " not published yet",
+                        count=len(requests),
+                    )
+                # Requests without an answer are rare: when a part of a divided batch raises an exception, the
+                # parts after it were not tried.
                 untried = [each for each in requests if not each.queued]
                 fail(untried, Unavailable("Publishing failed. Try again.", retry_after=1))
                 if is_unavailable and len(self._queue) >= _MANY_WAITING:
-                    # While the link is down each batch fails in the same turn. So other work comes between.
+                    # While the connection is down, each batch fails in the same turn of the reactor. This
+                    # pause lets the reactor do other work.
                     await deferLater(self._reactor, 0)
         finally:
             self._working = False
@@ -271,13 +282,13 @@ class Sequencer(Service):
 
     @property
     def _is_look_due(self) -> bool:
-        """Whether the outbox is to be looked at. Only the doorman does."""
+        """Whether to look at the outbox now. Only the doorman looks."""
         return (
             self._is_look_requested and self.fence is not None and bool(self.running or self._queue)
         )
 
     async def _ready_portions(self) -> list[OutboxPortion]:
-        """What of the outbox is ready to be numbered. Looks at the outbox first if that is due."""
+        """Look at the outbox if a look is due. Return the portions for the next transaction."""
         if self._is_look_due:
             self._is_look_requested = False
             self._pulse.beat()
@@ -289,7 +300,11 @@ class Sequencer(Service):
                 if not isinstance(error, StatementFailed):
                     raise
                 # The requests of this batch do not need the outbox, and are numbered.
-                self._log.error("the outbox cannot be looked at: {error}", error=error)
+                self._log.error(
+                    "the outbox cannot be read: {error}. posd publishes requests and reads the outbox again"
+                    " later. `posctl doctor` names what is wrong with the database",
+                    error=error,
+                )
             else:
                 self._rows_seen(rows)
                 for each in waiters:

@@ -1,4 +1,4 @@
-"""The transaction of a batch: rows of the outbox and requests become numbered events, orders and answers."""
+"""The transaction of a batch: it turns rows of the outbox and requests into numbered events and orders."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from posd.store import sequencing as numbering
 from posd.values import AppendedEvents, Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
-"""How long what was read of tenants is used."""
+"""The time for which the rows of the table `tenants` are cached."""
 _UNUSED_TIME: Final = datetime.min
-"""Where the database's time is not read. It dates the shops' orders only."""
+"""A placeholder for the database's time, which is needed only for orders of the shops' tables."""
 
 _log = Logger()
 
@@ -43,46 +43,47 @@ class TenantsFailed(PosdError):
 
 
 class OutboxChanged(PosdError):
-    """The row that failed is not there any more."""
+    """The row that has failed is not in the outbox any more, or has changed."""
 
 
 @frozen
 class TransactionOutcome:
-    """What a transaction did."""
+    """The effects of a transaction."""
 
     taken: Sequence[numbering.OutboxRow] = ()
-    """The rows that it took out of the outbox."""
+    """The rows that the transaction has deleted from the outbox."""
     failed: Sequence[numbering.LogEntry] = ()
-    """The events that it logged as failed."""
+    """The events that the transaction has logged as failed."""
     published: Mapping[str, int] = field(factory=dict)
-    """How many events have got a position, by how they came: `hook`, `sql` or `rest`."""
+    """The number of events with a position, by source: `hook`, `sql` or `rest`."""
     reused: Sequence[tuple[str, str]] = ()
     """The orders that have the id of an earlier order: the tenant's slug and the id."""
     warned: Sequence[numbering.LogEntry] = ()
-    """Events that were published and whose values were repaired, or could not be read."""
+    """The published events with warnings."""
     left_out: Sequence[batch.SkippedOrder] = ()
+    """The orders that have become no event."""
     appended: Sequence[AppendedEvents] = ()
-    """What came to the end of each tenant's stream."""
+    """The events of each tenant's stream."""
     missing_columns: Mapping[TenantId, frozenset[str]] = field(factory=dict)
-    """Of each tenant whose tables were read, the columns that are missing since they were adopted."""
+    """The adopted columns that a shop's tables lack now, for each tenant whose tables were read."""
     early: Sequence[PublicationRequest] = ()
-    """Requests that were left out, since older rows of their tenants are in the outbox."""
+    """The requests that were left out, because older rows of their tenants are in the outbox."""
 
 
 @define(eq=False)
 class BatchTransaction:
-    """The steps of the sequencer's transaction. Events of up to `event_bytes` are published."""
+    """The steps of the sequencer's transaction. Larger events than `event_bytes` fail."""
 
     clock: IReactorTime
     node_id: UUID
     event_bytes: int
     connections_here: Callable[[TenantId], int]
     oldest_row: numbering.OutboxRow | None = field(init=False, default=None)
-    """The first row that the last transaction took, whatever became of it."""
+    """The first row that the last transaction has taken, even if the transaction was rolled back."""
     _shops: dict[TenantId, Tenant] = field(init=False, factory=dict)
     _shops_since: float = field(init=False, default=0.0)
     _unknown_zones: dict[TenantId, str] = field(init=False, factory=dict)
-    """Tenants whose unknown time zone was logged, and that zone."""
+    """The unknown time zones that have been logged, by tenant."""
 
     async def number(
         self,
@@ -90,14 +91,14 @@ class BatchTransaction:
         requests: Sequence[PublicationRequest],
         portions: Sequence[OutboxPortion] = (),
     ) -> TransactionOutcome:
-        """Publish portions of the outbox, and then requests, and set the requests' results.
+        """Publish portions of the outbox and then requests. Set the results of the requests.
 
-        A request that is `is_ordered` is left out while its tenant has older rows in the outbox. So if a shop
-        commits and then calls, its events are published in that order.
+        A request with `is_ordered` is left out while the outbox has older rows of its tenant. So if a shop
+        commits and then sends a request, its events are published in that order.
 
-        The order is: take the rows, read what they and the requests need, make entries of them, store these.
-        Raises `TenantsFailed`, `FenceLost`, `BatchTooLarge`, and what the database raises. Then the caller
-        has to roll back.
+        The steps are: take the rows, read the orders of the rows and requests, make log entries, store the
+        entries. Raises `TenantsFailed`, `FenceLost`, `BatchTooLarge`, and the errors of the database. The
+        caller then has to roll back.
         """
         self.oldest_row = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
@@ -157,9 +158,10 @@ class BatchTransaction:
         )
 
     def is_plain(self, requests: Sequence[PublicationRequest]) -> bool:
-        """Whether nothing has to be read before these requests can be numbered.
+        """Whether the requests can be numbered without reading anything first.
 
-        Their events are about no order, they have no Idempotency-Key, and their shops are known.
+        This is so if their events are about no order, if they have no Idempotency-Key, and if their tenants
+        are cached.
         """
         return self._shops_are_fresh and all(
             each.is_plain and each.tenant_id in self._shops for each in requests
@@ -168,10 +170,10 @@ class BatchTransaction:
     async def number_plain(
         self, executor: TransactionExecutor, requests: Sequence[PublicationRequest]
     ) -> TransactionOutcome | None:
-        """Do what `number` does in one round trip instead of two, for requests that are plain.
+        """Do the work of `number` in one round trip instead of two, for plain requests.
 
-        Returns None, and has published nothing, if there are older rows of their tenants in the outbox. The
-        transaction has ended in any case, so that `number` needs another one.
+        Returns None, and publishes nothing, if the outbox has older rows of their tenants. The transaction
+        has ended in both cases, so `number` needs another one.
         """
         self.oldest_row = None
         order_batch = batch.OrderBatch({}, self._shops, self.event_bytes, _UNUSED_TIME)
@@ -199,11 +201,11 @@ class BatchTransaction:
     def _read_items(
         self, rows: Sequence[numbering.OutboxRow], shops: batch.Shops
     ) -> list[batch.BatchItem | batch.LedgerChange | batch.RejectedRow]:
-        """Rows of the outbox as items. Raises `BatchTooLarge`."""
+        """Turn rows of the outbox into items. Raises `BatchTooLarge`."""
         work = StepWorkload(self.clock, [row.tenant_id for row in rows])
 
         def measured() -> Iterator[numbering.OutboxRow]:
-            # The work on a row is done between this `yield` and the next line.
+            # `batch.read` works on the row between this `yield` and the next line.
             for row in rows:
                 yield row
                 work.done(row.tenant_id)
@@ -215,7 +217,7 @@ class BatchTransaction:
         order_batch: batch.OrderBatch,
         items: Sequence[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
     ) -> list[tuple[str, numbering.LogEntry]]:
-        """The entries for rows of the outbox, each with its road. Raises `BatchTooLarge`."""
+        """Make the log entries for rows of the outbox, each with its source. Raises `BatchTooLarge`."""
         work = StepWorkload(self.clock, [item.partition_key[0] for item in items])
         made: list[tuple[str, numbering.LogEntry]] = []
         for item in items:
@@ -227,7 +229,7 @@ class BatchTransaction:
     async def reject(
         self, executor: Executor, row: numbering.OutboxRow, reason: str, fence: int | None
     ) -> None:
-        """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
+        """Log a row of the outbox as failed. Raises `OutboxChanged` if the row was deleted or changed."""
         found = await numbering.take_rows(
             executor, [(row.tenant_id, row.id)], node_id=self.node_id, fence=fence
         )
@@ -237,7 +239,7 @@ class BatchTransaction:
         await numbering.record_entries(executor, self.node_id, [entry])
 
     def name_of(self, tenant_id: TenantId) -> str:
-        """What a tenant is called in the log: its slug if that is known, else its id."""
+        """Return the name of a tenant in the log: its slug if the tenant is cached, and its id otherwise."""
         shop = self._shops.get(tenant_id)
         return str(tenant_id) if shop is None else shop.slug
 
@@ -246,9 +248,9 @@ class BatchTransaction:
         return self.clock.seconds() - self._shops_since <= _SHOPS_SECONDS
 
     async def shops(self, executor: Executor, tenant_ids: Collection[TenantId]) -> batch.Shops:
-        """At least those tenants that are `tenant_ids`, except deleted ones. Each is read once a minute.
+        """Return at least the tenants `tenant_ids` that exist. A tenant is read once a minute at most.
 
-        Disabled tenants are among them: what was accepted of a tenant is published.
+        Disabled tenants are included, because their accepted events are published.
         """
         if not self._shops_are_fresh:
             self._shops, self._shops_since = {}, self.clock.seconds()
@@ -260,7 +262,7 @@ class BatchTransaction:
         return self._shops
 
     def _check_time_zone(self, shop: Tenant) -> None:
-        """Log once if the times of a shop are read as UTC, since its time zone is unknown."""
+        """Log once if a shop has an unknown time zone, so that posd reads its times as UTC."""
         if is_zone(shop.timezone):
             self._unknown_zones.pop(shop.id, None)
         elif self._unknown_zones.get(shop.id) != shop.timezone:
@@ -275,7 +277,7 @@ class BatchTransaction:
     async def _answer_replays(
         self, executor: Executor, requests: Sequence[PublicationRequest]
     ) -> list[PublicationRequest]:
-        """Answer requests whose Idempotency-Key was used before as then. Returns the other requests."""
+        """Set the stored result of requests whose Idempotency-Key was used before. Return the others."""
         calls = [call for each in requests if (call := each.publication.idempotency)]
         answers = await idempotency.find_responses(executor, calls) if calls else {}
         fresh = []
@@ -297,10 +299,11 @@ class BatchTransaction:
         published: Mapping[tuple[TenantId, str], numbering.StoredText | None],
         rows_now: Mapping[tuple[TenantId, str], str],
     ) -> Mapping[tuple[TenantId, str], numbering.OrderState]:
-        """The orders of a batch, as posd has them and as the shop has them.
+        """Return the orders of a batch, each as posd's record and as the row of the shop's table.
 
-        `published` has those whose ids were known before the rows were taken. The others are read here: those
-        of events that were published by SQL, whose ids are in the rows' data.
+        `published` has the records of the orders whose ids were known before the rows were taken. This
+        method reads the others: the orders of events that `pos_publish()` has written, whose ids are in the
+        data of the rows.
         """
         if missing := _orders(items) - published.keys():
             published = {**published, **await numbering.stored_orders(executor, missing)}
@@ -314,7 +317,7 @@ class BatchTransaction:
         executor: Executor,
         items: Sequence[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
     ) -> dict[movements.Noted, str]:
-        """What the rows of ledgers say, if there are any in the batch."""
+        """Return the changed rows of the shops' ledgers as JSON text. Raises `TenantsFailed`."""
         noted = [(i.tenant_id, i.kind, i.key) for i in items if isinstance(i, batch.LedgerChange)]
         if not noted:
             return {}
@@ -329,9 +332,9 @@ class BatchTransaction:
         requests: Sequence[PublicationRequest],
         entries: Sequence[numbering.LogEntry],
     ) -> dict[TenantId, int]:
-        """How many connections other nodes have of those tenants for which nothing is stored.
+        """Return the number of connections on other nodes, for tenants without an entry in this batch.
 
-        For the others the statement that stores tells it.
+        The statement that stores the entries returns the number for the other tenants.
         """
         asking = {each.tenant_id for each in requests if not isinstance(each.result, Refusal)}
         missing = asking - {each.tenant_id for each in entries}
@@ -345,7 +348,7 @@ class BatchTransaction:
         entries: Sequence[numbering.LogEntry],
         requests: Sequence[PublicationRequest],
     ) -> list[numbering.RecordedEntry]:
-        """Store the entries, and commit if no answers of idempotent requests have to be stored after them."""
+        """Store the entries. Also commit, unless results for an Idempotency-Key have to be stored next."""
         if not entries:
             return []
         for entry in entries:
@@ -360,7 +363,7 @@ class BatchTransaction:
     def _set_connection_counts(
         self, requests: Sequence[PublicationRequest], elsewhere: Mapping[TenantId, int]
     ) -> None:
-        """Put into the results how many tills of the tenant are connected to any node."""
+        """Set `connections` of the results: the number of the tenant's tills on all nodes."""
         for request in requests:
             if isinstance(request.result, PublicationResult):
                 count = self.connections_here(request.tenant_id)
@@ -383,7 +386,7 @@ class BatchTransaction:
 def _orders(
     items: Iterable[batch.BatchItem | batch.LedgerChange | batch.RejectedRow],
 ) -> set[tuple[TenantId, str]]:
-    """The orders that these are about."""
+    """Return the orders that the items are about."""
     partition_keys = (item.partition_key for item in items)
     return {(tenant_id, order_id) for tenant_id, order_id in partition_keys if order_id is not None}
 
@@ -391,27 +394,27 @@ def _orders(
 def _postponed(
     requests: Sequence[PublicationRequest], behind: Mapping[tuple[TenantId, int | None], int]
 ) -> list[PublicationRequest]:
-    """The requests that come after rows which are still in the outbox. Sets up to which row they wait."""
+    """Return the requests whose tenants have older rows in the outbox. Set their `after_row_id`."""
     early = []
     for each in requests:
         last = behind.get((each.tenant_id, each.after_row_id)) if each.is_ordered else None
         if last is not None:
-            # The row found first stays: a request does not wait for rows that are committed after it came.
+            # The first row found is kept: a request does not wait for rows committed after its arrival.
             each.after_row_id = each.after_row_id or last
             early.append(each)
     return early
 
 
 def _stored_answer(published: PublicationResult) -> str:
-    """What is kept of an answer, as JSON. `connections` is not: it is counted again each time."""
-    kept: dict[str, object] = {"ids": published.ids}
+    """Return the JSON text of a result to store. `connections` is left out, since it is counted each time."""
+    stored: dict[str, object] = {"ids": published.ids}
     if published.order is not None:
-        kept["order"] = asdict(published.order)
-    return jsontext.encode(kept).decode()
+        stored["order"] = asdict(published.order)
+    return jsontext.encode(stored).decode()
 
 
-def _replayed_result(kept: str) -> PublicationResult:
-    """The answer that was kept."""
-    body = cast("dict[str, Any]", jsontext.decode_own(kept))
+def _replayed_result(stored: str) -> PublicationResult:
+    """Return the result that `_stored_answer` has written."""
+    body = cast("dict[str, Any]", jsontext.decode_own(stored))
     order = OrderOutcome(**body["order"]) if "order" in body else None
     return PublicationResult(tuple(body["ids"]), 0, replayed=True, order=order)

@@ -1,8 +1,9 @@
-"""How much work the rows of a batch are, and the end of a batch that is too much.
+"""Measures the work for the rows of a batch, and ends a batch that is too much work.
 
-A short row may change a long order, and a row of some kilobytes may have thousands of lines. So the work is
-not known from the rows. It runs in the reactor's thread, and all shops wait for it. A batch that is too much
-is rolled back, and the tenant with most of the work has fewer rows in the next one.
+The size of the rows does not predict the work: a short row may be about a long order, and a row of some
+kilobytes may have thousands of lines. The work runs in the reactor's thread, and all shops wait for it. If a
+batch is too much work, its transaction is rolled back, and the tenant with most of the work has fewer rows in
+the next batch.
 """
 
 from __future__ import annotations
@@ -17,36 +18,37 @@ from posd.errors import PosdError
 from posd.values import TenantId
 
 _MOST_BYTES: Final = 4 * 1024 * 1024
-"""Of what is stored for the rows of one transaction."""
+"""The limit of the bytes that are stored for the rows of a transaction."""
 _MOST_SECONDS: Final = 0.1
-"""For each of the two steps, reading the rows and making entries of them."""
+"""The limit of each of the two steps, reading the rows and making their log entries."""
 
 
 class BatchTooLarge(PosdError):
-    """A batch is too much work. `rows` of the rows of `tenant_id`, which has most of it, are enough."""
+    """A batch is too much work. The next batch may have `rows` rows of `tenant_id`, which has most of it."""
 
     def __init__(self, tenant_id: TenantId, rows: int) -> None:
-        super().__init__(f"{rows} rows of tenant {tenant_id} are enough for a transaction")
+        super().__init__(f"a transaction may have {rows} rows of tenant {tenant_id} only")
         self.tenant_id = tenant_id
         self.rows = rows
 
 
 class StepWorkload:
-    """The work of one step for rows of these tenants, one element a row, measured from now on."""
+    """The work of a step, measured from the creation of the object. `tenants` has the tenant of each row."""
 
     def __init__(self, clock: IReactorTime, tenants: Iterable[TenantId]) -> None:
         self._clock = clock
         self._rows = Counter(tenants)
         self._rows_left = self._rows.total()
         self._rows_done: Counter[TenantId] = Counter()
-        # As parts of what is too much.
+        # The work of each tenant; 1.0 is the limit for the sum.
         self._work: dict[TenantId, float] = {}
         self._measured_at = clock.seconds()
 
     def done(self, tenant_id: TenantId, size: int = 0) -> None:
-        """A row was worked on, and `size` bytes are to be stored of it. Raises `BatchTooLarge`.
+        """Add the work since the last call to a tenant. `size` bytes are to be stored for the row.
 
-        The batch goes on if no row is left, or if no tenant that has been worked for can have fewer.
+        Raises `BatchTooLarge` if the sum exceeds the limit, a row is left, and a tenant with more than one
+        row has been worked for.
         """
         before, self._measured_at = self._measured_at, self._clock.seconds()
         self._rows_done[tenant_id] += 1

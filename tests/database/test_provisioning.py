@@ -99,8 +99,8 @@ class AddTenantTests(ProvisionCase):
             with self.subTest(slug=slug):
                 self.assertEqual(
                     self.refusal(slug),
-                    "a slug is 1 to 48 small letters, digits and hyphens, with none of the hyphens"
-                    " at either end",
+                    "a slug is 1 to 48 small letters, digits and hyphens, without a hyphen at"
+                    " either end",
                 )
 
     def test_a_reserved_slug_is_answered_with_the_reason(self) -> None:

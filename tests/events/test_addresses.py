@@ -1,4 +1,4 @@
-"""Postal addresses, from whatever structure they come in."""
+"""Tests of postal addresses as texts, objects and lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AddressTests(SynchronousTestCase):
             "Flat 2, 1 High Street, Leeds, LS1 1AA",
         )
 
-    def test_words_that_no_name_explains_are_kept_and_bare_numbers_are_not(self) -> None:
+    def test_words_without_a_postal_name_are_kept_and_numbers_are_not(self) -> None:
         self.assertEqual(
             address({"gate": "green door", "distance": 3, "id": "a-9", "houseNumber": 12}),
             "12, green door",
@@ -76,7 +76,7 @@ class AddressTests(SynchronousTestCase):
 
 
 class LongAddressTests(SynchronousTestCase):
-    def test_a_structure_of_more_parts_than_an_address_has_is_none(self) -> None:
+    def test_a_structure_with_too_many_parts_is_unreadable(self) -> None:
         self.assertEqual(address(["a"] * 199), "a")
         deep: object = "a"
         for _ in range(30):

@@ -1,4 +1,4 @@
-"""What is read from foreign values, and what is left alone because it would be a guess."""
+"""Tests of the conversion of values, and of values that cannot be converted without guessing."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class ReadingCase(SynchronousTestCase):
 
 
 class TextTests(ReadingCase):
-    def test_a_string_is_itself(self) -> None:
+    def test_a_string_is_unchanged(self) -> None:
         self.assertEqual(text(" Zoë "), " Zoë ")
         self.assertEqual(text(""), "")
 
-    def test_anything_else_is_its_json(self) -> None:
+    def test_another_value_becomes_its_json_text(self) -> None:
         for value, expected in (
             (447700900123, "447700900123"),
             (Decimal("12.50"), "12.50"),
@@ -49,12 +49,12 @@ class TextTests(ReadingCase):
         ):
             self.assertEqual(text(value), expected)
 
-    def test_what_json_does_not_have_is_unreadable(self) -> None:
+    def test_a_value_that_json_does_not_have_is_unreadable(self) -> None:
         self.assertUnreadable(text, float("nan"), object(), Decimal("Infinity"))
 
 
-class WordTests(ReadingCase):
-    def test_it_is_spelled_as_in_the_contract(self) -> None:
+class EnumWordTests(ReadingCase):
+    def test_a_keyword_becomes_snake_case(self) -> None:
         for value, expected in (
             ("delivery", "delivery"),
             ("Dine-In", "dine_in"),
@@ -65,22 +65,22 @@ class WordTests(ReadingCase):
         ):
             self.assertEqual(enum_word(value), expected)
 
-    def test_only_a_string_can_be_one(self) -> None:
+    def test_only_a_string_can_be_a_keyword(self) -> None:
         self.assertUnreadable(enum_word, 1, True, {}, [])
 
 
-class IdentityTests(ReadingCase):
-    def test_integers_and_strings_name_the_same_thing(self) -> None:
+class IdentifierTests(ReadingCase):
+    def test_integers_and_strings_are_the_same_id(self) -> None:
         for value in (17, "17", " 17 ", Decimal("17"), Decimal("17.0"), 17.0):
             self.assertEqual(identifier(value), "17")
 
-    def test_leading_zeros_of_a_string_are_part_of_its_name(self) -> None:
+    def test_leading_zeros_of_a_string_are_part_of_the_id(self) -> None:
         self.assertEqual(identifier("0017"), "0017")
 
-    def test_an_empty_one_is_none(self) -> None:
+    def test_an_empty_id_is_none(self) -> None:
         self.assertIsNone(identifier("  "))
 
-    def test_anything_else_names_nothing(self) -> None:
+    def test_other_values_are_no_id(self) -> None:
         self.assertUnreadable(
             identifier, True, 1.5, Decimal("1.5"), {}, ["1"], "x" * 256, 10**255, 10**5000
         )
@@ -118,7 +118,7 @@ class AmountTests(ReadingCase):
     def test_an_empty_string_is_unknown(self) -> None:
         self.assertIsNone(amount(" "))
 
-    def test_what_would_need_a_guess_is_unreadable(self) -> None:
+    def test_ambiguous_values_are_unreadable(self) -> None:
         self.assertUnreadable(
             amount,
             "12,50",
@@ -134,7 +134,7 @@ class AmountTests(ReadingCase):
             Decimal("NaN"),
         )
 
-    def test_what_no_till_can_hold_is_unreadable_at_once(self) -> None:
+    def test_amounts_beyond_the_limit_are_unreadable_at_once(self) -> None:
         self.assertUnreadable(
             amount,
             10**11,
@@ -150,7 +150,7 @@ class AmountTests(ReadingCase):
         )
 
     @given(decimals | st.decimals(allow_nan=False, allow_infinity=False))
-    def test_an_amount_is_never_off_by_more_than_noise_and_reads_as_itself(
+    def test_an_amount_changes_by_noise_at_most_and_converts_to_itself(
         self, number: Decimal
     ) -> None:
         try:
@@ -164,8 +164,8 @@ class AmountTests(ReadingCase):
         self.assertNotIn("E", str(read))
 
 
-class WholeTests(ReadingCase):
-    def test_an_integer_comes_in_many_clothes(self) -> None:
+class IntegerTests(ReadingCase):
+    def test_an_integer_has_many_spellings(self) -> None:
         for value in (2, 2.0, Decimal("2.00"), "2", " 2.0 "):
             read = integer(value)
             self.assertEqual(read, 2)
@@ -176,7 +176,7 @@ class WholeTests(ReadingCase):
             integer, 1.5, Decimal("1.5"), "1.5", "2x", True, [], Decimal("1e300"), 2**63
         )
 
-    def test_the_bounds_are_kept(self) -> None:
+    def test_an_integer_out_of_bounds_is_unreadable(self) -> None:
         self.assertEqual(integer(2**31 - 1, INT32), 2**31 - 1)
         self.assertEqual(integer(-(2**31), INT32), -(2**31))
         self.assertRaises(NotCoercible, integer, 2**31, INT32)
@@ -184,7 +184,7 @@ class WholeTests(ReadingCase):
 
 
 class DateTests(ReadingCase):
-    def test_every_usual_writing_of_one_instant_is_read(self) -> None:
+    def test_all_usual_spellings_of_a_time_are_read(self) -> None:
         for value in (
             "2026-11-22T10:00:00.123Z",
             "2026-11-22T10:00:00.123999Z",
@@ -196,14 +196,14 @@ class DateTests(ReadingCase):
         ):
             self.assertEqual(point_in_time(value, UTC), "2026-11-22T10:00:00.123Z")
 
-    def test_without_an_offset_it_is_the_shops_time(self) -> None:
+    def test_a_time_without_an_offset_is_in_the_shops_zone(self) -> None:
         self.assertEqual(point_in_time("2026-07-01 18:30", LONDON), "2026-07-01T17:30:00.000Z")
         self.assertEqual(point_in_time("2026-12-01T18:30:00", LONDON), "2026-12-01T18:30:00.000Z")
 
-    def test_a_date_alone_is_its_midnight(self) -> None:
+    def test_a_date_alone_is_midnight(self) -> None:
         self.assertEqual(point_in_time("2026-07-01", LONDON), "2026-06-30T23:00:00.000Z")
 
-    def test_a_date_alone_is_a_deadline_to_its_last_instant(self) -> None:
+    def test_a_date_alone_as_a_deadline_is_its_last_instant(self) -> None:
         self.assertEqual(deadline("2026-07-01", UTC), "2026-07-01T23:59:59.999Z")
         self.assertEqual(deadline("2026-07-01T12:00Z", UTC), "2026-07-01T12:00:00.000Z")
         self.assertEqual(deadline(1795341600, UTC), "2026-11-22T10:00:00.000Z")
@@ -217,7 +217,7 @@ class DateTests(ReadingCase):
         for read in (point_in_time, deadline, appointment):
             self.assertIsNone(read(" ", UTC))
 
-    def test_what_software_writes_for_no_time_is_none(self) -> None:
+    def test_values_that_mean_no_time_are_none(self) -> None:
         nothing: tuple[object, ...] = (
             *("0001-01-01T00:00:00", "0001-01-01T00:00:00Z", "0001-01-01 00:00:00+00"),
             *("0001-01-01T00:00+14:00", "0000-00-00", "0000-00-00 00:00:00", "0000-12-31"),
@@ -231,12 +231,12 @@ class DateTests(ReadingCase):
                 with self.subTest(value=value, read=read.__name__):
                     self.assertIsNone(read(value, LONDON))
 
-    def test_words_that_say_when_and_days_that_are_ordinary_are_not_none(self) -> None:
+    def test_other_words_and_days_are_not_none(self) -> None:
         for value in ("ASAP", "now", "1970-01-01 at noon", "0001-01-01T00:00:00 or later"):
             self.assertUnreadable(partial(point_in_time, zone=UTC), value)
         self.assertEqual(point_in_time("1971-01-01", UTC), "1971-01-01T00:00:00.000Z")
 
-    def test_a_year_of_another_calendar_is_unreadable_but_as_a_deadline(self) -> None:
+    def test_a_year_of_another_calendar_is_unreadable_except_as_a_deadline(self) -> None:
         for value in ("2569-11-22T10:00:00Z", "1926-11-22T10:00:00Z", "2200-01-01T00:00:00Z"):
             self.assertUnreadable(partial(point_in_time, zone=UTC), value)
             self.assertUnreadable(partial(appointment, zone=UTC), value)
@@ -263,7 +263,7 @@ class DateTests(ReadingCase):
             )
 
     @given(dates)
-    def test_what_was_read_reads_as_itself(self, value: object) -> None:
+    def test_a_converted_time_converts_to_itself(self, value: object) -> None:
         try:
             read = point_in_time(value, LONDON)
         except NotCoercible:

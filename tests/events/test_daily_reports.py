@@ -1,4 +1,4 @@
-"""The rules about a daily report: which day it is about, what is rounded, which sums agree."""
+"""Tests of daily reports: the day, the rounding, and the sums."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ currencies = st.sampled_from(["GBP", "JPY", "KWD"])
 
 
 def report(currency: str = "GBP", /, **sent: str | Decimal) -> DailyReport:
-    """A report with these amounts, and with orders."""
+    """Return a report with these amounts and a number of orders."""
     figures = ReportFigures({name: Decimal(amount) for name, amount in sent.items()}, {}, 1)
     return assess(NOVEMBER_22, figures, currency)
 
 
 def shared(parts: tuple[Decimal, ...]) -> dict[str, str | Decimal]:
-    """What was taken by each tender."""
+    """Return the amounts of each tender."""
     return dict(zip(TENDERS, parts, strict=True))
 
 
@@ -44,20 +44,20 @@ class DayTests(SynchronousTestCase):
     def test_a_date_is_a_day(self) -> None:
         self.assertEqual(parse_day("2026-11-22", PARIS), NOVEMBER_22)
 
-    def test_a_time_without_an_offset_is_of_the_day_that_is_written(self) -> None:
+    def test_a_time_without_an_offset_has_the_written_day(self) -> None:
         for written in ("2026-11-22T23:59:59", "2026-11-22 00:30", "2026-11-22T10:00:00.0000000"):
             self.assertEqual(parse_day(written, NEW_YORK), NOVEMBER_22, written)
 
-    def test_a_time_with_an_offset_is_looked_at_by_the_shops_clock(self) -> None:
+    def test_a_time_with_an_offset_has_the_day_in_the_shops_zone(self) -> None:
         self.assertEqual(parse_day("2026-11-21T23:30:00Z", PARIS), NOVEMBER_22)
         self.assertEqual(parse_day("2026-11-23T01:30:00+01:00", LONDON), date(2026, 11, 23))
         self.assertEqual(parse_day("2026-11-23T02:30:00.123Z", NEW_YORK), NOVEMBER_22)
 
-    def test_midnight_with_an_offset_stands_for_the_day_that_is_written(self) -> None:
+    def test_midnight_with_an_offset_has_the_written_day(self) -> None:
         for written in ("2026-11-22T00:00:00Z", "2026-11-22T00:00:00+09:00"):
             self.assertEqual(parse_day(written, NEW_YORK), NOVEMBER_22, written)
 
-    def test_what_is_no_day_is_refused_and_named(self) -> None:
+    def test_an_invalid_day_is_refused_with_its_field(self) -> None:
         wrong = ("", "today", "2026-02-30", "22/11/2026", "20261122", "2026-W47-7", "2026-11-22T")
         for written in (*wrong, "2026-11-22T25:00", "٢٠٢٦-11-22", "0001-01-01T00:30:00+01:00"):
             with self.subTest(written=written):
@@ -67,7 +67,7 @@ class DayTests(SynchronousTestCase):
                 self.assertEqual(caught.exception.details, {"field": "reportDate"})
 
     @given(st.datetimes(datetime(1900, 1, 1), timezones=st.just(UTC)))
-    def test_a_moment_is_of_the_day_that_the_shops_clock_shows(self, moment: datetime) -> None:
+    def test_any_time_has_the_day_in_the_shops_zone(self, moment: datetime) -> None:
         self.assertEqual(
             parse_day(moment.isoformat(), NEW_YORK),
             moment.date() if moment.time() == time() else moment.astimezone(NEW_YORK).date(),
@@ -75,7 +75,7 @@ class DayTests(SynchronousTestCase):
 
 
 class SumTests(SynchronousTestCase):
-    def test_sums_that_agree_are_balanced_and_nothing_is_odd(self) -> None:
+    def test_a_report_whose_sums_agree_has_no_issues(self) -> None:
         judgement = report(
             total_sales="100",
             cash_sales="10",
@@ -110,7 +110,7 @@ class SumTests(SynchronousTestCase):
         judgement = report(total_sales="100", cash_sales="40", card_sales="61")
         self.assertEqual(oddities(judgement), [("disagrees", "totalSales")])
 
-    def test_what_is_left_after_discounts_and_refunds_has_to_be_net(self) -> None:
+    def test_net_sales_discounts_and_refunds_have_to_be_the_total(self) -> None:
         judgement = report(total_sales="100", discounts="5", refunds="0", net_sales="94")
         self.assertEqual(oddities(judgement), [("disagrees", "netSales")])
 
@@ -135,7 +135,7 @@ class SumTests(SynchronousTestCase):
         self.assertTrue(judgement.balanced)
         self.assertEqual(oddities(judgement), [("rounded", "totalSales")])
 
-    def test_what_agrees_as_it_was_sent_does_not_disagree_for_being_rounded(self) -> None:
+    def test_sums_that_agree_before_the_rounding_are_balanced(self) -> None:
         halves = shared((Decimal("0.005"),) * 4)
         judgement = report(total_sales="0.02", **halves)
         self.assertTrue(judgement.balanced)
@@ -158,7 +158,7 @@ class SumTests(SynchronousTestCase):
         self.assertEqual(oddities(judgement), [("disagrees", "totalSales")])
 
     @given(amounts, amounts, amounts)
-    def test_net_sales_agree_exactly_when_they_are_what_is_left(
+    def test_net_sales_agree_only_if_they_are_the_rest(
         self, discounts: Decimal, refunds: Decimal, net: Decimal
     ) -> None:
         total = net + discounts + refunds
@@ -170,20 +170,20 @@ class SumTests(SynchronousTestCase):
 
 
 class StoredTests(SynchronousTestCase):
-    def test_what_is_finer_than_the_currency_is_rounded_and_noted(self) -> None:
+    def test_amounts_with_too_many_decimals_are_rounded_with_an_issue(self) -> None:
         for currency, rounded in (("GBP", "12.35"), ("JPY", "12"), ("KWD", "12.345")):
             judgement = report(currency, total_sales="12.345")
             self.assertEqual(judgement.figures.amounts["total_sales"], Decimal(rounded))
             noted = [] if currency == "KWD" else [("rounded", "totalSales")]
             self.assertEqual(oddities(judgement), noted)
 
-    def test_zeros_at_the_end_do_not_count(self) -> None:
+    def test_trailing_zeros_are_ignored(self) -> None:
         judgement = report(total_sales="12.3400")
         self.assertEqual(judgement.issues, ())
         self.assertEqual(str(judgement.figures.amounts["total_sales"]), "12.34")
 
     @given(currencies, finer)
-    def test_what_is_stored_is_the_nearest_amount_of_the_currency(
+    def test_the_stored_amount_is_the_nearest_one_of_the_currency(
         self, currency: str, amount: Decimal
     ) -> None:
         judgement = report(currency, total_sales=amount)
@@ -192,7 +192,7 @@ class StoredTests(SynchronousTestCase):
         self.assertLessEqual(abs(stored - amount), Decimal(1).scaleb(-money.decimals(currency)) / 2)
         self.assertEqual(judgement.issues == (), stored == amount)
 
-    def test_amounts_that_no_shop_ever_had_are_refused_and_named(self) -> None:
+    def test_amounts_out_of_range_are_refused_with_their_field(self) -> None:
         for amount in ("1E+11", "-1E+11", "99999999999.999", "1E+400", "NaN", "Infinity"):
             with self.subTest(amount=amount):
                 with self.assertRaises(Unprocessable) as caught:
@@ -201,7 +201,7 @@ class StoredTests(SynchronousTestCase):
                 self.assertEqual(caught.exception.details, {"field": "cardSales"})
         self.assertEqual(report(total_sales="-99999999999.99").issues, ())
 
-    def test_a_day_of_a_dead_clock_or_another_calendar_is_stored_and_flagged(self) -> None:
+    def test_an_unlikely_day_is_stored_with_an_issue(self) -> None:
         for day in (
             date(1, 1, 1),
             date(1970, 1, 1),
@@ -217,7 +217,7 @@ class StoredTests(SynchronousTestCase):
             judgement = assess(day, ReportFigures({"total_sales": Decimal(5)}, {}, 1), "GBP")
             self.assertEqual(judgement.issues, ())
 
-    def test_a_report_without_a_total_or_orders_is_stored_and_says_so(self) -> None:
+    def test_a_report_without_a_total_or_orders_is_stored_with_issues(self) -> None:
         judgement = assess(NOVEMBER_22, ReportFigures({}, {"data": [1]}, None, "closed"), "GBP")
         self.assertEqual(
             oddities(judgement), [("missing", "totalSales"), ("missing", "totalOrders")]

@@ -1,4 +1,4 @@
-"""An object read by a table: types, names, order, and what is kept."""
+"""Tests of objects read by a table: types, names, order, and unknown members."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CARD = table(
 )
 
 
-class ShapeTests(SynchronousTestCase):
-    def test_members_leave_in_the_tables_order_and_unknown_ones_after(self) -> None:
+class ReadObjectTests(SynchronousTestCase):
+    def test_members_are_in_the_order_of_the_table_before_unknown_ones(self) -> None:
         shaped = read_object(
             {"x": 1, "kind": "a", "balance": 2, "holder": "b", "cardNumber": 3}, CARD
         )
         self.assertEqual(list(shaped), ["cardNumber", "balance", "holder", "kind", "x"])
 
-    def test_a_member_is_found_under_its_own_name_then_snake_case_then_others(self) -> None:
+    def test_a_member_is_read_by_its_name_then_snake_case_then_aliases(self) -> None:
         cards: tuple[dict[str, object], ...] = (
             {"cardNumber": "1", "card_number": "2", "code": "3"},
             {"card_number": "1", "code": "3"},
@@ -37,13 +37,13 @@ class ShapeTests(SynchronousTestCase):
         for data in cards:
             self.assertEqual(read_object(data, CARD)["cardNumber"], "1")
 
-    def test_a_spelling_is_taken_and_another_members_name_is_kept(self) -> None:
+    def test_other_spellings_are_dropped_and_names_of_other_members_are_kept(self) -> None:
         shaped = read_object({"card_number": "1", "code": "3", "secret": "s"}, CARD)
         self.assertNotIn("card_number", shaped)
         self.assertNotIn("secret", shaped)
         self.assertEqual(shaped["code"], "3")
 
-    def test_what_is_unknown_is_left_out_or_null_or_the_default(self) -> None:
+    def test_a_missing_member_is_absent_or_null_or_the_default(self) -> None:
         data = {"cardNumber": None, "balance": None, "sold_at": None, "kind": None}
         self.assertEqual(read_object(data, CARD), {"holder": None, "kind": "gift", "soldAt": None})
         self.assertEqual(read_object({}, CARD), {"kind": "gift"})
@@ -56,7 +56,7 @@ class ShapeTests(SynchronousTestCase):
             read_object({"x": None, "y": 1, "kind": "a"}, CARD, sparse=True), {"kind": "a", "y": 1}
         )
 
-    def test_the_unreadable_is_kept_aside(self) -> None:
+    def test_unreadable_values_are_moved_to_unreadable(self) -> None:
         shaped = read_object({"balance": "a lot", "cardNumber": 1.5, "soldAt": ["then"]}, CARD)
         self.assertEqual(
             shaped,
@@ -68,10 +68,10 @@ class ShapeTests(SynchronousTestCase):
             },
         )
 
-    def test_what_can_be_read_elsewhere_is_not_unreadable(self) -> None:
+    def test_a_value_that_an_alias_provides_is_not_unreadable(self) -> None:
         self.assertNotIn("unreadable", read_object({"cardNumber": 1.5, "code": "7"}, CARD))
 
-    def test_an_earlier_note_of_the_unreadable_is_added_to_and_not_changed(self) -> None:
+    def test_unreadable_values_are_added_to_an_earlier_unreadable(self) -> None:
         data = {"unreadable": {"tip": "much"}, "balance": True}
         shaped = read_object(data, CARD)
         self.assertEqual(shaped["unreadable"], {"tip": "much", "balance": True})
@@ -83,10 +83,10 @@ class ShapeTests(SynchronousTestCase):
         rome = ZoneInfo("Europe/Rome")
         self.assertEqual(read_object(data, CARD, zone=rome)["soldAt"], "2026-07-01T10:00:00.000Z")
 
-    def test_unknown_values_are_not_touched(self) -> None:
+    def test_unknown_values_are_unchanged(self) -> None:
         value = {"deep": [Decimal("1.50"), None, {"a": ""}]}
         self.assertIs(read_object({"x": value}, CARD)["x"], value)
 
-    def test_snake_case_is_the_older_spelling(self) -> None:
+    def test_names_in_snake_case(self) -> None:
         self.assertEqual(snake("specialInstructions"), "special_instructions")
         self.assertEqual(snake("addon_id"), "addon_id")

@@ -1,4 +1,4 @@
-"""What movements tell the tills, by the rows that the hooks have noted."""
+"""Tests of the events of ledger movements and changed cards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ POINTS: Mapping[str, object] = {
 
 
 def told(kind: str, row: Mapping[str, object], currency: str = "GBP") -> list[str]:
-    """Type, data and what stands beside, as they leave."""
+    """Return the type, the data and the members beside it."""
     draft = ledger_movements.draft(kind, row, currency)
     parts = (jsontext.encode(part).decode() for part in (draft.data, draft.extra_members))
     return [draft.type, *parts]
@@ -62,7 +62,7 @@ class DraftTests(SynchronousTestCase):
         _, data, _ = told("gift_card", {**row, "expiry_date": expiry})
         self.assertIn('"expiryDate":"2999-12-31T23:59:59.999Z"', data)
 
-    def test_every_other_movement_says_what_it_changed(self) -> None:
+    def test_other_movements_have_the_change_of_the_balance(self) -> None:
         for moved, amount in (("deduct", "-5.250"), ("top_up", "5.250"), ("reverse", "5.250")):
             row = {**CARD, "type": moved, "amount": Decimal(amount)}
             kind, data, extra_members = told("gift_card_movement", row)
@@ -86,7 +86,7 @@ class DraftTests(SynchronousTestCase):
             _, data, _ = told("gift_card_movement", row, currency)
             self.assertIn(f'"initialBalance":{shown},"currentBalance":{shown}', data)
 
-    def test_a_card_that_was_changed_says_whether_it_can_be_used(self) -> None:
+    def test_the_event_of_a_changed_card_has_its_status(self) -> None:
         row = {
             "card_number": "GC-1",
             "balance": 0,
@@ -123,7 +123,7 @@ class DraftTests(SynchronousTestCase):
 
 
 class BatchTests(SynchronousTestCase):
-    """Movements among all else that is published."""
+    """Tests of movements in a batch with other items."""
 
     shops = {1: Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen", currency="JPY")}
 
@@ -132,13 +132,13 @@ class BatchTests(SynchronousTestCase):
     ) -> list[batch.BatchItem | batch.LedgerChange | batch.RejectedRow]:
         return batch.read([OutboxRow(n, 1, *row, None) for n, row in enumerate(noted)], self.shops)
 
-    def test_each_movement_is_an_item_and_a_changed_card_one(self) -> None:
+    def test_each_movement_and_each_changed_card_is_one_item(self) -> None:
         noted = [("gift_card_movement", "1"), ("loyalty_movement", "1"), ("gift_card", "GC-1")]
         self.assertEqual(
             self.rows(*noted, ("gift_card", "GC-1")), [batch.LedgerChange(1, *row) for row in noted]
         )
 
-    def test_a_movement_is_told_in_its_turn_and_one_that_is_gone_not_at_all(self) -> None:
+    def test_movements_are_published_in_order_and_deleted_ones_are_not(self) -> None:
         items = self.rows(("gift_card_movement", "2"), ("gift_card_movement", "1"))
         moved = {(1, "gift_card_movement", "1"): jsontext.encode(CARD).decode()}
         ledger = batch.OrderBatch({}, self.shops, 1000, datetime.now(UTC), moved)
@@ -146,7 +146,7 @@ class BatchTests(SynchronousTestCase):
         self.assertEqual((entry.type, entry.failure), ("gift_card_purchased", None))
         self.assertIn('"initialBalance":26,', entry.data)
 
-    def test_what_is_too_long_to_be_told_is_noted_as_failed(self) -> None:
+    def test_a_movement_that_is_too_large_is_logged_as_failed(self) -> None:
         (item,) = self.rows(("loyalty_movement", "1"))
         long = jsontext.encode({**POINTS, "reason": "x" * 400}).decode()
         moved = {(1, "loyalty_movement", "1"): long}
@@ -155,7 +155,7 @@ class BatchTests(SynchronousTestCase):
         self.assertRegex(entry.failure or "", "300 are allowed")
         self.assertRegex(entry.data, r'^{"bytes":\d+}$')
 
-    def test_what_cannot_be_an_event_is_noted_as_failed(self) -> None:
+    def test_a_movement_that_cannot_become_an_event_is_logged_as_failed(self) -> None:
         (item,) = self.rows(("gift_card", ""))
         row = {"card_number": "", "balance": 0, "status": "active", "expiry_date": None, "now": AT}
         moved = {(1, "gift_card", ""): jsontext.encode(row).decode()}

@@ -1,4 +1,4 @@
-"""Money: the decimals of currencies, what is an amount, and that none is ever changed."""
+"""Tests of amounts: the decimals of currencies, valid amounts, and the round trip through JSON and SQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CURRENCIES = st.sampled_from(["GBP", "JPY", "KWD"])
 
 @st.composite
 def amounts(draw: st.DrawFn) -> tuple[Decimal, str]:
-    """An amount in the decimals of its currency, perhaps with zeros after them."""
+    """Return an amount in the decimals of its currency, with trailing zeros or without."""
     currency = draw(CURRENCIES)
     most = 10 ** (11 + money.decimals(currency)) - 1
     units = draw(st.integers(min_value=-most, max_value=most))
@@ -29,24 +29,24 @@ def amounts(draw: st.DrawFn) -> tuple[Decimal, str]:
 
 
 class DecimalsTests(SynchronousTestCase):
-    def test_they_are_those_of_iso_4217(self) -> None:
+    def test_the_decimals_are_those_of_iso_4217(self) -> None:
         for currency, decimals in (("GBP", 2), ("JPY", 0), ("KWD", 3), ("ISK", 0), ("EUR", 2)):
             self.assertEqual(money.decimals(currency), decimals, currency)
 
-    def test_a_shop_can_be_paid_in_what_has_some(self) -> None:
+    def test_a_code_without_decimals_is_no_currency(self) -> None:
         for code, is_one in (("GBP", True), ("JPY", True), ("KWD", True), ("XXQ", False)):
             self.assertIs(money.is_currency(code), is_one, code)
         for code in ("XAU", "XTS", "gbp", ""):
             self.assertFalse(money.is_currency(code), code)
 
-    def test_a_currency_with_none_or_more_has_what_the_ledger_can_keep(self) -> None:
+    def test_unknown_currencies_have_two_decimals_and_others_three_at_most(self) -> None:
         self.assertEqual(money.decimals("CLF"), 3)
         self.assertEqual(money.decimals("XAU"), 2)
         self.assertEqual(money.decimals("QQQ"), 2)
 
 
 class ParseTests(SynchronousTestCase):
-    def test_zeros_at_the_end_do_not_count(self) -> None:
+    def test_trailing_zeros_are_ignored(self) -> None:
         for written, currency, read in (
             ("12.3400", "GBP", "12.34"),
             ("12", "GBP", "12.00"),
@@ -58,7 +58,7 @@ class ParseTests(SynchronousTestCase):
                 value = jsontext.decode(written)
                 self.assertEqual(str(money.parse(value, currency, "amount")), read)
 
-    def test_what_is_no_amount_is_refused_with_the_fields_name(self) -> None:
+    def test_an_invalid_amount_is_refused_with_its_field(self) -> None:
         in_pounds: list[object] = [
             *(True, False, None, "5", 5.0, [], {}, 10**11, -(10**11), 10**400),
             *map(Decimal, ("NaN", "sNaN", "Infinity", "1E+300", "1E-300", "0.001")),
@@ -73,7 +73,7 @@ class ParseTests(SynchronousTestCase):
                 self.assertEqual(error.code, "invalid_amount")
                 self.assertEqual(error.details, {"field": "netSales"})
 
-    def test_a_movement_is_of_more_than_nothing(self) -> None:
+    def test_a_movement_is_greater_than_zero(self) -> None:
         self.assertEqual(money.parse_positive(Decimal("0.01"), "GBP", "amount"), Decimal("0.01"))
         for value in (0, -1, Decimal("-0.00"), Decimal("0.000")):
             with self.subTest(value=value):
@@ -81,7 +81,7 @@ class ParseTests(SynchronousTestCase):
 
 
 class PresentTests(SynchronousTestCase):
-    def test_an_amount_leaves_in_the_decimals_of_its_currency(self) -> None:
+    def test_an_amount_gets_the_decimals_of_its_currency(self) -> None:
         for stored, currency, shown in (
             ("12.500", "GBP", "12.50"),
             ("500.000", "JPY", "500"),
@@ -92,7 +92,7 @@ class PresentTests(SynchronousTestCase):
             with self.subTest(stored=stored, currency=currency):
                 self.assertEqual(str(money.quantized(Decimal(stored), currency)), shown)
 
-    def test_what_is_no_amount_does_not_leave(self) -> None:
+    def test_nan_and_infinity_are_refused(self) -> None:
         for number in (Decimal("NaN"), Decimal("Infinity")):
             self.assertRaises(ValueError, jsontext.encode, number)
 

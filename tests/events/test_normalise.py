@@ -1,4 +1,4 @@
-"""What platforms publish, in the exact form of the contract."""
+"""Tests of the normal form of published events."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.json_strategies import amounts, dates, order_data, texts, values
 
 
 def order(**members: object) -> dict[str, Any]:
-    """The data of a `new_order` that was published with `members` and an id."""
+    """Publish a `new_order` with `members` and an id. Return its data."""
     return dict(draft("new_order", {"orderId": "17", **members}).data)
 
 
 def item(**members: object) -> dict[str, Any]:
-    """The one line of an order that was published with it."""
+    """Publish an order with one item. Return the item."""
     (line,) = order(items=[members])["items"]
     assert isinstance(line, dict)
     return line
 
 
 def readable(data: object) -> dict[str, object]:
-    """The members that were read, without the note of those that were not."""
+    """Return the members without `unreadable`."""
     assert isinstance(data, dict)
     return {name: value for name, value in data.items() if name != "unreadable"}
 
@@ -43,11 +43,11 @@ class TypeTests(SynchronousTestCase):
         self.assertEqual(refusal.code, "invalid_event")
         return str(refusal.message)
 
-    def test_a_name_that_is_none_is_refused(self) -> None:
+    def test_an_invalid_type_is_refused(self) -> None:
         for name in (None, 1, "", "New", "1a", "_a", "a-b", "a b", "a\n", "é", "a" * 51, ["a"]):
             self.assertIn("type", self.refused(name, {}))
 
-    def test_a_reserved_name_is_refused(self) -> None:
+    def test_a_reserved_type_is_refused(self) -> None:
         for name in ("connected", "ping", "pong", "ack", "nack", "error", "pos_x", "pos_"):
             self.assertIn("reserved", self.refused(name, {}))
 
@@ -62,7 +62,7 @@ class TypeTests(SynchronousTestCase):
         self.assertEqual(draft("table_called", data).data, data)
         self.assertEqual(draft("a" * 50, {}).type, "a" * 50)
 
-    def test_an_event_about_nothing_is_refused_and_the_field_is_named(self) -> None:
+    def test_an_event_without_an_id_is_refused_with_the_field(self) -> None:
         for kind, field in (
             ("new_order", "orderId"),
             ("order_updated", "orderId"),
@@ -75,7 +75,7 @@ class TypeTests(SynchronousTestCase):
         for order_id in nobody:
             self.assertIn("orderId", self.refused("new_order", {"orderId": order_id}))
 
-    def test_what_json_does_not_have_is_refused(self) -> None:
+    def test_a_value_that_json_does_not_have_is_refused(self) -> None:
         data = {"orderId": 1, "customerName": float("nan")}
         self.assertIn("no usable", self.refused("new_order", {}))
         self.assertEqual(order(**data)["unreadable"].keys(), {"customerName"})
@@ -83,7 +83,7 @@ class TypeTests(SynchronousTestCase):
 
 
 class OrderTests(SynchronousTestCase):
-    def test_members_stand_in_the_contracts_order_and_others_after(self) -> None:
+    def test_members_are_in_order_before_unknown_ones(self) -> None:
         given = [name for name, _ in ORDER_MEMBERS if name not in ("previousStatus", "items")]
         data = dict.fromkeys(["tip", *reversed(given)], "1")
         shaped = order(**data, items=[])
@@ -138,13 +138,13 @@ class OrderTests(SynchronousTestCase):
     def test_the_total_is_found_under_its_short_name(self) -> None:
         self.assertEqual(order(total="12.00")["totalAmount"], Decimal("12.00"))
 
-    def test_a_set_word_is_in_the_contracts_spelling(self) -> None:
+    def test_keywords_become_snake_case(self) -> None:
         shaped = order(orderType="Dine-In", orderSource="ONLINE", status="Out for delivery")
         self.assertEqual(shaped["orderType"], "dine_in")
         self.assertEqual(shaped["orderSource"], "online")
         self.assertEqual(shaped["status"], "out_for_delivery")
 
-    def test_twins_are_filled_from_each_other(self) -> None:
+    def test_members_with_two_names_get_both(self) -> None:
         for name, twin, value in (
             ("notes", "specialInstructions", "ring"),
             ("discount", "discountAmount", Decimal("1.50")),
@@ -154,7 +154,7 @@ class OrderTests(SynchronousTestCase):
                 self.assertEqual(order(**{one: value})[other], value)
                 self.assertEqual(order(**{one: value, other: None})[other], value)
 
-    def test_of_different_instructions_none_is_lost(self) -> None:
+    def test_different_instructions_are_joined(self) -> None:
         shaped = order(notes="Ring the bell", specialInstructions="No nuts")
         self.assertEqual(shaped["notes"], "No nuts\nRing the bell")
         self.assertEqual(shaped["specialInstructions"], "No nuts\nRing the bell")
@@ -196,7 +196,7 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(shaped["deliveryAddress"], "1 High Street, LS1 1AA")
         self.assertEqual(order(address="1 High Street")["deliveryAddress"], "1 High Street")
 
-    def test_what_an_order_lacks_is_not_made_up(self) -> None:
+    def test_missing_members_of_an_order_are_not_added(self) -> None:
         self.assertEqual(order(), {"orderId": "17"})
 
     def test_unknown_members_are_unchanged(self) -> None:
@@ -204,7 +204,7 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(order(extra=extra, loyalty_tier=None)["extra"], extra)
         self.assertIn("loyalty_tier", order(loyalty_tier=None))
 
-    def test_what_was_published_is_not_changed(self) -> None:
+    def test_the_published_object_is_not_changed(self) -> None:
         data = {"orderId": 1, "notes": "a", "items": [{"id": 9}], "unreadable": {"tax": "x"}}
         before = decode(encode(data))
         draft("new_order", data)
@@ -223,11 +223,11 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(readable(decode(encode(read.data))), readable(read.data))
 
     @given(order_data)
-    def test_other_members_are_kept_whatever_they_are(self, data: dict[str, object]) -> None:
+    def test_other_members_are_kept_with_any_value(self, data: dict[str, object]) -> None:
         extra = {f"x{name}": value for name, value in data.items()}
         self.assertEqual(extra, {k: v for k, v in order(**extra).items() if k != "orderId"})
 
-    def test_nothing_is_nested_deeper_than_it_was(self) -> None:
+    def test_no_value_is_nested_deeper_than_before(self) -> None:
         deep: object = "x"
         for _ in range(29):
             deep = [deep]
@@ -240,7 +240,7 @@ class OrderTests(SynchronousTestCase):
         ]
         decode(encode(draft("new_order", data).data))
 
-    def test_json_within_texts_does_not_add_up(self) -> None:
+    def test_json_within_texts_has_a_limited_depth(self) -> None:
         addons = "[" * 16 + "]" * 16
         items = encode([{"name": "a", "selectedAddons": addons}]).decode()
         read = decode(encode(order(items=items)))
@@ -261,7 +261,7 @@ class ItemTests(SynchronousTestCase):
         lines = order(items=[{"id": "a-9", "name": "Soup"}, None, {"name": "Rice"}])["items"]
         self.assertEqual([line["id"] for line in lines], [1, 2])
 
-    def test_members_stand_in_the_contracts_order(self) -> None:
+    def test_members_of_an_item_are_in_order(self) -> None:
         line = item(
             specialInstructions="hot",
             quantity=2,
@@ -294,7 +294,7 @@ class ItemTests(SynchronousTestCase):
             self.assertEqual(encode(item(quantity=value)["quantity"]), b"2")
         self.assertEqual(item(name="Soup")["quantity"], 1)
 
-    def test_a_quantity_that_is_none_is_told_to_the_cook(self) -> None:
+    def test_an_invalid_quantity_is_shown_to_the_cook(self) -> None:
         line = item(name="Rice", quantity=Decimal("1.5"), special_instructions="dry")
         self.assertEqual(line["quantity"], 1)
         self.assertEqual(line["specialInstructions"], "dry\nQuantity: 1.5")
@@ -303,7 +303,7 @@ class ItemTests(SynchronousTestCase):
         self.assertEqual(item(quantity=2**31)["specialInstructions"], f"Quantity: {2**31}")
         self.assertEqual(item(quantity="many", qty=3)["quantity"], 3)
 
-    def test_texts_under_several_names_stand_in_the_order_in_which_they_came(self) -> None:
+    def test_texts_of_several_members_are_joined_in_their_order(self) -> None:
         line = item(comment="b", specialInstructions="a", note="c", notes=7, comments=None)
         self.assertEqual(line["specialInstructions"], "a\nb\nc\n7")
 
@@ -314,12 +314,12 @@ class ItemTests(SynchronousTestCase):
     def test_items_may_be_the_text_of_an_array(self) -> None:
         self.assertEqual(order(items='[{"name":"Soup","quantity":2}]')["items"][0]["quantity"], 2)
 
-    def test_items_that_are_none_are_kept_aside(self) -> None:
+    def test_invalid_items_are_moved_to_unreadable(self) -> None:
         shaped = order(items=17)
         self.assertNotIn("items", shaped)
         self.assertEqual(shaped["unreadable"], {"items": 17})
 
-    def test_an_addon_is_named_by_whatever_id_it_has(self) -> None:
+    def test_the_id_of_an_addon_is_read_from_any_of_its_names(self) -> None:
         for addon in ({"addon_id": 3}, {"addonId": "3"}, {"id": 3}, {"optionId": Decimal(3)}):
             line = item(selectedAddons=[{**addon, "name": "Rice", "price": "1.50"}])
             (read,) = line["selectedAddons"]
@@ -335,7 +335,7 @@ class ItemTests(SynchronousTestCase):
 
 
 class ManyTests(SynchronousTestCase):
-    """Orders of more lines and addons than any has: refused before they are read."""
+    """Tests of orders with too many items and addons, which are refused before they are read."""
 
     def refused(self, items: object) -> None:
         refusal = self.assertRaises(
@@ -356,7 +356,7 @@ class ManyTests(SynchronousTestCase):
             lines: Any = made.data["items"]
             self.assertEqual(sum(1 + len(line.get("selectedAddons", ())) for line in lines), 2000)
 
-    def test_more_are_not(self) -> None:
+    def test_more_than_two_thousand_are_refused(self) -> None:
         several: tuple[object, ...] = (
             ["x"] * 2001,
             encode([{}] * 2001).decode(),
@@ -366,7 +366,7 @@ class ManyTests(SynchronousTestCase):
         for items in several:
             self.refused(items)
 
-    def test_nor_is_any_work_done_for_them(self) -> None:
+    def test_a_refused_order_is_not_read(self) -> None:
         calls = 0
 
         def count(frame: object, event: str, argument: object) -> None:
@@ -382,13 +382,13 @@ class ManyTests(SynchronousTestCase):
         self.assertLess(calls, 3000)
 
 
-class BesideTests(SynchronousTestCase):
+class ExtraMembersTests(SynchronousTestCase):
     def extra_members(
         self, kind: str, data: Mapping[str, object], **extra_members: object
     ) -> object:
         return draft(kind, data, extra_members).extra_members
 
-    def test_deployed_tills_find_what_they_read_beside_the_data(self) -> None:
+    def test_the_members_of_deployed_tills_are_beside_the_data(self) -> None:
         self.assertEqual(
             self.extra_members("order_updated", {"orderId": 17, "status": "Ready"}),
             {"order_id": "17", "status": "ready"},
@@ -409,10 +409,10 @@ class BesideTests(SynchronousTestCase):
         ):
             self.assertEqual(self.extra_members(kind, data), {})
 
-    def test_what_is_unknown_is_not_repeated(self) -> None:
+    def test_missing_members_are_not_repeated(self) -> None:
         self.assertEqual(self.extra_members("loyalty_updated", {"customerId": 1}), {})
 
-    def test_what_the_data_lacks_is_taken_from_beside_it(self) -> None:
+    def test_missing_data_is_taken_from_the_extra_members(self) -> None:
         read = draft("order_updated", {}, {"order_id": 17, "status": "ready"})
         self.assertEqual(read.data, {"orderId": "17", "status": "ready"})
         self.assertEqual(read.extra_members, {"order_id": "17", "status": "ready"})
@@ -421,7 +421,7 @@ class BesideTests(SynchronousTestCase):
         )
         self.assertEqual((read.data["customerPhone"], read.data["newBalance"]), ("1", 5))
 
-    def test_other_members_beside_are_kept_but_none_of_posds_own(self) -> None:
+    def test_other_extra_members_are_kept_except_those_of_posd(self) -> None:
         given = {
             "source": {"host": "web-1"},
             **dict.fromkeys(["type", "id", "tenant", "timestamp", "replay", "data"], "forged"),
@@ -431,7 +431,7 @@ class BesideTests(SynchronousTestCase):
                 draft(kind, {"orderId": 1}, given).extra_members, {"source": {"host": "web-1"}}
             )
 
-    def test_a_stale_value_beside_is_replaced(self) -> None:
+    def test_a_stale_extra_member_is_replaced(self) -> None:
         given = {"card_number": "old", "balance": "1"}
         data = {"cardNumber": "G-1", "balance": 2}
         self.assertEqual(
@@ -441,7 +441,7 @@ class BesideTests(SynchronousTestCase):
 
 
 class CardAndPointsTests(SynchronousTestCase):
-    def test_a_purchase_is_whole(self) -> None:
+    def test_a_purchase_has_all_members(self) -> None:
         data = {
             "card_number": 5001,
             "initialBalance": "25.00",
@@ -488,7 +488,7 @@ class CardAndPointsTests(SynchronousTestCase):
         ),
         st.dictionaries(st.sampled_from(["card_number", "balance", "points", "id", "y"]), values),
     )
-    def test_the_strictest_till_reads_whatever_is_not_refused(
+    def test_the_strictest_till_reads_all_accepted_events(
         self, kind: str, data: dict[str, object], extra_members: dict[str, object]
     ) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Items and addons, in the structures in which platforms keep them."""
+"""Tests of items and addons in the structures of platforms."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class ArrayTests(SynchronousTestCase):
         self.assertEqual(array([1]), [1])
         self.assertEqual(array(' [{"a":1.50}]'), [{"a": Decimal("1.50")}])
 
-    def test_other_text_is_its_one_element(self) -> None:
+    def test_another_text_is_the_only_element(self) -> None:
         self.assertEqual(array("2 x Soup"), ["2 x Soup"])
         self.assertEqual(array("[not json"), ["[not json"])
         self.assertEqual(array(" "), [])
 
-    def test_anything_else_is_no_array(self) -> None:
+    def test_other_values_are_no_array(self) -> None:
         values: tuple[object, ...] = (1, {}, True)
         for value in values:
             self.assertRaises(NotCoercible, array, value)
 
 
 class ObjectsTests(SynchronousTestCase):
-    def test_what_is_no_object_is_the_name_of_one(self) -> None:
+    def test_an_element_that_is_no_object_is_a_name(self) -> None:
         self.assertEqual(
             objects([{"a": 1}, "Rice", None, 7]), [{"a": 1}, {"name": "Rice"}, {"name": 7}]
         )
@@ -65,7 +65,7 @@ class ObjectsTests(SynchronousTestCase):
 
 
 class ChoicesTests(SynchronousTestCase):
-    def test_options_take_the_place_of_their_group_and_begin_with_its_name(self) -> None:
+    def test_a_group_is_replaced_by_its_options_with_its_name(self) -> None:
         for group in (
             {"group": "Without", "options": ["Nuts", {"id": 3, "name": "Milk"}]},
             {"name": "Without", "choices": ["Nuts", {"id": 3, "name": "Milk"}]},
@@ -78,7 +78,7 @@ class ChoicesTests(SynchronousTestCase):
                 )
         self.assertEqual(choices({"Without": ["Nuts"]}), [{"name": "Without: Nuts"}])
 
-    def test_what_has_a_price_or_no_options_was_chosen_itself(self) -> None:
+    def test_a_group_with_a_price_or_without_options_is_an_option(self) -> None:
         self.assertEqual(
             choices([{"name": "Sauce", "price": 1, "options": ["Hot"]}]),
             [{"name": "Sauce", "price": 1}, {"name": "Sauce: Hot"}],
@@ -113,7 +113,7 @@ class ChoicesTests(SynchronousTestCase):
 
 
 class AllergyTests(SynchronousTestCase):
-    """A cook sees the allergy, or it is in `unreadable`, whichever way it is written and comes."""
+    """Tests that an allergy in any structure is visible to the cook, or in `unreadable`."""
 
     FORMS: tuple[object, ...] = (
         {"21": {"name": ALLERGY}},
@@ -139,7 +139,7 @@ class AllergyTests(SynchronousTestCase):
         {"a": {"b": {"name": ALLERGY}}},
     )
 
-    def test_by_an_event(self) -> None:
+    def test_an_allergy_in_an_event_is_visible(self) -> None:
         for form in self.FORMS:
             with self.subTest(form=form):
                 items = [{"name": "Soup", "selectedAddons": form}]
@@ -147,20 +147,20 @@ class AllergyTests(SynchronousTestCase):
                     ALLERGY, shown(draft("new_order", {"orderId": 1, "items": items}).data)
                 )
 
-    def test_by_a_row(self) -> None:
+    def test_an_allergy_in_a_row_is_visible(self) -> None:
         for form in self.FORMS:
             with self.subTest(form=form):
                 row = {"id": 1, "items": [{"name": "Soup", "selected_addons": form}]}
                 self.assertIn(ALLERGY, shown(draft("new_order", from_row(row)).data))
 
-    def test_what_has_no_meaning_is_kept_in_unreadable(self) -> None:
+    def test_structures_without_a_clear_meaning_are_in_unreadable(self) -> None:
         row = {"id": 1, "items": [{"name": "Soup", "selected_addons": 17}]}
         made = draft("new_order", from_row(row))
         line = only_line(made.data)
         self.assertEqual(line["unreadable"], {"selectedAddons": 17})
         self.assertEqual([each.member for each in made.warnings], ["items[0].selectedAddons"])
 
-    def test_an_addons_quantity_is_a_whole_number_on_every_road(self) -> None:
+    def test_the_quantity_of_an_addon_is_a_whole_number_from_all_sources(self) -> None:
         for made in (
             draft(
                 "new_order",
@@ -179,7 +179,7 @@ class AllergyTests(SynchronousTestCase):
             line = only_line(made.data)
             self.assertIs(type(line["selectedAddons"][0]["quantity"]), int)
 
-    def test_an_addons_quantity_that_is_none_is_told_to_the_cook(self) -> None:
+    def test_an_invalid_quantity_of_an_addon_is_shown_to_the_cook(self) -> None:
         line = ordered(
             [{"name": "Soup", "selectedAddons": [{"name": "Nuts", "quantity": "none!"}]}]
         )
@@ -190,13 +190,13 @@ class AllergyTests(SynchronousTestCase):
             line = ordered([{"name": "Soup", "selectedAddons": [{"name": "Nuts", "qty": unknown}]}])
             self.assertEqual(line["selectedAddons"][0]["name"], "Nuts")
 
-    def test_an_order_that_is_sent_back_is_the_same(self) -> None:
+    def test_a_normalised_order_normalises_to_itself(self) -> None:
         addons = [{"name": "Nuts", "quantity": "none!"}, {"group": "Without", "options": ["Milk"]}]
         item = {"quantity": "2 kg", "note": "hot", "comment": "dry", "selectedAddons": addons}
         once = draft("new_order", {"orderId": 1, "items": [item]}).data
         self.assertEqual(draft("new_order", once).data, once)
 
-    def test_a_blank_name_is_none(self) -> None:
+    def test_a_blank_name_counts_as_missing(self) -> None:
         line = ordered([{"name": " ", "displayName": "Soup", "selectedAddons": [{"name": ""}]}])
         self.assertEqual((line["name"], line["selectedAddons"][0]["name"]), ("Soup", "Addon"))
 
@@ -225,7 +225,7 @@ class AllergyTests(SynchronousTestCase):
 
 
 def ordered(items: object) -> dict[str, Any]:
-    """The only line of an order with these items."""
+    """Publish an order with these items. Return its only item."""
     return only_line(draft("new_order", {"orderId": 1, "items": items}).data)
 
 
@@ -235,7 +235,7 @@ def only_line(order: Mapping[str, object]) -> dict[str, Any]:
 
 
 def shown(order: Mapping[str, object]) -> str:
-    """What a till can show of the addons of an order's only line."""
+    """Return the texts of the addons of an order's only item that a till shows."""
     line = only_line(order)
     addons = [part["name"] for part in line.get("selectedAddons", ())]
     return "\n".join([*addons, str(line.get("unreadable", ""))])

@@ -1,4 +1,4 @@
-"""Which steps a platform may take with an order, and the conditions that guard them."""
+"""Tests of the allowed changes of the status, and of the conditions for orders by REST."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ KNOWN: Final = sorted(word for words in STATUS_WORDS.values() for word in words)
 ANY: Final = st.sampled_from(KNOWN) | st.from_regex(r"[a-z]{1,12}", fullmatch=True)
 
 
-class StepTests(SynchronousTestCase):
-    def test_an_order_goes_forward_and_may_leave_steps_out(self) -> None:
+class StatusTests(SynchronousTestCase):
+    def test_a_status_moves_forward_and_may_skip_steps(self) -> None:
         for before, after in (
             ("pending", "confirmed"),
             ("confirmed", "preparing"),
@@ -41,7 +41,7 @@ class StepTests(SynchronousTestCase):
             with self.subTest(before=before, after=after):
                 self.assertTrue(is_allowed(before, after))
 
-    def test_no_step_leads_back_or_out_of_the_end(self) -> None:
+    def test_a_status_does_not_move_back_or_out_of_the_end(self) -> None:
         for before, after in (
             ("confirmed", "pending"),
             ("ready", "preparing"),
@@ -57,30 +57,30 @@ class StepTests(SynchronousTestCase):
             with self.subTest(before=before, after=after):
                 self.assertFalse(is_allowed(before, after))
 
-    def test_a_word_of_the_shops_own_is_for_an_order_that_is_still_made(self) -> None:
+    def test_an_unknown_status_is_an_open_one(self) -> None:
         self.assertTrue(is_allowed("ready", "in_the_oven"))
         for after in ("pending", "ready", "delivered", "cancelled", "on_the_table"):
             self.assertTrue(is_allowed("in_the_oven", after))
 
-    def test_what_is_over_here_is_over_everywhere(self) -> None:
+    def test_the_finished_stages_have_the_final_statuses(self) -> None:
         over = {word for stage in transitions._AFTER_END for word in STATUS_WORDS[stage]}
         self.assertEqual(over, FINAL_STATUSES)
         self.assertEqual({*STATUS_WORDS}, {*OrderStage})
         self.assertEqual(len(KNOWN), len({*KNOWN}))
 
     @given(ANY, ANY)
-    def test_who_is_over_never_is_to_be_made_again(self, before: str, after: str) -> None:
+    def test_a_finished_order_never_becomes_open(self, before: str, after: str) -> None:
         if before in FINAL_STATUSES and after not in FINAL_STATUSES:
             self.assertFalse(is_allowed(before, after))
 
     @given(st.sampled_from(KNOWN), st.sampled_from(KNOWN))
-    def test_of_two_stages_one_can_be_left_for_the_other_only(self, one: str, other: str) -> None:
+    def test_of_two_stages_only_one_may_follow_the_other(self, one: str, other: str) -> None:
         stages = {word: stage for stage, words in STATUS_WORDS.items() for word in words}
         if stages[one] is not stages[other]:
             self.assertFalse(is_allowed(one, other) and is_allowed(other, one))
 
     @given(ANY)
-    def test_staying_is_no_step(self, word: str) -> None:
+    def test_the_same_status_is_always_allowed(self, word: str) -> None:
         self.assertTrue(is_allowed(word, word))
 
 
@@ -97,27 +97,27 @@ def change(status: str) -> OrderChange:
 
 
 class ConditionTests(SynchronousTestCase):
-    def test_a_new_order_may_be_there_with_the_same_in_it(self) -> None:
+    def test_a_new_order_may_exist_with_the_same_content(self) -> None:
         transitions.require_new(None, change("confirmed"))
         transitions.require_new(stored(), None)
         refusal = self.assertRaises(Conflict, transitions.require_new, stored(), change("ready"))
         self.assertEqual(refusal.code, "order_exists")
         self.assertEqual(refusal.details, {"orderId": "7", "version": 3})
 
-    def test_an_order_that_is_not_there_cannot_be_changed(self) -> None:
+    def test_an_unknown_order_cannot_be_changed(self) -> None:
         judge = transitions.require_change(1)
         self.assertEqual(
             self.assertRaises(NotFound, judge, None, change("ready")).code, "unknown_order"
         )
 
-    def test_the_version_is_looked_at_before_the_step_and_where_nothing_is_new(self) -> None:
+    def test_the_version_is_checked_before_the_status_and_without_a_change(self) -> None:
         judge = transitions.require_change(2)
         for made in (change("pending"), change("ready"), None):
             refusal = self.assertRaises(Conflict, judge, stored(), made)
             self.assertEqual(refusal.code, "version_mismatch")
             self.assertEqual(refusal.details["order"], {"orderId": "7", "version": 3})
 
-    def test_the_step_is_judged_also_where_no_version_is_expected(self) -> None:
+    def test_the_status_is_checked_without_an_expected_version(self) -> None:
         judge = transitions.require_change(None)
         judge(stored(), change("ready"))
         judge(stored(), None)

@@ -1,4 +1,4 @@
-"""What an order that comes by any road changes, and what tills are told of it."""
+"""Tests of the events that published orders cause."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def updated(**members: object) -> EventDraft:
 
 
 def stored(made: OrderChange | None) -> StoredOrder:
-    """What the database gives back of an order after `made`: JSON text, decoded."""
+    """Return the stored order after `made`, encoded and decoded as by the database."""
     assert made is not None
     snapshot = decode(encode(made.snapshot))
     assert isinstance(snapshot, dict)
@@ -75,7 +75,7 @@ class FirstSeenTests(OrderCase):
         self.assertEqual(made.draft.data, made.snapshot)
         self.assertEqual(made.draft.extra_members, {})
 
-    def test_what_every_till_expects_is_there_in_the_contracts_order(self) -> None:
+    def test_the_members_that_tills_expect_are_there_in_order(self) -> None:
         made = self.published(draft("new_order", {"orderId": 17, "tip": 1}))
         self.assertEqual(
             encode(made.draft.data).decode(),
@@ -107,11 +107,11 @@ class FirstSeenTests(OrderCase):
         self.assertIsNone(made.draft.data["createdAt"])
         self.assertEqual(made.draft.extra_members, {"order_id": "17", "status": "ready"})
 
-    def test_a_hook_that_sees_an_unknown_order_has_seen_a_new_one(self) -> None:
+    def test_an_unknown_order_of_a_hook_is_new(self) -> None:
         for event in (new(), updated(status="confirmed")):
             self.assertEqual(self.published(event, hooked=True).draft.type, "new_order")
 
-    def test_a_hooked_order_that_is_over_is_not_published(self) -> None:
+    def test_a_finished_hooked_order_is_not_published(self) -> None:
         for status in ("Completed", "delivered", "cancelled", "picked-up"):
             self.silent(new(status=status), hooked=True)
             self.published(new(status=status))
@@ -123,37 +123,37 @@ class FirstSeenTests(OrderCase):
             self.assertEqual(change(event, None, NOW, hooked=True) is not None, publishes)
             self.published(event)
 
-    def test_a_hooked_order_without_a_date_is_of_now(self) -> None:
+    def test_a_hooked_order_without_a_date_gets_the_present_time(self) -> None:
         made = self.published(new(createdAt=None), hooked=True)
         self.assertEqual(made.snapshot["createdAt"], "2026-11-22T10:00:00.000Z")
 
-    def test_anything_but_an_order_is_a_mistake_of_the_caller(self) -> None:
+    def test_other_types_raise_an_exception(self) -> None:
         self.assertRaises(ValueError, change, draft("table_called", {}), None, NOW)
 
 
 class KnownOrderTests(OrderCase):
-    def test_the_same_again_publishes_nothing(self) -> None:
+    def test_an_unchanged_order_publishes_nothing(self) -> None:
         self.silent(new(), self.known)
         self.silent(new(), self.known, hooked=True)
         self.silent(updated(status="confirmed"), self.known)
 
-    def test_the_same_in_other_clothes_publishes_nothing(self) -> None:
+    def test_equal_values_in_another_spelling_publish_nothing(self) -> None:
         self.silent(new(totalAmount="12.3"), self.known)
         self.silent(new(totalAmount=Decimal("12.300")), self.known)
         self.silent(new(orderId=17, createdAt="2026-11-22 10:59:00+01:00"), self.known)
         self.silent(new(version=9, updatedAt="2026-11-22T11:00:00Z"), self.known)
         self.silent(updated(previousStatus="pending", version=3), self.known)
 
-    def test_a_new_order_that_says_more_is_an_update(self) -> None:
+    def test_a_new_order_with_more_members_is_an_update(self) -> None:
         made = self.published(new(customerPhone="0113 496 0000"), self.known)
         self.assertEqual(made.draft.type, "order_updated")
         self.assertEqual(made.version, 2)
         self.assertEqual(made.draft.data["previousStatus"], "confirmed")
 
-    def test_a_second_road_that_says_less_is_silent(self) -> None:
+    def test_a_new_order_with_fewer_members_publishes_nothing(self) -> None:
         self.silent(draft("new_order", {"orderId": "17", "customerEmail": None}), self.known)
 
-    def test_an_update_carries_the_whole_order(self) -> None:
+    def test_an_update_has_the_whole_order(self) -> None:
         made = self.published(updated(status="ready", updatedAt="2026-11-22T10:05:00Z"), self.known)
         self.assertEqual(
             made.draft.data,
@@ -169,21 +169,21 @@ class KnownOrderTests(OrderCase):
         self.assertEqual(made.draft.extra_members, {"order_id": "17", "status": "ready"})
         self.assertEqual((made.status, made.version), ("ready", 2))
 
-    def test_an_update_is_dated_now_unless_it_says_when(self) -> None:
+    def test_an_update_without_a_time_gets_the_present_time(self) -> None:
         made = self.published(updated(status="ready"), self.known)
         self.assertEqual(made.draft.data["updatedAt"], "2026-11-22T10:00:00.000Z")
 
-    def test_the_snapshot_has_no_clocks(self) -> None:
+    def test_the_snapshot_has_no_time_of_the_update(self) -> None:
         made = self.published(updated(status="ready"), self.known)
         self.assertNotIn("previousStatus", made.snapshot)
         self.assertNotIn("updatedAt", made.snapshot)
         self.assertEqual(made.snapshot["version"], 2)
 
-    def test_an_update_that_does_not_name_the_status_repeats_it_beside(self) -> None:
+    def test_an_update_without_a_status_has_the_stored_one_beside_the_data(self) -> None:
         made = self.published(updated(notes="knock"), self.known)
         self.assertEqual(made.draft.extra_members, {"order_id": "17", "status": "confirmed"})
 
-    def test_what_else_stood_beside_is_kept(self) -> None:
+    def test_other_extra_members_are_kept(self) -> None:
         event = draft("new_order", {**ORDER, "tax": 1}, {"source": "web-1"})
         self.assertEqual(
             self.published(event, self.known).draft.extra_members,
@@ -194,7 +194,7 @@ class KnownOrderTests(OrderCase):
         made = self.published(updated(items=[{"name": "Rice"}]), self.known)
         self.assertEqual(made.snapshot["items"], [{"id": 1, "name": "Rice", "quantity": 1}])
 
-    def test_unknown_members_stay_and_change(self) -> None:
+    def test_unknown_members_are_kept_and_compared(self) -> None:
         known = stored(change(new(table={"n": 4}, tip=True), None, NOW))
         made = self.published(updated(status="ready"), known)
         self.assertEqual(made.draft.data["table"], {"n": 4})
@@ -212,19 +212,19 @@ class KnownOrderTests(OrderCase):
             made = self.published(event, self.known, hooked=hooked)
             self.assertIsNone(made.snapshot["customerEmail"])
 
-    def test_the_day_an_order_was_made_is_not_forgotten(self) -> None:
+    def test_created_at_is_never_erased(self) -> None:
         self.silent(updated(createdAt=None), self.known)
         self.silent(new(createdAt=None), self.known, hooked=True)
 
-    def test_an_order_that_left_online_is_no_longer_pushed(self) -> None:
+    def test_an_order_that_is_no_longer_online_is_not_published(self) -> None:
         self.silent(updated(orderSource="pos", status="ready"), self.known)
 
-    def test_a_known_order_that_is_over_or_old_still_changes(self) -> None:
+    def test_changes_of_a_finished_or_old_order_are_published(self) -> None:
         known = stored(change(new(createdAt="2026-11-01T10:00:00Z"), None, NOW))
         event = new(createdAt="2026-11-01T10:00:00Z", status="cancelled")
         self.assertEqual(self.published(event, known, hooked=True).status, "cancelled")
 
-    def test_an_order_that_only_shares_its_id_is_a_new_one(self) -> None:
+    def test_another_order_with_the_same_id_is_new(self) -> None:
         over = stored(change(new(status="completed"), None, NOW))
         later = "2026-11-22T10:05:00.000Z"
         for known, members in (
@@ -240,11 +240,11 @@ class KnownOrderTests(OrderCase):
                 self.assertTrue(made.reuses_id)
                 self.assertEqual((made.draft.type, made.version), ("new_order", 2))
                 self.assertEqual(made.draft.data, made.snapshot)
-                # Nothing of the earlier order is in it.
+                # The event has no member of the earlier order.
                 self.assertIsNone(made.snapshot["notes"])
                 self.silent(new(**members, notes=None), stored(made), hooked=hooked)
 
-    def test_an_order_whose_time_of_making_moves_is_the_same_order(self) -> None:
+    def test_an_order_whose_creation_time_changes_is_the_same_order(self) -> None:
         over = stored(change(new(status="completed"), None, NOW))
         later = "2026-11-22T10:05:00.000Z"
         for known, event in (
@@ -261,7 +261,7 @@ class KnownOrderTests(OrderCase):
             made = self.published(event, known, hooked=event.type == "new_order")
             self.assertEqual((made.draft.type, made.reuses_id), ("order_updated", False))
 
-    def test_each_change_counts_one(self) -> None:
+    def test_each_change_increments_the_version(self) -> None:
         known = self.known
         for count, status in enumerate(("preparing", "ready", "preparing"), 2):
             made = self.published(updated(status=status), known)
@@ -269,7 +269,7 @@ class KnownOrderTests(OrderCase):
             self.assertEqual(made.draft.data["previousStatus"], known.status)
             known = stored(made)
 
-    def test_a_readable_schedule_takes_the_place_of_a_text(self) -> None:
+    def test_a_readable_schedule_replaces_a_text(self) -> None:
         known = stored(change(new(scheduledFor="this evening"), None, NOW))
         self.assertEqual(known.snapshot["scheduledText"], "this evening")
         made = self.published(updated(status="ready"), known)
@@ -280,7 +280,7 @@ class KnownOrderTests(OrderCase):
         self.assertIsNone(made.snapshot["scheduledFor"])
         self.assertEqual(made.snapshot["scheduledText"], "at seven")
 
-    def test_what_cannot_be_read_leaves_what_was_known(self) -> None:
+    def test_an_unreadable_value_keeps_the_stored_one(self) -> None:
         made = self.published(updated(totalAmount="a lot", createdAt="today"), self.known)
         self.assertEqual(made.snapshot["totalAmount"], Decimal("12.30"))
         self.assertEqual(made.snapshot["createdAt"], ORDER["createdAt"])
@@ -288,14 +288,14 @@ class KnownOrderTests(OrderCase):
             made.snapshot["unreadable"], {"totalAmount": "a lot", "createdAt": "today"}
         )
 
-    def test_what_is_read_at_last_is_no_longer_unreadable(self) -> None:
+    def test_a_readable_value_removes_the_unreadable_one(self) -> None:
         known = stored(change(new(tax="a bit", subtotal="less"), None, NOW))
         made = self.published(updated(tax=1), known)
         self.assertEqual(made.snapshot["unreadable"], {"subtotal": "less"})
         made = self.published(updated(subtotal=11), stored(made))
         self.assertNotIn("unreadable", made.snapshot)
 
-    def test_what_is_stored_is_not_changed(self) -> None:
+    def test_the_stored_object_is_not_changed(self) -> None:
         before = encode(self.known.snapshot)
         self.published(updated(items=[], tax="?", status="ready"), self.known)
         self.assertEqual(encode(self.known.snapshot), before)
@@ -303,7 +303,7 @@ class KnownOrderTests(OrderCase):
 
 class AnyOrderTests(OrderCase):
     @given(named_orders, st.booleans())
-    def test_the_strictest_till_reads_any_order_and_hears_it_once(
+    def test_the_strictest_till_reads_any_order_and_receives_it_once(
         self, data: dict[str, object], hooked: bool
     ) -> None:
         for kind in ("new_order", "order_updated"):
@@ -315,7 +315,7 @@ class AnyOrderTests(OrderCase):
             self.assertIsNone(change(event, stored(made), NOW, hooked=hooked))
 
     @given(named_orders, named_orders, st.booleans())
-    def test_any_change_is_read_and_told_once(
+    def test_any_change_is_readable_and_published_once(
         self, first: dict[str, object], second: dict[str, object], hooked: bool
     ) -> None:
         second = {**second, "orderId": first["orderId"]}
@@ -378,20 +378,20 @@ class RowTests(OrderCase):
             b'{"id":2,"name":"Rice","quantity":1}]',
         )
 
-    def test_columns_that_are_not_the_contracts_never_leave(self) -> None:
+    def test_other_columns_are_never_published(self) -> None:
         made = self.published(draft("new_order", from_row(self.row)), hooked=True)
         text = encode(made.draft.data)
         for secret in (b"cost", b"3.10", b"1.05", b"tenant_id", b"901", b"order_id"):
             self.assertNotIn(secret, text)
 
-    def test_the_same_row_again_is_silent_and_a_null_is_believed(self) -> None:
+    def test_an_unchanged_row_publishes_nothing_and_a_null_erases(self) -> None:
         known = stored(change(draft("new_order", from_row(self.row)), None, NOW, hooked=True))
         self.silent(draft("new_order", from_row(self.row)), known, hooked=True)
         row = {**self.row, "special_instructions": None}
         made = self.published(draft("new_order", from_row(row)), known, hooked=True)
         self.assertIsNone(made.snapshot["notes"])
 
-    def test_a_row_without_items_or_with_odd_ones_is_an_order_still(self) -> None:
+    def test_a_row_without_items_or_with_odd_ones_is_an_order(self) -> None:
         odd: tuple[object, ...] = (None, [], {}, 7, "[]", [{"selected_addons": {"a": 1}}], [None])
         for items in odd:
             made = self.published(draft("new_order", from_row({**self.row, "items": items})))
@@ -441,12 +441,12 @@ class RowTests(OrderCase):
         self.assertIsNone(made["scheduledFor"])
         self.assertEqual(made["scheduledText"], "2026-11-22 half past six")
 
-    def test_a_row_of_nothing_known_is_no_order(self) -> None:
+    def test_a_row_without_known_columns_is_no_order(self) -> None:
         self.assertRaises(Unprocessable, draft, "new_order", from_row({"cost": 1}))
 
 
 class FinalStatusTests(SynchronousTestCase):
-    def test_what_is_over_is_over_in_the_contracts_spelling(self) -> None:
+    def test_the_final_statuses_are_in_the_normal_form(self) -> None:
         self.assertTrue(is_final("completed"))
         self.assertFalse(is_final("confirmed"))
         for status in FINAL_STATUSES:

@@ -1,4 +1,4 @@
-"""Telephone numbers: what names one customer, and what names nobody."""
+"""Tests of telephone numbers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from posd.events.phones import is_region, normalise, numbers_in
 
 
 class RegionTests(SynchronousTestCase):
-    def test_a_region_is_one_whose_numbers_are_known(self) -> None:
+    def test_a_region_has_rules_for_numbers(self) -> None:
         self.assertTrue(all(is_region(code) for code in ("GB", "FR", "JM")))
         self.assertFalse(any(is_region(code) for code in ("QQ", "ZZ", "gb", "001", "")))
 
 
 class NormaliseTests(SynchronousTestCase):
-    def test_however_it_is_typed_a_number_names_one_customer(self) -> None:
+    def test_all_spellings_of_a_number_are_the_same(self) -> None:
         for text in (
             *("07700 900123", "07700-900-123", "(07700) 900123", "+44 7700 900123"),
             *("0044 7700 900123", "+44 (0)7700 900123", "447700900123", " 07700900123 "),
@@ -23,7 +23,7 @@ class NormaliseTests(SynchronousTestCase):
             with self.subTest(text=text):
                 self.assertEqual(normalise(text, "GB"), "+447700900123")
 
-    def test_invisible_characters_and_digits_of_any_script_do_not_matter(self) -> None:
+    def test_invisible_characters_and_scripts_of_digits_are_ignored(self) -> None:
         for text in (
             *("\u200e07700 900123", "\u202a+44 7700 900123\u202c", "07700\u00a0900123"),
             *(
@@ -50,21 +50,21 @@ class NormaliseTests(SynchronousTestCase):
         for text in ("\u200e" * 20, "\u200e" * 100_000 + "07700900123"):
             self.assertRaises(Unprocessable, normalise, text, "GB")
 
-    def test_a_number_without_a_country_is_where_the_shop_is(self) -> None:
+    def test_a_number_without_a_country_code_is_of_the_shops_region(self) -> None:
         self.assertEqual(normalise("5000 1234", "KW"), "+96550001234")
         self.assertEqual(normalise("03-1234-5678", "JP"), "+81312345678")
 
-    def test_a_number_of_another_country_is_that_countrys(self) -> None:
+    def test_a_number_of_another_country_keeps_its_country_code(self) -> None:
         self.assertEqual(normalise("+81 3 1234 5678", "GB"), "+81312345678")
 
-    def test_what_names_nobody_is_refused_without_being_repeated(self) -> None:
+    def test_an_invalid_number_is_refused_without_being_quoted(self) -> None:
         for text in ("", "abc", "+", "1", "12345", "+1", "0" * 300, "+44 7700 9001234567", "\0"):
             with self.subTest(text=text):
                 error = self.assertRaises(Unprocessable, normalise, text, "GB")
                 self.assertEqual(error.code, "invalid_phone")
                 self.assertEqual(error.message, "This is not a telephone number.")
 
-    def test_in_an_unknown_region_only_international_numbers_are_understood(self) -> None:
+    def test_an_unknown_region_has_international_numbers_only(self) -> None:
         self.assertRaises(Unprocessable, normalise, "07700 900123", "ZZ")
         self.assertEqual(normalise("+447700900123", "ZZ"), "+447700900123")
 

@@ -1,4 +1,4 @@
-"""What tills say about orders: what it means, and that it leads forward only."""
+"""Tests of the reports of tills about orders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RANKS: Final = {
 
 class ReportTests(SynchronousTestCase):
     @given(st.lists(st.sampled_from(ReportedStatus)))
-    def test_no_row_of_reports_ever_leads_back(self, said: list[ReportedStatus]) -> None:
+    def test_no_sequence_of_reports_moves_the_status_back(self, said: list[ReportedStatus]) -> None:
         status, told = PrintStatus.PENDING, []
         for each in said:
             report = PrintReport("7", each)
@@ -39,22 +39,22 @@ class ReportTests(SynchronousTestCase):
             told.append(report.status)
         self.assertEqual(RANKS[status], max((RANKS[each] for each in told), default=0))
 
-    def test_the_steps_are_those_of_the_contract(self) -> None:
+    def test_the_steps_are_those_of_the_protocol(self) -> None:
         self.assertIn(PrintStatus.FAILED, before(PrintStatus.PRINTED))
         self.assertEqual(before(PrintStatus.PENDING), frozenset())
         self.assertNotIn(PrintStatus.PRINTED, frozenset().union(*map(before, PrintStatus)))
 
-    def test_the_words_of_deployed_tills_mean_what_they_say(self) -> None:
+    def test_the_words_of_deployed_tills_are_known(self) -> None:
         self.assertEqual(meaning("queued_for_print"), ReportedStatus.RECEIVED)
         self.assertEqual(meaning("paid"), ReportedStatus.PAID)
         self.assertEqual(meaning("drawer_opened"), ReportedStatus.OTHER)
         self.assertIsNone(WORD.fullmatch("Paid!"))
 
-    def test_whatever_is_said_of_an_order_proves_that_it_is_in_the_till(self) -> None:
+    def test_any_report_proves_that_the_till_has_the_order(self) -> None:
         for said in ReportedStatus:
             self.assertIn(PrintStatus.PENDING, before(PrintReport("7", said).status))
 
-    def test_a_print_on_a_socket_is_a_report_like_others(self) -> None:
+    def test_a_print_message_is_a_report(self) -> None:
         report = print_report("7", PrintStatus.FAILED, "no paper")
         self.assertEqual(
             (report.said, report.status, report.reason),

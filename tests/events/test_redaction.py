@@ -1,4 +1,4 @@
-"""Finding a customer in JSON, in any spelling and any place, and taking out what tells who that is."""
+"""Tests of finding and removing the personal data of a customer in JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FindingTests(SynchronousTestCase):
         ):
             self.assert_about({"customerPhone": number})
 
-    def test_a_text_that_has_them_is_always_read(self) -> None:
+    def test_a_text_with_personal_data_is_always_decoded(self) -> None:
         for raw in (
             '{"a":"07700 900123"}',
             '{"a":"0770\\u0030 900123"}',
@@ -74,11 +74,11 @@ class FindingTests(SynchronousTestCase):
                 self.assertTrue(INES.is_about(jsontext.decode(raw)) or raw == '{"a":7700900123}')
         self.assertFalse(INES.may_be_in('{"a":"07700 900124","b":"x@example.com","orderId":"W-8"}'))
 
-    def test_another_number_is_not(self) -> None:
+    def test_another_number_is_not_found(self) -> None:
         for number in ("07700 900124", "+337700900123", "077009001234567", "900123", "", None):
             self.assert_about({"customerPhone": number}, expected=False)
 
-    def test_an_address_is_found_however_it_is_written(self) -> None:
+    def test_an_address_is_found_in_any_spelling(self) -> None:
         for address in (
             "Ines.Moor@Example.com",
             " ines.moor@example.com ",
@@ -94,7 +94,7 @@ class FindingTests(SynchronousTestCase):
         jose = ErasedPerson("GB", emails=frozenset({erasure.email("Jos\u00e9@example.es")}))
         self.assertTrue(jose.is_about({"a": "jose\u0301@example.es"}))
 
-    def test_they_are_found_at_any_depth_and_under_any_name(self) -> None:
+    def test_personal_data_is_found_at_any_depth_and_in_any_member(self) -> None:
         for value in (
             {"order": {"who": [{"reach": "07700 900123"}]}},
             ["x", ["07700 900123"]],
@@ -105,7 +105,7 @@ class FindingTests(SynchronousTestCase):
         ):
             self.assert_about(value)
 
-    def test_what_things_are_called_is_nobodys_number(self) -> None:
+    def test_ids_are_not_searched_for_numbers(self) -> None:
         for value in (
             {"orderNumber": "07700900123"},
             {"id": "07700900123"},
@@ -114,14 +114,14 @@ class FindingTests(SynchronousTestCase):
         ):
             self.assert_about(value, expected=False)
 
-    def test_orders_are_named_in_either_spelling(self) -> None:
+    def test_order_ids_are_found_in_both_spellings(self) -> None:
         self.assertEqual(
             order_ids({"orderId": "a", "list": [{"order_id": 7}, {"orderId": None}]}), {"a", "7"}
         )
 
 
 class ErasingTests(SynchronousTestCase):
-    def test_of_an_order_stays_what_it_was_and_not_whose(self) -> None:
+    def test_an_order_keeps_its_content_without_personal_data(self) -> None:
         self.assertEqual(
             redact(ORDER, INES),
             {
@@ -139,23 +139,23 @@ class ErasingTests(SynchronousTestCase):
         assert isinstance(now, dict)
         self.assertEqual(list(now), list(ORDER))
 
-    def test_a_text_that_names_them_goes_whatever_its_member_is_called(self) -> None:
+    def test_a_text_with_personal_data_is_removed_from_any_member(self) -> None:
         was = {"gate": "07700 900123 rings", "door": "green", "customerId": "+447700900123"}
         self.assertEqual(redact(was, INES), {"gate": None, "door": "green", "customerId": None})
 
-    def test_an_address_of_parts_goes_whole(self) -> None:
+    def test_an_address_of_parts_is_removed_whole(self) -> None:
         was = {"delivery_address": {"line1": "5 Vine Street", "postcode": "LS1", "floor": 3}}
         self.assertEqual(
             redact(was, INES),
             {"delivery_address": {"line1": None, "postcode": None, "floor": 3}},
         )
 
-    def test_numbers_go_only_where_they_are_for_dialling(self) -> None:
+    def test_json_numbers_are_removed_from_members_for_phones_only(self) -> None:
         was = {"customer": {"phone": 7700900123, "points": 7700900123}}
         self.assertEqual(redact(was, INES), {"customer": {"phone": None, "points": 7700900123}})
 
     @given(st.lists(values | st.dictionaries(names, spelled), min_size=1, max_size=4))
-    def test_nothing_names_them_afterwards_and_once_is_enough(self, value: object) -> None:
+    def test_redacted_json_has_no_personal_data_and_redacts_to_itself(self, value: object) -> None:
         once = redact(value, PHONED)
         self.assertFalse(PHONED.is_about(once))
         self.assertEqual(redact(once, PHONED), once)

@@ -31,7 +31,7 @@ class PrunedTests(WireCase):
         self.prune(head - 1)
         ids, ended = self.read_to_the_end(slow)
         self.assertEqual(ids, list(range(1, len(ids) + 1)))
-        self.assert_ended(ended, 1013, "the next events are kept no more")
+        self.assert_ended(ended, 1013, "the next events have been deleted")
         again = self.dial(after=len(ids))
         self.assertEqual(again.connected["resync"], "retention")
         self.publish(1)

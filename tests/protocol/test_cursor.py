@@ -1,4 +1,4 @@
-"""How far a terminal is by its own word, and where it goes on from."""
+"""Tests of the cursor of a terminal, and of the position from which it resumes."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ class CursorTests(SynchronousTestCase):
     def test_an_acknowledgement_covers_everything_before_it(self) -> None:
         self.assertEqual(self.cursor.acknowledge(15), 15)
 
-    def test_it_never_moves_backwards(self) -> None:
+    def test_the_cursor_never_moves_backwards(self) -> None:
         self.cursor.acknowledge(15)
         self.assertEqual(self.cursor.acknowledge(12), 15)
 
-    def test_a_refused_event_that_is_the_next_one_is_passed(self) -> None:
+    def test_the_cursor_moves_past_a_refused_event_that_is_next(self) -> None:
         self.assertEqual(self.cursor.refuse(11), 11)
 
-    def test_a_refused_event_is_passed_when_everything_before_it_is_stored(self) -> None:
+    def test_the_cursor_moves_past_a_refused_event_when_the_earlier_ones_are_stored(self) -> None:
         self.assertEqual([self.cursor.refuse(13), self.cursor.refuse(12)], [10, 10])
         self.assertEqual(self.cursor.acknowledge(11), 13)
 
-    def test_what_was_refused_on_an_earlier_connection_is_passed_like_what_is_now(self) -> None:
+    def test_events_refused_on_an_earlier_connection_count_too(self) -> None:
         cursor = SubscriptionCursor(10, False, frozenset({12, 14}))
         self.assertEqual([cursor.acknowledge(11), cursor.refuse(13)], [12, 14])
 
-    def test_refusing_what_is_stored_changes_nothing(self) -> None:
+    def test_refusing_a_stored_event_changes_nothing(self) -> None:
         self.assertEqual(self.cursor.refuse(9), 10)
         self.assertEqual(self.cursor._refused, set())
 
-    def test_a_word_on_another_road_counts_like_one_on_this(self) -> None:
+    def test_an_acknowledgement_by_rest_counts_like_one_on_this_connection(self) -> None:
         self.cursor.refuse(16)
         self.assertEqual(
             [
@@ -59,24 +59,26 @@ class CursorTests(SynchronousTestCase):
             [12, 16, 16],
         )
 
-    def test_there_a_legacy_terminal_vouches_for_what_it_says_alone(self) -> None:
+    def test_an_acknowledgement_by_rest_may_move_a_legacy_cursor_back(self) -> None:
         cursor = SubscriptionCursor(10, legacy=True)
         self.assertEqual(cursor.acknowledge_elsewhere(7), 7)
         self.assertFalse(cursor.legacy)
         self.assertEqual(cursor.acknowledge(9), 9)
 
-    def test_the_first_word_makes_it_one_that_is_relied_on(self) -> None:
+    def test_the_first_acknowledgement_ends_legacy(self) -> None:
         cursor = SubscriptionCursor(10, legacy=True)
         self.assertEqual(cursor.acknowledge(12), 12)
         self.assertFalse(cursor.legacy)
 
-    def test_the_first_word_does_not_go_back_behind_the_beginning(self) -> None:
+    def test_the_first_acknowledgement_does_not_move_the_cursor_back(self) -> None:
         for speak in (SubscriptionCursor.acknowledge, SubscriptionCursor.refuse):
             cursor = SubscriptionCursor(10, legacy=True)
             self.assertEqual(speak(cursor, 5), 10)
 
     @given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=60))
-    def test_everything_up_to_it_was_stored_or_refused(self, words: list[tuple[bool, Seq]]) -> None:
+    def test_all_events_up_to_the_cursor_were_stored_or_refused(
+        self, words: list[tuple[bool, Seq]]
+    ) -> None:
         cursor, done, before = SubscriptionCursor(0, legacy=False), {0}, 0
         for refused, seq in words:
             now = cursor.refuse(seq) if refused else cursor.acknowledge(seq)
@@ -88,34 +90,34 @@ class CursorTests(SynchronousTestCase):
 
 
 class ResumeTests(SynchronousTestCase):
-    def test_a_terminal_without_a_name_begins_at_the_head(self) -> None:
+    def test_a_terminal_without_a_device_id_begins_at_the_head(self) -> None:
         self.assertEqual(resume(STRANGER, None), (100, None))
 
-    def test_one_that_never_acknowledged_begins_at_the_head(self) -> None:
+    def test_a_legacy_terminal_begins_at_the_head(self) -> None:
         self.assertEqual(resume(LEGACY, None), (100, None))
 
-    def test_one_that_acknowledges_goes_on_from_its_cursor(self) -> None:
+    def test_a_terminal_that_acknowledges_resumes_from_its_cursor(self) -> None:
         self.assertEqual(resume(NAMED, None), (60, None))
 
-    def test_whoever_asks_goes_on_from_there(self) -> None:
+    def test_a_terminal_resumes_from_the_requested_position(self) -> None:
         for session_start in (STRANGER, LEGACY, NAMED):
             self.assertEqual(resume(session_start, Position(50)), (50, None))
             self.assertEqual(resume(session_start, Position(80, THIS)), (80, None))
 
-    def test_the_head_itself_is_a_position(self) -> None:
+    def test_the_head_is_a_valid_position(self) -> None:
         self.assertEqual(resume(STRANGER, Position(100)), (100, None))
 
-    def test_a_position_of_another_history_is_none(self) -> None:
+    def test_a_position_of_another_stream_is_invalid(self) -> None:
         self.assertEqual(resume(STRANGER, Position(50, OTHER)), (100, Resync.RESET))
 
-    def test_one_of_an_earlier_stream_is_as_far_as_both_have_the_same_events(self) -> None:
+    def test_a_position_of_an_earlier_stream_is_valid_up_to_the_last_common_event(self) -> None:
         earlier = evolve(NAMED, shared=50)
         self.assertEqual(resume(earlier, Position(50, OTHER)), (50, None))
         self.assertEqual(resume(earlier, Position(51, OTHER)), (100, Resync.RESET))
         self.assertEqual(resume(earlier, Position(19, OTHER)), (100, Resync.RETENTION))
         self.assertEqual(resume(earlier, Position(80, THIS)), (80, None))
 
-    def test_a_device_that_has_events_of_another_stream_is_told_so(self) -> None:
+    def test_a_device_with_events_of_another_stream_gets_a_resync(self) -> None:
         astray = evolve(NAMED, astray=True)
         self.assertEqual(resume(astray, None), (100, Resync.RESET))
         with self.subTest("what it says without a stream may be of that one"):
@@ -124,16 +126,16 @@ class ResumeTests(SynchronousTestCase):
             self.assertEqual(resume(astray, Position(60, THIS)), (60, None))
             self.assertEqual(resume(evolve(astray, shared=70), Position(60, OTHER)), (60, None))
 
-    def test_a_deployed_till_is_told_nothing(self) -> None:
+    def test_a_deployed_till_gets_no_resync(self) -> None:
         self.assertEqual(resume(evolve(LEGACY, astray=True), None), (100, None))
 
-    def test_there_is_nothing_beyond_the_head(self) -> None:
+    def test_a_position_after_the_head_is_a_resync(self) -> None:
         self.assertEqual(resume(STRANGER, Position(101)), (100, Resync.AHEAD))
         self.assertEqual(resume(evolve(NAMED, acked=101), None), (100, Resync.AHEAD))
 
-    def test_a_terminal_behind_the_floor_is_told_retention(self) -> None:
+    def test_a_position_below_the_floor_is_a_resync(self) -> None:
         self.assertEqual(resume(STRANGER, Position(19)), (100, Resync.RETENTION))
         self.assertEqual(resume(evolve(NAMED, acked=19), None), (100, Resync.RETENTION))
 
-    def test_whoever_has_the_last_event_that_was_pruned_misses_nothing(self) -> None:
+    def test_the_position_of_the_last_deleted_event_is_valid(self) -> None:
         self.assertEqual(resume(STRANGER, Position(20)), (20, None))

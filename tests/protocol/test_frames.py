@@ -1,4 +1,4 @@
-"""Frames, read back by an independent implementation of RFC 6455."""
+"""Tests of frames with an independent implementation of RFC 6455."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posd.protocol.frames import close_frame, ping_frame, text_frame
 
 
 def read(raw: bytes) -> Frame:
-    """The one frame in `raw`, as a client sees it: unmasked, and nothing after it."""
+    """Parse the frame in `raw` as a client, and check that it is unmasked and that no bytes follow."""
     reader = StreamReader()
     reader.feed_data(raw)
     reader.feed_eof()

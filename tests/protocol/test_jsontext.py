@@ -1,4 +1,4 @@
-"""JSON text: exact numbers, nothing that PostgreSQL refuses, nothing that hangs."""
+"""Tests of JSON text: exact numbers, no values that PostgreSQL refuses, time linear in the length."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class DecodeTests(SynchronousTestCase):
         ):
             self.assertEqual(decode(text), Decimal(text.decode()), text)
 
-    def test_one_with_more_is_refused_as_what_it_is(self) -> None:
+    def test_a_number_with_more_digits_is_refused(self) -> None:
         for text in (
             *(
                 b"9" * 41,
@@ -93,11 +93,11 @@ class DecodeTests(SynchronousTestCase):
                     str(refusal), "A number has more than 40 digits in plain notation."
                 )
 
-    def test_digits_in_a_string_are_no_number(self) -> None:
+    def test_digits_in_a_string_are_not_limited(self) -> None:
         text = "9" * 50
         self.assertEqual(decode(f'["{text}",7,"1e400"]'), [text, 7, "1e400"])
 
-    def test_what_a_database_holds_has_strings_in_the_place_of_long_numbers(self) -> None:
+    def test_long_numbers_of_a_database_become_strings(self) -> None:
         for number in (
             *("9" * 41, "-" + "9" * 400, "9" * 100_000, "0." + "9" * 40, "1e400", "-1E-400"),
             "1" * 30 + "." + "1" * 30,
@@ -111,10 +111,10 @@ class DecodeTests(SynchronousTestCase):
         self.assertEqual(decode_stored(text), {'a"': "\\", "b": "9" * 41})
 
     @given(values)
-    def test_otherwise_it_is_read_alike(self, value: object) -> None:
+    def test_other_texts_of_a_database_are_decoded_as_usual(self, value: object) -> None:
         self.assertEqual(decode_stored(encode(value)), value)
 
-    def test_a_byte_order_mark_before_it_is_ignored(self) -> None:
+    def test_a_byte_order_mark_before_the_text_is_ignored(self) -> None:
         self.assertEqual(decode(b'\xef\xbb\xbf{"a":"\xef\xbb\xbf"}'), {"a": "\ufeff"})
         self.assertEqual(decode('\ufeff{"a":1}'), {"a": 1})
         self.assertEqual(unrepresentable_numbers(b'\xef\xbb\xbf{"a":NaN}'), {"a"})
@@ -172,7 +172,7 @@ class DecodeTests(SynchronousTestCase):
                 self.assertEqual(needs_repair(text), lost in read)
         self.assertEqual(decode(rb'{"a":{"\ud800":[1,"\udbff"]}}'), {"a": {lost: [1, lost]}})
 
-    def test_what_is_no_text_is_not_made_one_by_the_repair(self) -> None:
+    def test_the_repair_does_not_make_an_invalid_text_valid(self) -> None:
         for text in (rb'"\ud83', rb'"\ud83c', rb'{"a":"\ud800"', rb'"\ud83g"', b'"\\ud800\0\0"'):
             self.refused(text)
 
@@ -183,7 +183,7 @@ class DecodeTests(SynchronousTestCase):
             self.assertTrue(needs_repair(text))
 
     @given(st.lists(st.sampled_from((*r"\u0dD8cC9fF", '"', "\ud83c", r"\ud83c", r"\udf55", "\0"))))
-    def test_any_escapes_are_read_as_another_reader_reads_them(self, parts: list[str]) -> None:
+    def test_all_escapes_are_decoded_as_by_another_library(self, parts: list[str]) -> None:
         text = f'"{"".join(parts)}"'.encode(errors="replace")
         try:
             expected = json.loads(text)
@@ -192,17 +192,17 @@ class DecodeTests(SynchronousTestCase):
         else:
             self.assertEqual(decode(text), storable(expected))
 
-    def test_a_text_that_ends_too_early_is_called_truncated(self) -> None:
+    def test_the_error_of_a_truncated_text_says_so(self) -> None:
         for text in (b'"\\ud8', b'{"a":', b'{"a":"\\ud83c\\udf55"'):
             self.assertIn("truncated", self.refused(text))
 
-    def test_of_a_refused_text_the_members_are_found_that_are_not_numbers(self) -> None:
+    def test_the_members_with_refused_numbers_are_found(self) -> None:
         for number in ("NaN", "Infinity", "-Infinity", "1e40", "-1e999999999", "9" * 3000):
             text = f'{{"a":{number},"b":1e39,"c":[1],"d":"{number}","e":0.5}}'.encode()
             self.assertRaises(InvalidMessage, decode, text)
             self.assertEqual(unrepresentable_numbers(text), {"a"}, number)
 
-    def test_but_not_in_what_is_no_object_or_no_json_or_too_long(self) -> None:
+    def test_no_members_are_found_in_invalid_or_long_texts(self) -> None:
         for text in (
             *(b"NaN", b"[NaN]", b'{"a":NaN', b'{"a":NaN,}', b'{"a":nan}', b'{"a":"\xff","b":NaN}'),
             *(b'{"a":1}', b'{"a":NaN,"a":1}', b'{"b":NaN,"a":' + b"[" * 100_000),
@@ -219,7 +219,7 @@ class DecodeTests(SynchronousTestCase):
     def test_an_escaped_backslash_before_u0000_is_not_a_nul(self) -> None:
         self.assertEqual(decode(rb'"\\u0000"'), r"\u0000")
 
-    def test_of_repeated_names_the_last_counts(self) -> None:
+    def test_the_last_member_of_a_repeated_name_is_used(self) -> None:
         self.assertEqual(decode(b'{"a":1,"a":2}'), {"a": 2})
 
     def test_nesting_is_allowed_up_to_the_limit_and_no_further(self) -> None:
@@ -231,7 +231,7 @@ class DecodeTests(SynchronousTestCase):
                 self.refused(opening * is_deeper_than + b"1" + closing * is_deeper_than),
             )
 
-    def test_brackets_side_by_side_or_in_strings_are_no_depth(self) -> None:
+    def test_adjacent_brackets_and_brackets_in_strings_are_not_nested(self) -> None:
         wide = b"[" + b",".join([b"[]"] * 200) + b"]"
         self.assertEqual(decode(wide), [[]] * 200)
         self.assertEqual(decode(b'"' + b"[" * 200 + b'"'), "[" * 200)
@@ -254,7 +254,7 @@ class DecodeTests(SynchronousTestCase):
             decode(raw)
 
     @given(values)
-    def test_what_the_standard_library_writes_is_read_alike(self, value: object) -> None:
+    def test_texts_of_the_standard_library_are_decoded_alike(self, value: object) -> None:
         text = json.dumps(value, default=str)
         self.assertEqual(decode(text), json.loads(text, parse_float=Decimal))
 
@@ -281,7 +281,7 @@ class EncodeTests(SynchronousTestCase):
     def test_a_float_is_written_by_its_shortest_digits(self) -> None:
         self.assertEqual(encode([0.1, 1e22, 1e-7]), b"[0.1,10000000000000000000000,0.0000001]")
 
-    def test_what_json_cannot_say_is_refused(self) -> None:
+    def test_values_that_json_does_not_have_are_refused(self) -> None:
         for value in (
             float("nan"),
             float("inf"),
@@ -300,7 +300,7 @@ class EncodeTests(SynchronousTestCase):
         circle.append(circle)
         self.assertRaises(ValueError, encode, circle)
 
-    def test_half_of_a_surrogate_pair_never_leaves(self) -> None:
+    def test_half_of_a_surrogate_pair_is_replaced(self) -> None:
         for value, written in (
             ("Anna \ud83d", '"Anna \ufffd"'),
             ("\ud83c\udf55\0", '"\U0001f355\ufffd"'),
@@ -308,19 +308,19 @@ class EncodeTests(SynchronousTestCase):
         ):
             self.assertEqual(encode(value), written.encode())
 
-    def test_a_nul_never_leaves(self) -> None:
+    def test_a_nul_is_replaced(self) -> None:
         self.assertEqual(
             encode({"a\0": ("\0", r"\u0000")}), b'{"a\xef\xbf\xbd":["\xef\xbf\xbd","\\\\u0000"]}'
         )
 
     @given(values)
-    def test_a_value_comes_back_exactly(self, value: object) -> None:
+    def test_an_encoded_value_decodes_to_itself(self, value: object) -> None:
         again = decode(encode(value))
         self.assertEqual(again, value)
         self.assertEqual(encode(decode(encode(again))), encode(again))
 
     @given(decimals)
-    def test_a_decimal_comes_back_with_its_scale(self, number: Decimal) -> None:
+    def test_an_encoded_decimal_keeps_its_scale(self, number: Decimal) -> None:
         text = plain_number(number)
         self.assertEqual(encode([number]), b"[%b]" % text.encode())
         self.assertNotIn("E", text)
@@ -328,7 +328,7 @@ class EncodeTests(SynchronousTestCase):
 
 
 class TimestampTests(SynchronousTestCase):
-    def test_it_is_utc_with_milliseconds_and_z(self) -> None:
+    def test_a_timestamp_is_utc_with_milliseconds_and_z(self) -> None:
         moment = datetime(2026, 11, 22, 12, 0, 0, 123999, timezone(timedelta(hours=2)))
         self.assertEqual(timestamp(moment), "2026-11-22T10:00:00.123Z")
         self.assertEqual(timestamp(datetime(2026, 1, 2, tzinfo=UTC)), "2026-01-02T00:00:00.000Z")
@@ -338,15 +338,15 @@ class TimestampTests(SynchronousTestCase):
 
 
 def storable(text: object) -> str:
-    """What decoding makes of a text with surrogates and U+0000."""
+    """Return the decoded form of a text with surrogates and U+0000."""
     assert isinstance(text, str)
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-class PiecesTests(SynchronousTestCase):
+class StepsTests(SynchronousTestCase):
     def read(self, raw: bytes) -> tuple[object, int]:
-        """The value, and in how many pieces it was read."""
+        """Return the value, and the number of steps."""
         pieces = 1
         reading = decode_in_steps(raw)
         while True:
@@ -356,7 +356,7 @@ class PiecesTests(SynchronousTestCase):
                 return stop.value, pieces
             pieces += 1
 
-    def test_a_long_text_is_read_in_pieces_to_the_same_value(self) -> None:
+    def test_a_long_text_decodes_in_steps_to_the_same_value(self) -> None:
         line = {"name": 'Margherita "large"', "price": Decimal("10.50"), "notes": ["a", None]}
         for value in (
             [line] * 4000,
@@ -369,10 +369,10 @@ class PiecesTests(SynchronousTestCase):
             self.assertEqual(again, decode(text))
             self.assertGreater(pieces, len(text) // 65536 + 1)
 
-    def test_numbers_with_a_fraction_or_an_exponent_are_read_in_pieces_in_a_wide_text_too(
+    def test_a_wide_text_with_decimals_is_decoded_in_steps(
         self,
     ) -> None:
-        """Python is called for each of them: 130,000 at once took 150 ms."""
+        """Each decimal calls a Python function: 130,000 at once take 150 ms."""
         for number in (b"1e30", b"1E30", b"1.5"):
             for text in (
                 b"[%b]" % b",".join([number] * 20_000),
@@ -383,7 +383,7 @@ class PiecesTests(SynchronousTestCase):
                 self.assertEqual(again, decode(text))
                 self.assertGreater(pieces, 5)
 
-    def test_what_is_refused_whole_is_refused_in_pieces(self) -> None:
+    def test_a_text_that_is_refused_whole_is_refused_in_steps(self) -> None:
         rest = b"," + b'"' + b"x" * 40_000 + b'"'
         for bad in (
             b"1e40",
@@ -408,11 +408,11 @@ class PiecesTests(SynchronousTestCase):
         self.assertEqual(self.read(b'{"a":1,"a":%b}' % long)[0], {"a": "x" * 40_000})
 
 
-class RepairInPiecesTests(SynchronousTestCase):
-    """Halves of surrogate pairs in a long text are found by parts, wherever a part ends."""
+class RepairInStepsTests(SynchronousTestCase):
+    """Tests of the repair of long texts in parts, with any end of a part."""
 
     def repaired(self, text: bytes) -> tuple[bytes, int]:
-        """The text, and in how many steps it was repaired."""
+        """Return the text, and the number of steps."""
         repairing, steps = repair_in_steps(text), 0
         while True:
             try:
@@ -421,7 +421,7 @@ class RepairInPiecesTests(SynchronousTestCase):
                 return end.value, steps
             steps += 1
 
-    def test_no_place_of_a_cut_changes_the_value(self) -> None:
+    def test_the_result_does_not_depend_on_the_cuts(self) -> None:
         units = (
             rb"\ud83d",
             rb"\udc00",
@@ -444,18 +444,18 @@ class RepairInPiecesTests(SynchronousTestCase):
                     if steps:
                         self.assertGreaterEqual(steps, len(text) // (16 * 1024))
 
-    def test_a_text_without_halves_is_given_back_at_once(self) -> None:
+    def test_a_text_without_halves_is_returned_at_once(self) -> None:
         text = b'["%b"]' % (rb"\u00e9" * 10_000)
         self.assertEqual(self.repaired(text), (text, 0))
 
 
 class CostTests(SynchronousTestCase):
-    """What a text costs is bounded by its length, whatever is in it: counted, not timed."""
+    """Tests that the work for a text is bounded by its length. They count function calls."""
 
     MEBIBYTE = 1024 * 1024
 
     def calls(self, work: Callable[[], object]) -> int:
-        """How many functions are called, of Python's and of C's."""
+        """Return the number of calls of Python and C functions."""
         counted = 0
 
         def count(frame: object, event: str, argument: object) -> None:
@@ -470,7 +470,7 @@ class CostTests(SynchronousTestCase):
         return counted
 
     def texts(self, size: int) -> dict[str, bytes]:
-        """Arrays of about `size` bytes that are full of one thing, as close together as it can be."""
+        """Return arrays of about `size` bytes, each with as many values of one kind as fit."""
         units = (
             *(
                 b"1e399",
@@ -528,20 +528,20 @@ class CostTests(SynchronousTestCase):
         return value
 
     def test_calls_are_bounded_by_bytes(self) -> None:
-        # Each of the values that are allowed is read and written three times, in some calls each.
+        # Each of the allowed values is decoded and encoded three times, with some calls each.
         for size in (32 * 1024, 128 * 1024):
             for name, text in self.texts(size).items():
                 most = max(8192, len(text) // 8) * 120
                 with self.subTest(size=size, text=name):
                     self.assertLess(self.calls(partial(self.work, text)), most)
 
-    def test_texts_with_too_many_values_are_refused_before_they_are_read(self) -> None:
+    def test_texts_with_too_many_values_are_refused_before_decoding(self) -> None:
         for name, text in self.texts(self.MEBIBYTE).items():
             if text.count(b",") + text.count(b"[") + text.count(b"{") > len(text) // 8:
                 refused = partial(self.assertRaises, InvalidMessage, decode, text)
                 self.assertLess(self.calls(refused), 60, name)
 
-    def test_no_piece_has_more_than_its_share(self) -> None:
+    def test_no_step_has_more_than_its_share(self) -> None:
         text = b"[%b]" % b",".join([b"1e9".ljust(11)] * (self.MEBIBYTE // 12))
         reading = decode_in_steps(text)
         longest = 0

@@ -1,4 +1,4 @@
-"""The messages between posd and a till, word for word as the contract has them."""
+"""Tests of the messages between posd and a till, as docs/protocol.md specifies them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ParseTests(SynchronousTestCase):
         for value in (b"{}", b"[1]", b"true"):
             self.assertIn("ping", self.refused(b'{"type":"ping","id":%b}' % value))
 
-    def test_a_pong_is_a_pong_whatever_it_carries(self) -> None:
+    def test_the_content_of_a_pong_is_ignored(self) -> None:
         self.assertEqual(parse(b'{"type":"pong","id":[]}'), PongMessage())
 
     def test_an_ack_names_a_position(self) -> None:
@@ -84,7 +84,7 @@ class ParseTests(SynchronousTestCase):
         nack = parse(encode({"type": "nack", "id": 7, "reason": "x" * 60_000}))
         self.assertEqual(nack, NackMessage(7, "x" * 500))
 
-    def test_a_print_names_an_order_and_how_it_ended(self) -> None:
+    def test_a_print_has_an_order_and_a_status(self) -> None:
         self.assertEqual(
             parse(b'{"type":"print","orderId":"A-1","status":"printed"}'),
             PrintMessage("A-1", "printed"),
@@ -110,12 +110,12 @@ class ParseTests(SynchronousTestCase):
             text = b'{"type":"print","status":"printed",%b}' % ids
             self.assertIn("orderId", self.refused(text))
 
-    def test_a_print_that_ended_otherwise_is_refused(self) -> None:
+    def test_a_print_with_another_status_is_refused(self) -> None:
         for status in (b'"Printed"', b"null", b"[]", b'"pending"'):
             text = b'{"type":"print","orderId":"1","status":%b}' % status
             self.assertIn("status", self.refused(text))
 
-    def test_any_other_type_is_kept_with_its_whole_text(self) -> None:
+    def test_a_message_of_another_type_is_kept_whole(self) -> None:
         other = parse(b' { "type" : "till_opened", "float": 120.50, "by": "A\\u0000" } ')
         self.assertEqual(
             other,
@@ -124,11 +124,11 @@ class ParseTests(SynchronousTestCase):
             ),
         )
 
-    def test_a_type_nobody_could_file_is_refused(self) -> None:
+    def test_a_long_or_unprintable_type_is_refused(self) -> None:
         for name in ("", "x" * 101, "a\nb"):
             self.assertIn("type", self.refused(encode({"type": name})))
 
-    def test_what_is_not_an_object_with_a_type_is_refused(self) -> None:
+    def test_a_message_that_is_no_object_with_a_type_is_refused(self) -> None:
         for text in (
             b"[]",
             b"1",
@@ -172,7 +172,7 @@ class ParseTests(SynchronousTestCase):
 class EventTests(SynchronousTestCase):
     event = Event(1042, "new_order", b'{"orderId":"17","totalAmount":12.30}', NOW)
 
-    def test_the_envelope_is_compact_and_in_the_contracts_order(self) -> None:
+    def test_an_event_message_is_compact_with_its_members_in_order(self) -> None:
         self.assertEqual(
             event_text(self.event, "kitchen"),
             b'{"type":"new_order","id":1042,"tenant":"kitchen",'
@@ -180,12 +180,12 @@ class EventTests(SynchronousTestCase):
             b'"data":{"orderId":"17","totalAmount":12.30}}',
         )
 
-    def test_a_replayed_event_says_so(self) -> None:
+    def test_a_replayed_event_has_a_mark(self) -> None:
         message = json.loads(event_text(self.event, "kitchen", replay=True))
         self.assertIs(message["replay"], True)
         self.assertNotIn("replay", json.loads(event_text(self.event, "kitchen")))
 
-    def test_what_belongs_beside_data_stands_there(self) -> None:
+    def test_extra_members_are_beside_the_data(self) -> None:
         event = Event(7, "order_updated", b"{}", NOW, b'{"order_id":"17","status":"ready"}')
         self.assertEqual(
             json.loads(event_text(event, "kitchen", replay=True)),
@@ -201,13 +201,13 @@ class EventTests(SynchronousTestCase):
             },
         )
 
-    def test_data_is_spliced_as_it_is(self) -> None:
+    def test_data_is_inserted_unchanged(self) -> None:
         data = '{"note":"Zoë \U0001f355","n":1.0}'.encode()
         self.assertIn(data, event_text(Event(1, "x", data, NOW), "kitchen"))
 
 
 class AnswerTests(SynchronousTestCase):
-    def test_connected_has_every_member_in_the_contracts_order(self) -> None:
+    def test_connected_has_all_members_in_order(self) -> None:
         stream = UUID("3f0b6f0e-6c1c-4a53-9a0f-0d7a2b6f9f11")
         text = connected_text(
             greeting="Connected to POS WebSocket",
@@ -229,7 +229,7 @@ class AnswerTests(SynchronousTestCase):
             b'"lastEventId":1041,"resumedFrom":1030,"resync":null,"heartbeatSeconds":30}',
         )
 
-    def test_connected_says_why_a_till_must_reload(self) -> None:
+    def test_connected_has_the_reason_of_a_resync(self) -> None:
         for reason in Resync:
             message = decode(
                 connected_text(
@@ -251,7 +251,7 @@ class AnswerTests(SynchronousTestCase):
             self.assertIsNone(message["resumedFrom"])
             self.assertEqual(message["heartbeatSeconds"], Decimal("2.5"))
 
-    def test_a_pong_echoes_what_the_ping_carried(self) -> None:
+    def test_a_pong_echoes_the_ping(self) -> None:
         bare = b'{"type":"pong","timestamp":"2026-11-22T10:00:00.123Z"'
         for ping, echo in (
             (PingMessage(), b"}"),

@@ -1,4 +1,4 @@
-"""A session whose answers a test gives, for what is behind the statements."""
+"""An executor that returns the rows of a test, for tests of the code behind the statements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Answers:
-    """Answers a function or a table of `sql/` with the rows that are given for it."""
+    """An executor. It returns the given rows for each function or table of `sql/`."""
 
     def __init__(self, **rows: Sequence[tuple[Any, ...]]) -> None:
         self.rows = rows

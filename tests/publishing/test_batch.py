@@ -1,4 +1,4 @@
-"""The pure part of numbering: what goes in, and what is to be stored of it."""
+"""Tests of `posd.publishing.batch`, without a database."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ class ReadingTests(SynchronousTestCase):
         kinds = [isinstance(item, batch.BatchItem) and item.touched for item in items]
         self.assertEqual(kinds, [None, "7"])
 
-    def test_an_order_that_was_touched_several_times_is_there_once_a_tenant(self) -> None:
+    def test_several_rows_about_a_touched_order_of_a_tenant_become_one_item(self) -> None:
         rows = [touched(1, "7"), touched(2, "7"), touched(3, "8"), touched(4, "7", tenant_id=2)]
         places = [item.partition_key for item in batch.read(rows, SHOPS)]
         self.assertEqual(places, [(1, "7"), (1, "8"), (2, "7")])
 
-    def test_what_cannot_be_an_event_is_rejected_with_a_reason(self) -> None:
+    def test_a_row_that_cannot_become_an_event_is_rejected_with_a_reason(self) -> None:
         items = batch.read(
             [
                 row(1, "Not A Type", {}),
                 row(2, "notice", "no object"),
                 OutboxRow(3, 1, "card", "9", None),
-                # As long as the outbox keeps one: it may have been cut.
+                # The outbox stores keys of this length, which may have been cut.
                 touched(4, "x" * 256),
             ],
             SHOPS,
@@ -93,7 +93,7 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(paris.draft.data["createdAt"], "2026-07-01T10:00:00.000Z")
         self.assertEqual(unknown.draft.data["createdAt"], "2026-07-01T12:00:00.000Z")
 
-    def test_half_of_a_surrogate_pair_is_repaired_and_told(self) -> None:
+    def test_half_of_a_surrogate_pair_is_repaired_with_a_warning(self) -> None:
         text = r'{"orderId": "7", "customerName": "Anna \ud83d", "meta": {"a": "\u0000"}}'
         (item,) = batch.read([OutboxRow(1, 1, "new_order", None, text)], SHOPS)
         state = OrderState(None, text.replace("orderId", "id").replace("customerN", "customer_n"))
@@ -108,7 +108,7 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(item.draft.warnings[1].member, "meta.a")
         self.assertEqual(item.draft.data["customerName"], "Anna \N{REPLACEMENT CHARACTER}")
 
-    def test_what_is_rejected_is_logged_as_it_was_or_by_its_size(self) -> None:
+    def test_a_rejected_row_is_logged_with_its_data_or_its_size(self) -> None:
         small = batch.RejectedRow(row(1, "Not A Type", {"a": 1}), "bad").entry(LARGEST)
         self.assertEqual((data_of(small), small.failure), ({"a": 1}, "bad"))
         large = batch.RejectedRow(row(1, "x" * 80, {"a": "b" * LARGEST}), "bad").entry(LARGEST)
@@ -118,8 +118,8 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual((nameless.type, data_of(nameless)), ("?", {"key": "9"}))
 
 
-class LedgerTests(SynchronousTestCase):
-    def test_an_order_is_followed_through_the_batch(self) -> None:
+class OrderBatchTests(SynchronousTestCase):
+    def test_the_second_event_of_an_order_is_compared_with_the_first(self) -> None:
         book = order_batch()
         first, same, changed = book.request([order(), order(), order(status="ready")])
         self.assertIsNone(same)
@@ -131,7 +131,7 @@ class LedgerTests(SynchronousTestCase):
         snapshot = json.loads(changed.snapshot or "")
         self.assertEqual((snapshot["version"], "previousStatus" in snapshot), (2, False))
 
-    def test_an_order_goes_on_from_what_is_stored(self) -> None:
+    def test_an_event_is_compared_with_the_stored_order(self) -> None:
         (entry,) = order_batch().request([order(status="pending")])
         assert entry is not None
         assert entry.snapshot is not None
@@ -146,7 +146,7 @@ class LedgerTests(SynchronousTestCase):
         named, unnamed = order_batch().request([order("1", currency="USD"), order("2")])
         self.assertEqual((data_of(named)["currency"], data_of(unnamed)["currency"]), ("USD", "EUR"))
 
-    def test_a_request_that_is_refused_leaves_no_trace(self) -> None:
+    def test_a_refused_request_changes_no_order(self) -> None:
         book = order_batch()
         with self.assertRaises(TooLarge):
             book.request([order("1"), notice("x" * LARGEST)])
@@ -154,7 +154,7 @@ class LedgerTests(SynchronousTestCase):
         assert entry is not None
         self.assertEqual((entry.type, entry.version), ("new_order", 1))
 
-    def test_a_condition_is_asked_of_the_order_as_the_batch_leaves_it(self) -> None:
+    def test_a_condition_is_checked_after_the_earlier_items_of_the_batch(self) -> None:
         book = order_batch()
         asked: list[tuple[int | None, str | None]] = []
 
@@ -169,7 +169,7 @@ class LedgerTests(SynchronousTestCase):
         assert after is not None
         self.assertEqual((after.version, after.status), (2, "ready"))
 
-    def test_what_a_condition_refuses_has_not_happened(self) -> None:
+    def test_a_request_that_a_condition_refuses_changes_nothing(self) -> None:
         book = order_batch()
         book.request([order("7")])
 
@@ -190,7 +190,7 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual(caught.exception.code, "event_too_large")
         self.assertIn(str(LARGEST), str(caught.exception))
 
-    def test_the_limit_counts_what_stands_beside_the_data(self) -> None:
+    def test_the_limit_includes_the_members_beside_the_data(self) -> None:
         for text, more, fits in ((900, 900, True), (1200, 1200, False), (10, LARGEST, False)):
             item = notice("x" * text)
             assert item.draft is not None
@@ -199,24 +199,24 @@ class LedgerTests(SynchronousTestCase):
                 (entry,) = order_batch().outbox_entries([item])
                 self.assertEqual(entry.failure is None, fits)
 
-    def test_what_the_outbox_brings_too_large_is_noted_and_the_order_kept(self) -> None:
+    def test_an_outbox_row_that_is_too_large_is_logged_and_the_order_stored(self) -> None:
         (entry,) = order_batch().outbox_entries([order(customerName="A" * LARGEST)])
         self.assertIsNotNone(entry.failure)
         self.assertEqual(list(data_of(entry)), ["bytes"])
         self.assertEqual(json.loads(entry.snapshot or "")["customerName"], "A" * LARGEST)
 
-    def test_a_touched_order_is_published_as_it_is_now(self) -> None:
+    def test_a_touched_order_is_published_in_its_present_state(self) -> None:
         now = OrderState(None, '{"id": 7, "total_amount": 5, "items": [], "secret": 1}')
         (entry,) = order_batch({(1, "7"): now}).outbox_entries([batch.BatchItem(1, touched="7")])
         self.assertEqual((entry.type, data_of(entry)["orderId"]), ("new_order", "7"))
         self.assertNotIn("secret", data_of(entry))
 
-    def test_a_touched_order_that_is_gone_publishes_nothing(self) -> None:
+    def test_a_deleted_order_publishes_nothing(self) -> None:
         self.assertEqual(order_batch().outbox_entries([batch.BatchItem(1, touched="7")]), [])
         gone = {(1, "7"): OrderState(None, None)}
         self.assertEqual(order_batch(gone).outbox_entries([batch.BatchItem(1, touched="7")]), [])
 
-    def test_a_touched_order_that_cannot_be_read_is_noted_and_stops_nothing(self) -> None:
+    def test_an_order_that_cannot_be_read_is_logged_and_the_others_published(self) -> None:
         odd = {(1, "7"): OrderState(None, '{"total_amount": 5}')}
         failed, good = order_batch(odd).outbox_entries(
             [batch.BatchItem(1, touched="7"), notice("hello")]

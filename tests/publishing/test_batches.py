@@ -1,4 +1,4 @@
-"""A batch in which tenants fail, where the transactions end as the test says."""
+"""Tests of batches in which tenants fail. The test sets the results of the transactions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ TenantIds = list[int]
 
 
 class Transactions:
-    """A link and its `BatchTransaction`. `fails` says which tenants fail, by the tenants of rows and of
-    requests.
+    """A connection and its `BatchTransaction`.
+
+    `fails` returns the tenants that fail, from the tenants of the rows and of the requests.
     """
 
     def __init__(self, fails: Callable[[TenantIds, TenantIds], TenantIds]) -> None:
@@ -55,7 +56,7 @@ class Transactions:
 
 class LeftOutTests(SynchronousTestCase):
     def publish_all(self, transactions: Transactions) -> list[PublicationRequest]:
-        """Have rows of the tenants 1 and 2, and a request of each, settled; the requests."""
+        """Publish a row and a request of each of the tenants 1 and 2. Return the requests."""
         clock = Clock()
         self.outbox_quarantine: TenantQuarantine[int] = TenantQuarantine(clock)
         self.request_quarantine: TenantQuarantine[int] = TenantQuarantine(clock)
@@ -85,16 +86,16 @@ class LeftOutTests(SynchronousTestCase):
     def request_look(self) -> None:
         self.looks += 1
 
-    def test_rows_at_fault_cost_their_tenant_its_place_in_the_outbox_only(self) -> None:
+    def test_a_tenant_whose_rows_fail_keeps_its_rows_and_publishes_its_requests(self) -> None:
         transactions = Transactions(lambda rows, asking: [1] if 1 in rows else [])
         for each in self.publish_all(transactions):
             self.assertEqual(self.successResultOf(each.answer).ids, (1,))
         self.assertEqual((self.outbox_quarantine.now(), self.request_quarantine.now()), ([1], []))
-        # The rows of the others are seen by the next look.
+        # The next look sees the rows of the other tenants.
         self.assertEqual(transactions.tried, [([1, 2], [1, 2]), ([], [2]), ([], [1])])
         self.assertEqual(self.looks, 1)
 
-    def test_a_tenant_whose_requests_fail_too_is_refused(self) -> None:
+    def test_requests_that_fail_without_the_rows_are_refused(self) -> None:
         transactions = Transactions(lambda rows, asking: [1] if 1 in rows or 1 in asking else [])
         first, second = self.publish_all(transactions)
         self.failureResultOf(first.answer, Unavailable)

@@ -1,4 +1,4 @@
-"""The doorman looks by itself or is rung. Whatever anybody does, no order waits longer than the poll."""
+"""Tests of the bell: the doorman looks at intervals or on NOTIFY, and no order waits longer than the poll."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.sequencer_case import SequencerCase
 
 @define(eq=False, slots=False)
 class Locks:
-    """The doorman's session: whether it would get each of the locks, and those that it has."""
+    """The doorman's connection: the locks that it can take, and the locks that it holds."""
 
     asleep: bool = True
     dozing: bool = True
@@ -60,17 +60,17 @@ class StateTests(SynchronousTestCase):
         )
 
     async def ask(self) -> int:
-        """A look of the doorman's own accord."""
+        """A look at an interval of the doorman."""
         self.asked.append(self.clock.seconds())
         return self.seen()
 
     def look(self) -> None:
-        """A look since it was rung, or the poll has found something."""
+        """A look after a notification, or after the poll has found rows."""
         self.looks.append(self.clock.seconds())
         self.seen()
 
     def seen(self) -> int:
-        """The sequencer looks and takes what there is."""
+        """The sequencer looks, and takes the rows."""
         rows, self.rows = self.rows, 0
         self.bell.rows_seen(rows)
         return rows
@@ -97,21 +97,21 @@ class StateTests(SynchronousTestCase):
     def count(self, name: str) -> float:
         return nonzero_samples(self.counters.registry).get((f"posd_bell_{name}_total",), 0)
 
-    def test_awake_it_looks_every_millisecond_and_then_every_four(self) -> None:
+    def test_an_awake_doorman_looks_every_millisecond_and_then_every_four(self) -> None:
         self.bell.start()
         self.pass_(0.02)
         self.assertEqual(len(self.asked), 20)
         self.pass_(0.16)
         self.assertEqual(len(self.asked), 60)
 
-    def test_while_there_is_work_it_stays_awake(self) -> None:
+    def test_the_doorman_stays_awake_while_there_are_rows(self) -> None:
         self.bell.start()
         for _ in range(20):
             self.rows = 1
             self.pass_(0.1)
         self.assertEqual((self.bell.state, self.locks.held), (AWAKE, []))
 
-    def test_after_a_while_without_work_it_sleeps_and_looks_once_more(self) -> None:
+    def test_after_200_ms_without_rows_the_doorman_sleeps_and_looks_once_more(self) -> None:
         self.bell.start()
         self.pass_(0.199)
         self.assertEqual((self.bell.state, self.looks), (AWAKE, []))
@@ -121,7 +121,7 @@ class StateTests(SynchronousTestCase):
         self.pass_(10)
         self.assertEqual((self.asked, len(self.looks)), ([], 1))
 
-    def test_what_was_committed_before_it_got_the_lock_wakes_it(self) -> None:
+    def test_rows_committed_before_the_lock_was_taken_wake_the_doorman(self) -> None:
         self.bell.start()
         self.pass_(0.198)
         before = self.locks.query
@@ -134,7 +134,7 @@ class StateTests(SynchronousTestCase):
         self.pass_(0.01)
         self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
 
-    def test_asleep_it_is_rung_and_wakes_if_there_is_something(self) -> None:
+    def test_a_notification_wakes_a_sleeping_doorman_if_there_are_rows(self) -> None:
         self.asleep()
         self.bell.ring()
         self.pass_(0.001)
@@ -145,7 +145,9 @@ class StateTests(SynchronousTestCase):
         self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
         self.assertEqual(self.count("found_by_poll"), 0)
 
-    def test_if_a_transaction_is_open_it_dozes_and_looks_on_for_50_ms(self) -> None:
+    def test_while_a_transaction_is_open_the_doorman_dozes_and_looks_for_another_50_ms(
+        self,
+    ) -> None:
         self.locks.asleep = False
         self.bell.start()
         self.pass_(0.202)
@@ -157,7 +159,7 @@ class StateTests(SynchronousTestCase):
         self.pass_(5)
         self.assertEqual(self.asked, [])
 
-    def test_what_is_committed_within_the_50_ms_is_seen(self) -> None:
+    def test_rows_committed_within_these_50_ms_are_seen(self) -> None:
         self.locks.asleep = False
         self.bell.start()
         self.pass_(0.202)
@@ -167,21 +169,21 @@ class StateTests(SynchronousTestCase):
         self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
         self.assertEqual(self.count("found_by_poll"), 0)
 
-    def test_dozing_it_is_rung(self) -> None:
+    def test_a_dozing_doorman_looks_after_a_notification(self) -> None:
         self.dozing()
         self.rows = 1
         self.bell.ring()
         self.pass_(0.001)
         self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
 
-    def test_from_dozing_it_goes_to_sleep_when_the_transaction_has_ended(self) -> None:
+    def test_a_dozing_doorman_falls_asleep_when_the_transaction_has_ended(self) -> None:
         self.dozing()
         self.locks.asleep = True
         self.pass_(0.6)
         self.assertEqual((self.bell.state, self.locks.held), (ASLEEP, ["7097, 10"]))
         self.assertEqual(len(self.looks), 1)
 
-    def test_what_the_poll_finds_is_counted(self) -> None:
+    def test_rows_found_by_the_poll_are_counted(self) -> None:
         for begin in (self.dozing, self.asleep):
             with self.subTest(state=begin.__name__):
                 self.setUp()
@@ -193,13 +195,15 @@ class StateTests(SynchronousTestCase):
                 self.assertEqual((self.rows, self.bell.state), (0, AWAKE))
                 self.assertEqual(self.count("found_by_poll"), 3)
 
-    def test_awake_nothing_counts_as_found_by_the_poll(self) -> None:
+    def test_rows_found_while_awake_do_not_count_as_found_by_the_poll(self) -> None:
         self.bell.start()
         self.rows = 1
         self.bell.rows_found_by_poll()
         self.assertEqual((self.rows, self.count("found_by_poll")), (0, 0))
 
-    def test_if_somebody_has_both_locks_it_stays_awake_and_does_not_hurry(self) -> None:
+    def test_if_another_session_holds_both_locks_the_doorman_looks_every_four_milliseconds(
+        self,
+    ) -> None:
         self.locks.asleep = self.locks.dozing = False
         self.bell.start()
         self.pass_(1)
@@ -208,7 +212,7 @@ class StateTests(SynchronousTestCase):
         self.assertEqual(self.bell.state, AWAKE)
         self.assertLess(len(self.asked), 260)
 
-    def test_a_flood_of_rings_costs_twenty_looks_a_second(self) -> None:
+    def test_a_flood_of_notifications_causes_20_looks_a_second(self) -> None:
         self.asleep()
         for _ in range(5000):
             self.bell.ring()
@@ -216,15 +220,15 @@ class StateTests(SynchronousTestCase):
         self.assertLess(len(self.looks), 5 * 20 + 10)
         self.assertEqual((self.asked, self.bell.state), ([], ASLEEP))
         self.assertLess(len(self.clock.getDelayedCalls()), 3)
-        # An order during the flood waits no longer than that.
+        # An order during the flood waits for the next of these looks at most.
         self.rows = 1
         for _ in range(51):
             self.bell.ring()
             self.clock.advance(0.001)
         self.assertEqual((self.rows, self.bell.state), (0, AWAKE))
 
-    def test_a_look_that_takes_long_is_not_made_all_the_time(self) -> None:
-        """Not more than half of the time is spent on looks, however long one takes."""
+    def test_slow_looks_take_half_of_the_time_at_most(self) -> None:
+        """The pause between two looks is as long as the last look."""
         took = 0.01
 
         async def slow() -> int:
@@ -237,7 +241,7 @@ class StateTests(SynchronousTestCase):
         self.pass_(0.1)
         self.assertLess(len(self.asked), 12)
 
-    def test_a_node_that_is_not_the_doorman_any_more_frees_the_locks(self) -> None:
+    def test_a_node_that_loses_the_lease_releases_the_locks(self) -> None:
         for begin in (self.asleep, self.dozing):
             self.setUp()
             begin()
@@ -249,7 +253,7 @@ class StateTests(SynchronousTestCase):
             self.assertEqual((self.asked, self.looks), ([], []))
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_without_a_database_it_goes_on_later(self) -> None:
+    def test_after_an_error_of_the_database_the_doorman_tries_again(self) -> None:
         self.locks.away = True
         self.bell.start()
         self.pass_(0.5)
@@ -258,7 +262,7 @@ class StateTests(SynchronousTestCase):
         self.pass_(1.5)
         self.assertEqual(self.bell.state, ASLEEP)
 
-    def test_a_mistake_is_logged_and_it_goes_on(self) -> None:
+    def test_an_unexpected_exception_is_logged_and_the_doorman_tries_again(self) -> None:
         self.bell._look_at_outbox = self.broken
         self.bell.start()
         self.pass_(0.01)
@@ -272,7 +276,7 @@ class StateTests(SynchronousTestCase):
 
 
 class BellCase(SequencerCase):
-    """A doorman with its bell, and a poll, at a real database. Notifications are passed on by the test."""
+    """A doorman with its bell and a poll, and a real database. The test passes the notifications on."""
 
     async def doorman(self) -> Sequencer:
         sequencer = await self.started()
@@ -285,7 +289,7 @@ class BellCase(SequencerCase):
         return sequencer
 
     def rung(self) -> bool:
-        """Whether the doorman was rung since the last call."""
+        """Whether a notification has arrived since the last call."""
         heard = [channel for channel, _ in self.listener.notifications()]
         for _ in heard:
             self.bell.ring()
@@ -298,7 +302,7 @@ class BellCase(SequencerCase):
         await until(lambda: not self.waiting, "the outbox is empty")
 
     def shop(self, statement: str = "SELECT 1") -> Client:
-        """A shop that has begun a transaction."""
+        """The connection of a shop in an open transaction."""
         client = self.client()
         client.run("BEGIN")
         client.run(statement)
@@ -309,32 +313,32 @@ class BellCase(SequencerCase):
 
 
 class RingingTests(BellCase):
-    async def test_who_rings_and_who_need_not(self) -> None:
+    async def test_hooks_notify_only_if_the_doorman_rests(self) -> None:
         await self.doorman()
-        # Awake it is not rung, by a hook or by pos_publish().
+        # While the doorman is awake, neither a hook nor pos_publish() notifies.
         self.admin.run(self.PLACE)
         self.admin.run(self.PUBLISH)
         self.assertFalse(self.rung())
         await self.taken()
         await self.state(ASLEEP)
-        # Asleep it is, once for a transaction.
+        # While the doorman is asleep, a transaction notifies once.
         for statement in (self.PLACE, self.PUBLISH):
             self.admin.run(f"BEGIN; {statement}; {statement}; COMMIT")
             self.assertEqual(self.listener.notifications(), [("posd_outbox", "")])
             self.bell.ring()
             await self.taken()
             await self.state(ASLEEP)
-        # A transaction that has rung nobody, and is open, keeps it from sleeping; then it dozes.
+        # The doorman dozes while a transaction is open that has written without a notification.
         self.bell.rows_seen(1)
         await self.state(AWAKE)
         await until(lambda: not self._locks(), "it has let go of its locks")
         waiter = self.shop(self.PLACE)
         await self.state(DOZING)
-        # Another order is rung about.
+        # Another transaction notifies.
         self.admin.run(self.PUBLISH)
         self.assertTrue(self.rung())
         await self.taken()
-        # What the transaction rolls back to a savepoint keeps nobody from sleeping.
+        # A rollback to a savepoint releases the lock of the transaction.
         waiter.run("ROLLBACK")
         waiter.run("BEGIN; SAVEPOINT s")
         await self.state(ASLEEP)
@@ -346,7 +350,7 @@ class RingingTests(BellCase):
         self.assertEqual(self._locks(), [])
         await self.state(ASLEEP)
 
-    async def test_a_transaction_that_was_open_when_it_dozed_is_found_by_the_poll_and_alone(
+    async def test_the_poll_finds_rows_of_a_transaction_that_was_open_before_the_doorman_dozed(
         self,
     ) -> None:
         await self.doorman()
@@ -356,12 +360,12 @@ class RingingTests(BellCase):
         stopped.run("COMMIT")
         self.assertFalse(self.rung())
         self.assertEqual(self.bell.state, DOZING)
-        # Meanwhile another shop's order does not wait.
+        # Meanwhile the order of another shop does not wait.
         self.admin.run(self.PUBLISH)
         self.assertTrue(self.rung())
         await self.taken()
 
-    async def test_who_holds_the_locks_delays_no_order(self) -> None:
+    async def test_a_session_that_holds_the_locks_delays_no_order(self) -> None:
         await self.doorman()
         for keys in ((10,), (11,), (10, 11)):
             for kind in ("", "_shared"):
@@ -378,11 +382,11 @@ class RingingTests(BellCase):
                     await self.taken()
                     holder.run("SELECT pg_advisory_unlock_all()")
 
-    async def test_who_may_not_notify_rings_nobody_and_is_found_all_the_same(self) -> None:
+    async def test_rows_of_a_session_without_notifications_are_found(self) -> None:
         await self.doorman()
         shop = self.client()
         shop.run("SET posd.notify = 'off'")
-        # Awake it is seen at once, asleep and dozing by the poll.
+        # An awake doorman sees the row at once. Otherwise the poll finds the row.
         shop.run(self.PLACE)
         self.assertFalse(self.rung())
         await self.taken()
@@ -392,7 +396,7 @@ class RingingTests(BellCase):
         self.bell.rows_found_by_poll()
         await self.taken()
 
-    async def test_a_shop_that_dies_in_its_transaction_leaves_nothing_behind(self) -> None:
+    async def test_a_lost_connection_of_a_shop_releases_its_lock(self) -> None:
         await self.doorman()
         with closing(psycopg2.connect(self.dsn)) as connection:
             connection.cursor().execute(self.PLACE)
@@ -400,8 +404,8 @@ class RingingTests(BellCase):
         await self.state(ASLEEP)
         self.assertEqual(self.waiting, 0)
 
-    async def test_when_the_doorman_dies_in_any_state_nobody_need_ring(self) -> None:
-        """Its locks end with its connection. The next one is awake, and sees what is there."""
+    async def test_when_the_doorman_dies_in_any_state_its_locks_are_released(self) -> None:
+        """The locks end with the connection. The next doorman is awake, and sees the rows."""
         sequencer = await self.doorman()
         for reached in (self.fell_asleep, self.dozed, self.is_awake):
             with self.subTest(state=reached.__name__):
@@ -433,12 +437,12 @@ class RingingTests(BellCase):
         await self.state(AWAKE)
 
     async def quiet(self) -> None:
-        """Wait until the doorman rests, or has had the time to."""
+        """Wait until the doorman rests, or until the time for that has passed."""
         ends = REACTOR.seconds() + 0.4
         await until(lambda: REACTOR.seconds() > ends, "some time has passed")
 
     def _locks(self, mode: str = "%") -> list[int]:
-        """Which of the bell's locks anybody has."""
+        """Return the locks of the bell that any session holds."""
         rows = self.admin.rows(
             "SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = 7097 AND objid IN (10, 11)"
             " AND mode LIKE %s"

@@ -1,4 +1,4 @@
-"""One node at a time has the lease of the doorman, and what it reads without it is not published."""
+"""Tests of the lease of the doorman: one node has it, and orders read without it are not published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LeaseCase(SequencerCase):
 
 
 class LeaseTests(LeaseCase):
-    async def test_the_first_node_has_it_and_the_next_one_when_it_lapses(self) -> None:
+    async def test_the_first_node_gets_the_lease_and_another_one_after_it_lapses(self) -> None:
         one, other = await self.linked(), await self.linked()
         nodes = uuid4(), uuid4()
         self.assertEqual(await leases.claim(one, nodes[0], "a"), 1)
@@ -40,26 +40,26 @@ class LeaseTests(LeaseCase):
         self.assertEqual(await leases.claim(other, nodes[1], "b"), 2)
         self.assertIsNone(await leases.claim(one, nodes[0], "a"))
 
-    async def test_it_is_for_five_seconds_by_the_clock_of_the_database(self) -> None:
+    async def test_the_lease_lasts_five_seconds_by_the_clock_of_the_database(self) -> None:
         await leases.claim(await self.linked(), uuid4(), "a")
         left = "SELECT extract(epoch FROM lease_until - now()) FROM dinedesk_main.pos_doorman"
         self.assertGreater(self.admin.value(left), 4.0)
         self.assertLessEqual(self.admin.value(left), 5.0)
 
-    async def test_a_lapsed_lease_that_no_other_node_took_is_renewed(self) -> None:
+    async def test_a_node_renews_its_lapsed_lease_if_no_other_node_has_it(self) -> None:
         connection, node = await self.linked(), uuid4()
         await leases.claim(connection, node, "a")
         self.lapse()
         self.assertEqual(await leases.claim(connection, node, "a"), 1)
 
-    async def test_when_the_connection_of_a_node_has_ended_the_next_one_need_not_wait(self) -> None:
+    async def test_another_node_gets_the_lease_at_once_when_the_connection_has_ended(self) -> None:
         one, other = await self.linked(), await self.linked()
         await leases.claim(one, uuid4(), "a")
         await one.stopService()
         await until(lambda: len(self.backends("posd sequencer")) == 1, "its process has gone")
         self.assertEqual(await leases.claim(other, uuid4(), "b"), 2)
 
-    async def test_a_node_that_gives_it_up_leaves_it_to_the_next_one(self) -> None:
+    async def test_another_node_gets_a_released_lease(self) -> None:
         one, other = await self.linked(), await self.linked()
         nodes = uuid4(), uuid4()
         await leases.claim(one, nodes[0], "a")
@@ -68,7 +68,7 @@ class LeaseTests(LeaseCase):
         await leases.release(one, nodes[0])
         self.assertEqual(await leases.claim(other, nodes[1], "b"), 2)
 
-    async def test_of_two_that_claim_it_at_once_one_gets_it(self) -> None:
+    async def test_one_of_two_simultaneous_claims_succeeds(self) -> None:
         one, other = await self.linked(), await self.linked()
         with self.admin.transaction():
             self.admin.run("SELECT FROM dinedesk_main.pos_doorman FOR UPDATE")
@@ -95,7 +95,7 @@ class RenewingTests(LeaseCase):
         self.clock.advance(seconds)
         await until(lambda: doorman._claim is None, "it has asked")
 
-    async def test_it_is_renewed_every_second(self) -> None:
+    async def test_the_lease_is_renewed_every_second(self) -> None:
         doorman, fences = await self.doorman()
         self.lapse()
         await self.ask(doorman, 0.9)
@@ -104,7 +104,7 @@ class RenewingTests(LeaseCase):
         self.assertIsNotNone(await leases.current_lease(doorman._connection))
         self.assertEqual((fences, doorman.fence), ([1], 1))
 
-    async def test_a_clean_stop_gives_it_up_at_once(self) -> None:
+    async def test_a_clean_stop_releases_the_lease_at_once(self) -> None:
         doorman, fences = await self.doorman()
         other, fences_of_other = await self.doorman()
         self.assertEqual(fences_of_other, [])
@@ -113,7 +113,7 @@ class RenewingTests(LeaseCase):
         await self.ask(other)
         self.assertEqual(fences_of_other, [2])
 
-    async def test_a_connection_that_is_lost_ends_it_until_there_is_another(self) -> None:
+    async def test_a_lost_connection_ends_the_lease_until_the_next_connection(self) -> None:
         doorman, fences = await self.doorman()
         doorman._connection._changed = doorman.connection_changed
         (pid,) = self.backends("posd sequencer")
@@ -122,7 +122,7 @@ class RenewingTests(LeaseCase):
             lambda: fences == [1, None, 1], "it has the lease again, with another connection"
         )
 
-    async def test_a_refusal_is_logged_once_and_asked_again(self) -> None:
+    async def test_a_failed_renewal_is_logged_once_and_repeated(self) -> None:
         doorman, fences = await self.doorman()
         self.admin.run("REVOKE UPDATE ON dinedesk_main.pos_doorman FROM posd")
         with capturedLogs() as logs:
@@ -137,7 +137,7 @@ class RenewingTests(LeaseCase):
 
 
 class OneDoormanTests(LeaseCase):
-    """Two nodes, of which one has the lease."""
+    """Two nodes, one of them with the lease."""
 
     async def test_only_the_doorman_takes_rows_and_both_number_requests(self) -> None:
         nodes = [await self.started(), await self.started()]
@@ -149,7 +149,7 @@ class OneDoormanTests(LeaseCase):
         await until(lambda: not self.waiting, "the doorman has numbered it")
 
     async def stalled(self) -> tuple[Sequencer, Sequencer, Deferred[None]]:
-        """A doorman that has looked and reads when the Deferred fires, and the next doorman."""
+        """Return a doorman that reads when the Deferred fires, and the next doorman."""
         gate: Deferred[None] = Deferred()
         read = shop_rows.read_orders
         calls: list[object] = []
@@ -174,7 +174,7 @@ class OneDoormanTests(LeaseCase):
             self.order_id,
         )
 
-    async def test_what_a_node_read_before_it_lost_the_lease_is_not_published(self) -> None:
+    async def test_orders_read_before_the_lease_was_lost_are_not_published(self) -> None:
         """Without the fence the order is `ready`, then `cancelled`, then `ready` and `cancelled` again.
 
         The first doorman has seen the first row only, and reads late. The second one has seen both rows and
@@ -195,7 +195,7 @@ class OneDoormanTests(LeaseCase):
         await self.emptied(other)
         self.assertEqual([each.data["notes"] for each in self.log_of()], ["ready", "cancelled"])
 
-    async def test_requests_in_the_batch_that_is_refused_are_numbered(self) -> None:
+    async def test_requests_of_a_batch_with_an_old_fence_are_numbered(self) -> None:
         one = await self.started()
         self.publish("notice", {"number": 1})
         self.admin.run("UPDATE dinedesk_main.pos_doorman SET node_id = %s", str(uuid4()))
@@ -207,7 +207,7 @@ class OneDoormanTests(LeaseCase):
         self.assertEqual(sum("not the doorman any more" in each["log_format"] for each in logs), 1)
 
     def held_numbering(self, sequencer: Sequencer) -> _Held:
-        """Let a node wait before it numbers."""
+        """Delay the transactions of a node."""
         held, connection = _Held(), sequencer._connection
         transaction = connection.transaction
 

@@ -1,8 +1,7 @@
-"""Looks, reads, numbering, refused batches and lost connections of two nodes, in any order.
+"""Tests of looks, reads, transactions, refused batches and lost connections of two nodes in random order.
 
-A history is drawn at random; `POSD_TEST_SEEDS` is how many there are. The lease of the doorman goes from node
-to node meanwhile. A history must find out a sequencer that deletes rows which were not seen before the
-reading.
+`POSD_TEST_SEEDS` is the number of random histories. The lease of the doorman moves between the nodes. One
+test checks that a history detects a sequencer that deletes rows which the look has not seen.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ ACTS: Final = {
     "lose": 1,
     "end reader": 1,
 }
-"""What may happen, and how often."""
+"""The actions, with their weights."""
 
 
 class Careless(Exception):
-    """What the history has shown to be wrong."""
+    """The history has found a fault."""
 
 
 class History(OutboxCase):
-    """One shop, two nodes, and what was committed so far."""
+    """A shop, two nodes, and the transactions committed so far."""
 
     links: Sequence[CountingLink] = ()
     nodes: Sequence[Sequencer] = ()
@@ -77,7 +76,7 @@ class History(OutboxCase):
         self.accept_requests()
 
     def dawdle(self) -> None:
-        """Reads begin late, and their rows arrive late, so that the shop goes on meanwhile."""
+        """Delay the begin of reads and their results, so that the shop commits meanwhile."""
         read = shop_rows.read_orders
 
         async def late(*arguments: Any) -> shop_rows.ShopRows:
@@ -103,7 +102,7 @@ class History(OutboxCase):
                 self.change(order_id, str(self.last[order_id]))
                 node = self.dice.choice(nodes)
                 if self.dice.random() < 0.3:
-                    # What the doorman before has read and not numbered is old by now.
+                    # The orders that the earlier doorman has read and not numbered are out of date.
                     await self.hand_over(node)
                 node.wake()
                 await self.go_on()
@@ -132,12 +131,12 @@ class History(OutboxCase):
         await self.go_on()
 
     async def go_on(self) -> None:
-        """Let the nodes work for a moment, or for none."""
+        """Let the nodes work for a random time, which may be zero."""
         if self.dice.random() < 0.6:
             await deferLater(REACTOR, self.dice.random() * 0.01, lambda: None)
 
     async def all_answered(self) -> None:
-        """What came of the requests. One that was lost may be there or not."""
+        """Check the results of the requests. A request with a lost connection may have been published."""
         for mark, running in self.asked.items():
 
             def done(running: Deferred[PublicationResult] = running) -> bool:
@@ -187,17 +186,19 @@ class InterleavingTests(History):
             " CHECK (event_data ->> 'poison' IS DISTINCT FROM 'true')"
         )
 
-    async def test_each_order_becomes_what_it_was_last_and_nothing_is_lost(self) -> None:
+    async def test_the_last_event_of_each_order_has_its_last_state_and_no_event_is_lost(
+        self,
+    ) -> None:
         for seed in range(int(os.environ.get("POSD_TEST_SEEDS", "2"))):
             with self.subTest(seed=seed):
                 await self.play(seed)
 
-    async def test_to_delete_what_was_not_seen_is_found_out(self) -> None:
+    async def test_a_sequencer_that_deletes_unseen_rows_is_detected(self) -> None:
         take = numbering.take_rows
 
         async def careless(executor: Any, seen: Any, *more: Any, **other: Any) -> Any:
             if not more:
-                # A row that fails alone is taken by itself.
+                # A row that fails alone is taken alone.
                 return await take(executor, seen, **other)
             tenants = {tenant_id for tenant_id, _ in seen}
             rows = await executor.query(
@@ -220,7 +221,7 @@ class InterleavingTests(History):
 
 class PortionTests(History):
     def test_rows_of_an_order_stay_together(self) -> None:
-        """Whichever orders were read."""
+        """This is so for any set of read orders."""
         dice = random.Random(1)
         for _ in range(300):
             rows = [

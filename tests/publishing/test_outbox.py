@@ -1,4 +1,4 @@
-"""The outbox is looked at, shops are read, and then exactly what was seen is numbered."""
+"""Tests of the outbox: the transaction numbers exactly the rows that the look has seen."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OutboxCase(SequencerCase):
         return [each.data.get("notes") for each in self.log_of()]
 
     def held(self) -> Deferred[None]:
-        """Orders that were read arrive only when this has fired."""
+        """Delay the results of reads until the returned Deferred fires."""
         gate: Deferred[None] = Deferred()
         read = shop_rows.read_orders
 
@@ -49,7 +49,7 @@ class OutboxCase(SequencerCase):
         return gate
 
     def run_when_read(self, slug: str, body: str) -> None:
-        """Have PL/pgSQL run when a shop's orders are read: by a view in the place of their items."""
+        """Replace a shop's table of items by a view, so that a read of its orders runs PL/pgSQL."""
         self.admin.run(
             f"DROP TABLE dinedesk_{slug}.order_items;"
             f"CREATE FUNCTION dinedesk_{slug}.evil() RETURNS bigint LANGUAGE plpgsql"
@@ -62,19 +62,19 @@ class OutboxCase(SequencerCase):
 
 
 class SeenTests(OutboxCase):
-    async def test_a_change_that_comes_after_the_read_is_published_too(self) -> None:
+    async def test_a_change_after_the_read_is_published_too(self) -> None:
         sequencer = await self.started()
         gate = self.held()
         order_id = self.place_order()
         sequencer.wake()
         await until(lambda: self.have_read, "the read is over")
-        # The row of what the shop commits now was not seen, so it stays.
+        # The look has not seen the row of this change, so the row stays in the outbox.
         self.change(order_id, "cancelled")
         gate.callback(None)
         await self.emptied(sequencer)
         self.assertEqual(self.notes()[-1], "cancelled")
 
-    async def test_others_are_numbered_while_a_shop_is_read(self) -> None:
+    async def test_other_tenants_are_numbered_while_the_orders_of_a_shop_are_read(self) -> None:
         sequencer = await self.started()
         gate = self.held()
         self.place_order()
@@ -89,14 +89,14 @@ class SeenTests(OutboxCase):
         await self.emptied(sequencer)
         self.assertEqual(self.seqs(), [1])
 
-    async def test_what_was_read_for_a_batch_that_is_refused_is_read_again(self) -> None:
+    async def test_orders_of_a_refused_batch_are_read_again(self) -> None:
         sequencer = await self.started()
         gate = self.held()
         order_id = self.place_order()
         self.publish("notice", {"number": 1})
         sequencer.wake()
         await until(lambda: self.have_read, "the read is over")
-        # Refuses the batch whole, as long as the notice is in it.
+        # This constraint makes the whole batch fail while the notice is part of it.
         self.admin.run(
             "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT no_notice"
             " CHECK (event_type <> 'notice')"
@@ -109,7 +109,7 @@ class SeenTests(OutboxCase):
         (order,) = [each for each in log if not each.failure]
         self.assertEqual(order.data["notes"], "changed since")
 
-    async def test_others_are_numbered_while_it_is_read_again(self) -> None:
+    async def test_other_tenants_are_numbered_while_the_orders_are_read_again(self) -> None:
         sequencer = await self.started()
         self.admin.run(
             "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT none CHECK (tenant_id <> 1)"
@@ -135,13 +135,13 @@ class SeenTests(OutboxCase):
         await self.emptied(sequencer)
         self.assertEqual([each.seq for each in self.log_of()], [None, None], "each failed alone")
 
-    async def test_two_nodes_publish_each_order_as_it_became(self) -> None:
+    async def test_two_nodes_publish_the_last_state_of_each_order(self) -> None:
         for seed in range(3):
             with self.subTest(seed=seed):
                 await self.one_history(random.Random(seed))
 
     async def one_history(self, chance: random.Random) -> None:
-        """The lease goes from node to node, with delays in between, while the shop changes orders."""
+        """The lease moves between the nodes with random delays while the shop changes orders."""
         read = shop_rows.read_orders
 
         async def dawdling(*arguments: Any) -> shop_rows.ShopRows:
@@ -180,7 +180,7 @@ class SeenTests(OutboxCase):
 
 
 class OrderTests(OutboxCase):
-    """What a tenant publishes by several roads, each after the commit before."""
+    """Tests of the order of events that a tenant publishes by SQL, by hooks and by REST."""
 
     def partition_key(self, count: int) -> None:
         self.admin.run(
@@ -191,7 +191,7 @@ class OrderTests(OutboxCase):
     def told(self) -> list[object]:
         return [each.data.get("number") or each.data["customerName"] for each in self.log_of()]
 
-    async def test_what_a_shop_publishes_by_sql_waits_for_its_order_that_is_read(self) -> None:
+    async def test_an_event_published_by_sql_waits_for_an_earlier_order_that_is_read(self) -> None:
         sequencer = await self.started()
         gate = self.held()
         self.place_order(name="Ann")
@@ -205,8 +205,8 @@ class OrderTests(OutboxCase):
         await self.emptied(sequencer)
         self.assertEqual(self.told(), ["Ann", 2])
 
-    async def test_a_request_follows_what_was_committed_before(self) -> None:
-        """Whether or not the node that is called is the doorman, and whether or not that one knows of it."""
+    async def test_a_request_comes_after_the_rows_committed_before(self) -> None:
+        """The called node is the doorman or not, and the doorman has seen the rows or not."""
         called, other = await self.started(), await self.started()
         for doorman, knows in ((called, True), (called, False), (other, True)):
             with self.subTest(is_doorman=doorman is called, knows=knows):
@@ -228,7 +228,7 @@ class OrderTests(OutboxCase):
         self.assertEqual((await self.answered(running)).ids, (before + 2,))
         self.assertEqual(self.told()[before:], ["Ann", 2])
 
-    async def test_a_request_waits_for_a_batch_and_not_for_a_whole_bulk(self) -> None:
+    async def test_a_request_waits_for_a_batch_and_not_for_a_whole_bulk_update(self) -> None:
         sequencer = await self.started()
         self.admin.run(
             "INSERT INTO dinedesk_kitchen.orders (total_amount) SELECT n FROM generate_series(1, 1500) AS n"
@@ -240,7 +240,7 @@ class OrderTests(OutboxCase):
         self.assertLess(position, 1501)
         await self.emptied(sequencer)
 
-    async def test_a_new_order_does_not_wait_for_a_whole_bulk_of_changes(self) -> None:
+    async def test_a_new_order_does_not_wait_for_a_whole_bulk_update(self) -> None:
         sequencer = await self.started()
         self.partition_key(1500)
         await self.emptied(sequencer)
@@ -264,7 +264,7 @@ class OrderTests(OutboxCase):
             [each.data["notes"] for each in log if each.data["orderId"] == "1"], ["changed again"]
         )
 
-    async def test_what_is_no_bulk_of_changes_comes_before_a_new_order(self) -> None:
+    async def test_changes_that_are_no_bulk_update_come_before_a_new_order(self) -> None:
         sequencer = await self.started()
         self.partition_key(300)
         await self.emptied(sequencer)
@@ -292,7 +292,7 @@ class OrderTests(OutboxCase):
         gate.callback(None)
         await self.emptied(sequencer)
 
-    async def test_those_of_other_tenants_go_on_meanwhile(self) -> None:
+    async def test_requests_of_other_tenants_do_not_wait(self) -> None:
         sequencer = await self.started()
         gate = self.held()
         self.place_order()
@@ -304,7 +304,7 @@ class OrderTests(OutboxCase):
         gate.callback(None)
         self.assertEqual((await self.answered(waits)).ids, (2,))
 
-    async def test_what_was_accepted_is_published_in_order_before_a_stop(self) -> None:
+    async def test_accepted_requests_are_published_in_order_before_a_stop(self) -> None:
         sequencer = await self.started()
         self.place_order(name="Ann")
         running = begin(sequencer.publish(publication(notice(2))))
@@ -312,7 +312,7 @@ class OrderTests(OutboxCase):
         self.assertTrue(running.called)
         self.assertEqual(self.told(), ["Ann", 2])
 
-    async def test_a_read_that_loses_its_connection_is_done_again_in_order(self) -> None:
+    async def test_a_read_with_a_lost_connection_is_repeated_in_order(self) -> None:
         sequencer = await self.started()
         self.run_when_read("kitchen", "PERFORM pg_sleep(0.5)")
         self.place_order(name="Ann")
@@ -338,7 +338,7 @@ class OrderTests(OutboxCase):
         self.patch(outbox, "_SLOW_SECONDS", 1000.0)
         sequencer = await self.started()
         sequencer.event_bytes = 10**6
-        # The ids do not grow with time.
+        # The order of the ids is not the order of creation.
         for number in (9, 1, 8, 2):
             self.admin.run(
                 "INSERT INTO dinedesk_kitchen.orders (id, total_amount, customer_name)"
@@ -352,7 +352,7 @@ class OrderTests(OutboxCase):
 
 
 class HostileTests(OutboxCase):
-    async def test_a_shop_whose_code_never_ends_waits_alone(self) -> None:
+    async def test_a_shop_whose_view_never_ends_delays_no_other_tenant(self) -> None:
         sequencer = await self.started()
         self.run_when_read("kitchen", ENDLESS)
         for _ in range(3):
@@ -367,7 +367,7 @@ class HostileTests(OutboxCase):
         self.assertEqual((self.seqs(), self.waiting), ([], 3))
         self.assertEqual((sequencer.left_out, sequencer.serves_all), (1, False))
 
-    async def test_its_pauses_double_up_to_five_minutes(self) -> None:
+    async def test_the_pauses_of_a_tenant_double_up_to_five_minutes(self) -> None:
         sequencer = await self.started()
         self.admin.run("ALTER TABLE dinedesk_kitchen.orders RENAME TO put_away")
         self.admin.run("SELECT posd_hooks.enqueue$kitchen('order', '{1}')")
@@ -380,7 +380,7 @@ class HostileTests(OutboxCase):
             self.clock.advance(pauses[-1] + 0.1)
         self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300])
 
-    async def test_a_shop_that_takes_long_has_fewer_orders_read_at_once(self) -> None:
+    async def test_fewer_orders_of_a_slow_shop_are_read_at_once(self) -> None:
         sequencer = await self.started()
         self.run_when_read("kitchen", "PERFORM pg_sleep(0.03)")
         self.admin.run(

@@ -1,4 +1,4 @@
-"""How much of the outbox one transaction takes. The rows are given by the test."""
+"""Tests of the size of a transaction. The test provides the rows of the outbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL, LARGE = MOST_ROWS // 2, MOST_ROWS // 2 + 1
 
 class PortionTests(SynchronousTestCase):
     def batches(self, *sizes: int) -> list[list[int]]:
-        """The tenants of each batch, where the n-th tenant has so many rows that need no reading."""
+        """Return the tenants of each batch. The n-th tenant has `rows[n]` rows that need no read."""
         rows = [
             (n, i, "promotion", None, False) for n, size in enumerate(sizes) for i in range(size)
         ]
@@ -39,8 +39,8 @@ class PortionTests(SynchronousTestCase):
     def test_portions_that_fit_are_numbered_together(self) -> None:
         self.assertEqual(self.batches(SMALL, SMALL), [[0, 1]])
 
-    def test_a_batch_has_so_many_rows_at_most(self) -> None:
+    def test_a_batch_has_a_limited_number_of_rows(self) -> None:
         self.assertEqual(self.batches(SMALL, LARGE, 1), [[0], [1, 2]])
 
-    def test_the_first_portion_goes_whatever_it_has(self) -> None:
+    def test_the_first_portion_of_a_batch_may_exceed_the_limit(self) -> None:
         self.assertEqual(self.batches(MOST_ROWS + 1, 1), [[0], [1]])

@@ -1,4 +1,4 @@
-"""Nothing in silence: what became no event, or was published with warnings, is counted and logged."""
+"""Tests of the log lines and metrics of events that were left out, failed, or have warnings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class JournalCase(SequencerCase):
         self.counters = Counters()
 
     async def watched(self) -> Sequencer:
-        """A sequencer that counts in `counters`."""
+        """Return a sequencer with the counters `counters`."""
         sequencer = await self.started()
         self.events.clear()
         sequencer._publishing_log.counters = sequencer._batches.counters = self.counters
         return sequencer
 
     def counted(self, name: str) -> dict[str, float]:
-        """A counter's values that are not zero, by its only label."""
+        """Return the values of a counter that are not zero, by its only label."""
         return {
             next(iter(sample.labels.values()), ""): sample.value
             for family in self.counters.registry.collect()
@@ -42,7 +42,7 @@ class JournalCase(SequencerCase):
         }
 
     def lines(self, level: LogLevel) -> list[str]:
-        """What posd has logged at a level."""
+        """Return the log lines of a level."""
         return [
             formatEvent(event)
             for event in self.events
@@ -51,7 +51,7 @@ class JournalCase(SequencerCase):
 
 
 class LeftOutTests(JournalCase):
-    async def test_a_hooked_order_that_becomes_no_event_is_counted_and_named(self) -> None:
+    async def test_a_hooked_order_that_becomes_no_event_is_counted_and_logged(self) -> None:
         sequencer = await self.watched()
         insert = (
             "INSERT INTO dinedesk_kitchen.orders (total_amount, status, order_source, created_at)"
@@ -72,14 +72,14 @@ class LeftOutTests(JournalCase):
             self.assertIn(f"of tenant kitchen became no event ({reason}): {order_id}", told)
         self.assertNotIn("not_online", told)
 
-    async def test_what_says_nothing_new_is_counted_without_a_line(self) -> None:
+    async def test_an_unchanged_order_is_counted_without_a_log_line(self) -> None:
         sequencer = await self.watched()
         await sequencer.publish(publication(order("7")))
         await sequencer.publish(publication(order("7")))
         self.assertEqual(self.counted("orders_left_out"), {"unchanged": 1})
         self.assertEqual(self.lines(LogLevel.info), [])
 
-    async def test_thousands_make_one_line(self) -> None:
+    async def test_thousands_of_orders_make_one_log_line(self) -> None:
         sequencer = await self.watched()
         self.admin.run(
             "INSERT INTO dinedesk_kitchen.orders (total_amount, status)"
@@ -89,7 +89,7 @@ class LeftOutTests(JournalCase):
         self.assertEqual(self.counted("orders_left_out"), {"over": 50})
         self.assertLessEqual(len(self.lines(LogLevel.info)), 5)
 
-    async def test_what_was_rolled_back_is_not_counted(self) -> None:
+    async def test_events_of_a_transaction_that_is_rolled_back_are_not_counted(self) -> None:
         sequencer = await self.watched()
         huge = order("8", note="x" * 5000)
         refused = sequencer.publish(publication(order("7", orderSource="dine_in"), huge))
@@ -99,7 +99,7 @@ class LeftOutTests(JournalCase):
 
 
 class WarnedTests(JournalCase):
-    async def test_on_every_road_it_is_counted_and_the_order_is_named(self) -> None:
+    async def test_warnings_of_all_sources_are_counted_and_logged_with_the_order(self) -> None:
         sequencer = await self.watched()
         data = {"customerName": PRIVATE, "totalAmount": "14,20", "items": [{"quantity": "2 kg"}]}
         await sequencer.publish(publication(order("rest-1", **data)))
@@ -122,7 +122,7 @@ class WarnedTests(JournalCase):
         self.assertNotIn(PRIVATE, "".join(lines))
         self.assertNotIn("14,20", "".join(lines))
 
-    async def test_a_failed_event_names_its_order(self) -> None:
+    async def test_the_log_line_of_a_failed_event_names_its_order(self) -> None:
         sequencer = await self.watched()
         self.publish("New Order", {"orderId": "X-1", "customerName": PRIVATE})
         self.publish("new_order", {"orderId": "X-2", "note": "x" * 5000}, GRILL)
@@ -133,7 +133,7 @@ class WarnedTests(JournalCase):
         self.assertRegex(told, "tenant grill failed .* order X-2")
         self.assertNotIn(PRIVATE, told)
 
-    async def test_all_codes_and_reasons_are_there_at_zero(self) -> None:
+    async def test_all_codes_and_reasons_begin_at_zero(self) -> None:
         text = [
             (sample.name, *sample.labels.values())
             for family in self.counters.registry.collect()
@@ -145,8 +145,8 @@ class WarnedTests(JournalCase):
             self.assertIn(("posd_orders_left_out_total", reason), text)
 
 
-class TroubleTests(JournalCase):
-    async def test_a_tenant_that_cannot_be_read_is_named_and_degrades_the_node(self) -> None:
+class UnreadableTests(JournalCase):
+    async def test_a_tenant_that_cannot_be_read_is_logged_and_degrades_the_node(self) -> None:
         sequencer = await self.watched()
         self.assertTrue(sequencer.serves_all)
         self.place_order()
@@ -163,7 +163,7 @@ class TroubleTests(JournalCase):
 
 
 class ClockTests(JournalCase):
-    """The daemon's clock is wrong by a day, and the database's is right."""
+    """Tests with a clock of the daemon that is wrong by a day. The clock of the database is right."""
 
     async def check(self, by: timedelta) -> None:
         sequencer = await self.watched()
@@ -184,15 +184,15 @@ class ClockTests(JournalCase):
         self.assertLess(abs(made), timedelta(minutes=5))
         self.assertEqual(self.seqs(KITCHEN), [1, 2])
 
-    async def test_ahead(self) -> None:
+    async def test_a_clock_that_is_a_day_ahead_leaves_out_no_order(self) -> None:
         await self.check(timedelta(hours=25))
 
-    async def test_behind(self) -> None:
+    async def test_a_clock_that_is_a_day_behind_leaves_out_no_order(self) -> None:
         await self.check(timedelta(hours=-25))
 
 
 class TimeZoneTests(JournalCase):
-    async def test_an_unknown_time_zone_is_told_once(self) -> None:
+    async def test_an_unknown_time_zone_is_logged_once(self) -> None:
         sequencer = await self.watched()
         self.admin.run("ALTER TABLE dinedesk_main.tenants DISABLE TRIGGER pos_tenant_zone_update")
         self.admin.run("UPDATE dinedesk_main.tenants SET timezone = 'MST7MDT8' WHERE id = 1")

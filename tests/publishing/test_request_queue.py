@@ -1,4 +1,4 @@
-"""The order in which requests get into transactions."""
+"""Tests of the order in which requests are published."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def queue(*requests: PublicationRequest) -> RequestQueue:
 
 
 def sizes(waiting: RequestQueue) -> list[list[int]]:
-    """How many events the requests of each batch have, until none waits."""
+    """Take all batches. Return the numbers of events of the requests in each batch."""
     found = []
     while waiting:
         found.append([len(each.publication.drafts) for each in waiting.next_batch()])
@@ -49,8 +49,8 @@ class RequestQueueTests(SynchronousTestCase):
         waiting = queue(*(request(tenant, 50) for tenant in range(8)), request(9, 500))
         self.assertEqual(sizes(waiting), [[500], [50] * 6, [50] * 2])
 
-    def test_large_requests_and_batches_of_the_others_take_turns(self) -> None:
-        """Who publishes one event waits for one large request, however many wait."""
+    def test_large_requests_alternate_with_batches_of_small_ones(self) -> None:
+        """A small request waits for one large request, even if many large ones wait."""
         waiting = queue(
             *(request(tenant, 500) for tenant in (1, 1, 2)), *(request(3) for _ in range(350))
         )
@@ -58,7 +58,7 @@ class RequestQueueTests(SynchronousTestCase):
             sizes(waiting), [[500], [1] * 100, [500], [1] * 100, [500], [1] * 100, [1] * 50]
         )
 
-    def test_a_small_one_waits_for_the_large_one_before_it(self) -> None:
+    def test_a_small_request_waits_for_the_large_one_before_it(self) -> None:
         waiting = queue(request(1, 500), request(1), request(2))
         self.assertEqual(sizes(waiting), [[500], [1, 1]])
         waiting = queue(request(1), request(1, 500), request(1), request(2, 51))
@@ -85,12 +85,12 @@ class RequestQueueTests(SynchronousTestCase):
         waiting.append(request(2))
         self.assertEqual(len(waiting), 2001)
 
-    def test_all_together_have_10000_places(self) -> None:
+    def test_the_queue_has_10000_places(self) -> None:
         waiting = queue(*(request(number // 2000) for number in range(10_000)))
         self.assertRaises(Unavailable, waiting.append, request(7))
 
     @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 400)), max_size=60))
-    def test_each_request_comes_once_and_those_of_a_tenant_in_their_order(
+    def test_each_request_is_taken_once_and_in_the_order_of_its_tenant(
         self, made: list[tuple[int, int]]
     ) -> None:
         requests = [request(tenant, events) for tenant, events in made]
@@ -107,8 +107,8 @@ class RequestQueueTests(SynchronousTestCase):
 
 
 class AnswerTests(SynchronousTestCase):
-    def test_no_more_than_twenty_are_answered_in_a_turn_of_the_reactor(self) -> None:
-        """To write the answers of a whole batch at once would let nobody else have a turn for 10 ms."""
+    def test_20_requests_are_answered_in_a_turn_of_the_reactor(self) -> None:
+        """The answers of a whole batch in one turn would block the reactor for 10 ms."""
         clock, requests = Clock(), [request(1) for _ in range(45)]
         for each in requests:
             each.result = PublicationResult((1,), 0)

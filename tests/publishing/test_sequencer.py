@@ -1,4 +1,4 @@
-"""The one way in: what is shared, what fails alone, and what is neither lost nor done twice."""
+"""Tests of the sequencer: shared transactions, failures of single events, retries, lost connections."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class PublishingTests(SequencerCase):
         ((logged),) = self.log_of()
         self.assertEqual((logged.seq, logged.type, logged.data), (1, "notice", {"number": 1}))
 
-    async def test_several_events_of_one_publication_follow_each_other(self) -> None:
+    async def test_the_events_of_a_publication_have_consecutive_numbers(self) -> None:
         sequencer = await self.started()
         published = await sequencer.publish(publication(*(notice(n) for n in range(5))))
         self.assertEqual(published.ids, (1, 2, 3, 4, 5))
 
-    async def test_each_tenant_has_positions_of_its_own(self) -> None:
+    async def test_each_tenant_has_numbers_of_its_own(self) -> None:
         sequencer = await self.started()
         await sequencer.publish(publication(notice()))
         self.assertEqual(first(await sequencer.publish(publication(notice(), tenant_id=GRILL))), 1)
 
-    async def test_those_who_publish_while_a_transaction_is_in_flight_share_the_next(self) -> None:
+    async def test_requests_during_a_transaction_share_the_next_one(self) -> None:
         connection = await self.linked()
         sequencer = await self.started(connection)
         running = [begin(sequencer.publish(publication(notice(n)))) for n in range(20)]
@@ -67,7 +67,7 @@ class PublishingTests(SequencerCase):
         self.assertEqual([first(each) for each in published], list(range(1, 21)))
         self.assertEqual(connection.transactions, 2)
 
-    async def test_a_batch_has_as_few_statements_as_can_be(self) -> None:
+    async def test_a_batch_needs_the_fewest_statements(self) -> None:
         sequencer = await self.started()
         await sequencer.publish(publication(notice(1)))
         called: list[str] = []
@@ -79,12 +79,12 @@ class PublishingTests(SequencerCase):
             "record_plain_and_commit",
         ):
             self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
-        # About no order: there is nothing to compare.
+        # An event about no order is not compared.
         await sequencer.publish(publication(notice(2)))
         self.assertEqual(called, ["record_plain_and_commit"])
         await sequencer.publish(publication(order("7")))
         await sequencer.publish(publication(order("7")))
-        # The second one says nothing new.
+        # The second event changes nothing.
         self.assertEqual(called[1:], ["take_rows", "record_and_commit", "take_rows"])
         data = '{"orderId":"7","status":"cooking"}'
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'order_updated', %s)", data)
@@ -99,7 +99,7 @@ class PublishingTests(SequencerCase):
         called: list[str] = []
         for name in ("take_rows", "record_plain_and_commit"):
             self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
-        # The rows stay where they are for as long as this node is not the doorman.
+        # The rows stay in the outbox while this node is not the doorman.
         fence, sequencer.fence = sequencer.fence, None
         self.publish("note", {"number": 2})
         asked = begin(sequencer.publish(publication(notice(3))))
@@ -114,7 +114,7 @@ class PublishingTests(SequencerCase):
         await until(is_answered, "it is answered")
         self.assertEqual([each.data["number"] for each in self.log_of()], [1, 2, 3])
 
-    async def test_a_mistake_after_the_commit_publishes_nothing_twice(self) -> None:
+    async def test_an_exception_after_the_commit_publishes_nothing_twice(self) -> None:
         sequencer = await self.started()
 
         def fails(tenant_id: TenantId) -> int:
@@ -128,7 +128,7 @@ class PublishingTests(SequencerCase):
         self.assertEqual(first(await sequencer.publish(publication(notice(2)))), 2)
         self.assertEqual(self.seqs(), [1, 2])
 
-    async def test_a_mistake_at_counting_publishes_nothing_twice(self) -> None:
+    async def test_an_exception_in_the_metrics_publishes_nothing_twice(self) -> None:
         sequencer = await self.started()
 
         def fails(publishing_log: PublishingLog, outcome: object, seconds: float) -> None:
@@ -142,7 +142,7 @@ class PublishingTests(SequencerCase):
         self.assertEqual(self.seqs(), [1, 2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
-    async def test_what_was_committed_is_handed_on_as_it_is_read(self) -> None:
+    async def test_appended_events_equal_the_events_of_the_log(self) -> None:
         handed: list[AppendedEvents] = []
         sequencer = await self.started(appended=handed.append)
         extra_members = ("gift_card_updated", {"cardNumber": "G", "balance": 5})
@@ -155,7 +155,7 @@ class PublishingTests(SequencerCase):
             log = await stream.events_after(connection, tenant, each.stream_id, 0, 10)
             self.assertEqual(list(each.events), log)
 
-    async def test_what_goes_wrong_where_it_is_handed_on_publishes_nothing_twice(self) -> None:
+    async def test_an_exception_in_the_delivery_publishes_nothing_twice(self) -> None:
         def refuse(appended: AppendedEvents) -> None:
             raise ZeroDivisionError
 
@@ -165,8 +165,8 @@ class PublishingTests(SequencerCase):
         self.assertEqual(self.seqs(), [1])
 
     async def test_a_bulk_of_large_orders_is_read_in_several_batches(self) -> None:
-        """What does not fit into a batch waits for the next one, and is not taken for gone."""
-        # On a busy machine they take long to read, and then fewer are read at once.
+        """Orders that do not fit into a batch wait for the next one, and are not treated as deleted."""
+        # On a busy machine the reads take long, and fewer orders are read at once.
         self.patch(outbox, "_SLOW_SECONDS", 1000.0)
         connection = await self.linked()
         sequencer = await self.started(connection)
@@ -181,7 +181,7 @@ class PublishingTests(SequencerCase):
         self.assertEqual(told, list(range(1, 11)))
         self.assertEqual(connection.transactions, 3)
 
-    async def test_the_same_order_again_says_nothing_new(self) -> None:
+    async def test_an_unchanged_order_becomes_no_event(self) -> None:
         sequencer = await self.started()
         self.assertEqual(first(await sequencer.publish(publication(order("7")))), 1)
         self.assertIsNone(first(await sequencer.publish(publication(order("7")))))
@@ -189,7 +189,7 @@ class PublishingTests(SequencerCase):
         self.assertEqual(first(changed), 2)
         self.assertEqual([each.type for each in self.log_of()], ["new_order", "order_updated"])
 
-    async def test_tills_on_other_nodes_count_also_where_nothing_was_new(self) -> None:
+    async def test_connections_include_other_nodes_for_an_unchanged_order_too(self) -> None:
         sequencer = await self.started()
         node = str(uuid4())
         self.admin.run(
@@ -209,18 +209,18 @@ class PublishingTests(SequencerCase):
         ]
         self.assertEqual([each.connections for each in answers], [3, 3, 3])
 
-    async def test_a_tenant_that_is_gone_is_not_found(self) -> None:
+    async def test_a_deleted_tenant_is_not_found(self) -> None:
         sequencer = await self.started()
         with self.assertRaises(NotFound):
             await sequencer.publish(publication(notice(), tenant_id=99))
 
-    async def test_a_sequencer_that_was_stopped_takes_nothing(self) -> None:
+    async def test_a_stopped_sequencer_refuses_requests(self) -> None:
         sequencer = await self.started()
         await sequencer.stopService()
         with self.assertRaises(Unavailable):
             await sequencer.publish(publication(notice()))
 
-    async def test_stopping_finishes_what_was_accepted(self) -> None:
+    async def test_a_stop_publishes_the_accepted_requests(self) -> None:
         sequencer = await self.started()
         running = [begin(sequencer.publish(publication(notice(n)))) for n in range(5)]
         await sequencer.stopService()
@@ -236,7 +236,7 @@ class PublishingTests(SequencerCase):
 
 
 class OutboxTests(SequencerCase):
-    async def test_what_was_published_by_sql_and_what_was_touched_are_numbered(self) -> None:
+    async def test_events_of_sql_and_of_hooks_are_numbered(self) -> None:
         sequencer = await self.started()
         order_id = self.place_order()
         self.publish("notice", {"number": 1})
@@ -248,7 +248,7 @@ class OutboxTests(SequencerCase):
         self.assertEqual((told.seq, told.data), (2, {"number": 1}))
         self.assertEqual(self.seqs(GRILL), [1])
 
-    async def test_an_order_that_is_gone_publishes_nothing(self) -> None:
+    async def test_a_deleted_order_publishes_nothing(self) -> None:
         sequencer = await self.started()
         self.place_order()
         self.admin.run("DELETE FROM dinedesk_kitchen.orders")
@@ -265,7 +265,9 @@ class OutboxTests(SequencerCase):
         self.assertEqual(self.seqs(), list(range(1, 1204)))
         self.assertEqual([each.data["n"] for each in self.log_of()], list(range(1, 1204)))
 
-    async def test_what_cannot_be_an_event_is_logged_as_failed_and_stops_nothing(self) -> None:
+    async def test_a_row_that_cannot_become_an_event_is_logged_and_the_others_published(
+        self,
+    ) -> None:
         sequencer = await self.started()
         self.publish("notice", {"number": 1})
         self.publish("Not A Type", {})
@@ -279,7 +281,7 @@ class OutboxTests(SequencerCase):
         self.assertIn("orderId", reasons[1])
         self.assertIn(f"{EVENT_BYTES} are allowed", reasons[2])
 
-    async def test_data_that_cannot_be_read_is_logged_as_the_text_that_it_was(self) -> None:
+    async def test_data_that_cannot_be_read_is_logged_as_text(self) -> None:
         sequencer = await self.started()
         nested: object = []
         for _ in range(40):
@@ -295,10 +297,10 @@ class OutboxTests(SequencerCase):
         self.assertEqual(deep.data, {"text": '{"nested": ' + "[" * 41 + "]" * 41 + "}"})
         self.assertIn("nested more than", deep.failure or "")
         self.assertEqual(bomb.data, {})
-        self.assertIn("larger than any", bomb.failure or "")
+        self.assertIn("too large", bomb.failure or "")
         self.assertEqual(fine.seq, 1)
 
-    async def test_a_touched_order_that_is_too_large_stays_whole_where_tills_poll(self) -> None:
+    async def test_a_touched_order_that_is_too_large_for_an_event_is_stored_whole(self) -> None:
         sequencer = await self.started()
         self.place_order(name="A" * EVENT_BYTES)
         await self.emptied(sequencer)
@@ -308,13 +310,13 @@ class OutboxTests(SequencerCase):
         name = "SELECT snapshot ->> 'customerName' FROM dinedesk_kitchen.pos_orders"
         self.assertEqual(self.admin.value(name), "A" * EVENT_BYTES)
 
-    async def test_a_touched_order_that_nobody_could_read_is_logged_as_failed(self) -> None:
+    async def test_a_touched_order_that_is_too_large_to_read_is_logged_as_failed(self) -> None:
         sequencer = await self.started()
         self.place_order(name="A" * 5_000_000)
         self.publish("notice", {"number": 1})
         await self.emptied(sequencer)
         order, notice = self.log_of()
-        self.assertIn("larger than any", order.failure or "")
+        self.assertIn("too large", order.failure or "")
         self.assertEqual(notice.seq, 1)
 
     async def test_a_row_that_the_database_refuses_fails_alone(self) -> None:
@@ -330,7 +332,7 @@ class OutboxTests(SequencerCase):
         self.assertIn("no_poison", self.log_of()[31].failure or "")
         self.assertLess(connection.transactions, 60)
 
-    async def test_a_row_that_posd_itself_fails_at_fails_alone(self) -> None:
+    async def test_a_row_that_causes_an_exception_in_posd_fails_alone(self) -> None:
         sequencer = await self.started()
         known = drafts.draft
 
@@ -346,7 +348,7 @@ class OutboxTests(SequencerCase):
         self.assertEqual(self.seqs(), [1, None, 2, 3])
         self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
 
-    async def test_a_row_that_cannot_even_be_logged_is_kept_and_others_go_on(self) -> None:
+    async def test_a_row_that_cannot_be_logged_is_kept_and_the_others_published(self) -> None:
         sequencer = await self.started()
         self.admin.run(
             "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT none CHECK (tenant_id <> 1);"
@@ -362,7 +364,7 @@ class OutboxTests(SequencerCase):
         await self.emptied(sequencer)
         self.assertEqual(self.seqs(), [1])
 
-    async def test_a_right_that_is_missing_costs_no_row(self) -> None:
+    async def test_a_missing_privilege_loses_no_row(self) -> None:
         sequencer = await self.started()
         self.publish("notice", {"number": 1})
         self.admin.run("REVOKE INSERT ON dinedesk_main.pos_events FROM posd")
@@ -375,18 +377,18 @@ class OutboxTests(SequencerCase):
 
 
 class FailingAloneTests(SequencerCase):
-    """Of several publishers in one transaction."""
+    """Tests of several publishers in one transaction."""
 
     async def published(
         self, sequencer: Sequencer, *calls: object
     ) -> list[PublicationResult | BaseException]:
-        """Publish all of these in one transaction."""
+        """Publish all publications in one transaction."""
         ahead = begin(sequencer.publish(publication(notice(0))))
         running = [begin(sequencer.publish(call)) for call in calls]  # type: ignore[arg-type]
         await ahead
         return [await outcome(each) for each in running]
 
-    async def test_who_publishes_too_much_at_once_is_told_and_nobody_else(self) -> None:
+    async def test_a_publication_that_is_too_large_is_refused_and_no_other(self) -> None:
         sequencer = await self.started()
         good, bad, other = await self.published(
             sequencer,
@@ -444,7 +446,7 @@ class LeftOutTests(SequencerCase):
         await self.emptied(sequencer)
         self.assertEqual([each.type for each in self.log_of()], ["notice", "new_order"])
 
-    async def test_a_request_beside_rows_that_cannot_be_read_is_published(self) -> None:
+    async def test_a_request_of_a_tenant_with_unreadable_rows_is_published(self) -> None:
         sequencer = await self.started()
         self.place_order()
         with self.client().transaction():
@@ -455,7 +457,7 @@ class LeftOutTests(SequencerCase):
         await self.emptied(sequencer)
         self.assertEqual(self.seqs(), [1, 2])
 
-    async def test_tenants_whose_tables_are_never_read_hold_nobody_up(self) -> None:
+    async def test_tenants_whose_reads_never_end_delay_no_other_tenant(self) -> None:
         sequencer = await self.started()
         self.slow_down("kitchen", 60)
         self.place_order()
@@ -466,7 +468,7 @@ class LeftOutTests(SequencerCase):
         self.assertEqual(published.ids, (2,))
 
     def slow_down(self, slug: str, seconds: float) -> None:
-        """Put a view in the place of a shop's items, which takes its time to be read."""
+        """Replace a shop's table of items by a view that is slow to read."""
         self.admin.run(
             f"DROP TABLE dinedesk_{slug}.order_items;"
             f"CREATE FUNCTION dinedesk_{slug}.slowly() RETURNS bigint LANGUAGE sql AS"
@@ -486,7 +488,7 @@ class IdempotencyTests(SequencerCase):
         self.assertEqual(await sequencer.publish(call), PublicationResult((1, 2), 0, replayed=True))
         self.assertEqual(self.seqs(), [1, 2])
 
-    async def test_another_movement_under_the_same_key_is_refused(self) -> None:
+    async def test_another_publication_with_the_same_key_is_refused(self) -> None:
         sequencer = await self.started()
         await sequencer.publish(publication(notice(1), key="k"))
         with self.assertRaises(Unprocessable) as caught:
@@ -502,7 +504,7 @@ class IdempotencyTests(SequencerCase):
         self.assertEqual(first(await running), 1)
         self.assertTrue((await sequencer.publish(call)).replayed)
 
-    async def test_the_same_call_at_two_nodes_is_made_once(self) -> None:
+    async def test_the_same_request_to_two_nodes_is_published_once(self) -> None:
         one, other = await self.started(), await self.started()
         call = publication(notice(1), key="k")
         answers = await gatherResults([begin(each.publish(call)) for each in (one, other)])
@@ -510,7 +512,7 @@ class IdempotencyTests(SequencerCase):
         self.assertEqual(sorted(each.replayed for each in answers), [False, True])
         self.assertEqual(self.seqs(), [1])
 
-    async def test_a_call_that_was_refused_may_be_made_again(self) -> None:
+    async def test_a_refused_request_may_be_repeated(self) -> None:
         sequencer = await self.started()
         with self.assertRaises(TooLarge):
             await sequencer.publish(publication(notice(1, text="x" * EVENT_BYTES), key="k"))
@@ -518,7 +520,7 @@ class IdempotencyTests(SequencerCase):
 
 
 class OutageTests(SequencerCase):
-    async def test_without_a_database_it_is_unavailable_and_later_not(self) -> None:
+    async def test_publishing_is_unavailable_until_the_database_is_back(self) -> None:
         connection = await self.linked()
         sequencer = await self.started(connection)
         connection.drop()
@@ -527,7 +529,7 @@ class OutageTests(SequencerCase):
         await until(lambda: connection.up, "the link is up")
         self.assertEqual(first(await sequencer.publish(publication(notice()))), 1)
 
-    async def test_a_connection_lost_in_a_batch_loses_nothing_and_does_nothing_twice(self) -> None:
+    async def test_a_connection_lost_in_a_batch_loses_and_repeats_no_event(self) -> None:
         connection = await self.linked()
         sequencer = await self.started(connection)
         self.publish("notice", {"number": 1})
@@ -551,7 +553,7 @@ class OutageTests(SequencerCase):
         connection = await self.linked()
         sequencer = await self.started(connection)
         call = publication(notice(1), key="k")
-        # The connection goes after the COMMIT has been obeyed and before its answer is read.
+        # The connection ends after the COMMIT was executed and before its answer is read.
         execute = connection.transaction
 
         async def cut_off(work: object) -> object:
@@ -568,7 +570,7 @@ class OutageTests(SequencerCase):
 
 
 class TwoNodesTests(SequencerCase):
-    async def test_two_sequencers_number_without_a_gap_and_without_deadlock(self) -> None:
+    async def test_two_sequencers_number_without_gaps_and_deadlocks(self) -> None:
         nodes = [await self.started(), await self.started()]
         running = []
         for number in range(200):
@@ -591,7 +593,7 @@ class TwoNodesTests(SequencerCase):
 
 
 class AnyOrderTests(SequencerCase):
-    async def test_whatever_the_order_exactly_what_was_committed_is_numbered(self) -> None:
+    async def test_exactly_the_committed_events_are_numbered_in_any_order_of_commits(self) -> None:
         for seed in range(6):
             with self.subTest(seed=seed):
                 await self.one_history(random.Random(seed))
@@ -600,7 +602,7 @@ class AnyOrderTests(SequencerCase):
         nodes = [await self.started(), await self.started()]
         await self.hand_over(nodes[0])
         shops = [self.client() for _ in range(4)]
-        # By shop: whether a transaction is open, and what it has published so far.
+        # For each shop: whether a transaction is open, and the events that it has published so far.
         open_with: list[list[str] | None] = [None] * len(shops)
         committed: set[str] = set()
         running = []
@@ -676,7 +678,7 @@ class AnyOrderTests(SequencerCase):
 
 
 def refuse_poison(case: SequencerCase) -> None:
-    """Make the database refuse events that have a member `poison` which is true."""
+    """Make the database refuse events with a member `poison` that is true."""
     case.admin.run(
         "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT no_poison"
         " CHECK (event_data ->> 'poison' IS DISTINCT FROM 'true')"
@@ -693,7 +695,7 @@ async def outcome(running: Deferred[PublicationResult]) -> PublicationResult | B
 def _noting(
     called: list[str], name: str, work: Callable[..., Awaitable[Any]]
 ) -> Callable[..., Awaitable[Any]]:
-    """The same, that notes that it was called."""
+    """Return `work` with a note of each call in `called`."""
 
     async def noted(*arguments: Any, **more: Any) -> Any:
         called.append(name)

@@ -1,4 +1,4 @@
-"""What a shop's own tables do to its events: one odd row, a condition, a column that has gone."""
+"""Tests of a shop's own tables with an unreadable row, a condition, and a dropped column."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class StrangerCase(JournalCase):
 
 
 class OddRowTests(StrangerCase):
-    async def test_one_that_cannot_be_read_fails_by_name_and_the_others_are_published(self) -> None:
+    async def test_an_unreadable_row_fails_with_its_order_id_and_the_others_are_published(
+        self,
+    ) -> None:
         self.run_all(*MOODY)
         sequencer = await self.watched()
         ids = [self.place_order(name=name) for name in ("Ann", "Bob", "Cid")]
@@ -51,7 +53,7 @@ class OddRowTests(StrangerCase):
         await self.emptied(sequencer)
         self.assertEqual(self.log_of()[-1].data["orderId"], ids[1])
 
-    async def test_addons_with_half_a_surrogate_pair_are_published_and_repaired(self) -> None:
+    async def test_addons_with_half_a_surrogate_pair_are_repaired_and_published(self) -> None:
         self.admin.run("ALTER TABLE dinedesk_kitchen.order_items ALTER selected_addons TYPE json")
         sequencer = await self.watched()
         with self.admin.transaction():
@@ -67,7 +69,9 @@ class OddRowTests(StrangerCase):
 
 
 class ConditionTests(StrangerCase):
-    async def test_a_cart_is_published_once_it_is_an_order_and_then_followed(self) -> None:
+    async def test_a_cart_is_published_when_the_condition_is_true_and_later_changes_too(
+        self,
+    ) -> None:
         self.admin.run(ADOPT, "status NOT IN ('cart', 'cancelled')", "{}")
         sequencer = await self.watched()
         with self.admin.transaction():
@@ -86,7 +90,7 @@ class ConditionTests(StrangerCase):
 
 
 class ColumnTests(StrangerCase):
-    async def test_a_column_that_has_gone_is_logged_once_with_what_to_do(self) -> None:
+    async def test_a_dropped_column_is_logged_once_with_the_remedy(self) -> None:
         self.admin.run(ADOPT, None, '{"orders": {"customer_email": "text"}}')
         self.admin.run("ALTER TABLE dinedesk_kitchen.orders RENAME customer_email TO mail")
         sequencer = await self.watched()
@@ -98,7 +102,7 @@ class ColumnTests(StrangerCase):
         self.assertIn("tenant kitchen were dropped or renamed: orders.customer_email", line)
         self.assertIn("posctl adopt kitchen", line)
 
-    async def test_without_a_column_that_is_needed_the_orders_wait(self) -> None:
+    async def test_orders_wait_while_a_required_column_is_missing(self) -> None:
         self.admin.run("ALTER TABLE dinedesk_kitchen.orders RENAME status TO state")
         sequencer = await self.watched()
         self.place_order()

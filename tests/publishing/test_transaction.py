@@ -1,4 +1,4 @@
-"""The transaction of the sequencer, where what it reads in the database is given by the test."""
+"""Tests of the sequencer's transaction. The test provides the rows of the database."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class TransactionTests(SynchronousTestCase):
         self.numbering = BatchTransaction(self.clock, UUID(int=1), 1000, lambda tenant_id: 0)
 
     def shops(self, session: Answers) -> str:
-        """The name of the kitchen, as the transaction knows it."""
+        """Return the tenant's name in the transaction's cache."""
         work = self.numbering.shops(cast(Executor, session), [1])
         return self.successResultOf(Deferred.fromCoroutine(work))[1].name
 
     def reject(self, *rows: OutboxRow) -> Deferred[None]:
-        """Reject `ROW`, where those are the rows that are still there."""
+        """Reject `ROW`, with these rows in the outbox."""
         answer = [(r.tenant_id, r.id, r.type, r.key, r.data, *[None] * 4, NOW) for r in rows]
         end = (0, *[None] * 8, NOW)
         self.session = Answers(pos_take=[*answer, end], pos_record=[(None,)])
@@ -49,11 +49,11 @@ class TransactionTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(self.shops(after), "The New Kitchen")
 
-    def test_a_row_that_is_still_there_is_rejected(self) -> None:
+    def test_a_row_in_the_outbox_is_rejected(self) -> None:
         self.successResultOf(self.reject(ROW))
         self.assertEqual(self.session.asked, ["pos_take", "pos_record"])
 
-    def test_nothing_is_rejected_where_the_row_has_changed_or_gone(self) -> None:
+    def test_a_changed_or_deleted_row_is_not_rejected(self) -> None:
         for rows in ((), (OutboxRow(7, 1, "promotion", None, '{"a": 1}'),)):
             self.failureResultOf(self.reject(*rows), OutboxChanged)
             self.assertEqual(self.session.asked, ["pos_take"])

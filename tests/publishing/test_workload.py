@@ -1,4 +1,4 @@
-"""A batch that is too much work is rolled back, and numbered in parts."""
+"""Tests of batches that are too much work: they are rolled back, and published in parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WorkloadTests(SynchronousTestCase):
         self.clock = Clock()
 
     def work(self, work: StepWorkload, *rows: tuple[int, float, int]) -> BatchTooLarge | None:
-        """Work on rows: the tenant, how many tenths of what is too long it takes, and its bytes."""
+        """Work on rows, each with a tenant, a time in tenths of the limit, and a size in bytes."""
         for tenant_id, tenths, size in rows:
             self.clock.advance(tenths * workload._MOST_SECONDS / 10)
             try:
@@ -28,35 +28,35 @@ class WorkloadTests(SynchronousTestCase):
                 return trouble
         return None
 
-    def test_rows_that_take_long_are_too_much(self) -> None:
+    def test_rows_that_take_too_long_end_the_batch(self) -> None:
         trouble = self.work(StepWorkload(self.clock, [1] * 20), *[(1, 2.0, 0)] * 20)
         assert trouble is not None
         self.assertEqual((trouble.tenant_id, trouble.rows), (1, 3))
 
-    def test_rows_of_which_much_is_stored_are_too_much(self) -> None:
+    def test_rows_that_store_too_many_bytes_end_the_batch(self) -> None:
         size = workload._MOST_BYTES // 4
         trouble = self.work(StepWorkload(self.clock, [1] * 20), *[(1, 0.0, size)] * 20)
         assert trouble is not None
         self.assertEqual((trouble.tenant_id, trouble.rows), (1, 2))
 
-    def test_the_tenant_with_most_of_the_work_has_fewer(self) -> None:
+    def test_the_tenant_with_most_of_the_work_gets_fewer_rows(self) -> None:
         rows = [(1, 0.1, 10), (2, 3.0, 10)] * 10
         trouble = self.work(StepWorkload(self.clock, [1, 2] * 10), *rows)
         assert trouble is not None
         self.assertEqual(trouble.tenant_id, 2)
 
-    def test_a_tenant_with_one_row_cannot_have_fewer(self) -> None:
+    def test_a_tenant_with_one_row_keeps_it(self) -> None:
         self.assertIsNone(self.work(StepWorkload(self.clock, [1, 2]), (1, 99.0, 0), (2, 99.0, 0)))
         trouble = self.work(StepWorkload(self.clock, [1, 2, 2]), (1, 99.0, 0), (2, 1.0, 0))
         assert trouble is not None
         self.assertEqual((trouble.tenant_id, trouble.rows), (2, 1))
 
-    def test_what_is_done_is_not_thrown_away_for_the_last_row(self) -> None:
+    def test_the_last_row_does_not_end_the_batch(self) -> None:
         self.assertIsNone(self.work(StepWorkload(self.clock, [1, 1]), (1, 1.0, 0), (1, 99.0, 0)))
 
 
 class BatchTests(SequencerCase):
-    async def test_short_rows_that_change_long_orders_are_numbered_in_parts(self) -> None:
+    async def test_short_rows_about_long_orders_are_published_in_parts(self) -> None:
         most = 8192
         self.patch(workload, "_MOST_BYTES", most)
         recorded: list[list[tuple[int, int]]] = []
@@ -73,7 +73,7 @@ class BatchTests(SequencerCase):
             self.publish("order_updated", {"orderId": "7", "total": number + 1})
         self.publish("note", {"number": 1}, GRILL)
         sequencer.wake()
-        # What is asked meanwhile waits for no more than a part.
+        # A request that arrives meanwhile waits for one part at most.
         await sequencer.publish(publication(notice(1), tenant_id=GRILL))
         await self.emptied(sequencer)
         self.assertEqual([each.data.get("total") for each in self.log_of()][1:], [*range(1, 31)])
