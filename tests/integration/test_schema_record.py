@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg2
 
 from posd.testing.postgres import test_server
-from tests.schema_case import NODE, Entry, SchemaCase, two_shops
+from tests.schema_case import NODE, Entry, SchemaCase, at_once, two_shops, until_blocked
 
 OTHER_NODE = UUID("1c2a5b0e-0f4e-4d6d-9c39-3f3a7b2b8e11")
 DEAD_NODE = UUID("2f9d7c44-7a0b-4b8e-8a57-90c1d2e3f405")
@@ -56,6 +56,23 @@ class NumberingTests(RecordCase):
         batch = [Entry(1), Entry(2), Entry(1), Entry(1), Entry(2)]
         self.assertEqual(self.seqs(*batch), [1, 1, 2, 3, 2])
         self.assertEqual(self.seqs(*batch), [4, 3, 5, 6, 4])
+
+    def test_heads_are_locked_in_the_order_of_the_tenants(self) -> None:
+        """Two transactions that lock several heads in different orders would deadlock."""
+        lock = "SELECT FROM dinedesk_main.pos_heads WHERE tenant_id = %s FOR NO KEY UPDATE NOWAIT"
+        first = self.connect()
+        first.run("BEGIN")
+        first.run(lock, 1)
+
+        def end_the_first() -> list[int | None]:
+            until_blocked(self.admin, self.daemon.pid)
+            self.admin.run(lock, 2)
+            first.run("COMMIT")
+            return []
+
+        self.assertEqual(
+            at_once(end_the_first, lambda: self.seqs(Entry(2), Entry(1))), [[], [1, 1]]
+        )
 
     def test_a_rolled_back_batch_leaves_no_gap(self) -> None:
         self.seqs(Entry(1))
