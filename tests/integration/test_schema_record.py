@@ -68,8 +68,10 @@ class NumberingTests(RecordCase):
 
         def end_the_first() -> list[int | None]:
             until_blocked(self.admin, self.daemon.pid)
-            self.admin.run(lock, 2)
-            first.run("COMMIT")
+            try:
+                self.admin.run(lock, 2)
+            finally:
+                first.run("COMMIT")
             return []
 
         self.assertEqual(
