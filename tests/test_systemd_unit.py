@@ -47,18 +47,18 @@ class TheUnit(SynchronousTestCase):
         self.unit = parsed("posd.service")
         self.service = self.unit["Service"]
 
-    def test_a_stop_has_ended_by_itself_before_systemd_kills(self) -> None:
+    def test_a_stop_ends_before_the_timeout_of_systemd(self) -> None:
         for name in SERVICES:
             patience = float(parsed(name)["Service"]["TimeoutStopSec"].removesuffix("s"))
             self.assertLess(daemon._STOP_SECONDS, daemon._FORCED_EXIT_SECONDS)
             self.assertLess(daemon._FORCED_EXIT_SECONDS, patience)
 
-    def test_systemd_is_told_of_readiness_and_of_life_by_the_daemon_itself(self) -> None:
+    def test_the_daemon_notifies_systemd_of_readiness_and_the_watchdog(self) -> None:
         self.assertEqual(self.service["Type"], "notify")
         self.assertEqual(self.service["NotifyAccess"], "main")
         self.assertTrue(self.service["WatchdogSec"].endswith("s"))
 
-    def test_it_always_comes_back_unless_the_configuration_is_wrong(self) -> None:
+    def test_systemd_restarts_posd_unless_its_configuration_is_wrong(self) -> None:
         self.assertEqual(self.service["Restart"], "always")
         self.assertEqual(self.unit["Unit"]["StartLimitIntervalSec"], "0")
         self.assertEqual(self.service["RestartPreventExitStatus"], str(os.EX_CONFIG))
@@ -66,20 +66,20 @@ class TheUnit(SynchronousTestCase):
     def test_a_reload_is_the_signal_that_the_daemon_knows(self) -> None:
         self.assertEqual(self.service["ExecReload"], "/bin/kill -HUP $MAINPID")
 
-    def test_it_runs_as_a_user_that_postgresql_can_know(self) -> None:
+    def test_posd_runs_as_a_user_with_a_fixed_name(self) -> None:
         self.assertEqual((self.service["User"], self.service["Group"]), ("posd", "posd"))
         self.assertNotIn("DynamicUser", self.service)
 
-    def test_there_are_descriptors_for_more_tills_than_are_let_in_as_installed(self) -> None:
+    def test_there_are_descriptors_for_more_tills_than_the_default_limit(self) -> None:
         self.assertGreater(int(self.service["LimitNOFILE"]), 20_000 * 2)
 
-    def test_what_goes_wrong_in_posd_does_not_take_the_machine_with_it(self) -> None:
+    def test_a_fault_of_posd_cannot_exhaust_the_machine(self) -> None:
         for name in SERVICES:
             service = parsed(name)["Service"]
             self.assertEqual((service["MemoryMax"], service["TasksMax"]), ("1G", "64"))
             self.assertNotIn("MemoryHigh", service)
 
-    def test_the_bounds_are_more_than_posd_takes_by_its_own_limits(self) -> None:
+    def test_the_limits_of_the_unit_are_above_those_of_posd(self) -> None:
         limits = LimitsConfig()
         held = limits.send_queue_total + MOST_BYTES + MOST_UNFINISHED_BYTES
         # And as much again for the interpreter, tills and what is being worked on.
@@ -112,14 +112,14 @@ class TheUnit(SynchronousTestCase):
 
 
 class TheInstances(SynchronousTestCase):
-    def test_they_differ_from_the_one_only_in_what_each_has_of_its_own(self) -> None:
+    def test_an_instance_differs_only_in_its_own_settings(self) -> None:
         the_one, an_instance = map(settings, SERVICES)
         compared = difflib.ndiff(the_one, an_instance)
         differing = {line[2:].partition("=")[0] for line in compared if line[0] in "+-"}
         own = {"BindPaths", "Description", "RuntimeDirectory", "SyslogIdentifier"}
         self.assertEqual(differing, {*own, "Environment", "ExecStart", "Requires"})
 
-    def test_they_read_the_configuration_of_the_one_unless_told_otherwise(self) -> None:
+    def test_an_instance_reads_the_common_configuration_by_default(self) -> None:
         self.assertIn("Environment=POSD_CONFIG=/etc/posd/posd.toml", settings("posd@.service"))
         self.assertNotIn("--config", parsed("posd@.service")["Service"]["ExecStart"])
 
@@ -134,7 +134,7 @@ class TheSockets(SynchronousTestCase):
             self.assertIn(f":port={opened['ListenStream']}:", listener["endpoint"])
             self.assertEqual(opened["BindIPv6Only"], "both")
 
-    def test_as_many_may_wait_in_them_as_at_a_port_of_posds_own(self) -> None:
+    def test_the_backlog_of_sockets_is_that_of_posds_listeners(self) -> None:
         for name in SOCKETS:
             self.assertEqual(parsed(name)["Socket"]["Backlog"], str(daemon.BACKLOG))
 

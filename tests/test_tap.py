@@ -94,44 +94,44 @@ class RefusingTests(SynchronousTestCase):
         self.assertNotIn("Traceback", printed)
         self.assertEqual([*self.folder.glob("*.pid")], [], "twistd has cleared up")
 
-    def test_a_configuration_that_is_not_there(self) -> None:
+    def test_a_missing_configuration_ends_the_start(self) -> None:
         self.refused(self.folder / "none.toml", "none.toml")
 
-    def test_a_configuration_with_a_mistake(self) -> None:
+    def test_a_mistake_in_the_configuration_ends_the_start(self) -> None:
         self.refused(self.configured(more="[limits]\nconnections = -1"), "limits.connections")
 
-    def test_an_endpoint_that_is_none(self) -> None:
+    def test_an_invalid_endpoint_ends_the_start(self) -> None:
         self.refused(self.configured(endpoint="carrier-pigeon:coop=3"), "carrier-pigeon")
 
-    def test_a_certificate_that_is_not_there(self) -> None:
+    def test_a_missing_certificate_ends_the_start(self) -> None:
         path = self.configured(certificate=self.folder / "none.pem")
         self.refused(path, f"{path}: tls.certificate:", "none.pem")
 
-    def test_a_key_that_does_not_fit_the_certificate(self) -> None:
+    def test_a_key_of_another_certificate_ends_the_start(self) -> None:
         other = certificates.make(self.folder / "other", ["localhost"])
         self.refused(self.configured(private_key=other.key_path), "key")
 
-    def test_a_port_that_is_taken(self) -> None:
+    def test_a_port_in_use_ends_the_start(self) -> None:
         with self.taken() as port:
             self.refused(self.configured(endpoint=at(port)), "https", str(port), "in use")
 
-    def test_a_mistake_is_told_by_twist_too(self) -> None:
+    def test_twist_prints_a_mistake_in_the_configuration(self) -> None:
         self.refused(
             self.configured(more="[limits]\nconnections = -1"),
             "limits.connections",
             program="twist",
         )
 
-    def test_a_port_that_is_taken_is_told_by_twist_too(self) -> None:
+    def test_twist_prints_that_a_port_is_in_use(self) -> None:
         with self.taken() as port:
             self.refused(self.configured(endpoint=at(port)), "in use", program="twist")
 
-    def test_a_database_without_posds_schema(self) -> None:
+    def test_a_database_without_the_schema_ends_the_start(self) -> None:
         dsn = test_server().fresh_database()
         self.addCleanup(test_server().drop_database, dsn)
         self.refused(self.configured(dsn=dsn), "posctl bootstrap")
 
-    def test_a_schema_that_is_older(self) -> None:
+    def test_an_older_schema_ends_the_start(self) -> None:
         shop = Shop.open([])
         self.addCleanup(shop.close)
         shop.query(
@@ -139,7 +139,7 @@ class RefusingTests(SynchronousTestCase):
         )
         self.refused(self.configured(dsn=shop.dsn), "main/009_idempotency.sql", "older")
 
-    def test_a_schema_that_is_newer(self) -> None:
+    def test_a_newer_schema_ends_the_start(self) -> None:
         shop = Shop.open([])
         self.addCleanup(shop.close)
         shop.query(
@@ -148,7 +148,7 @@ class RefusingTests(SynchronousTestCase):
         )
         self.refused(self.configured(dsn=shop.dsn), "main/999_tomorrow.sql", "newer")
 
-    def test_the_version_is_told(self) -> None:
+    def test_version_is_printed(self) -> None:
         status, printed = run(["--version"], self.folder)
         self.assertEqual(status, 0)
         self.assertRegex(printed, r"posd \d+\.\d+")
@@ -163,20 +163,20 @@ class RunningTests(SynchronousTestCase):
         self.shop = Shop.open()
         self.addCleanup(self.shop.close)
 
-    def test_sigterm_is_a_clean_end(self) -> None:
+    def test_sigterm_is_a_clean_stop(self) -> None:
         daemon = self.shop.start(twistd=TWISTD)
         self.assertEqual(daemon.stop(), 0)
         self.assertNotIn("Traceback", daemon.log())
         self.assertNotIn("Unhandled", daemon.log())
         self.assertEqual(self.shop.query("SELECT * FROM dinedesk_main.pos_nodes"), [])
 
-    def test_sigterm_ends_it_also_while_it_waits_for_the_database(self) -> None:
+    def test_sigterm_stops_posd_while_it_waits_for_the_database(self) -> None:
         self.shop.dsn = "host=/nowhere dbname=none"
         daemon = self.shop.start(wait=False)
         daemon.wait_listening()
         self.assertEqual(daemon.stop(), 0)
 
-    def test_twist_runs_it_too(self) -> None:
+    def test_twist_runs_posd(self) -> None:
         daemon = self.shop.start(wait=False)
         config = self.shop.folder / f"posd-{daemon.port}.toml"
         daemon.kill()
@@ -193,7 +193,7 @@ class RunningTests(SynchronousTestCase):
         twist.wait_ready()
         self.assertEqual(twist.stop(), 0, twist.log())
 
-    def test_a_reload_takes_what_is_good_and_leaves_what_is_not(self) -> None:
+    def test_a_reload_applies_good_files_and_keeps_the_old_values_otherwise(self) -> None:
         daemon = self.shop.start(twistd=TWISTD)
         path = self.shop.folder / f"posd-{daemon.port}.toml"
         good = path.read_text()
@@ -213,7 +213,7 @@ class RunningTests(SynchronousTestCase):
         self.assertFalse(self.reload_failed(daemon))
         self.assertEqual(daemon.stop(), 0)
 
-    def test_a_till_stays_and_new_connections_are_shown_a_renewed_certificate(self) -> None:
+    def test_a_till_stays_connected_and_new_connections_get_the_renewed_certificate(self) -> None:
         daemon = self.shop.start()
         key, before = self.shop.key(), self.served(daemon)
         till = Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": key})
@@ -238,14 +238,14 @@ class RunningTests(SynchronousTestCase):
         self.assertTrue(till.next_is_pong(1))
         self.assertEqual(daemon.stop(), 0)
 
-    def test_files_that_are_renewed_are_taken_without_being_told_of(self) -> None:
+    def test_renewed_files_are_loaded_without_a_reload(self) -> None:
         daemon = self.shop.start()
         before = self.served(daemon)
         certificates.make(self.shop.folder / "tls", ["localhost"], replace=True)
         eventually(lambda: self.served(daemon) != before, "the renewed certificate is served")
         self.assertIn("renewed files of [tls] are in force", daemon.log())
 
-    def test_keys_that_ended_in_silence_are_found_by_a_reload(self) -> None:
+    def test_a_reload_finds_keys_that_were_revoked_without_a_notification(self) -> None:
         daemon = self.shop.start()
         till = Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": self.shop.key()})
         self.addCleanup(till.hang_up)
@@ -256,7 +256,7 @@ class RunningTests(SynchronousTestCase):
         self.reload(daemon, "#info] reloaded", 1)
         self.assertEqual(till.ended().code, 4001)
 
-    def test_systemd_is_told_of_a_reload_in_monotonic_time_and_of_what_came_of_it(self) -> None:
+    def test_systemd_is_notified_of_a_reload_and_its_result(self) -> None:
         with self.manager() as manager:
             daemon = self.shop.start(wait=False)
             self.heard(manager, "READY=1")
@@ -275,7 +275,7 @@ class RunningTests(SynchronousTestCase):
                 self.assertIn(status, self.heard(manager, "STATUS="))
                 self.heard(manager, "READY=1")
 
-    def test_a_reload_while_the_database_is_away_does_not_say_that_posd_has_started(self) -> None:
+    def test_a_reload_before_posd_is_ready_does_not_end_the_start(self) -> None:
         with self.manager() as manager:
             daemon = self.shop.start(wait=False, dsn="host=/nowhere dbname=none")
             daemon.wait_listening()
@@ -289,7 +289,7 @@ class RunningTests(SynchronousTestCase):
         self.assertIn("STOPPING=1", said)
         self.assertEqual([each for each in said if each.startswith(("READY", "RELOADING"))], [])
 
-    def test_systemd_is_told_how_many_tills_a_stop_sends_home(self) -> None:
+    def test_the_status_of_a_stop_has_the_number_of_terminals(self) -> None:
         with self.manager() as manager:
             daemon = self.shop.start()
             till = Till.dial(
@@ -298,10 +298,10 @@ class RunningTests(SynchronousTestCase):
             self.addCleanup(till.hang_up)
             daemon.terminate()
             self.heard(manager, "STOPPING=1")
-            self.assertIn("1 terminals are sent home", self.heard(manager, "STATUS="))
+            self.assertIn("disconnecting 1 terminal", self.heard(manager, "STATUS="))
             self.assertEqual(till.ended().code, 1001)
             self.assertEqual(daemon.stop(), 0)
-        self.assertIn("with 1 terminals that were sent home", daemon.log())
+        self.assertIn("1 terminal disconnected", daemon.log())
 
     @contextmanager
     def manager(self) -> Iterator[socket.socket]:
@@ -338,7 +338,7 @@ class RunningTests(SynchronousTestCase):
 
 
 class OutageTests(SynchronousTestCase):
-    def test_a_database_that_comes_later_and_goes_is_waited_for(self) -> None:
+    def test_posd_waits_for_the_database_at_the_start_and_later(self) -> None:
         server = test_server().another(durable=True)
         self.addCleanup(server.stop)
         shop = Shop.open(server=server)
@@ -428,4 +428,4 @@ class LocalTests(SynchronousTestCase):
                 check=False,
             )
         self.assertEqual(ended.returncode, 78, ended.stdout)
-        self.assertIn("cannot be trusted", ended.stdout)
+        self.assertIn("trusted = true is not allowed", ended.stdout)

@@ -38,23 +38,23 @@ class JudgementTests(SynchronousTestCase):
         status, lines = judge({"dependencies": [package("attrs"), package("click")]})
         self.assertEqual((status, lines), (0, ["pip-audit: 2 packages, 0 known vulnerabilities"]))
 
-    def test_what_is_found_fails_and_is_named(self) -> None:
+    def test_findings_fail_and_are_named(self) -> None:
         status, lines = judge({"dependencies": [package("attrs"), package("click", "PYSEC-1")]})
         self.assertEqual(status, 1)
-        self.assertIn("click 2.0: PYSEC-1, mended in 2.1", lines)
+        self.assertIn("click 2.0: PYSEC-1, fixed in 2.1", lines)
 
-    def test_a_package_that_was_not_asked_about_is_named(self) -> None:
+    def test_a_skipped_package_is_named(self) -> None:
         status, lines = judge({"dependencies": [package("attrs"), UNKNOWN]})
         self.assertEqual(status, 0)
         self.assertTrue(lines[0].startswith("not run: pip-audit for other: "))
 
-    def test_an_index_that_knows_of_none_is_no_audit(self) -> None:
+    def test_an_index_without_vulnerability_data_is_not_an_audit(self) -> None:
         status, lines = judge({"dependencies": [UNKNOWN]})
         self.assertEqual(status, 0)
         (line,) = lines
         self.assertTrue(line.startswith("not run: "))
 
-    def test_without_the_network_it_is_not_run(self) -> None:
+    def test_without_the_network_the_audit_is_not_run(self) -> None:
         for last in (
             "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='pypi.org', port=443)",
             "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed",
@@ -63,6 +63,6 @@ class JudgementTests(SynchronousTestCase):
             self.assertEqual(status, 0)
             self.assertTrue(lines[0].startswith("not run: "))
 
-    def test_any_other_trouble_fails(self) -> None:
+    def test_any_other_error_fails(self) -> None:
         for err in ("ERROR:pip_audit._cli:requirement foo does not contain a hash", ""):
             self.assertEqual(judge("", err)[0], 1)

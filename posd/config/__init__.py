@@ -1,4 +1,4 @@
-"""The configuration: its files, its values with their units, and the problems found in them.
+"""The configuration: its files, its values with their units, and their problems.
 
-It does not know what the values are used for. `posctl doctor` checks whether they work on a machine.
+This package checks values without using them. `posctl doctor` checks whether they work on a machine.
 """

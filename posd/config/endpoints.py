@@ -2,11 +2,11 @@
 
 The syntax is that of `serverFromString` (Twisted core howto, "Getting Connected with Endpoints"): colons
 separate arguments, an argument with an equals sign is named, and a backslash escapes the next character.
-Twisted has no public function that splits a description without opening an endpoint, and its private one
-reports no error that would help the reader of a configuration file. A test compares the results of both.
+Twisted has no public function that splits a description without opening an endpoint, and the errors of its
+private one do not help the reader of a configuration file. A test compares the results of both.
 
-All arguments of the kinds that posd knows are checked. Another kind may come from a plugin of Twisted; only
-its syntax is checked, and Twisted reports its errors when the daemon starts.
+All arguments of the kinds that posd knows are checked. Other kinds may come from plugins of Twisted. Their
+arguments are not checked here; Twisted reports their errors when the daemon starts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _flag(text: str) -> bool:
 
 
 def _interface(text: str) -> str:
-    # Any other name would have to be looked up, and the reactor would stand still meanwhile.
+    # A look-up of another name would block the reactor.
     if text not in ("", "localhost"):
         try:
             ip_address(text)
@@ -63,13 +63,13 @@ def _path(text: str) -> str:
 
 def _family(text: str) -> str:
     if text not in ("INET", "INET6", "UNIX"):
-        raise ValueError(f'"{text}" is none of INET, INET6 and UNIX')
+        raise ValueError(f'"{text}" is not INET, INET6 or UNIX')
     return text
 
 
 @frozen
 class TCPListener:
-    """`tcp:`, an address and a port of this machine; all IPv4 addresses where none is named."""
+    """`tcp:`, a port on one address of this machine, by default on all IPv4 addresses."""
 
     port: Annotated[int, _port]
     interface: Annotated[str, _interface] = ""
@@ -78,7 +78,7 @@ class TCPListener:
 
 @frozen
 class TCP6Listener:
-    """`tcp6:`, the same with another order of arguments and all IPv6 addresses."""
+    """`tcp6:`, a port by default on all IPv6 addresses. The order of arguments differs from `tcp:`."""
 
     port: Annotated[int, _port]
     backlog: Annotated[int, _number] = 50
@@ -87,7 +87,7 @@ class TCP6Listener:
 
 @frozen
 class UnixListener:
-    """`unix:`, a socket in the file system, which Twisted opens to everybody unless told not to."""
+    """`unix:`, a socket in the file system. By default all users may connect, as in Twisted."""
 
     address: Annotated[str, _path]
     mode: Annotated[int, _mode] = 0o666
@@ -97,7 +97,7 @@ class UnixListener:
 
 @frozen
 class SystemdListener:
-    """`systemd:`, a socket that systemd opened and handed over."""
+    """`systemd:`, a socket that systemd has opened."""
 
     domain: Annotated[str, _family]
     index: Annotated[int | None, _number] = None
@@ -110,7 +110,7 @@ class SystemdListener:
 
 @frozen
 class OtherListener:
-    """A kind that is not judged here: a plugin's, or `haproxy:`, which wraps the endpoint `inner`."""
+    """A kind of a plugin, or `haproxy:`, which wraps the endpoint `inner`."""
 
     kind: str
     inner: Endpoint | None = None
@@ -126,18 +126,18 @@ _LISTENER_KINDS: Mapping[str, type[KnownListener]] = {
     "systemd": SystemdListener,
 }
 _INTERFACE_ADDRESSES = {"": "0.0.0.0", "localhost": "127.0.0.1"}  # nosec B104
-"""What Twisted makes of interfaces that are written without an address."""
+"""The addresses that Twisted uses for an empty interface and for `localhost`."""
 _OWN_TLS = ("ssl", "tls", "https", "wss")
-"""Kinds that bring, or seem to bring, a TLS that knows nothing of posd's certificates."""
+"""Kinds with a TLS of their own, or whose names suggest it, which would not use [tls]."""
 
 
 def read(description: str) -> Endpoint:
-    """Take an endpoint description apart; a ValueError says what is wrong with it."""
+    """Parse an endpoint description. Raises ValueError with the problem."""
     kind, *arguments = _split(description)
     if not (arguments and re.fullmatch("[a-z][a-z0-9_+-]*", kind)):
         raise ValueError('it must begin with a kind of endpoint, such as "tcp:" or "unix:"')
     if kind in _OWN_TLS:
-        raise ValueError(f'"{kind}:" would pass by [tls]; write "tcp:…" and tls = true')
+        raise ValueError(f'"{kind}:" would not use [tls]; write "tcp:…" and tls = true')
     if kind == "haproxy":
         return OtherListener(kind, read(":".join(arguments)))
     if kind in _LISTENER_KINDS:
@@ -148,7 +148,7 @@ def read(description: str) -> Endpoint:
 
 
 def with_backlog(description: str, backlog: int) -> str:
-    """The description with so many connections waiting to be accepted, if it does not say itself."""
+    """Return the description with this backlog, unless it has a backlog or its kind takes none."""
     extended = f"{description}:backlog={backlog}"
     try:
         return (
@@ -157,12 +157,12 @@ def with_backlog(description: str, backlog: int) -> str:
             else description
         )
     except ValueError:
-        # It names one, or its kind has none.
+        # The description has a backlog, or its kind takes none.
         return description
 
 
 def is_local(endpoint: Endpoint) -> bool:
-    """Tell whether only processes of this machine can connect: a unix socket or loopback."""
+    """Return whether only processes of this machine can connect: a unix socket or loopback."""
     match endpoint:
         case UnixListener() | SystemdListener(domain="UNIX"):
             return True
@@ -175,7 +175,7 @@ def is_local(endpoint: Endpoint) -> bool:
 
 
 def collide(first: str, second: str) -> bool:
-    """Tell whether two descriptions name one socket, so that the second cannot be opened."""
+    """Return whether two descriptions name the same socket, so that the second one cannot be opened."""
     match _innermost(read(first)), _innermost(read(second)):
         case TCPListener(port=0) | TCP6Listener(port=0), _:
             return False
@@ -187,16 +187,16 @@ def collide(first: str, second: str) -> bool:
 
 
 def _innermost(endpoint: Endpoint) -> Endpoint:
-    """What is opened: the endpoint within those that wrap another."""
+    """Return the endpoint inside its wrappers."""
     while isinstance(endpoint, OtherListener) and endpoint.inner is not None:
         endpoint = endpoint.inner
     return endpoint
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Tell whether one port cannot be had on both interfaces.
+    """Return whether the same port cannot be opened on both interfaces.
 
-    "::" stands for IPv4 too, since Linux sets no IPV6_V6ONLY (ipv6(7)) and neither does Twisted.
+    "::" includes IPv4, because neither Linux (ipv6(7)) nor Twisted sets IPV6_V6ONLY.
     """
     first, second = (ip_address(_INTERFACE_ADDRESSES.get(each, each)) for each in (one, other))
     if first == second:
@@ -208,19 +208,19 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def is_world_writable(endpoint: Endpoint) -> bool:
-    """Tell whether the mode of a unix socket lets in users outside its group."""
+    """Return whether users outside the group of a unix socket may connect."""
     return isinstance(endpoint, UnixListener) and bool(endpoint.mode & 0o007)
 
 
 def _split(description: str) -> list[str]:
-    """Cut at the colons that no backslash protects; the backslashes stay."""
+    """Split at the colons that are not escaped. The backslashes stay."""
     if re.fullmatch(r"(?:[^\\]|\\.)*", description, re.DOTALL) is None:
-        raise ValueError("it ends in a backslash with nothing behind it")
+        raise ValueError("it ends in a backslash that escapes nothing")
     return re.findall(r"((?:[^\\:]|\\.)*):", description + ":", re.DOTALL)
 
 
 def _split_argument(text: str) -> tuple[str, str]:
-    """Take `name=value` apart; an argument without a name has an empty one."""
+    """Split `name=value`. The name is empty if the argument has none."""
     match = re.fullmatch(r"((?:[^\\=]|\\.)+)=(.*)", text, re.DOTALL)
     name, value = match.groups() if match else ("", text)
     return _unescape(name), _unescape(value)
@@ -231,7 +231,7 @@ def _unescape(text: str) -> str:
 
 
 def _build(kind: type[KnownListener], arguments: Sequence[str]) -> KnownListener:
-    """Call a kind with its positional and named arguments, each read by its annotation."""
+    """Create a listener from positional and named arguments. Annotations give the parser of each argument."""
     readers = {
         name: hint.__metadata__[0]
         for name, hint in get_type_hints(kind, include_extras=True).items()
@@ -246,9 +246,11 @@ def _build(kind: type[KnownListener], arguments: Sequence[str]) -> KnownListener
         name, value = _split_argument(argument)
         name = name or next(unnamed, "")
         if not name:
-            raise ValueError(f'"{value}" is too many; it takes {", ".join(readers)}')
+            raise ValueError(
+                f'"{value}" is one argument too many; the kind takes {", ".join(readers)}'
+            )
         if name not in readers:
-            raise ValueError(f'it takes no "{name}", only {", ".join(readers)}')
+            raise ValueError(f'there is no argument "{name}"; the kind takes {", ".join(readers)}')
         if name in values:
             raise ValueError(f'"{name}" is given twice')
         values[name] = readers[name](value)

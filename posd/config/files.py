@@ -1,7 +1,7 @@
-"""The files of the configuration: which there are, what is in them, and what is wrong with them.
+"""Finds, parses and merges the files of the configuration.
 
-Nothing is raised here. A `Problems` collects one line for every problem, so that all of them can be
-mended at once, and `ConfigTables` keeps with each value the file that it came from.
+Nothing raises here. `Problems` collects one line for each problem, so that all of them are reported at once.
+`ConfigTables` keeps the file of each value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from posd.files import read_file
 
 @define
 class Problems:
-    """The problems found so far, and the dotted keys that have one."""
+    """The problems found so far, and the dotted keys that have a problem."""
 
     keys: set[str] = field(factory=set)
     _problems: list[tuple[Path, str]] = field(factory=list)
@@ -29,25 +29,25 @@ class Problems:
         return bool(self._problems)
 
     def add(self, file: Path, key: str, text: str) -> None:
-        """Note what is wrong with a dotted key, or with another place in a file."""
+        """Add a problem of a dotted key, or of another place in a file."""
         self.keys.add(key)
         self._problems.append((file, f"{file}: {key}: {text}"))
 
     def add_file(self, file: Path, text: str) -> None:
-        """Note what is wrong with a file as a whole."""
+        """Add a problem of a whole file."""
         self._problems.append((file, f"{file}: {text}"))
 
     def lines(self, files: Sequence[Path]) -> tuple[str, ...]:
-        """Write one line for each problem, file by file."""
+        """Return one line for each problem, in the order of the files."""
         ranks = {file: rank for rank, file in enumerate(files)}
         ordered = sorted(self._problems, key=lambda problem: ranks.get(problem[0], len(ranks)))
         return tuple(line for _, line in ordered)
 
 
 def find_files(main: Path, report: Problems) -> list[Path]:
-    """List the main file and those of `conf.d` beside it, in the order in which they count.
+    """Return the main file and the `*.toml` files of `conf.d` in the same folder, by name.
 
-    Hidden ones are passed over: editors and package managers leave such behind.
+    Hidden files are left out, because editors and package managers leave some behind.
     """
     folder = main.parent / "conf.d"
     try:
@@ -55,7 +55,7 @@ def find_files(main: Path, report: Problems) -> list[Path]:
     except FileNotFoundError:
         entries = []
     except OSError as error:
-        report.add_file(folder, f"cannot be read: {error.strerror}; it must be a folder of files")
+        report.add_file(folder, f"cannot be read: {error.strerror}; it must be a readable folder")
         entries = []
     return [main, *(e for e in entries if e.suffix == ".toml" and not e.name.startswith("."))]
 
@@ -65,13 +65,13 @@ _RENAMED = {
     "delivery.outbox_bytes": "send_queue_bytes",
     "limits.outbox_total": "send_queue_total",
 }
-"""Keys that an earlier configuration file may have, and what they are called now."""
+"""Renamed keys that an older configuration file may have, with their present names."""
 
 
 def parse(file: Path, report: Problems) -> dict[str, Any]:
-    """Read one file; it is empty if it cannot be read or is not TOML."""
+    """Read and parse a file. Returns an empty table if the file cannot be read or is not TOML."""
     try:
-        # A byte order mark is not TOML, but some editors write one and it means no harm.
+        # TOML has no byte order mark, but some editors write one.
         text = read_file(file).decode("utf-8-sig")
     except OSError as error:
         report.add_file(file, f"cannot be read: {error.strerror}; give the path of a TOML file")
@@ -89,25 +89,25 @@ def parse(file: Path, report: Problems) -> dict[str, Any]:
 
 
 def _syntax_error(message: str, text: str) -> tuple[str, str]:
-    """Part tomllib's message into what is wrong and where; it calls one place the end."""
+    """Split the message of tomllib into problem and location. The end of the document becomes a location."""
     match = re.fullmatch(r"(.*) \(at (?:end of document|(line \d+, column \d+))\)", message)
     if match is None:
-        return message, "somewhere"
+        return message, "unknown line"
     return match[1], match[2] or _line_and_column(text)
 
 
 def _line_and_column(before: str) -> str:
-    """Name the place behind a text, counting lines and columns from one."""
+    """Return the line and column after a text, counted from 1."""
     *lines, last = before.split("\n")
     return f"line {len(lines) + 1}, column {len(last) + 1}"
 
 
 @frozen
 class ConfigTable:
-    """What the files say of one table: for each key the last word, and the file that has it.
+    """The merged contents of a table: for each key its last value, and the file of that value.
 
-    `label` names the table in dotted keys, `file` is blamed for keys that nobody gives, and
-    `keys` are those that may be given.
+    `label` names the table in dotted keys. `file` is named in problems of missing keys. `keys` are the keys
+    that the table may have.
     """
 
     label: str
@@ -118,10 +118,10 @@ class ConfigTable:
 
 @frozen
 class ConfigTables:
-    """All the tables that the files fill, a later file over the earlier ones.
+    """The merged tables of all files. A later file overrides the earlier ones.
 
-    A `[[listen]]` is kept by its name, which makes it the same in every file, or by its number in
-    one file while it has no usable name.
+    Entries of `[[listen]]` with the same name are merged. An entry without a usable name is identified by
+    its file and its number.
     """
 
     report: Problems
@@ -130,7 +130,7 @@ class ConfigTables:
     listeners: dict[str, ConfigTable] = field(factory=dict)
 
     def add(self, file: Path, document: Mapping[str, object]) -> None:
-        """Enter what a file says."""
+        """Merge the contents of a file."""
         for name, content in document.items():
             if name == "listen":
                 self._add_listeners(file, content)
@@ -143,7 +143,7 @@ class ConfigTables:
                 self._add_keys(file, content, self.sections[name])
 
     def origins(self) -> dict[str, Path]:
-        """Tell which file has each dotted key, and which one each table as a whole."""
+        """Return the file of each dotted key, and of each table."""
         origins: dict[str, Path] = {}
         for table in (*self.sections.values(), *self.listeners.values()):
             origins[table.label] = table.file
@@ -164,7 +164,7 @@ class ConfigTables:
             except UnusableValue:
                 label, identity = f"listen[{number}]", f"{file}[{number}]"
             if identity in identities:
-                text = "stands twice in this file; give each listener a name of its own"
+                text = "occurs twice in this file; give each listener a name of its own"
                 self.report.add(file, label, text)
             identities.add(identity)
             new_table = ConfigTable(label, file, self.listener_keys)
@@ -189,12 +189,12 @@ class ConfigTables:
         return self._home_hint(key) or suggestion(key, keys) or f"keys here are {', '.join(keys)}"
 
     def _home_hint(self, key: str) -> str | None:
-        """Name the table that has this very key."""
+        """Return a hint to the table that has a key of this name, if there is one."""
         homes = [f"[{name}]" for name, section in self.sections.items() if key in section.keys]
         homes += ["[[listen]]"] if key in self.listener_keys else []
         return f"it belongs in {' or '.join(homes)}" if homes else None
 
 
 def _quoted(key: str) -> str:
-    """Write a key as TOML would have it."""
+    """Return a key as TOML writes it."""
     return key if re.fullmatch("[A-Za-z0-9_-]+", key) else displayed(key)

@@ -1,10 +1,9 @@
-"""The configuration: TOML files in, frozen values out, or every problem at once.
+"""Loads the configuration from TOML files into frozen values, or reports all problems at once.
 
-The classes are the reference of what can be configured: a field is a key, its default is the key's
-default, and its annotation says what may stand there. `load` reads the main file, then the `*.toml`
-files of the folder `conf.d` beside it in the order of their names. A later file has the last word
-about each key; a `[[listen]]` whose name an earlier file used changes that listener, any other is
-one more.
+The classes define the configuration: a field is a key, its default is the default of the key, and its
+annotation is the type of the value. `load` reads the main file, then the `*.toml` files of `conf.d` in the
+same folder by name. A later file overrides the keys of earlier ones. A `[[listen]]` with the name of an
+earlier one changes that listener; with another name it adds one.
 """
 
 from __future__ import annotations
@@ -41,11 +40,10 @@ _LEVELS = ("debug", "info", "warn", "error", "critical")
 
 @frozen
 class DatabaseConfig:
-    """`[database]`: where the orders are. `statement_timeout` is in seconds.
+    """`[database]`: the connections to PostgreSQL. `statement_timeout` is in seconds.
 
-    `reader_dsn` is the connection on which shops' tables are read; where it is None, it is `dsn` with the
-    user posd_reader. `admin_dsn` is the connection of those posctl commands that need more rights than the
-    daemon has; they take `dsn` where it is None.
+    `reader_dsn` is used to read the shops' own tables; None means `dsn` with the user posd_reader.
+    `admin_dsn` is used by posctl commands that need more rights than the daemon; None means `dsn`.
     """
 
     dsn: Annotated[str, DsnValue()] = field(repr=False)
@@ -57,10 +55,10 @@ class DatabaseConfig:
 
 @frozen
 class ListenerConfig:
-    """`[[listen]]`: one socket, its endpoint an endpoint description of Twisted's.
+    """`[[listen]]`: a listener. `endpoint` is an endpoint description of Twisted.
 
-    `trusted` lets local programs in without a key. `proxies` are the machines whose
-    X-Forwarded-For is believed.
+    `trusted` allows local programs to connect without a key. `proxies` are the networks whose
+    X-Forwarded-For headers are trusted.
     """
 
     name: Annotated[str, NameValue()]
@@ -72,9 +70,9 @@ class ListenerConfig:
 
 @frozen
 class TLSConfig:
-    """`[tls]`: paths of PEM files, and which versions and cipher suites of TLS are spoken.
+    """`[tls]`: paths of PEM files, and the versions and cipher suites of TLS.
 
-    `legacy_ciphers` adds suites of TLS 1.2 without authenticated encryption or forward secrecy.
+    `legacy_ciphers` adds suites of TLS 1.2 without authenticated encryption or without forward secrecy.
     """
 
     certificate: Annotated[str | None, PathValue()] = None
@@ -86,7 +84,7 @@ class TLSConfig:
 
 @frozen
 class DeliveryConfig:
-    """`[delivery]`: how tills are served. Seconds, and bytes in one till's outbox."""
+    """`[delivery]`: `heartbeat` and `retention` are in seconds, `send_queue_bytes` is in bytes per till."""
 
     heartbeat: Annotated[float, DurationValue("1s", "10m")] = 30.0
     send_queue_bytes: Annotated[int, SizeValue("2KiB", "1GiB")] = 256 * KIB
@@ -95,7 +93,7 @@ class DeliveryConfig:
 
 @frozen
 class LimitsConfig:
-    """`[limits]`: how much of anything is accepted. `event_bytes` and `send_queue_total` are bytes."""
+    """`[limits]`: sizes are in bytes; the names of rates contain their unit."""
 
     event_bytes: Annotated[int, SizeValue("1KiB", "1MiB")] = 128 * KIB
     send_queue_total: Annotated[int, SizeValue("1MiB", "1024GiB")] = 256 * MIB
@@ -111,7 +109,7 @@ class LimitsConfig:
 
 @frozen
 class LoggingConfig:
-    """`[logging]`: how much is said, and in which form."""
+    """`[logging]`: the lowest level that is logged, and the format of log lines."""
 
     level: Annotated[str, ChoiceValue(*_LEVELS)] = "info"
     format: Annotated[str, ChoiceValue("journal", "json", "text")] = "journal"
@@ -146,13 +144,14 @@ def load(
     tls_problems: _TLSProblems | None = None,
     dsn_problem: _DSNProblem | None = None,
 ) -> Config:
-    """Read the configuration that starts at a path; raise ConfigError with all of its problems.
+    """Load the configuration from the main file and `conf.d`. Raises ConfigError with all problems.
 
-    Each problem is one line: the file, the dotted key, what is wrong and what was meant. Values
-    that may be secret are not in it. `environ` has `CREDENTIALS_DIRECTORY` where credentials are
-    used. No other file is read and no library is asked here; the caller passes functions that do:
-    `tls_problems` returns what is wrong with which key of `[tls]`, and is called if a listener has
-    TLS; `dsn_problem` returns what is wrong with a connection string, or None.
+    A problem is one line: the file, the dotted key, the problem and a hint. It never shows a value that may
+    be secret. `environ` must have `CREDENTIALS_DIRECTORY` if the files use credentials.
+
+    The functions check values that this package does not understand. `tls_problems` returns the problems of
+    `[tls]` by key, and is called if a listener has TLS. `dsn_problem` returns the problem of a connection
+    string, or None.
     """
     report = Problems()
     files = find_files(path, report)
@@ -168,7 +167,9 @@ def load(
         tables.add(file, document)
     config = _build(tables, environ, report)
 
-    if not has_unread_files:  # else what seems missing or contradictory may be put right in there
+    if (
+        not has_unread_files
+    ):  # An unread file might have the missing keys, or resolve contradictions.
         origins = tables.origins()
         labels = [table.label for table in tables.listeners.values()] or ["listen"]
         complaints = [*_missing_keys(tables), *_contradictions(config, labels)]
@@ -197,10 +198,10 @@ def _required(section_type: type[Any]) -> list[str]:
 
 
 def _build(tables: ConfigTables, environ: Mapping[str, str], report: Problems) -> Config:
-    """Make the configuration that the tables give, and report the values that cannot be used."""
+    """Create the configuration from the tables, and report unusable values."""
 
     def value(section_type: type[Any], table: ConfigTable) -> Any:
-        # Empty strings stand in for what is missing, so that the rest can still be compared.
+        # Missing required values become empty strings, so that the other values can still be checked.
         values: dict[str, object] = dict.fromkeys(_required(section_type), "")
         value_types = _value_types(section_type)
         for key, (file, raw) in table.values.items():
@@ -221,11 +222,11 @@ def _build(tables: ConfigTables, environ: Mapping[str, str], report: Problems) -
 
 
 _Complaint = tuple[str, str, str]
-"""A dotted key, another that the complaint depends on, and what to say of the first."""
+"""A dotted key, another key that the complaint depends on, and the problem of the first key."""
 
 
 def _missing_keys(tables: ConfigTables) -> Iterator[_Complaint]:
-    """Yield the keys without a default that no file gives."""
+    """Yield the required keys that no file has."""
     typed = [(_SECTIONS[name], table) for name, table in tables.sections.items()]
     typed += [(ListenerConfig, table) for table in tables.listeners.values()]
     for section_type, table in typed:
@@ -245,7 +246,7 @@ def _unusable_dsns(database: DatabaseConfig, find_problem: _DSNProblem) -> Itera
 
 
 def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complaint]:
-    """Yield what each key allows but two of them do not. `labels` name the listeners."""
+    """Yield values that are valid alone but not together. `labels` are the names of the listeners."""
     delivery, limits = config.delivery, config.limits
     if delivery.send_queue_bytes < 2 * limits.event_bytes:
         what = f'"{format_size(delivery.send_queue_bytes)}" is less than twice limits.event_bytes'
@@ -266,12 +267,12 @@ def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complain
 
 
 def _collisions(listeners: Sequence[ListenerConfig], labels: Sequence[str]) -> Iterator[_Complaint]:
-    """Yield the listeners that want a socket which an earlier one has."""
+    """Yield the listeners whose socket an earlier listener already uses."""
     earlier: list[tuple[str, ListenerConfig]] = []
     for label, listener in zip(labels, listeners, strict=True):
         for first_label, first in earlier:
             if listener.endpoint and endpoint_syntax.collide(first.endpoint, listener.endpoint):
-                what = f"{displayed(listener.endpoint)} is where {first_label} listens already"
+                what = f"{displayed(listener.endpoint)} is already used by {first_label}"
                 meant = "give each listener an address or a port of its own"
                 yield f"{label}.endpoint", f"{first_label}.endpoint", f"{what}; {meant}"
                 break
@@ -287,25 +288,21 @@ def _missing_pem(tls: TLSConfig, name: str, label: str) -> Iterator[_Complaint]:
 
 
 def _unsafe_trust(listener: ListenerConfig, label: str) -> Iterator[_Complaint]:
-    """Yield why a listener that asks nobody for a key would let in more than local programs."""
+    """Yield the reasons why a trusted listener would be open to more than the group of local programs."""
     trusted = f"{label}.trusted"
     if listener.tls:
         what = "true does not go with trusted = true"
         yield f"{label}.tls", trusted, f"{what}; local programs need no TLS, so leave it out"
     if listener.proxies:
         what = "proxies do not go with trusted = true"
-        yield f"{label}.proxies", trusted, f"{what}; what they pass on is not local"
+        yield f"{label}.proxies", trusted, f"{what}; their requests are not local"
     if not listener.endpoint:
         return
     endpoint = endpoint_syntax.read(listener.endpoint)
     if not endpoint_syntax.is_local(endpoint):
-        what = (
-            f"{displayed(listener.endpoint)} is no place for trusted = true, as others can reach it"
-        )
+        what = f"{displayed(listener.endpoint)} does not go with trusted = true; other machines can reach it"
         meant = "write a unix socket or a loopback interface"
         yield f"{label}.endpoint", trusted, f"{what}; {meant}"
     if endpoint_syntax.is_world_writable(endpoint):
-        what = (
-            f"{displayed(listener.endpoint)} with trusted = true lets in every user of this machine"
-        )
+        what = f"{displayed(listener.endpoint)} with trusted = true is open to every user of this machine"
         yield f"{label}.endpoint", trusted, f'{what}; write "mode=660" or less'

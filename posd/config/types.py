@@ -1,7 +1,7 @@
-"""What may stand behind a key of the configuration, and how to say that something else does.
+"""The types of the values of the configuration, with their error messages.
 
-A `ValueType` reads one value of a TOML file into the value that posd works with, or raises `UnusableValue`
-with what is wrong. Whoever reports that adds the key, and the value where it may be shown.
+A `ValueType` converts a value of a TOML file, or raises `UnusableValue` with the problem. The caller adds the
+key to the message, and the value if it may be shown.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from posd.files import decode_secret, read_file
 Network = IPv4Network | IPv6Network
 
 _LONGEST_DISPLAYED = 60
-"""So many characters of a value are shown: enough to recognise it by."""
+"""Characters of a value that are shown, enough to recognise the value."""
 
 
 class UnusableValue(Exception):
-    """A value that cannot be used: `what` is wrong with it, and what was `meant` if that is clear.
+    """A value that cannot be used. `what` is the problem, `meant` a hint that is better than the type's.
 
     The text may quote the value.
     """
@@ -40,10 +40,10 @@ class UnusableValue(Exception):
 
 
 class ValueType(ABC):
-    """What may stand behind one key.
+    """The type of a value.
 
-    `meant` tells in general what to write there. The values of a `secret` kind are never shown,
-    and its `UnusableValue` does not quote them.
+    `meant` is a hint that says what to write. Values of a `secret` type are never shown, and its
+    `UnusableValue` does not quote them.
     """
 
     meant: str
@@ -51,7 +51,7 @@ class ValueType(ABC):
 
     @abstractmethod
     def read(self, raw: object) -> object:
-        """Turn a value of a TOML document into the value meant, or raise `UnusableValue`."""
+        """Convert a value of a TOML document. Raises `UnusableValue`."""
 
 
 class BooleanValue(ValueType):
@@ -67,7 +67,7 @@ class BooleanValue(ValueType):
 
 @frozen
 class IntegerValue(ValueType):
-    """A whole number of at least so much."""
+    """A whole number, at least `at_least`."""
 
     meant = "write a whole number, without quotes"
     at_least: int = 1
@@ -82,7 +82,7 @@ class IntegerValue(ValueType):
 
 @frozen
 class SizeValue(ValueType):
-    """Bytes, written with a unit or as a plain whole number; the bounds are written alike."""
+    """A size in bytes, written with a unit or as a whole number. The bounds are written with a unit."""
 
     meant = 'write a size such as "256KiB", with quotes'
     at_least: str
@@ -105,7 +105,7 @@ class SizeValue(ValueType):
 
 @frozen
 class DurationValue(ValueType):
-    """Seconds, always written with a unit, like the bounds."""
+    """A duration in seconds, written with a unit, as are the bounds."""
 
     meant = 'write a duration such as "30s", with quotes'
     at_least: str
@@ -126,7 +126,7 @@ class DurationValue(ValueType):
 
 
 class ChoiceValue(ValueType):
-    """One word out of a few."""
+    """One of some words."""
 
     def __init__(self, *words: str) -> None:
         *others, last = (f'"{word}"' for word in words)
@@ -141,7 +141,7 @@ class ChoiceValue(ValueType):
 
 
 class DsnValue(ValueType):
-    """A libpq connection string; the password in it is nobody's business."""
+    """A connection string of libpq. It is secret, because it may have a password."""
 
     meant = 'write a PostgreSQL URI or keywords, such as "postgresql:///posd" or "dbname=posd"'
     secret = True
@@ -154,7 +154,7 @@ class DsnValue(ValueType):
 
 
 class PathValue(ValueType):
-    """The path of a file, absolute because daemons do not stay where they were started."""
+    """The absolute path of a file. A daemon changes its working directory."""
 
     meant = "write the absolute path of a file"
 
@@ -166,7 +166,7 @@ class PathValue(ValueType):
 
 
 class NameValue(ValueType):
-    """A name that can also be a systemd FileDescriptorName."""
+    """A name that is also valid as FileDescriptorName= of systemd."""
 
     meant = 'write letters, digits, ".", "_" and "-", up to 64 and beginning with a letter'
 
@@ -178,7 +178,7 @@ class NameValue(ValueType):
 
 
 class EndpointValue(ValueType):
-    """Where to listen, in Twisted's words."""
+    """An endpoint description of Twisted."""
 
     meant = 'write an endpoint such as "tcp:port=9010" or "unix:/run/posd/local.sock:mode=660"'
 
@@ -192,7 +192,7 @@ class EndpointValue(ValueType):
 
 
 class NetworksValue(ValueType):
-    """Machines, each by its address or all of a network."""
+    """A list of addresses and networks."""
 
     meant = 'write networks, such as ["10.0.0.0/8", "2001:db8::/32"]'
 
@@ -203,10 +203,9 @@ class NetworksValue(ValueType):
 
 
 def read_value(kind: ValueType, raw: object, environ: Mapping[str, str]) -> object:
-    """Read a value, or what the credential in its place holds.
+    """Convert a value, or the contents of the credential that the value names.
 
-    A ValueError has the whole sentence: the value where it may be shown, what is wrong with it,
-    and what was meant.
+    Raises ValueError with the whole message: the value if it may be shown, the problem and a hint.
     """
     resolved = raw
     try:
@@ -214,14 +213,16 @@ def read_value(kind: ValueType, raw: object, environ: Mapping[str, str]) -> obje
         return kind.read(resolved)
     except UnusableValue as error:
         if resolved != raw:
-            raise ValueError(f"what the credential holds cannot be used; {kind.meant}") from None
+            raise ValueError(
+                f"the contents of the credential cannot be used; {kind.meant}"
+            ) from None
         hidden = kind.secret and not isinstance(raw, dict)
         subject = "the value (not shown)" if hidden else displayed(raw)
         raise ValueError(f"{subject} {error.what}; {error.meant or kind.meant}") from None
 
 
 def displayed(raw: object) -> str:
-    """Write a value for a problem line, cut to a readable length; what is in a table stays there."""
+    """Return a value as text for a problem line, cut to a readable length. A table is shown as "this"."""
     items = raw if isinstance(raw, list) else [raw]
     if any(isinstance(item, dict | list) for item in items):
         return "this"
@@ -231,13 +232,13 @@ def displayed(raw: object) -> str:
 
 
 def suggestion(word: str, words: Iterable[str]) -> str | None:
-    """Ask for the nearest of the words that were possible, if one is near."""
+    """Return a question with the most similar of `words`, or None if no word is similar."""
     near = difflib.get_close_matches(word.lower(), words, n=1)
     return f'did you mean "{near[0]}"?' if near else None
 
 
 def type_name(raw: object) -> str:
-    """Name the type of a value as TOML does."""
+    """Return the name of a type in TOML."""
     match raw:
         case bool():
             return "a boolean"
@@ -273,18 +274,19 @@ def _network(item: object) -> Network:
     except ValueError:
         raise UnusableValue(f"has {displayed(item)}, which is not a network") from None
     if network.prefixlen == 0:
-        raise UnusableValue(f"has {displayed(item)}, which is everybody")
+        raise UnusableValue(f"has {displayed(item)}, which is every address")
     if ip_address(item.partition("/")[0]) != network.network_address:
-        raise UnusableValue(f"has {displayed(item)}, one machine's", f'did you mean "{network}"?')
+        what = f"has {displayed(item)}, which has host bits set"
+        raise UnusableValue(what, f'did you mean "{network}"?')
     return network
 
 
 def _resolve_credentials(raw: object, environ: Mapping[str, str]) -> object:
-    """Put the secret in place of `{ credential = "name" }`, also within an array.
+    """Replace `{ credential = "name" }` by the secret, also within an array.
 
-    It is the file of that name in `$CREDENTIALS_DIRECTORY`, where systemd keeps what a unit's
-    `LoadCredential=` names (systemd.exec(5), "Credentials"), without the newline or byte order mark
-    that an editor has put around it.
+    The secret is the file of that name in `$CREDENTIALS_DIRECTORY`, which systemd fills from
+    `LoadCredential=` of the unit (systemd.exec(5), "Credentials"). A final newline and a byte order mark
+    of an editor are removed.
     """
     match raw:
         case list():
@@ -292,7 +294,7 @@ def _resolve_credentials(raw: object, environ: Mapping[str, str]) -> object:
         case {"credential": str(name), **rest} if not rest:
             return _read_credential(name, environ.get("CREDENTIALS_DIRECTORY", ""))
         case dict():
-            meant = 'only { credential = "name" } can stand in place of a value'
+            meant = 'only { credential = "name" } can take the place of a value'
             raise UnusableValue("is a table", meant)
         case _:
             return raw

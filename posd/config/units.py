@@ -1,8 +1,7 @@
-"""Sizes and durations as people write them: "256KiB", "30s", "90m", "30d".
+"""Parses and formats sizes and durations such as "256KiB", "30s", "90m" and "30d".
 
-A size is a whole number of bytes, a duration a number of seconds. Numbers are whole and every unit
-is written out, so that nobody has to know what a bare number would have meant. `KB` is refused: it
-is 1000 bytes to some and 1024 to others.
+A size is a whole number of bytes, a duration is a number of seconds. The text has a whole number and a unit,
+because a bare number would be ambiguous. `KB` is refused, because it may mean 1000 or 1024 bytes.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _DURATION_UNITS: Mapping[str, int] = {
     "s": 1_000,
     "ms": 1,
 }
-"""In milliseconds, so that every duration is counted in whole numbers."""
+"""In milliseconds, so that all durations are whole numbers."""
 
-# Fifteen digits are beyond any use, and few enough for int() to read at once.
+# Fifteen digits are more than any use needs, and few enough for a fast int().
 _QUANTITY = re.compile(r"(?P<number>[0-9]{1,15}) ?(?P<unit>[A-Za-z]{1,3})")
 
 
 def parse_size(text: str) -> int:
-    """Read a size into bytes; a ValueError says how one is written."""
+    """Return a size in bytes. Raises ValueError, whose text says how to write a size."""
     try:
         return _parse(text, _SIZE_UNITS)
     except LookupError:
@@ -41,12 +40,12 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Write bytes in the largest unit that leaves a whole number."""
+    """Format bytes in the largest unit that gives a whole number."""
     return _format(size, _SIZE_UNITS, "B")
 
 
 def parse_duration(text: str) -> float:
-    """Read a duration into seconds; a ValueError says how one is written."""
+    """Return a duration in seconds. Raises ValueError, whose text says how to write a duration."""
     try:
         return _parse(text, _DURATION_UNITS) / 1000
     except LookupError:
@@ -56,7 +55,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds, to the millisecond, in the largest unit that leaves a whole number."""
+    """Format seconds, rounded to milliseconds, in the largest unit that gives a whole number."""
     return _format(round(seconds * 1000), _DURATION_UNITS, "s")
 
 

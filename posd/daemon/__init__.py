@@ -1,4 +1,4 @@
 """The process: start, wiring, reload, systemd and stop.
 
-Rules of delivery or publishing do not belong here, only which object gets which other one, and when.
+This package creates the objects and starts and stops them. It has no rules of delivery or publishing.
 """

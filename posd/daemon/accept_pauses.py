@@ -1,8 +1,8 @@
-"""Accepting connections: a few in one turn of the reactor, and when no file descriptor is left.
+"""Limits how many connections a port accepts in one turn, and pauses a port that cannot accept.
 
-Twisted keeps one descriptor in reserve, with which it accepts and closes what waits. Where that one is lost,
-and for the limits of the whole machine (ENFILE, ENOBUFS, ENOMEM), its port tries again in each turn of the
-reactor, which takes a whole processor and fills the log. So a port rests for a moment then.
+When no file descriptor is left, Twisted uses a reserved one to accept and close the waiting connections. If
+the reserved one is lost, or at a limit of the whole machine (ENFILE, ENOBUFS, ENOMEM), Twisted's port tries
+again in each turn of the reactor. That uses a whole processor and fills the log, so posd pauses the port.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from posd.database.socket_reactor import socket_shortage
 
 _PAUSE_SECONDS: Final = 1.0
 _ACCEPTS_PER_TURN: Final = 2
-"""Connections that are accepted in one turn of the reactor. Twisted accepts a hundred and more."""
+"""Connections that a port accepts in one turn of the reactor. Twisted would accept a hundred or more."""
 
 
 class AcceptPauses:
-    """Lets a listening port of Twisted's rest while no connection could be accepted."""
+    """Pauses a listening port of Twisted for a second when it cannot accept a connection."""
 
     _log = Logger()
 
@@ -40,7 +40,7 @@ class AcceptPauses:
         if not self._is_paused:
             self._is_paused = True
             self._log.error(
-                "new connections wait: {trouble}; posd tries again each second", trouble=trouble
+                "new connections wait: {trouble}; posd tries again every second", trouble=trouble
             )
         self._port.stopReading()
         self._reactor.callLater(_PAUSE_SECONDS, self._resume)

@@ -1,6 +1,6 @@
-"""What a node is asked when it is scraped, and which of its parts knows the answer.
+"""The gauges of a node, which are read at each scrape.
 
-What each of these means is said in `posd.monitoring.exposition`.
+`posd.monitoring.exposition` describes them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _UP_GAUGES: Final = ("database", "feed", "sequencer")
 
 @frozen(kw_only=True, eq=False)
 class Gauges:
-    """The parts that are asked.
+    """The sources of the gauges.
 
-    `send_queue_limit` is what is in force now; `certificate` gives None without TLS; `reload_failed` says
-    whether configuration or certificates were found that cannot be used.
+    `send_queue_limit` returns the limit in force. `certificate` returns None without TLS. `reload_failed`
+    returns whether the last new configuration or certificate was unusable.
     """
 
     health: Health
@@ -45,7 +45,7 @@ class Gauges:
     reload_failed: Callable[[], bool]
 
     def readings(self) -> dict[str, Callable[[], float | None]]:
-        """A question for each name; None is the answer where there is nothing to be said."""
+        """Return a function for each gauge. It returns None if the gauge has no value now."""
         return {
             **{f"{name}_up": self.health.required[name] for name in _UP_GAUGES},
             "doorman": lambda: self.doorman.fence is not None,

@@ -1,4 +1,4 @@
-"""What a running posd can be asked by HTTP: each operation, with the parts that it needs."""
+"""Creates the operations of the HTTP API from the parts of a running posd."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def operations(
     dispatcher: Dispatcher,
     sequencer: Sequencer,
 ) -> tuple[Operation, ...]:
-    """All operations, with those that describe the others."""
+    """Return all operations, including those that describe the API."""
     terminals = TerminalEndpoints(
         authenticator, TerminalReports(database, presence, sequencer), database
     )

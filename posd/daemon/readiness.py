@@ -1,4 +1,4 @@
-"""Whether a node is ready to serve, and whether a part of it has stopped trying."""
+"""The conditions of readiness and of liveness of a node."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from posd.delivery.presence import Presence
 from posd.monitoring.health import Health
 from posd.publishing.sequencer import Sequencer
 
-# Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
+# The sequencer numbers rows within milliseconds, and a bulk of a hundred thousand rows within seconds.
 _OUTBOX_SECONDS: Final = 60.0
 
 
 class ReadinessSources(Protocol):
-    """What is asked: the parts of a running posd (`posd.daemon.wiring`)."""
+    """The parts of a running posd (`posd.daemon.wiring`) that the conditions read."""
 
     database: Pool
     feed: Feed
@@ -32,7 +32,7 @@ class ReadinessSources(Protocol):
 
 
 def health(sources: ReadinessSources) -> Health:
-    """What `/health/ready` asks each time: what a node needs to serve, and what it serves better with."""
+    """Return the conditions of `/health/ready`: those that a node needs, and those that are optional."""
     return Health(
         {
             "database": lambda: sources.database.up and not sources.database.stalled,
@@ -44,10 +44,10 @@ def health(sources: ReadinessSources) -> Health:
             "not draining": lambda: not sources.hub.draining,
         },
         {
-            # Everything is found by polling then, up to a second later.
+            # Without notifications, polls find all changes, up to a second later.
             "notifications": lambda: not sources.feed.canary_is_missing,
             "outbox": lambda: sources.feed.outbox_seconds < _OUTBOX_SECONDS,
-            # Orders in shops' own tables wait then. What is published by REST or SQL does not.
+            # Without readers, orders in shops' own tables wait. Events published by REST or SQL do not.
             "readers": lambda: sources.readers.up,
             "tenants": lambda: sources.sequencer.serves_all,
         },
@@ -55,7 +55,7 @@ def health(sources: ReadinessSources) -> Health:
 
 
 def stalled(sources: ReadinessSources) -> list[str]:
-    """The names of the parts that have made no attempt for a minute and will make none."""
+    """Return the names of the parts that have made no attempt for a minute."""
     by_name = {
         "database": sources.database.stalled,
         "feed": sources.feed.stalled,

@@ -1,6 +1,6 @@
-"""A configuration that is read again while posd runs: all of it that can change takes effect, or nothing.
+"""Reload of the configuration: all changes take effect, or none.
 
-What cannot change without a restart (`keys_needing_restart` lists it) stays as it was, and is told.
+Keys that need a restart (`keys_needing_restart`) keep their values. The log names them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ RESTART_KEYS: Final = (
     *("database.dsn", "database.pool_size", "database.statement_timeout", "database.reader_dsn"),
     "listen",
 )
-"""The keys of which a running posd takes no new value. Of `database`, posctl reads the rest."""
+"""The keys whose new values need a restart. The other keys of `database` are read by posctl only."""
 
 
 class Reload:
-    """Reads the files that posd was started with, and puts them in force as a whole.
+    """Reads the files with which posd was started, and applies them.
 
-    `apply` is given the configuration that is in force from now on, and must not fail.
+    `apply` is called with the new configuration, and must not fail. `trouble` is the reason why the last
+    reload failed, in one line; it is empty if the last reload succeeded.
     """
 
     _log = Logger()
@@ -50,19 +51,17 @@ class Reload:
         self.trouble = ""
 
     def reload_files(self) -> None:
-        """Read and apply everything; if any of it cannot be used, say so and change nothing.
-
-        `trouble` is why the last one failed, in one line, empty if it did not.
-        """
+        """Read and apply all files. If a file cannot be used, log the reason and change nothing."""
         try:
             loaded = config.load(self._path, self._environ, tls.problems, dsn.find_problem)
             if self._tls is not None:
-                # The last of all that may be refused.
+                # Last, because nothing after it may fail.
                 self._tls.reload(loaded.tls)
         except (ConfigError, StartError) as error:
             self.trouble = _summary(str(error).splitlines())
             self._log.error(
-                "not reloaded, everything stays as it was: {trouble}", trouble=self.trouble
+                "not reloaded, posd keeps its configuration and certificates: {trouble}",
+                trouble=self.trouble,
             )
             return
         pending = list(keys_needing_restart(self.current, loaded))
@@ -71,11 +70,11 @@ class Reload:
         self.trouble = ""
         self._log.info("reloaded {path}", path=str(self._path))
         if pending:
-            self._log.warn("restart posd for new values of {keys}", keys=", ".join(pending))
+            self._log.warn("new values of {keys} need a restart of posd", keys=", ".join(pending))
 
 
 def keys_needing_restart(current: Config, loaded: Config) -> Iterator[str]:
-    """The keys that differ and wait for a restart, listeners by name."""
+    """Yield the keys that differ and need a restart. Keys of listeners have the listener's name."""
     for key in RESTART_KEYS:
         table, _, name = key.partition(".")
         if name and getattr(getattr(current, table), name) != getattr(getattr(loaded, table), name):
@@ -91,6 +90,6 @@ def keys_needing_restart(current: Config, loaded: Config) -> Iterator[str]:
 
 
 def _summary(problems: list[str]) -> str:
-    """One line of several; `posctl check-config` has them all."""
+    """Return the first problem and the number of the others."""
     first, *others = problems
     return f"{first} (and {len(others)} more: see posctl check-config)" if others else first

@@ -1,8 +1,8 @@
-"""posd from the first listener to the last commit: started in order, reloaded, stopped in order.
+"""The daemon: start, listeners, signals, reload and stop.
 
-What a retry would not mend (a port that is taken, a schema that does not fit) ends the process with
-one line and status 78 (EX_CONFIG), for which the systemd unit does not restart it. A database that
-is away does not: posd stays, answers 503, and goes on by itself.
+An error that a retry cannot correct (a port in use, a schema of another version) ends the process with one
+log line and status 78 (EX_CONFIG), after which the systemd unit does not restart it. If the database cannot
+be reached, posd keeps running, answers 503, and reconnects by itself.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from posd.security.validity import Validity
 from posd.web.http.tls_endpoint import PlainEndpoint, TLSEndpoint
 
 EX_CONFIG: Final = 78
-# Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
-# place tries again after one second, three, seven (tcp(7), tcp_syn_retries).
+# Twisted's default of 50 is soon full when thousands of tills reconnect at once. A client that finds the
+# queue full tries again after 1, 3 and 7 seconds (tcp(7), tcp_syn_retries).
 BACKLOG: Final = 4096
 _GC_THRESHOLD: Final = 5_000
 _DRAIN_SECONDS: Final = 5.0
 _LISTENER_SECONDS: Final = 2.0
-# For all parts together, of which each has its own bound; less than TimeoutStopSec= of the unit.
+# For all parts together. Each part has its own limit too. Less than TimeoutStopSec= of the unit.
 _STOP_SECONDS: Final = 30.0
 _FORCED_EXIT_SECONDS: Final = 40.0
 _STATUS_SECONDS: Final = 0.5
 _STALLED_SECONDS: Final = 5.0
-"""How long a part has to be found stalled. After a machine was suspended, all are for a moment."""
+"""How long a part must be stalled. After the machine was suspended, all parts are stalled for a moment."""
 _USED_KEYS_SECONDS: Final = 60.0
 _RECHECK_SECONDS: Final = 1.0
 _FIRST_CONNECTION_SECONDS: Final = 5.0
@@ -64,7 +64,7 @@ _EXTENSION_USEC: Final = 30_000_000
 
 
 class Daemon(Service):
-    """A posd with its listeners, its signals and its service manager."""
+    """The service that twistd runs: the application, its listeners, signals and systemd notifications."""
 
     _log = Logger()
 
@@ -97,21 +97,21 @@ class Daemon(Service):
         self._reloader = Reload(path, environ, settings, self._tls, self._apply)
 
     def setServiceParent(self, parent: Any) -> None:
-        """[logging] decides how the log looks, under twistd without any option of its own."""
+        """Set the log observer of twistd as [logging] configures it, without an option of twistd."""
         if isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self._observer)
         Service.setServiceParent(self, parent)
 
     def startService(self) -> None:
-        # Before anybody waits: nothing on a request's path may read a file.
+        # Reads the files of these modules now, because no request may wait for a file.
         phones.preload()
         regions.preload()
-        # A full collection looks at every object and stops all connections meanwhile: up to 59 ms,
-        # measured, of which almost all went to modules and tables that live as long as the process.
+        # A full collection visits every object and blocks the reactor: 59 ms were measured. Almost all of
+        # the time was spent on modules and tables that live as long as the process.
         gc.collect()
         gc.freeze()
-        # A collection is due after so many more objects than were freed, not after 700. While batches
-        # are published, collections take 2 % of the processor then instead of 5 %.
+        # The default is a collection after 700 net allocations. With this threshold, collections take 2 %
+        # of the processor while batches are published, instead of 5 %.
         gc.set_threshold(_GC_THRESHOLD)
         Service.startService(self)
         self._reactor.callWhenRunning(self._install_signal_handlers)
@@ -127,7 +127,7 @@ class Daemon(Service):
                 self._reactor, self._notifier, interval, self._is_alive
             )
             self._watchdog.startService()
-        # twist begins to log only then, and what is critical before that it prints and logs.
+        # twist begins to log when the reactor runs. It would print and log an earlier critical line.
         self._reactor.callWhenRunning(self._schedule_start)
 
     def stopService(self) -> Deferred[None]:
@@ -148,11 +148,14 @@ class Daemon(Service):
             try:
                 await self._listen(listener, inherited.pop(listener.name, ()))
             except Exception as error:
-                # Whatever an endpoint has to say: without its listener posd would be deaf.
+                # Endpoints of plugins may raise any exception. posd cannot serve without the listener.
                 self._fail(f"cannot listen on {listener.name!r} ({listener.endpoint}): {error}")
                 return
         for name in inherited:
-            self._log.warn("no listener is called {name}, as an inherited socket is", name=name)
+            self._log.warn(
+                "no [[listen]] has the name {name} of an inherited socket; the socket is not served",
+                name=name,
+            )
         self._application.listening = True
         try:
             await self._check_schema()
@@ -160,7 +163,7 @@ class Daemon(Service):
             self._fail(str(error))
 
     async def _await_first_connection(self) -> None:
-        """Give the first connection a moment, so that who waited at a kept socket gets no 503."""
+        """Wait some seconds for the database, so that clients that waited at a kept socket get no 503."""
         database, until = (
             self._application.database,
             self._reactor.seconds() + _FIRST_CONNECTION_SECONDS,
@@ -169,19 +172,19 @@ class Daemon(Service):
             await deferLater(self._reactor, _POLL_SECONDS)
 
     async def _check_schema(self) -> None:
-        """Wait for the database, and see that it is one for posd."""
+        """Wait for the database, then check its main schema. Raises `SchemaError`."""
         while self.running:
             try:
                 await health.check_schema(self._application.database)
             except Refusal:
-                # It went away again.
+                # The connection was lost before the check.
                 await deferLater(self._reactor, _RECHECK_SECONDS)
             else:
                 self._application.schema_fits = True
                 return
 
     async def _stop(self) -> None:
-        """Close the listeners, then stop all parts in order, within a bounded time."""
+        """Close the listeners, then stop all parts in order, within `_STOP_SECONDS`."""
         stopping = Shutdown(self._reactor, _STOP_SECONDS)
         if self._is_process:
             stopping.exit_forcibly_after(_FORCED_EXIT_SECONDS, os.EX_SOFTWARE)
@@ -190,16 +193,16 @@ class Daemon(Service):
         for timer in self._timers:
             if timer.running:
                 timer.stop()
-        self._set_status(f"stopping, {tills} terminals are sent home")
+        self._set_status(f"stopping, disconnecting {_terminals(tills)}")
         for port in self._ports:
             await stopping.stop_part("a listener", _LISTENER_SECONDS, port.stopListening)
         if self._certificate_watch is not None and self._certificate_watch.running:
             self._certificate_watch.stopService()
         await self._application.stop(stopping, _DRAIN_SECONDS)
         self._log.info(
-            "stopped in {seconds:.1f} s, with {tills} terminals that were sent home",
+            "stopped in {seconds:.1f} s, {terminals} disconnected",
             seconds=self._reactor.seconds() - began,
-            tills=tills,
+            terminals=_terminals(tills),
         )
         if self._watchdog is not None:
             self._watchdog.stopService()
@@ -207,7 +210,7 @@ class Daemon(Service):
     async def _listen(
         self, listener: ListenerConfig, inherited: tuple[IStreamServerEndpoint, ...]
     ) -> None:
-        """Listen where the configuration says, or on the sockets that were handed to us instead."""
+        """Listen on the configured endpoint, or on the inherited sockets instead."""
         site = self._application.site(listener)
         description = endpoint_syntax.with_backlog(listener.endpoint, BACKLOG)
         endpoints = inherited or (serverFromString(self._reactor, description),)
@@ -223,7 +226,9 @@ class Daemon(Service):
             self._ports.append(port)
             AcceptPauses(self._reactor, port)
             if listener.trusted and not is_local(port.getHost()):
-                raise StartError("others can reach it, so it cannot be trusted")
+                raise StartError(
+                    "trusted = true is not allowed, because other machines can reach it"
+                )
             address = port.getHost()
             self._log.info("listening: {name} {address}", name=listener.name, address=address)
 
@@ -237,11 +242,11 @@ class Daemon(Service):
         return has_unusable_files or bool(self._reloader.trouble)
 
     def _is_alive(self) -> bool:
-        """Whether the watchdog may be fed: a loop that makes no attempts any more needs a restart."""
+        """Whether to notify the watchdog. A loop that makes no attempts any more needs a restart."""
         return not self._stalled_parts()
 
     def _stalled_parts(self) -> list[str]:
-        """The parts that are stalled, if some were for long enough that the reactor could run them."""
+        """Return the stalled parts, if some part has been stalled for `_STALLED_SECONDS`."""
         stalled, now = readiness.stalled(self._application), self._reactor.seconds()
         if not stalled:
             self._stalled_since = None
@@ -256,7 +261,7 @@ class Daemon(Service):
             self._log.critical(
                 "no attempt for a minute: {parts}; posd is not ready; {remedy}",
                 parts=", ".join(stalled),
-                remedy="restart it" if self._watchdog is None else "systemd restarts it",
+                remedy="restart posd" if self._watchdog is None else "systemd restarts posd",
             )
         self._stalled = stalled
 
@@ -267,7 +272,8 @@ class Daemon(Service):
             if not self._ready:
                 self._ready = True
                 self._notifier.ready()
-            self._set_status(f"{len(self._application.hub)} terminals connected", *self._troubles())
+            connected = f"{_terminals(len(self._application.hub))} connected"
+            self._set_status(connected, *self._troubles())
             return
         trouble = self._application.database.trouble or "starting"
         self._set_status(f"waiting for {', '.join(missing)}: {trouble}", *self._troubles())
@@ -275,7 +281,7 @@ class Daemon(Service):
             self._notifier.extend_timeout(_EXTENSION_USEC)
 
     def _troubles(self) -> Iterator[str]:
-        """What posd does its work with, and somebody has to see to all the same."""
+        """Yield the problems that need an operator although posd works."""
         if degraded := self._application.health.degraded():
             yield f"degraded: {', '.join(degraded)}"
         if self._reloader.trouble:
@@ -295,10 +301,13 @@ class Daemon(Service):
         except Refusal:
             return
         except Exception:
-            self._log.failure("it could not be noted which keys were used")
+            self._log.failure("the times of last use of keys could not be stored")
 
     def _install_signal_handlers(self) -> None:
-        """SIGTERM is a clean stop, status 0; Twisted's own handler would end by the signal again."""
+        """Install handlers: SIGTERM stops posd with status 0, SIGHUP reloads the configuration.
+
+        Twisted's own handler of SIGTERM would end the process by the signal, and not with status 0.
+        """
         self._is_process = True
         stop = partial(self._reactor.callFromThread, self._stop_reactor)
         signal.signal(signal.SIGTERM, lambda *_: stop())
@@ -306,10 +315,10 @@ class Daemon(Service):
         signal.signal(signal.SIGHUP, lambda *_: reload())
 
     def _reload(self) -> None:
-        """Read configuration and certificates again, as systemd wants to be told of it."""
+        """Reload configuration and certificates, with the notifications of sd_notify(3)."""
         if not self.running:
             return
-        # Before the first READY=1, another one would say that the start is over.
+        # The READY=1 after a reload would end the start if posd was not ready before.
         if self._ready:
             self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
@@ -317,7 +326,9 @@ class Daemon(Service):
             if self._certificate_watch is not None:
                 self._certificate_watch.check()
         except Exception:
-            self._log.failure("the reload has failed")
+            self._log.failure(
+                "the reload failed with an unexpected error; correct the cause and reload again"
+            )
         self._report_status()
         if self._ready:
             self._notifier.ready()
@@ -327,7 +338,7 @@ class Daemon(Service):
         self._application.apply(settings)
 
     def _fail(self, message: str) -> None:
-        """End the process in order, with one line and a status that says so."""
+        """Log one line, stop in order, and exit with status 78."""
         if self._failed:
             return
         self._failed = True
@@ -340,8 +351,12 @@ class Daemon(Service):
             self._reactor.stop()
 
 
+def _terminals(count: int) -> str:
+    return f"{count} terminal" if count == 1 else f"{count} terminals"
+
+
 def is_local(address: object) -> bool:
-    """Whether only this machine can reach what listens here."""
+    """Return whether only this machine can reach an address: a unix socket or loopback."""
     if isinstance(address, UNIXAddress):
         return True
     host = getattr(address, "host", "")
@@ -349,9 +364,9 @@ def is_local(address: object) -> bool:
 
 
 def _exit_with_config_status() -> None:
-    """twistd would exit with 0: to it the reactor was stopped, and that is all.
+    """Exit with status 78. twistd would exit with 0, because the reactor was stopped in order.
 
-    Only once it has cleared up behind itself, its file with the process id above all.
+    Called by atexit, after twistd has removed its pid file.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Ending in order, part after part, within a time that nothing outlasts."""
+"""Stops the parts of posd one after the other, within a limited time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from twisted.logger import Logger
 from posd.waiting import with_timeout
 
 _MINIMUM_SECONDS: Final = 0.5
-"""Seconds that a part has even if those before it have used up the time of all."""
+"""Seconds that a part has even if the earlier parts have used up the common time."""
 
 StopFunction = Callable[[], Deferred[Any] | Coroutine[Any, Any, Any] | None]
 
 
 class Shutdown:
-    """One stop: `seconds` for all parts together.
+    """A shutdown with `seconds` for all parts together.
 
-    A part that does not end in its time is named in the log and left behind, and the next one is
-    stopped. `unfinished` has the names.
+    If a part does not end in its time, the log names it, its name is added to `unfinished`, and the next
+    part is stopped.
     """
 
     _log = Logger()
@@ -37,7 +37,7 @@ class Shutdown:
         self.unfinished: list[str] = []
 
     async def stop_part(self, name: str, seconds: float, stop: StopFunction) -> None:
-        """Stop one part, which has this many seconds; a failure is logged and holds up no other."""
+        """Stop one part within so many seconds. A failure is logged and does not stop the shutdown."""
         self._stopping = name
         seconds_left = max(_MINIMUM_SECONDS, min(seconds, self._deadline - self._reactor.seconds()))
         try:
@@ -52,16 +52,16 @@ class Shutdown:
                 seconds=seconds_left,
             )
         except Exception:
-            self._log.failure("{name} could not be stopped in order", name=name)
+            self._log.failure("{name} failed to stop; posd goes on stopping", name=name)
         self._stopping = "the reactor"
 
     def exit_forcibly_after(
         self, seconds: float, status: int, exit_now: Callable[[int], object] = os._exit
     ) -> threading.Timer:
-        """End the process with this status if it is still there after so many seconds.
+        """End the process with this status if it still runs after so many seconds.
 
-        From a thread: what hangs may be the reactor itself, in a call that blocks, or a thread of its
-        pool that the end of the process waits for.
+        The timer is a thread, because the reactor may hang in a blocking call, or a thread of its pool may
+        hang that the end of the process waits for.
         """
 
         def give_up() -> None:
@@ -70,7 +70,7 @@ class Shutdown:
                 seconds=seconds,
                 name=self._stopping,
             )
-            # Where each thread is stuck: files and functions, no values.
+            # Shows where each thread hangs: files and functions, no values.
             faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
             exit_now(status)
 

@@ -1,8 +1,7 @@
-"""The service manager's side of posd: telling systemd how it goes, and taking over its sockets.
+"""Notifications to systemd, its watchdog, and the sockets that it hands over.
 
-The protocol is that of sd_notify(3): datagrams of `NAME=value` lines to a unix socket named by
-`$NOTIFY_SOCKET`. Without that variable, on a terminal or under another supervisor, everything
-here does nothing.
+The protocol is sd_notify(3): datagrams of `NAME=value` lines to the unix socket `$NOTIFY_SOCKET`. Without
+that variable, on a terminal or under another supervisor, a notification does nothing.
 """
 
 from __future__ import annotations
@@ -25,57 +24,57 @@ if TYPE_CHECKING:
 _log = Logger()
 
 _SEND_TIMEOUT = 1.0
-"""Seconds that a notification may wait for room in systemd's queue before it is given up.
+"""Seconds that a notification waits for room in the queue of systemd, and blocks the reactor.
 
-Dropping READY at once because the queue is full for a moment would cost the start; waiting without
-end for a hung manager would cost the service.
+A notification that is dropped at once when the queue is full for a moment could be READY=1, and the start
+would fail. Without a limit, a systemd that hangs would stop the service.
 """
 
 _DOMAINS = {socket.AF_INET: "INET", socket.AF_INET6: "INET6", socket.AF_UNIX: "UNIX"}
-"""The families that Twisted can adopt, by the names that it has for them."""
+"""The address families that Twisted can adopt, with Twisted's names."""
 
 
 class Notifier:
-    """Tells systemd what state the daemon is in; see sd_notify(3) for what each message does.
+    """Notifies systemd of the state of the daemon. sd_notify(3) describes the messages.
 
-    A notification that cannot be delivered is logged and forgotten: the tills matter more.
+    A notification that cannot be sent is logged and dropped, and posd continues.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
         self._socket: socket.socket | None = None
         if self._address is not None:
-            # Kept open: with no descriptor left, a sign of life could not be given otherwise.
+            # Kept open, so that the watchdog can be notified when no file descriptor is left.
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(_SEND_TIMEOUT)
 
     @property
     def enabled(self) -> bool:
-        """Whether anybody listens."""
+        """Whether `$NOTIFY_SOCKET` names a socket."""
         return self._address is not None
 
     def ready(self) -> None:
-        """Start-up, or the reload last announced, is complete."""
+        """Report that the start, or the last announced reload, is complete."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """Show one line to people who ask `systemctl status`."""
+        """Set the status line of `systemctl status`."""
         self._send(f"STATUS={_one_line(text)}")
 
     def reloading(self, monotonic_usec: int) -> None:
-        """A reload begins, at this reading of CLOCK_MONOTONIC in µs; `ready` ends it."""
+        """Report that a reload begins, at this time of CLOCK_MONOTONIC in µs. `ready` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_usec}")
 
     def stopping(self) -> None:
-        """A shutdown has begun."""
+        """Report that a shutdown has begun."""
         self._send("STOPPING=1")
 
     def extend_timeout(self, usec: int) -> None:
-        """Ask for so many µs from now, beyond the unit's own limit, to start, run or stop."""
+        """Extend the time limit of the unit for the present start, run or stop to `usec` µs from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={usec}")
 
     def watchdog(self) -> None:
-        """Prove to be alive."""
+        """Reset the watchdog timer."""
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
@@ -84,14 +83,18 @@ class Notifier:
         try:
             self._socket.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
-            _log.warn("systemd was not told {message!r}: {error}", message=message, error=error)
+            _log.warn(
+                "the notification {message!r} to systemd failed: {error}",
+                message=message,
+                error=error,
+            )
 
 
 def _socket_address(value: str) -> str | None:
-    """The address in the form that `socket` takes; None for none, or one that is no unix socket.
+    """Return the address in the form of the `socket` module. None if it is not that of a unix socket.
 
-    A leading `@` stands for the NUL byte of an abstract address. systemd also knows `vsock:`,
-    through which a virtual machine tells its host, and which is not for a service in it.
+    A leading `@` stands for the NUL byte of an abstract address. systemd also knows `vsock:`, which a
+    virtual machine uses to notify its host. Services do not use it.
     """
     if value.startswith("@"):
         return "\0" + value[1:]
@@ -99,14 +102,14 @@ def _socket_address(value: str) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    """Keep a line break in a text from beginning another assignment."""
+    """Replace line breaks, because a line break would begin another assignment."""
     return " ".join(text.splitlines())
 
 
 def watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    """The seconds within which systemd wants a sign of life, or None where it wants none.
+    """Return the watchdog interval of systemd in seconds, or None if the watchdog is off.
 
-    See sd_watchdog_enabled(3): the variables may be another process's, inherited.
+    The variables may be inherited and meant for another process; see sd_watchdog_enabled(3).
     """
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -115,9 +118,9 @@ def watchdog_interval(environ: Mapping[str, str]) -> float | None:
 
 
 def is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
-    """Whether what is written there goes to the journal, which then reads priorities, sd-daemon(3).
+    """Return whether a stream goes to the journal, which reads priorities in its lines (sd-daemon(3)).
 
-    `$JOURNAL_STREAM` names the file that it was, and may have been inherited; see systemd.exec(5).
+    `$JOURNAL_STREAM` may be inherited, so its device and inode are compared; see systemd.exec(5).
     """
     try:
         file = os.fstat(stream.fileno())
@@ -127,10 +130,10 @@ def is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
 
 
 class Watchdog(Service):
-    """Gives a sign of life twice per interval while the reactor turns and `alive` says so.
+    """Notifies the watchdog of systemd twice per interval while the reactor runs and `alive` returns True.
 
-    A lost database is not a reason for systemd to kill the daemon. A reactor that is stuck is one, and
-    so is a loop that no longer tries. `interval` is in seconds, from `watchdog_interval`.
+    systemd must kill the daemon if the reactor hangs or a loop makes no attempts any more, but not if the
+    database cannot be reached. `interval` is in seconds, from `watchdog_interval`.
     """
 
     name = "watchdog"
@@ -151,7 +154,11 @@ class Watchdog(Service):
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         done = self._loop.start(self._half_interval)
-        done.addErrback(lambda failure: _log.failure("The watchdog stopped.", failure))
+        done.addErrback(
+            lambda failure: _log.failure(
+                "the watchdog loop failed; systemd will restart posd", failure
+            )
+        )
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
@@ -164,10 +171,9 @@ class Watchdog(Service):
 
 
 def inherited_names(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the sockets that systemd handed to this process, in order of descriptors.
+    """Return the names of the sockets that systemd has passed to this process, in order of descriptors.
 
-    A name is the FileDescriptorName= of a socket unit and comes once for each of its
-    ListenStream= lines.
+    A name is the FileDescriptorName= of a socket unit. It occurs once for each ListenStream= line.
     """
     if environ.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
         return ()
@@ -178,28 +184,27 @@ def inherited_names(environ: Mapping[str, str]) -> tuple[str, ...]:
 def inherited_endpoints(
     reactor: IReactorSocket, environ: Mapping[str, str]
 ) -> dict[str, tuple[IStreamServerEndpoint, ...]]:
-    """The sockets that systemd handed to this process, by name, as endpoints to listen on.
+    """Return the sockets that systemd has passed to this process, by name, as endpoints.
 
-    Each may be listened on once. A name has several endpoints where its socket unit has several
-    addresses. Raises `StartError` for a socket that no till could connect to.
+    Each endpoint can be listened on once. A name has several endpoints if its socket unit has several
+    addresses. Raises `StartError` for a socket that does not accept stream connections.
     """
     endpoints: dict[str, tuple[IStreamServerEndpoint, ...]] = {}
     for index, name in enumerate(inherited_names(environ)):
         try:
             endpoint = _adopted(reactor, name, index)
         except IndexError:
-            # LISTEN_PID is no help: Twisted deletes it, and LISTEN_FDS, when its endpoints are
-            # imported. What it then knows is what was really handed to this process; the names
-            # alone may have been left to us by a parent.
+            # The names are inherited from a parent, and no socket was passed. LISTEN_PID cannot tell,
+            # because Twisted deletes LISTEN_PID and LISTEN_FDS when its endpoints are imported.
             return {}
         endpoints[name] = (*endpoints.get(name, ()), endpoint)
     return endpoints
 
 
 def _adopted(reactor: IReactorSocket, name: str, index: int) -> IStreamServerEndpoint:
-    """The inherited socket at this place as an endpoint; IndexError where there is none.
+    """Return the inherited socket with this index as an endpoint. Raises IndexError if there is none.
 
-    Twisted must be told the address family and believes what it is told, so the socket is asked.
+    Twisted does not check the address family that it is given, so the family is read from the socket.
     """
     probe = serverFromString(reactor, f"systemd:domain=UNIX:index={index}")
     assert isinstance(probe, AdoptedStreamServerEndpoint)
@@ -209,7 +214,7 @@ def _adopted(reactor: IReactorSocket, name: str, index: int) -> IStreamServerEnd
         if not listening or inherited.type != socket.SOCK_STREAM or domain is None:
             raise errors.StartError(
                 f"The inherited socket {name!r} does not accept connections: "
-                "its unit must have ListenStream= and Accept=no."
+                "its socket unit needs ListenStream= and Accept=no."
             )
     endpoint: IStreamServerEndpoint = serverFromString(
         reactor, f"systemd:domain={domain}:index={index}"

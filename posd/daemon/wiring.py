@@ -1,4 +1,4 @@
-"""Everything that makes up a running posd, and how it is wired: the one place that knows every class."""
+"""Creates the objects of a running posd and connects them. No other module knows all classes."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ from posd.web.http.site import BoundedSite
 from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.websocket import TillFactory
 
-# Connections that have not become a till's yet: handshakes and REST calls.
+# Connections that carry handshakes and REST requests. A WebSocket of a till is not counted.
 _MOST_HTTP_CHANNELS: Final = 2000
 _PART_SECONDS: Final = 5.0
-"""What a part has to end in: as long as a statement that is under way may take as installed."""
+"""The time in which a part must stop: the default of database.statement_timeout."""
 
 _LEASE_SECONDS: Final = 1.0
 
@@ -76,18 +76,18 @@ _log = Logger()
 
 @define(eq=False)
 class Application:
-    """The parts by name, made of a configuration in the order in which they need each other."""
+    """The parts of a posd, created from a configuration in the order of their dependencies."""
 
     reactor: Any
     settings: Config
     certificate: Callable[[], Validity | None] = lambda: None
-    """From when until when the certificate is valid that new connections get; None without TLS."""
+    """Returns the validity of the certificate for new connections, or None without TLS."""
     reload_failed: Callable[[], bool] = lambda: False
-    """Whether new files were found, of the configuration or of certificates, that cannot be used."""
+    """Returns whether the last new configuration or certificate was unusable."""
     listening: bool = field(default=False, init=False)
     """Whether all listeners are open."""
     schema_fits: bool = field(default=False, init=False)
-    """Whether the main schema was found to be what this posd needs."""
+    """Whether the main schema has been checked and has the version of this posd."""
     counters: Counters = field(factory=Counters, init=False)
     database: Pool = field(init=False)
     presence: Presence = field(init=False)
@@ -137,7 +137,7 @@ class Application:
             send_queue_total=limits.send_queue_total,
             counters=self.counters,
         )
-        # Before anything is numbered on a connection, it is looked whose database that is now.
+        # A new connection may lead to another database, so `_identify_database` runs before numbering.
         self.numbering = ReconnectingConnection(
             reactor,
             dsn,
@@ -236,27 +236,32 @@ class Application:
         self.health = readiness.health(self)
 
     async def _identify_database(self, executor: Executor) -> None:
-        """Name streams anew where the database is not the one that it was.
+        """Give the streams new ids if the database is not the one that this node has used.
 
-        Its fingerprint tells a backup that was promoted or loaded, but not a data directory that was
-        put back; there the heads are behind what tills on this node were sent already.
+        The fingerprint of the database changes when a standby is promoted or a dump is loaded. It does not
+        change when an old data directory is restored. Then the heads of streams are behind the positions
+        that this node has already delivered.
         """
         if not await epochs.is_same_history(executor):
             _log.warn(
-                "this is another database than before (a standby was promoted, or a backup restored): all"
-                " streams have a new name, and terminals go on as far as no events are lost"
+                "the database is another one than before (a standby was promoted, or a backup was restored):"
+                " all streams get a new id, and terminals continue unless events are lost"
             )
-        # Noted before the heads are read: another node may number meanwhile, and we deliver that.
+        # Read before the heads, because another node may number events in between, which are delivered here.
         delivered = self.hub.channels.delivered()
         heads = await stream.load_heads(executor, delivered)
         set_back = [each for each in heads if is_set_back(heads[each], delivered[each])]
         if set_back:
-            _log.error("the streams of tenants {ids} were set back", ids=set_back)
+            _log.error(
+                "the streams of tenants {ids} were set back (an old data directory was restored): they get a"
+                " new id",
+                ids=set_back,
+            )
             await epochs.begin_new_history(executor, [heads[each] for each in set_back])
         self.hub.record_all_positions()
 
     def start(self) -> None:
-        """Start all that runs by itself, what others need first."""
+        """Start all services. A service starts after those that it needs."""
         for part in (
             self.database,
             self.presence,
@@ -272,9 +277,12 @@ class Application:
             part.startService()
 
     async def stop(self, shutdown: Shutdown, drain_seconds: float) -> None:
-        """Send the tills home, commit what was accepted, close the books; what others need last."""
+        """Disconnect the tills, commit accepted events, and stop all services.
+
+        A service stops before those that it needs.
+        """
         for name, seconds, stop_function in (
-            ("the measuring of lag", _PART_SECONDS, self.reactor_lag.stopService),
+            ("the measurement of lag", _PART_SECONDS, self.reactor_lag.stopService),
             (
                 "the drain of tills",
                 2 * drain_seconds + _PART_SECONDS,
@@ -282,9 +290,9 @@ class Application:
             ),
             ("retention", _PART_SECONDS, self.retention.stopService),
             ("the sequencer", _PART_SECONDS, self.sequencer.stopService),
-            # The next node takes the lease within a second. If it cannot be given up it lapses by itself.
+            # Another node takes a released lease within a second. An unreleased lease expires by itself.
             ("the lease of the doorman", _LEASE_SECONDS, self.doorman.stopService),
-            ("the exchange", _PART_SECONDS, self.hub.stopService),
+            ("the hub", _PART_SECONDS, self.hub.stopService),
             ("presence", _PART_SECONDS, self.presence.stopService),
             ("the feed", _PART_SECONDS, self.feed.stopService),
             ("the sequencer's connection", _PART_SECONDS, self.numbering.stopService),
@@ -294,7 +302,7 @@ class Application:
             await shutdown.stop_part(name, seconds, stop_function)
 
     def site(self, listener: ListenerConfig) -> BoundedSite:
-        """What one listener serves."""
+        """Return the site of one listener."""
         websocket_admission = WebSocketAdmission(
             self.authenticator,
             self.admission,
@@ -317,7 +325,7 @@ class Application:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """All that can be asked by HTTP."""
+        """All operations of the HTTP API."""
         return operations(
             authenticator=self.authenticator,
             database=self.database,
@@ -333,7 +341,7 @@ class Application:
         )
 
     def metrics(self) -> MetricsExposition:
-        """What Prometheus is told."""
+        """Return the metrics for Prometheus."""
         gauges = Gauges(
             health=self.health,
             hub=self.hub,
@@ -356,7 +364,7 @@ class Application:
         )
 
     def apply(self, settings: Config) -> None:
-        """Put limits and delivery in force, and ask the database again what it thinks of every key."""
+        """Apply new limits and delivery settings, and check all keys in the database again."""
         limits, delivery = settings.limits, settings.delivery
         self.hub.reconfigure(
             heartbeat=delivery.heartbeat,
@@ -381,10 +389,12 @@ class Application:
         try:
             await self.hub.recheck()
         except Unavailable:
-            # The feed does the same regularly, and tells.
+            # The feed checks the keys regularly, and logs that the database cannot be reached.
             return
         except Exception:
-            _log.failure("it could not be looked whose keys have ended")
+            _log.failure(
+                "the keys of connected terminals could not be checked; the feed checks them again"
+            )
 
     def _doorman_changed(self, fence: int | None) -> None:
         self.bell.stop()

@@ -1,4 +1,4 @@
-"""What posd counts, logs and reports about itself.
+"""Metrics, log formats and health of a node.
 
-Components report to `posd.monitoring.counters`. Nothing here changes what they do.
+Components report to `posd.monitoring.counters`. This package does not change their behaviour.
 """

@@ -1,7 +1,7 @@
-"""What is counted while posd works: in memory, for the next scrape. Nothing here waits for anything.
+"""The counters and histograms of a node, in memory. No method waits.
 
-The parts of posd say here what they have just done. What a label may be is decided here too: only words of
-posd's own, so that no key, no device and no order can get into one, and nobody can make series without end.
+The components of posd call a method for each thing that they count. The values of labels are words of posd,
+so that no label contains a key, a device or an order, and clients cannot create series without limit.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ _REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 1
 _SHORT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 SOURCES: Final = ("rest", "sql", "hook")
-"""How an event was published: by REST, by `pos_publish()`, by a change of the shop's own tables."""
+"""How an event was published: by REST, by `pos_publish()`, or by a hook on the shop's own tables."""
 DELIVERY_WAYS: Final = ("live", "replay", "poll")
-"""How an event went out: as it came, to a till that catches up, as the answer to a poll."""
+"""How an event was sent: live, in a replay, or in the answer to a poll."""
 DELIVERY_STAGES: Final = ("socket", "ack")
 FAILED_ATTEMPT_CODES: Final = ("unauthorized", "too_many_attempts")
 RATE_LIMIT_KINDS: Final = ("credential", "address", "till", "turn")
-"""Whose rate was exceeded: a credential's or an address's request was refused, a till is read more slowly."""
+"""The limit that was exceeded: requests of a `credential`, an `address` or a `turn` are refused, a `till` is
+read more slowly."""
 
 AWAKE: Final = "awake"
 DOZING: Final = "dozing"
 ASLEEP: Final = "asleep"
 DOORMAN_STATES: Final = (AWAKE, DOZING, ASLEEP)
-"""Of the doorman: it looks at the outbox by itself, or waits until it is rung."""
+"""States of the doorman: `awake` reads the outbox continuously, the others wait for a notification."""
 
 SILENT: Final = "not heard of"
 DROPPED: Final = "dropped"
@@ -76,13 +77,13 @@ _END_REASONS: Final[Mapping[str, str]] = {
     DROPPED: "sent_home",
 }
 _PROTOCOL: Final = "protocol"
-"""Autobahn has closed, and says why in words that may be anybody's."""
+"""The reason of a close by Autobahn. Its own text may contain text of the client."""
 _ABNORMAL: Final = (None, 1006)
 
 
 @define(eq=False)
 class TrafficCounts(Collector):
-    """Bytes and frames, counted as plainly as can be: each till's every message passes here."""
+    """Bytes and frames of tills, as plain integers, because every message is counted."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -90,19 +91,24 @@ class TrafficCounts(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield CounterMetricFamily(
-            "posd_sent_bytes", "Bytes written to tills, before TLS.", value=self.sent_bytes
+            "posd_sent_bytes", "Bytes sent to tills, without TLS.", value=self.sent_bytes
         )
         yield CounterMetricFamily(
-            "posd_received_bytes", "Bytes read of tills' WebSockets.", value=self.received_bytes
+            "posd_received_bytes",
+            "Bytes received on WebSockets, without TLS.",
+            value=self.received_bytes,
         )
         yield CounterMetricFamily(
-            "posd_received_frames", "Frames that tills have sent.", value=self.received_frames
+            "posd_received_frames", "Frames received on WebSockets.", value=self.received_frames
         )
 
 
 @define(eq=False)
 class Counters:
-    """One posd's counters, in a registry of their own. `clock` dates what the database has dated."""
+    """The counters of a node, in a registry of their own.
+
+    `clock` measures the age of events, whose times are those of the database.
+    """
 
     clock: DatabaseClock = field(factory=DatabaseClock)
     traffic: TrafficCounts = field(factory=TrafficCounts)
@@ -127,7 +133,7 @@ class Counters:
     _requests: Counter = field(init=False)
     _request_seconds: Histogram = field(init=False)
     _served: dict[tuple[str, int], tuple[Counter, Histogram]] = field(init=False, factory=dict)
-    """Those of an operation and a class of statuses, which the library looks up with a lock each time."""
+    """The metrics of an operation and a class of statuses. The library takes a lock to look them up."""
     _waits: Histogram = field(init=False)
     _lag: Histogram = field(init=False)
 
@@ -135,14 +141,14 @@ class Counters:
         self.registry.register(self.traffic)
         self._published = self._counter("events_published", "Events that got a position.", "road")
         delivered = self._counter(
-            "events_delivered", "Events given to tills' connections, once for each till.", "way"
+            "events_delivered", "Events sent to connections of tills, counted per till.", "way"
         )
-        # Looked up once: this is where every event passes.
+        # Looked up once, because every event is counted.
         self._delivered = {way: delivered.labels(way) for way in DELIVERY_WAYS}
         delivery = self._histogram(
             "delivery_seconds",
-            "From when an event was numbered until it was given to a connection, or acknowledged by a till"
-            " for the first time. Of events that went out as they came.",
+            "Seconds from the numbering of an event until it was sent to a connection, or until a till first"
+            " acknowledged it. Live events only.",
             DELIVERY_BUCKETS,
             "stage",
         )
@@ -150,135 +156,138 @@ class Counters:
         self._events_failed = self._counter("events_failed", "Events that could not be published.")
         self._warnings = self._counter(
             "publish_warnings",
-            "Values of published events that were repaired, or could not be read.",
+            "Values of published events that were repaired or could not be read.",
             "code",
         )
         self._left_out = self._counter(
             "orders_left_out",
-            "Orders that were published or touched and became no event.",
+            "Orders that were published or changed and did not become an event.",
             "reason",
         )
         self._batches = self._histogram(
-            "batch_seconds", "How long the sequencer's transactions took.", _SHORT_BUCKETS
+            "batch_seconds", "Duration of the sequencer's transactions in seconds.", _SHORT_BUCKETS
         )
         self._batches_failed = self._counter(
-            "batches_failed", "Transactions of the sequencer that failed; they are tried again."
+            "batches_failed", "Transactions of the sequencer that failed and are retried."
         )
         self._doorman = self._counter(
-            "doorman_changes", "How often this node has become the doorman."
+            "doorman_changes", "Number of times this node has become the doorman."
         )
-        self._rings = self._counter("bell_rings", "Notifications that there is something to take.")
-        looks = self._counter("bell_looks", "Looks of the doorman at the outbox.", "state")
+        self._rings = self._counter("bell_rings", "Notifications of new rows in the outbox.")
+        looks = self._counter("bell_looks", "Reads of the outbox by the doorman.", "state")
         self._looks = {state: looks.labels(state) for state in DOORMAN_STATES}
         self._found_by_poll = self._counter(
-            "bell_found_by_poll", "Rows of the outbox that the poll found, since nobody had rung."
+            "bell_found_by_poll", "Rows of the outbox that the poll found without a notification."
         )
         self._nacks = self._counter("nacks", "Events that a till could not process.")
         self._ended = self._counter(
             "connections_ended", "Connections of tills that have ended.", "by", "reason"
         )
         self._handshakes = self._counter(
-            "handshakes_refused", "Tills that were not let in.", "code"
+            "handshakes_refused", "Handshakes of tills that were refused.", "code"
         )
         self._attempts = self._counter(
-            "failed_authentications", "Requests and handshakes with a bad key.", "code"
+            "failed_authentications", "Requests and handshakes with an invalid key.", "code"
         )
         self._limited = self._counter(
             "rate_limited",
-            "Requests that were refused for a rate, and frames that came too fast.",
+            "Requests that were refused, and frames that were delayed, because of a rate limit.",
             "by",
         )
         self._requests = self._counter(
-            "http_requests", "Requests that were answered.", "operation", "status"
+            "http_requests", "Answered HTTP requests.", "operation", "status"
         )
         self._request_seconds = self._histogram(
-            "http_request_seconds", "From a request to its answer.", _REQUEST_BUCKETS, "operation"
+            "http_request_seconds",
+            "Seconds from an HTTP request to its answer.",
+            _REQUEST_BUCKETS,
+            "operation",
         )
         self._waits = self._histogram(
             "database_wait_seconds",
-            "How long statements have waited for a connection of the pool.",
+            "Seconds that statements have waited for a connection of the pool.",
             _SHORT_BUCKETS,
         )
         self._lag = self._histogram(
-            "reactor_lag_seconds", "How late the reactor calls what is due.", _SHORT_BUCKETS
+            "reactor_lag_seconds", "Delay of timers of the reactor in seconds.", _SHORT_BUCKETS
         )
         self._create_series()
 
     def published(self, source: str, count: int) -> None:
-        """So many events have got a position, and are committed."""
+        """Count events that were numbered and committed. `source` is one of `SOURCES`."""
         self._published.labels(source).inc(count)
 
     def batch(self, seconds: float) -> None:
-        """The sequencer has committed."""
+        """Record the duration of a committed transaction of the sequencer."""
         self._batches.observe(seconds)
 
     def batch_failed(self) -> None:
-        """A transaction of the sequencer was rolled back."""
+        """Count a transaction of the sequencer that was rolled back."""
         self._batches_failed.inc()
 
     def became_doorman(self) -> None:
-        """This node has got the lease of the doorman."""
+        """Count that this node has acquired the lease of the doorman."""
         self._doorman.inc()
 
     def rung(self) -> None:
-        """A notification has come that there is something in the outbox."""
+        """Count a notification of new rows in the outbox."""
         self._rings.inc()
 
     def looked(self, state: str) -> None:
-        """The doorman has asked whether the outbox has something; `state` is one of `DOORMAN_STATES`."""
+        """Count a read of the outbox by the doorman. `state` is one of `DOORMAN_STATES`."""
         self._looks[state].inc()
 
     def found_by_poll(self, rows: int) -> None:
-        """The poll has found so many rows while the doorman waited until it is rung."""
+        """Count rows that the poll found while the doorman waited for a notification."""
         self._found_by_poll.inc(rows)
 
     def events_failed(self, count: int) -> None:
-        """So many events are in the log as failed."""
+        """Count events that are stored as failed."""
         self._events_failed.inc(count)
 
     def warned(self, code: str, count: int) -> None:
-        """So many values of published events have a warning of this code."""
+        """Count values of published events with a warning of this code."""
         self._warnings.labels(code).inc(count)
 
     def left_out(self, reason: str, count: int) -> None:
-        """So many orders became no event."""
+        """Count orders that did not become an event."""
         self._left_out.labels(reason).inc(count)
 
     def delivered(self, way: str, count: int) -> None:
-        """So many events, times tills, were given to connections."""
+        """Count events sent to connections, per till. `way` is one of `DELIVERY_WAYS`."""
         self._delivered[way].inc(count)
 
     def reached(self, stage: str, moments: Iterable[datetime]) -> None:
-        """Events that the database has dated so have come to this stage now."""
+        """Record that events have reached a stage of delivery now. `moments` are their times of numbering."""
         observe = self._stages[stage].observe
         for moment in moments:
             observe(self.clock.seconds_since(moment))
 
     def nacked(self) -> None:
-        """A till cannot process an event."""
+        """Count an event that a till could not process."""
         self._nacks.inc()
 
     def ended(self, by: str, code: int | None, why: str) -> None:
-        """A connection has ended: `by` is till or posd, `why` what posd said."""
+        """Count the end of a connection. `by` is "till" or "posd", `why` is the reason that posd gave."""
         lost_or_closed = "lost" if code in _ABNORMAL else "closed"
         self._ended.labels(
             by, _END_REASONS.get(why, _PROTOCOL) if by == "posd" else lost_or_closed
         ).inc()
 
     def handshake_refused(self, code: str) -> None:
-        """A till was not let in; `code` is that of a refusal."""
+        """Count a refused handshake of a till. `code` is the code of the refusal."""
         self._handshakes.labels(code).inc()
 
     def attempt_failed(self, code: str) -> None:
-        """Somebody has come with a bad key."""
+        """Count a request or handshake with an invalid key."""
         self._attempts.labels(code).inc()
 
     def rate_limited(self, by: str) -> None:
-        """A request or a frame was over a rate; `by` is one of `RATE_LIMIT_KINDS`."""
+        """Count a request or a frame above a rate limit. `by` is one of `RATE_LIMIT_KINDS`."""
         self._limited.labels(by).inc()
 
     def served(self, operation: str, status: int, seconds: float) -> None:
-        """A request was answered; `operation` is a method and a template of an address."""
+        """Count an answered request. `operation` is the method and the path template."""
         series = operation, status // 100
         if series not in self._served:
             requests = self._requests.labels(operation, f"{status // 100}xx")
@@ -288,15 +297,15 @@ class Counters:
         durations.observe(seconds)
 
     def waited(self, seconds: float) -> None:
-        """A statement has got a connection of the pool, or given up."""
+        """Record how long a statement has waited for a connection of the pool, with or without success."""
         self._waits.observe(seconds)
 
     def lagged(self, seconds: float) -> None:
-        """The reactor was so late."""
+        """Record the delay of a timer."""
         self._lag.observe(seconds)
 
     def _create_series(self) -> None:
-        """Have at zero what an alarm looks at: the first time is a change too then."""
+        """Create the series of alerts with the value 0, so that the first count is an increase."""
         for source in SOURCES:
             self._published.labels(source)
         for code in FAILED_ATTEMPT_CODES:

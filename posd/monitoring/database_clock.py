@@ -1,7 +1,7 @@
-"""How old something is that the database has dated, on a machine whose clock is another one.
+"""Measures the age of timestamps of the database on a machine with another clock.
 
-The offset between the two clocks is known only as well as a round trip is short, so of the last few
-comparisons the one with the shortest counts: it is wrong by half of that at the most.
+The offset between the clocks is measured with a round trip to the database. The error is half of the round
+trip at most, so the shortest of the last comparisons is used.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ _COMPARISONS: Final = 12
 
 @define(eq=False)
 class DatabaseClock:
-    """The database's clock, as this machine knows it. `wall_clock` is this machine's, in seconds since
-    1970.
-    """
+    """The clock of the database. `wall_clock` is the clock of this machine, in seconds since 1970."""
 
     wall_clock: Callable[[], float] = time.time
     offset: float | None = field(default=None, init=False)
-    """How many seconds the database's clock is ahead of ours; None while that is not known."""
+    """Seconds by which the database's clock is ahead of `wall_clock`; None before the first comparison."""
     _comparisons: deque[tuple[float, float]] = field(
         factory=lambda: deque(maxlen=_COMPARISONS), init=False
     )
 
     def compare(self, sent_at: float, database_time: datetime, received_at: float) -> None:
-        """Note that the database, asked and heard at these times of `wall_clock`, said that it was then."""
+        """Add a comparison: the time of the database, and when the query was sent and answered.
+
+        `sent_at` and `received_at` are times of `wall_clock`.
+        """
         if received_at >= sent_at:
             self._comparisons.append(
                 (received_at - sent_at, database_time.timestamp() - (sent_at + received_at) / 2)
@@ -39,5 +40,5 @@ class DatabaseClock:
             self.offset = min(self._comparisons)[1]
 
     def seconds_since(self, moment: datetime) -> float:
-        """How many seconds ago a moment was that the database has dated; never less than none."""
+        """Return the age of a timestamp of the database in seconds, at least 0."""
         return max(0.0, self.wall_clock() + (self.offset or 0.0) - moment.timestamp())

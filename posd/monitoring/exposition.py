@@ -1,6 +1,6 @@
-"""What Prometheus reads of this node: what was counted, what is so now, and how tenants stand.
+"""The metrics of a node in the format of Prometheus: counters, gauges, and the survey of tenants.
 
-What is so now is asked for when it is scraped. What the database knows is left out while it is away.
+Gauges are read at each scrape. Metrics of the survey are left out while the database cannot be reached.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from posd.monitoring.tenant_survey import MOST_TENANTS
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 READING_HELP: Final[Mapping[str, str]] = {
-    "database_up": "1 if a connection to the database stands and none has given up trying.",
-    "feed_up": "1 if the connection that listens stands and the feed goes on looking.",
-    "sequencer_up": "1 if the connection that numbers stands and the sequencer goes on.",
+    "database_up": "1 if the pool has a connection to the database and has not stalled.",
+    "feed_up": "1 if the feed is connected to the database and has not stalled.",
+    "sequencer_up": "1 if the sequencer is connected to the database and has not stalled.",
     "doorman": "1 if this node is the doorman, which takes orders out of the outbox.",
-    "readers_up": "1 if a connection stands on which shops' own tables are read.",
-    "ready": "1 if it can take tills and orders.",
-    "draining": "1 while tills are sent home, before the end.",
-    "connections_open": "Connections of tills, and polls that wait.",
+    "readers_up": "1 if a connection for reading shops' own tables is open.",
+    "ready": "1 if the node is ready to serve tills and platforms.",
+    "draining": "1 while the node disconnects its tills before it stops.",
+    "connections_open": "Open connections of tills, and waiting polls.",
     "connections_limit": "limits.connections.",
-    "send_queue_bytes": "What waits in memory for tills that do not read.",
+    "send_queue_bytes": "Bytes that wait in memory for tills.",
     "send_queue_limit_bytes": "limits.send_queue_total.",
     "publications_waiting": "Requests to publish that wait for their transaction.",
-    "tenants_left_out": "Tenants that are left out for a while, since their tables make trouble.",
-    "database_pool_idle": "Connections of the pool that nobody uses.",
+    "tenants_left_out": "Tenants in quarantine, because their tables failed.",
+    "database_pool_idle": "Idle connections of the pool.",
     "database_pool_busy": "Connections of the pool that are in use.",
-    "database_pool_down": "Connections of the pool that do not stand.",
+    "database_pool_down": "Connections of the pool that are not open.",
     "database_pool_waiting": "Statements that wait for a connection of the pool.",
-    "database_pool_held_back": "Statements that wait since their tenant uses two connections already.",
-    "database_clock_offset_seconds": "How far the database's clock is ahead of this machine's.",
-    "feed_canary_seconds": "How long the last notification to ourselves took.",
-    "feed_missed": "Notifications to ourselves that did not arrive.",
-    "tls_certificate_expiry_seconds": "For how long the certificate is still valid.",
-    "tls_certificate_lifetime_seconds": "For how long it is valid in all.",
-    "reload_failed": "1 while new files cannot be used and the old configuration stays.",
+    "database_pool_held_back": "Statements that wait because their tenant already uses two connections.",
+    "database_clock_offset_seconds": "Seconds by which the database's clock is ahead of this machine's.",
+    "feed_canary_seconds": "Delay of the last notification that the feed sent to itself.",
+    "feed_missed": "Notifications that the feed sent to itself and did not receive.",
+    "tls_certificate_expiry_seconds": "Seconds until the certificate expires.",
+    "tls_certificate_lifetime_seconds": "Total validity of the certificate in seconds.",
+    "reload_failed": "1 if the last new configuration or certificate was unusable; the old one is in force.",
 }
-"""All that a node is asked when it is scraped, and what it means."""
+"""The gauges of a node, and their help texts."""
 _COUNTER_NAMES: Final = frozenset(("feed_missed",))
 
 
 @frozen(eq=False)
 class _ScrapeReadings(Collector):
-    """What was read for one scrape."""
+    """The metrics of one scrape."""
 
     families: Sequence[Metric]
 
@@ -66,10 +66,10 @@ class _ScrapeReadings(Collector):
 
 @define(eq=False)
 class MetricsExposition:
-    """`readings` are asked when it is scraped, None where there is nothing to be said.
+    """Collects all metrics of a node.
 
-    `counted` has what was counted, `connections` how many tills each tenant has here, `survey` what the
-    database knows.
+    `readings` returns the gauges, or None for a gauge without a value. `counted` has the counters.
+    `connections` returns the number of connected tills by tenant. `survey` reads metrics from the database.
     """
 
     readings: Mapping[str, Callable[[], float | None]]
@@ -83,7 +83,7 @@ class MetricsExposition:
         GCCollector(registry=self._process)
 
     async def text(self) -> bytes:
-        """All metrics, as Prometheus reads them."""
+        """Return all metrics in the text format of Prometheus."""
         read = CollectorRegistry()
         surveyed = await self.survey()
         read.register(
@@ -94,7 +94,7 @@ class MetricsExposition:
         return generate_latest(read) + generate_latest(self._process)
 
     def _node_metrics(self) -> Iterator[Metric]:
-        build = GaugeMetricFamily("posd_build_info", "Which posd this is.", labels=["version"])
+        build = GaugeMetricFamily("posd_build_info", "The version of posd.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
         for name, measure in self.readings.items():
@@ -102,14 +102,14 @@ class MetricsExposition:
             if value is not None:
                 family = CounterMetricFamily if name in _COUNTER_NAMES else GaugeMetricFamily
                 yield family(f"posd_{name}", READING_HELP[name], value=value)
-        tills = GaugeMetricFamily("posd_connections", "Tills on this node.", labels=["tenant"])
+        tills = GaugeMetricFamily("posd_connections", "Connected tills.", labels=["tenant"])
         for slug, count in sorted(self.connections().items())[:MOST_TENANTS]:
             tills.add_metric([slug], count)
         yield tills
 
 
 def _without_created(families: Iterable[Metric]) -> Iterator[Metric]:
-    """Without a series for each that tells since when it is counted: the process tells that."""
+    """Leave out the `_created` series. `process_start_time_seconds` has the same information."""
     for family in families:
         family.samples = [each for each in family.samples if not each.name.endswith("_created")]
         yield family

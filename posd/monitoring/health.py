@@ -1,4 +1,4 @@
-"""Whether this posd can do its job, if not, what is missing, and what it does without."""
+"""The health of a node: required and optional conditions, and the check of the schema."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from posd.store import tenants
 
 @frozen
 class Health:
-    """The parts that have to be there, and those that can be done without: each a question that tells."""
+    """The conditions of a node by name. The node is ready if all required conditions are true."""
 
     required: Mapping[str, Callable[[], bool]]
     optional: Mapping[str, Callable[[], bool]] = field(factory=dict)
 
     def missing(self) -> list[str]:
-        """The names of the parts that are not there now."""
+        """Return the names of the required conditions that are false now."""
         return [name for name, is_up in self.required.items() if not is_up()]
 
     def degraded(self) -> list[str]:
-        """What is not there and is done without, slower or less well."""
+        """Return the names of the optional conditions that are false now. The node works, but less well."""
         return [name for name, is_up in self.optional.items() if not is_up()]
 
 
 async def check_schema(database: Pool) -> None:
-    """Raise `SchemaError`, naming the file, if the main schema is not what this posd needs.
+    """Raise `SchemaError` if the main schema does not have the version of this posd.
 
-    Waits for the database first: without posd's role no connection to it can be used.
+    The error names the file of the migration. Waits first until the database can be reached.
     """
     try:
         await database.when_up()
         applied = await tenants.applied_migrations(database, migrations.MAIN)
     except StatementFailed as error:
         raise SchemaError(
-            f"the database was not set up for posd ({error}): run `posctl bootstrap`"
+            f"the database is not set up for posd ({error}): run `posctl bootstrap`"
         ) from error
     verdict = migrations.version_mismatch(applied, migrations.expected_files()["main"])
     if verdict is not None:

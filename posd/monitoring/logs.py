@@ -1,8 +1,8 @@
-"""Log observers: for the journal, for machines that read JSON, and for people at a terminal.
+"""Log observers for the systemd journal, for JSON and for a terminal.
 
-Callers decide what is logged, by keyword fields with plain values: ids, counts, durations. Never a
-key, a payload or a customer; of a card or a phone only what `card_tail` and `phone_tail` leave.
-What no caller decides is the text of an exception: it is written only where it cannot have data in it.
+Callers log keyword fields with plain values: ids, counts, durations. They never log a key, a payload or a
+customer, and of card and phone numbers only the results of `card_tail` and `phone_tail`. The text of an
+exception is written only if its class shows that the text cannot contain data.
 """
 
 from __future__ import annotations
@@ -31,36 +31,35 @@ from zope.interface import implementer
 from posd.errors import InvalidMessage, PosdError, Refusal
 
 LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
-"""What `logging.level` may be, with the syslog(3) priorities that sd-daemon(3) reads in a line."""
+"""The values of `logging.level`, with the priorities of syslog(3) that sd-daemon(3) reads in a line."""
 
 _NOT_FIELDS = frozenset(
     {"format", "isError", "message", "printed", "system", "time", "traceback", "why"}
 )
-"""What is not a caller's field: Twisted adds it for old observers, or this module has its own."""
+"""Fields that no caller has set: Twisted adds them for legacy observers, or this module writes its own."""
 
 _ORIGIN_FIELDS = ("log_time", "log_level", "log_namespace", "log_system")
 
 _SAFE_ERRORS: Final = (
     *(AttributeError, ImportError, MemoryError, NameError, OSError, RecursionError, TypeError),
-    # All of posd's that are told operators.
+    # posd's errors for operators.
     PosdError,
 )
 _DATA_ERRORS: Final = (Refusal, InvalidMessage, UnicodeError)
-_WITHHELD: Final = "(its text is not logged, since data may be in it)"
+_WITHHELD: Final = "(text not logged, because it may contain data)"
 
 _ESCAPES = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
 }
 _LINE_ESCAPES = {**_ESCAPES, ord("\n"): "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Control characters as text: a logged value cannot steer a terminal nor forge another line."""
+"""Escapes of control characters, so that a logged value cannot control a terminal or forge a line."""
 
 
 @implementer(ILogObserver)
 class LogObserver:
-    """Writes each event of at least `level` to `stream` in one of the `FORMATS`.
+    """Writes log events of at least `level` to `stream` in one of the `FORMATS`.
 
-    `stream` is by default what is standard error at this moment, before Twisted puts a logger in
-    its place. `configure` may be called at any time, as a reload does.
+    The default stream is `sys.stderr` at the time of construction, before Twisted replaces it by a logger.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class LogObserver:
         self.configure(level=level, format_name=format_name)
 
     def configure(self, *, level: str, format_name: str) -> None:
-        """Change what is written and how; KeyError for one that LEVELS or FORMATS do not have."""
+        """Change the level and the format. Raises KeyError if LEVELS or FORMATS has no such name."""
         self._priority, self._format = LEVELS[level], FORMATS[format_name]
 
     def __call__(self, event: LogEvent) -> None:
@@ -78,30 +77,30 @@ class LogObserver:
             return
         text = self._format(event)
         if text:
-            # One write, so that lines of threads do not mix.
+            # One write, so that lines of different threads do not mix.
             self._stream.write(text + "\n")
             self._stream.flush()
 
 
 def journal() -> LogObserver:
-    """For the systemd journal, as `twistd --logger=posd.monitoring.logs.journal` wants it."""
+    """Return an observer for the systemd journal, for `twistd --logger=posd.monitoring.logs.journal`."""
     return LogObserver(format_name="journal")
 
 
 def json() -> LogObserver:
-    """One JSON object a line, as `twistd --logger=posd.monitoring.logs.json` wants it."""
+    """Return an observer that writes JSON lines, for `twistd --logger=posd.monitoring.logs.json`."""
     return LogObserver(format_name="json")
 
 
 def text() -> LogObserver:
-    """For a terminal, as `twistd --logger=posd.monitoring.logs.text` wants it."""
+    """Return an observer for a terminal, for `twistd --logger=posd.monitoring.logs.text`."""
     return LogObserver(format_name="text")
 
 
 def _as_journal(event: LogEvent) -> str:
-    """One line with its priority; each line of a traceback is a line of its own, indented.
+    """Format an event as one line with its priority, and one indented line per line of a traceback.
 
-    The journal knows the time and the unit already.
+    The journal adds the time and the unit.
     """
     message, traceback = _message(event), _traceback(event)
     if not message and not traceback:
@@ -112,9 +111,9 @@ def _as_journal(event: LogEvent) -> str:
 
 
 def _as_json(event: LogEvent) -> str:
-    """One object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, the fields, `traceback`.
+    """Format an event as an object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, fields, traceback.
 
-    Fields whose values are not plain are left out: nobody knows what their text would disclose.
+    Fields whose values are not plain are left out, because their text might disclose data.
     """
     message, traceback = _message(event), _traceback(event)
     if not message and not traceback:
@@ -136,7 +135,7 @@ def _as_json(event: LogEvent) -> str:
 
 
 def _as_text(event: LogEvent) -> str:
-    """Twisted's classic line; a traceback follows on lines that begin with a tab."""
+    """Format an event as Twisted's classic line. Lines of a traceback begin with a tab."""
     output = "\n".join(filter(None, (_message(event), _traceback(event))))
     origin = {name: event[name] for name in _ORIGIN_FIELDS if name in event}
     line = formatEventAsClassicLogText({**origin, "log_format": "{written}", "written": output})
@@ -148,21 +147,21 @@ FORMATS: Final[Mapping[str, Callable[[LogEvent], str]]] = {
     "json": _as_json,
     "text": _as_text,
 }
-"""What `logging.format` may be."""
+"""The values of `logging.format`."""
 
 
 def card_tail(number: str) -> str:
-    """A gift card's number as it may be logged: no more than its last four characters."""
+    """Return the part of a gift card's number that may be logged: its last four characters at most."""
     return _tail(number, 4)
 
 
 def phone_tail(number: str) -> str:
-    """A phone number as it may be logged: no more than its last three characters."""
+    """Return the part of a phone number that may be logged: its last three characters at most."""
     return _tail(number, 3)
 
 
 def _tail(secret: str, length: int) -> str:
-    """The end of a value; nothing of one so short that its end would be most of it."""
+    """Return the last characters of a value. Of a short value, return none."""
     return f"…{secret[-length:]}" if len(secret) >= 2 * length else "…"
 
 
@@ -175,7 +174,10 @@ def _namespace(event: LogEvent) -> str:
 
 
 def _message(event: LogEvent) -> str:
-    """An event's text. That of a failure which came by Twisted's older interface has it all in it."""
+    """Return the text of an event.
+
+    Twisted's legacy interface puts the whole traceback into the text of a failure, so that text is replaced.
+    """
     if "log_text" in event and _failure(event) is not None:
         return str(event.get("why") or "Unhandled error")
     return formatEvent(event)
@@ -187,7 +189,7 @@ def _failure(event: LogEvent) -> Failure | None:
 
 
 def _traceback(event: LogEvent) -> str:
-    """The traceback of an event's failure, without values of variables; empty if it has none."""
+    """Return the traceback of an event's failure without values of variables, or an empty string."""
     failure = _failure(event)
     if failure is None:
         return ""
@@ -200,10 +202,10 @@ def _traceback(event: LogEvent) -> str:
 
 
 def _exception_text(error: object) -> str:
-    """An exception's text, where its class says that it is about the program and not about data.
+    """Return the text of an exception if its class is about the program and not about data.
 
-    `KeyError("+44…")`, `ValueError("could not convert string to float: …")`: most have in them what
-    they were raised for. The frames above it say where that was.
+    Most exceptions quote the value that caused them, such as `KeyError("+44…")`. The traceback shows where
+    the exception was raised.
     """
     if isinstance(error, _DATA_ERRORS) or not isinstance(error, _SAFE_ERRORS):
         return _WITHHELD
@@ -211,7 +213,7 @@ def _exception_text(error: object) -> str:
 
 
 def _plain_value(value: object) -> object | None:
-    """A value as JSON can have it, or None for one that is not plain."""
+    """Return a value as a JSON scalar, or None if the value is not plain."""
     match value:
         case bool() | float():
             return value
@@ -230,5 +232,5 @@ def _plain_value(value: object) -> object | None:
 
 
 def _encodable(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 has no bytes for."""
+    """Escape lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,8 +1,9 @@
 """Timers that do not depend on the system clock.
 
 Twisted schedules calls by `time.time()` (twisted/twisted#2424). When NTP or an operator sets the clock back
-by an hour, no timer fires for an hour: no acknowledgement is written, no till is pinged, no watchdog is
-fed. When it is set forward, every till seems to have been silent for an hour and is dropped.
+by an hour, no timer fires for an hour: no acknowledgement is stored, no till gets a ping, and the watchdog
+is not notified. When the clock is set forward, all tills seem to have been silent for an hour and are
+dropped.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from twisted.internet.base import ReactorBase
 
 
 def schedule_by_monotonic_clock(reactor: ReactorBase) -> None:
-    """Let `reactor.seconds()` and every timer follow `time.monotonic()`.
+    """Make `reactor.seconds()` and all timers follow `time.monotonic()`.
 
-    To be called before anything is scheduled: raises `RuntimeError` where something is, since that would be
-    due in decades.
+    Raises RuntimeError if calls are scheduled already, because they would be due in decades.
     """
     if reactor.getDelayedCalls():
         raise RuntimeError(
-            "The reactor's clock cannot be changed: calls are scheduled by it already."
+            "The clock of the reactor cannot be changed, because calls are scheduled already."
         )
-    # Documented as a method; every timer asks the instance for it.
+    # `seconds` is a method of the class. All timers look it up on the instance.
     reactor.seconds = time.monotonic

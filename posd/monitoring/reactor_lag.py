@@ -1,4 +1,4 @@
-"""How late the reactor is: what keeps one thing waiting keeps every till waiting."""
+"""Measures the delay of the reactor, by which all tills are delayed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTERVAL_SECONDS: Final = 0.5
 
 
 class ReactorLag(Service):
-    """Tells `report`, twice a second, by how many seconds that moment was missed."""
+    """Calls `report` twice a second with the delay of that call in seconds."""
 
     _log = Logger()
 
@@ -40,8 +40,8 @@ class ReactorLag(Service):
         try:
             self._report(max(0.0, now - self._due))
         except Exception:
-            # It was the last look otherwise.
-            self._log.failure("it could not be told how late the reactor is")
-        # Of moments that have passed meanwhile LoopingCall leaves out all but the next.
+            # An exception would stop the LoopingCall.
+            self._log.failure("the delay of the reactor could not be recorded")
+        # LoopingCall skips the calls whose time has passed.
         while self._due <= now:
             self._due += _INTERVAL_SECONDS

@@ -1,7 +1,7 @@
-"""What the database knows of every tenant, as metrics; asked no more often than it can be borne.
+"""Metrics of tenants that are read from the database, at a limited cost.
 
-A scrape that comes soon after another one gets the same numbers. However many tenants there are and
-whoever scrapes, the database spends one part in fifty of a core's time on it, at the most.
+A scrape soon after another one gets the same values. The survey uses at most a fiftieth of one core of the
+database server, for any number of tenants and scrapers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from posd.errors import StatementFailed, Unavailable
 from posd.store.survey import ShopSurvey, TenantSurveyRow
 
 MOST_TENANTS: Final = 1000
-"""Of how many tenants there are series, so that a scrape and its storage stay bounded."""
+"""The most tenants with series, which limits the size of a scrape and of its storage."""
 _MINIMUM_PAUSE: Final = 10.0
 _COST_FACTOR: Final = 50
 _WAIT_SECONDS: Final = 30.0
-"""How long a scrape waits for the database; scrapers give up before that."""
+"""How long a scrape waits for the database. Scrapers time out earlier."""
 
 ReadTenants = Callable[[int], Awaitable[Sequence[TenantSurveyRow]]]
 
 
 class TenantSurvey:
-    """Asks `read` for so many tenants. `wall_clock` is the time of day, for how old the numbers are.
+    """Reads the metrics of tenants with `read`, whose argument is the largest number of tenants.
 
-    What goes wrong is logged when it begins, and not with every scrape.
+    `wall_clock` dates the values, in seconds since 1970. An error is logged when it begins, and not at
+    every scrape.
     """
 
     _log = Logger()
@@ -51,7 +52,7 @@ class TenantSurvey:
         self._is_failing = False
 
     async def families(self) -> list[Metric]:
-        """The metrics; what cannot be read now is left out. Scrapes at the same time share one look."""
+        """Return the metrics, or none if they cannot be read now. Concurrent scrapes share one read."""
         try:
             await self._coalescer.ask(None)
         except (Unavailable, StatementFailed) as error:
@@ -59,7 +60,7 @@ class TenantSurvey:
             if not self._is_failing:
                 self._is_failing = True
                 self._log.warn(
-                    "metrics of tenants are left out, they cannot be read: {error}",
+                    "metrics of tenants cannot be read and are left out: {error}",
                     error=str(error),
                 )
         return (
@@ -87,31 +88,32 @@ class TenantSurvey:
 def _survey_metrics(tenants: Sequence[TenantSurveyRow], at: float) -> list[Metric]:
     return [
         GaugeMetricFamily(
-            "posd_survey_timestamp_seconds", "When the tenants were looked at last.", value=at
+            "posd_survey_timestamp_seconds", "Time of the last survey of tenants.", value=at
         ),
-        GaugeMetricFamily(
-            "posd_tenants", "Active tenants that were looked at.", value=len(tenants)
-        ),
+        GaugeMetricFamily("posd_tenants", "Active tenants in the last survey.", value=len(tenants)),
     ]
 
 
 def _tenant_metrics(tenants: Sequence[TenantSurveyRow]) -> list[Metric]:
-    """What is known of each tenant."""
+    """Return the metrics of all tenants."""
     families = _Families()
     for each in tenants:
-        families.add("posd_stream_last_id", "The last event.", each.slug, each.published)
+        families.add("posd_stream_last_id", "Id of the last event.", each.slug, each.published)
         families.add(
-            "posd_undelivered", "Events no terminal has acknowledged.", each.slug, each.undelivered
+            "posd_undelivered",
+            "Events that no terminal has acknowledged.",
+            each.slug,
+            each.undelivered,
         )
         families.add(
             "posd_outbox_rows",
-            "What is published and has no position.",
+            "Rows of the outbox that have no position yet.",
             each.slug,
             each.outbox_rows,
         )
         families.add(
             "posd_outbox_oldest_seconds",
-            "How long the oldest of it has waited.",
+            "Age of the oldest row of the outbox in seconds.",
             each.slug,
             each.oldest_outbox,
         )
@@ -126,38 +128,38 @@ def _add_shop_metrics(families: _Families, tenant: TenantSurveyRow, shop: ShopSu
         ("waiting", shop.waiting),
         ("expired", tenant.expired),
     ):
-        families.add("posd_stream_events", "What became of events.", slug, count, state)
+        families.add("posd_stream_events", "Published events by state.", slug, count, state)
     families.add(
         "posd_stream_imbalance",
-        "Events that were published and are neither acknowledged, waiting nor expired. Not 0: some are lost.",
+        "Published events that are neither acknowledged, waiting nor expired. Not 0: events are lost.",
         slug,
         tenant.published - tenant.acknowledged - shop.waiting - tenant.expired,
     )
     families.add(
         "posd_oldest_unacked_seconds",
-        "How long the oldest event has waited that no terminal has acknowledged.",
+        "Age of the oldest event that no terminal has acknowledged, in seconds.",
         slug,
         shop.oldest_unacked,
     )
     families.add(
         "posd_orders_unprinted",
-        "Orders of the last day that are to be made and that no till has printed.",
+        "Orders of the last day that must be prepared and that no till has printed.",
         slug,
         shop.unprinted,
     )
     families.add(
         "posd_orders_unprinted_oldest_seconds",
-        "How long the oldest of these has waited.",
+        "Age of the oldest unprinted order in seconds.",
         slug,
         shop.oldest_unprinted,
     )
     families.add(
-        "posd_tills_print", "1 if tills of this shop say what they have printed.", slug, shop.prints
+        "posd_tills_print", "1 if tills of this shop report printed orders.", slug, shop.prints
     )
 
 
 class _Families:
-    """Families of gauges by tenant, and by state where there are states."""
+    """Families of gauges with the label `tenant`, and `state` if a state is given."""
 
     def __init__(self) -> None:
         self._families: dict[str, GaugeMetricFamily] = {}

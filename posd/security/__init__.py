@@ -1,4 +1,4 @@
-"""Credentials, limits, addresses and TLS: who may connect, and how much a caller may ask for.
+"""Keys, rate limits, client addresses and TLS.
 
-What an authenticated caller asks for belongs in `posd.web.api`.
+The operations of authenticated callers are in `posd.web.api`.
 """

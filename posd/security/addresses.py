@@ -1,4 +1,4 @@
-"""Addresses of clients: who is behind a proxy, and what one address counts as."""
+"""The address of a client, also behind a proxy, and the group of addresses that share one limit."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from posd.memo import memoize
 Network = IPv4Network | IPv6Network
 
 _MOST_HOPS: Final = 20
-"""Proxies that are looked through, from the nearest on; a header has room for 1700 of them."""
+"""The longest chain of proxies that is read, from the nearest on. A header has room for 1700 of them."""
 
 
 def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Network]) -> str:
-    """Tell the address of the client behind a connection, believing nobody but our proxies.
+    """Return the address of the client behind a connection. Only configured proxies are trusted.
 
-    `peer` is the address of the other end of the connection, `forwarded` the X-Forwarded-For
-    headers as they came, in order. Each proxy adds the address it was called from at the end, and
-    what a client writes there itself stands before. So the client is the last hop that is no proxy
-    of ours. Where a proxy's word cannot be understood, that proxy is the client. The peer of a
-    unix socket has no address, and counts as a proxy if there are any: who may connect there is a
-    matter of the socket's mode.
+    `peer` is the address of the other end of the connection. `forwarded` has the X-Forwarded-For headers
+    of the request, in order. A proxy appends the address of its own peer, after the addresses that the
+    client has sent. So the client is the last hop that is not a configured proxy. If a proxy has appended
+    text that is not an address, that proxy counts as the client.
 
-    An IPv4 address that came in through IPv6 is told as IPv4.
+    The peer of a unix socket has no address. It counts as a proxy if any proxy is configured, because the
+    mode of the socket decides who may connect.
+
+    An IPv4-mapped IPv6 address is returned as IPv4.
     """
     if not proxies:
         return _normalised(peer)
@@ -40,16 +41,16 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Networ
 
 
 def is_proxy(peer: str, proxies: Sequence[Network]) -> bool:
-    """Tell whether the other end of a connection is one of our proxies, which brings many clients' requests.
+    """Return whether the peer is a configured proxy, whose connections carry requests of many clients.
 
-    As in `client_address`, the peer of a unix socket is one if there are any.
+    As in `client_address`, the peer of a unix socket counts as a proxy if any proxy is configured.
     """
     return _is_in(_parse(peer), proxies)
 
 
 @memoize
 def address_bucket(address: str) -> str:
-    """Name what an address counts as: itself or its /64."""
+    """Return the key under which an address is counted: an IPv4 address itself, or the /64 of IPv6."""
     parsed = _parse(address)
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, 64), strict=False))
@@ -58,7 +59,7 @@ def address_bucket(address: str) -> str:
 
 @memoize
 def _normalised(address: str) -> str:
-    """An address in its usual form, and any other text as it is."""
+    """Return an address in its canonical form, and any other text unchanged."""
     parsed = _parse(address)
     return address if parsed is None else str(parsed)
 
@@ -69,7 +70,7 @@ def _is_in(address: IPv4Address | IPv6Address | None, proxies: Sequence[Network]
 
 @memoize
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
-    """Read an address, with a port or in brackets too, as some proxies write it."""
+    """Parse an address. Some proxies add a port or write brackets."""
     written = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+|(.+)", text.strip())
     if written is None:
         return None
@@ -79,5 +80,5 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
         return None
     if isinstance(address, IPv4Address):
         return address
-    # Without its zone, which only names the interface that this machine was reached through.
+    # int() drops the zone, which only names an interface of this machine.
     return address.ipv4_mapped or IPv6Address(int(address))

@@ -1,6 +1,6 @@
-"""How a key is made, shown in lists, and looked up. What the database has of it is its SHA-256.
+"""Generating and hashing keys. The database stores the SHA-256 of a key.
 
-A key of posd's own has 32 random bytes, for which a plain hash is enough: nobody guesses it.
+A key that posd generates has 32 random bytes. A plain hash is enough, because such a key cannot be guessed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 @frozen
 class NewKey:
-    """A key that was just made. `secret` is for whoever will use it, and is kept nowhere."""
+    """A new key. `secret` is shown once and is not stored."""
 
     secret: str = field(repr=False)
 
@@ -23,15 +23,15 @@ class NewKey:
 
     @property
     def preview(self) -> str:
-        """What tells it from others in a list."""
+        """The first 8 and the last 4 characters, which identify the key in a list."""
         return f"{self.secret[:8]}…{self.secret[-4:]}"
 
 
 def make() -> NewKey:
-    """A key that nobody had before."""
+    """Generate a key."""
     return NewKey(f"pos_{secrets.token_bytes(32).hex()}")
 
 
 def digest(secret: str) -> bytes:
-    """What a key is looked up by."""
+    """Return the SHA-256 of a key, by which the key is looked up."""
     return hashlib.sha256(secret.encode()).digest()

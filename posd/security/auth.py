@@ -1,8 +1,9 @@
-"""Who is calling: a key becomes a `Credential`, or one answer for all that does not fit.
+"""Authentication: the key of a request becomes a `Credential`.
 
-Keys are looked up by their SHA-256. A key that is not in the index of all keys is refused from memory,
-whether the tenant exists or not. What a key opens is looked up in the database and remembered for some
-seconds. Failed attempts are counted by address; a valid key is never refused for them.
+A missing key, a wrong key and an unknown tenant get the same answer. Keys are looked up by their SHA-256.
+A key that is not in the index of all keys is refused without a statement. Otherwise the database decides,
+and the credential is cached for some seconds. Failed attempts are counted by address. They never block a
+valid key.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ _LONGEST_KEY: Final = 255
 
 
 class Authenticator:
-    """Checks credentials against the index of all keys, and against the database."""
+    """Checks keys against the index of all keys, and against the database.
+
+    `refused` is called with the code of the error at each failed attempt.
+    """
 
     _log = Logger()
 
@@ -60,10 +64,10 @@ class Authenticator:
     async def find_credential(
         self, slug: str, key: str | None, device_id: str | None, address: str
     ) -> Credential:
-        """What the key opens at a tenant, for the device that is named besides it.
+        """Return the credential of a key at a tenant, for the device that the request names.
 
-        Raises `Unauthorized`, `TooManyRequests` when this address failed too often, `Forbidden` when
-        the device may not be named with this key, and `Unavailable`.
+        Raises `Unauthorized`, `TooManyRequests` if the address has failed too often, `Forbidden` if the
+        key must not be used for this device, and `Unavailable`.
         """
         sha256 = await self._known_hash(key, slug, address)
         credential = await self._lookup.find(CredentialQuery(slug, sha256, device_id))
@@ -74,7 +78,10 @@ class Authenticator:
         return credential
 
     async def find_principal(self, key: str | None, address: str) -> Principal:
-        """Whom a key speaks for, where no tenant is named; one of all tenants before one of one."""
+        """Look up a key when the URL names no tenant. A key for all tenants wins over a tenant's own.
+
+        Raises `Unauthorized`, `TooManyRequests` and `Unavailable`.
+        """
         sha256 = await self._known_hash(key, None, address)
         found = await credentials.find_key(self._database, sha256)
         if found is None:
@@ -82,51 +89,54 @@ class Authenticator:
         return found
 
     async def require_known_key(self, key: str | None, address: str) -> None:
-        """Let in a key that may be one of anybody's, where it is yet to be read who the tenant is."""
+        """Check that the key is in the index, for a request whose body names the tenant.
+
+        Raises `Unauthorized`, `TooManyRequests` and `Unavailable`.
+        """
         await self._known_hash(key, None, address)
 
     async def trusted_tenant(self, slug: str) -> Tenant:
-        """The tenant that a caller names who needs no key, on a trusted listener."""
+        """Return the tenant of a request on a trusted listener, which needs no key. Raises `NotFound`."""
         tenant = await tenants.by_slug(self._database, slug)
         if tenant is None:
             raise NotFound("There is no such tenant.", code="unknown_tenant")
         return tenant
 
     def forget_all(self) -> None:
-        """Look every key up again when it is used next."""
+        """Clear the cache of credentials."""
         self._lookup.forget_all()
 
     def forget_key(self, key_id: int) -> None:
-        """Look it up again when it is used next."""
+        """Drop the cached credentials of a key."""
         self._lookup.forget_key(key_id)
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
-        """Look its keys up again when they are used next."""
+        """Drop the cached credentials of a tenant."""
         self._lookup.forget_tenant(tenant_id)
 
     def invalidate(self) -> None:
-        """Read the index of all keys anew with the next look: it may be another database."""
+        """Let the next `refresh` read the whole index, because the database may be another one."""
         self._keys.invalidate()
 
     async def refresh(self) -> None:
-        """Read which keys are new and which are gone."""
+        """Read the changes of keys into the index."""
         await self._keys.refresh()
 
     async def record_used_keys(self) -> None:
-        """Write down which keys were used since the last time."""
+        """Store the time of last use of the keys that were used since the last call."""
         used, self._used_key_ids = self._used_key_ids, set()
         if used:
             await credentials.record_use(self._database, used)
 
     async def _known_hash(self, key: str | None, slug: str | None, address: str) -> bytes:
-        """The SHA-256 of a key that may be valid: at this tenant, or anywhere where no slug is given."""
+        """Return the SHA-256 of a key that may be valid at this tenant, or at any if `slug` is None."""
         sha256 = key_hash(key)
         if sha256 is None or not await self._keys.may_be_valid(sha256, slug):
             raise self._count_failure(address)
         return sha256
 
     def _check_credential(self, credential: Credential, device_id: str | None) -> None:
-        """What a valid key may still not do."""
+        """Raise the refusal of a valid key: wrong device, disabled device, or a tenant out of service."""
         own_device_id = credential.principal.device_id
         if own_device_id is not None and device_id not in (None, own_device_id):
             raise Forbidden("The key belongs to another device.", code="device_mismatch")
@@ -148,7 +158,7 @@ class Authenticator:
             raise Unavailable("This tenant cannot be served at the moment.", retry_after=60)
 
     def _count_failure(self, address: str) -> Refusal:
-        """What somebody hears who failed once more."""
+        """Count a failed attempt, unless the address is blocked already, and return the error to raise."""
         seconds = self._failed_attempts.seconds_blocked(address)
         refusal: Refusal = Unauthorized()
         if seconds is None:
@@ -162,7 +172,7 @@ class Authenticator:
 
 
 def key_hash(key: str | None) -> bytes | None:
-    """What a key is looked up by; None for what cannot be one."""
+    """Return the SHA-256 of a key. None if there is no key or it is longer than a key can be."""
     if key is None or not 0 < len(key) <= _LONGEST_KEY:
         return None
     return keys.digest(key)

@@ -1,8 +1,8 @@
-"""Certificates while posd runs: renewed files are taken by themselves, and an end is told in time.
+"""Loads renewed certificates without a reload, and warns before a certificate expires.
 
-Who renews certificates (certbot, another ACME client, `posctl make-cert --replace`, a person) need not
-tell posd. Files are replaced one after the other, and may be half written: only what fits together is
-taken, and what does not is complained of when it still does not at the next look.
+Certificates are renewed by certbot, by another ACME client, by `posctl make-cert --replace` or by a person.
+The files are replaced one after the other and may be incomplete for a moment. A new certificate and key are
+loaded when they belong together. If they still do not at the next check, an error is logged.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def _utc_now() -> datetime:
 
 
 class CertificateWatch(Service):
-    """Looks at the files of `[tls]` every ten seconds, and at the end of what they hold.
+    """Checks the files of `[tls]` and the expiry of their certificates every ten seconds.
 
-    `trouble` is what is wrong at this moment, empty if nothing is. `now` is the time of day in UTC.
+    `now` returns the time of day in UTC.
     """
 
     _log = Logger()
@@ -44,7 +44,7 @@ class CertificateWatch(Service):
         self._seconds = reactor.seconds
         self._loop = LoopingCall(self._check_safely)
         self._loop.clock = reactor
-        # What stood in the way at the last look, with which files; and of that what was told.
+        # The problem of the last check with the stamps of its files, and the problem that was logged.
         self._suspected: tuple[Sequence[Stamp], str] | None = None
         self._unusable = ""
         self._logged_serial = ""
@@ -61,26 +61,26 @@ class CertificateWatch(Service):
 
     @property
     def has_unusable_files(self) -> bool:
-        """Whether there are new files that cannot be used."""
+        """Whether the files have changed and cannot be loaded."""
         return bool(self._unusable)
 
     @property
     def trouble(self) -> str:
-        """What somebody has to see to, in a line."""
+        """The present problems in one line, for `systemctl status`. Empty if there are none."""
         now = self._utc_now()
         ends = (_expiry_summary(file, each, now) for file, each in self._tls.validities.items())
-        unusable = self._unusable and f"renewed certificate not taken: {self._unusable}"
+        unusable = self._unusable and f"renewed certificate not loaded: {self._unusable}"
         return "; ".join(filter(None, (*ends, unusable)))
 
     def _check_safely(self) -> None:
-        # A look that fails is the last one otherwise, and nobody would see to the next renewal.
+        # An exception would stop the LoopingCall, and the next renewal would go unnoticed.
         try:
             self.check()
         except Exception:
-            self._log.failure("the files of [tls] could not be looked at")
+            self._log.failure("the files of [tls] could not be checked; posd checks again in 10 s")
 
     def check(self) -> None:
-        """Take what is new and fits, and say what is to be said of the end of what is in force."""
+        """Load changed files if they are usable, and log certificates that expire soon."""
         if self._tls.is_stale:
             self._reload()
         else:
@@ -101,17 +101,17 @@ class CertificateWatch(Service):
                 self._log.info("renewed files of [tls] are in force")
 
     def _note_unusable(self, file_stamps: Sequence[Stamp], problem: str) -> None:
-        """Complain once of what was so at two looks: files that change are still being written."""
+        """Log a problem when two checks find the same files. Files that change are still being written."""
         if (file_stamps, problem) == self._suspected and problem != self._unusable:
             self._unusable = problem
             self._log.error(
-                "renewed files cannot be used, what was in force stays so: {problem}",
+                "renewed files cannot be used, posd keeps the old certificate: {problem}",
                 problem=problem,
             )
         self._suspected = file_stamps, problem
 
     def _log_in_force(self) -> None:
-        """Tell of each certificate that comes into force, by whichever way."""
+        """Log each certificate that comes into force, at the start, by a renewal or by a reload."""
         serial = f"{self._tls.serial_number:x}"
         if serial != self._logged_serial:
             self._logged_serial = serial
@@ -123,7 +123,7 @@ class CertificateWatch(Service):
             )
 
     def _log_expiry(self, file: str, validity: Validity) -> None:
-        """Tell of an end that is near, when it becomes so and every day."""
+        """Log an expiry that is near or past, when the state changes and then once a day."""
         now, seconds = self._utc_now(), self._seconds()
         state = validity.state(now)
         reported_state, reported_at = self._reported.get(file, (CertificateState.GOOD, seconds))
@@ -134,13 +134,13 @@ class CertificateWatch(Service):
         self._reported[file] = state, seconds
         if state is CertificateState.ENDED:
             self._log.error(
-                "{file} ended on {ends}, and is refused by who verifies it: renew it",
+                "{file} expired on {ends}, clients that verify it refuse it: renew it",
                 file=file,
                 ends=validity.ends,
             )
         elif state is CertificateState.ENDING:
             self._log.warn(
-                "{file} ends in {left}, on {ends}: renew it",
+                "{file} expires in {left}, on {ends}: renew it",
                 file=file,
                 left=validity.time_left(now),
                 ends=validity.ends,
@@ -156,9 +156,9 @@ class CertificateWatch(Service):
 def _expiry_summary(file: str, validity: Validity, now: datetime) -> str:
     match validity.state(now):
         case CertificateState.ENDED:
-            return f"{file} has ended"
+            return f"{file} has expired"
         case CertificateState.ENDING:
-            return f"{file} ends in {validity.time_left(now)}"
+            return f"{file} expires in {validity.time_left(now)}"
         case CertificateState.FUTURE:
             return f"{file} is not valid yet"
         case _:

@@ -1,4 +1,4 @@
-"""A client's credit for requests and bytes, counted in seconds.
+"""The credit of a client for requests and bytes, measured in seconds.
 
 A client gains one second of credit each second, and has ten at most. If its rate is 20 requests a second, a
 request costs 1/20 s; if its rate is 1 MB a second, a byte costs a millionth. So a reload that changes the
@@ -44,13 +44,16 @@ class ClientCredit:
 
 
 def seconds_to_wait(seconds: float, cost: float) -> float:
-    """How long a client with so many `seconds` waits until it has `cost`, or ten of them; 0.0: not at all."""
+    """Return how long a client that has `seconds` of credit waits until it can pay `cost`.
+
+    A cost above ten seconds counts as ten. 0.0 means that the client can pay now.
+    """
     lacking = (cost if cost < BURST_SECONDS else BURST_SECONDS) - seconds
     return lacking if lacking > _ROUNDING else 0.0
 
 
 class ClientCredits:
-    """The credit of each client. Above 20,000 clients, the one that was not used for longest is forgotten."""
+    """The credits of all clients. Above `capacity` clients, the least recently used one is removed."""
 
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
@@ -60,7 +63,7 @@ class ClientCredits:
         return len(self._credits)
 
     def get(self, client: object, now: float) -> ClientCredit:
-        """A client's credit as it is now. A client that is not known has ten seconds."""
+        """Return the refilled credit of a client. An unknown client gets the full ten seconds."""
         credit = self._credits.get(client)
         if credit is None:
             credit = self._credits[client] = ClientCredit(now)

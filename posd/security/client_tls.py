@@ -1,7 +1,7 @@
-"""Whom posd's own clients trust, and by which certificate they are known themselves.
+"""TLS of posd's own clients: how they verify a server, and which client certificate they present.
 
-A server has to prove by its certificate that it is the host that was called (RFC 9525): by a name or an
-address in subjectAltName. What cannot be verified is refused, whatever the reason.
+The certificate of the server must have the name or the address of the called host in subjectAltName
+(RFC 9525). A certificate that cannot be verified is refused, for whatever reason.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _Verify = Callable[[SSL.Connection, X509, int, int, int], bool]
 def client_context(
     host: str, ca: Path | None = None, credentials: Credentials | None = None
 ) -> IOpenSSLClientConnectionCreator:
-    """What a client needs to call `host`, for `twisted.internet.endpoints.wrapClientTLS`.
+    """Return the TLS options of a connection to `host`, for `twisted.internet.endpoints.wrapClientTLS`.
 
-    The server must prove to be `host` (a name or an IP address) by a certificate of an authority
-    in the PEM file `ca`, or of one that the platform trusts where that is None. A server that asks
-    for a certificate is shown that of `credentials`. Raises `StartError` for a file that cannot be
-    used, and ValueError for a host that has no such name.
+    `host` is a name or an IP address. `ca` is a PEM file of trusted authorities; if it is None, the
+    authorities of the platform are trusted. `credentials` are presented to a server that requests a
+    client certificate. Raises `StartError` for an unusable file, and ValueError if `host` is not a
+    valid name.
     """
     options: dict[str, Any] = {}
     if credentials is not None:
@@ -77,10 +77,10 @@ def _identity(credentials: Credentials) -> pem.TLSIdentity:
 @implementer(IOpenSSLClientConnectionCreator)
 @frozen
 class _StrictClientOptions:
-    """Twisted's way to call a server, with a verification that refuses what it cannot understand.
+    """Twisted's client options with a strict verification of the server's certificate.
 
-    Twisted 26.10 logs whatever fails while it compares names, and goes on: a certificate without
-    subjectAltName, of an authority that is trusted, would be taken for any host.
+    Twisted 26.10 logs an unexpected error in the comparison of names and accepts the connection. It would
+    accept a certificate of a trusted authority without subjectAltName for every host.
     """
 
     creator: IOpenSSLClientConnectionCreator
@@ -104,7 +104,7 @@ class _StrictClientOptions:
                 patterns = extract_patterns(certificate.to_cryptography())
                 verify_service_identity(patterns, [self.service], [])
             except Exception:
-                # OpenSSL would print and forget it: the connection ends with it as its reason.
+                # OpenSSL would only print the exception. As a failure it ends the connection.
                 protocol.failVerification(Failure())
                 return False
             return True

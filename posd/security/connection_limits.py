@@ -1,4 +1,4 @@
-"""How many connections may be open: in all, of each tenant, and of each of its devices."""
+"""Limits of open connections: in total, per tenant and per device."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from posd.errors import TooManyRequests, Unavailable
 from posd.values import TenantId
 
 MOST_DEVICES: Final = 1000
-"""Terminals with a name that a tenant may have."""
+"""The most named terminals of a tenant."""
 
 _CONNECTION_RETRY: Final = 60
-"""Seconds until a place may be free: a peer that has gone silent is dropped within about that time."""
+"""`Retry-After` in seconds. A silent peer is dropped within about that time."""
 _OVERLOAD_RETRY: Final = 10
 
 
 @define(eq=False)
 class ConnectionLimits:
-    """Counts the connections that are open: in all, of each tenant and of each of its devices.
+    """Counts open connections: in total, per tenant and per device.
 
-    A device may have a few at once, since a till tests its connection beside the one it has, and
-    since the network may have lost an old one without telling anybody.
+    A device may have four connections. A till opens a second one to test its settings, and a connection
+    that the network has lost stays open until its heartbeat fails.
     """
 
     total: int
@@ -34,10 +34,10 @@ class ConnectionLimits:
     _device_counts: Counter[tuple[TenantId, str]] = field(init=False, factory=Counter)
 
     def admit(self, tenant_id: TenantId, device_id: str | None) -> ConnectionLease:
-        """Count one more connection, until its lease is released.
+        """Count a connection until its lease is released.
 
-        Raises `TooManyRequests` if the device or the tenant has as many as it may have, and
-        `Unavailable` if posd as a whole has. Without a device it counts for the tenant only.
+        Raises `TooManyRequests` if the device or the tenant has reached its limit, and `Unavailable` if
+        the node has. A connection without a device counts for the tenant only.
         """
         device = None if device_id is None else (tenant_id, device_id)
         if device is not None and self._device_counts[device] >= self.per_device:
@@ -52,15 +52,15 @@ class ConnectionLimits:
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
+        """The number of open connections."""
         return self._open
 
     def tenant_count(self, tenant_id: TenantId) -> int:
-        """Tell how many connections a tenant has."""
+        """Return the number of open connections of a tenant."""
         return self._tenant_counts[tenant_id]
 
     def device_count(self, tenant_id: TenantId, device_id: str) -> int:
-        """Tell how many connections one of its devices has."""
+        """Return the number of open connections of a device."""
         return self._device_counts[tenant_id, device_id]
 
     def _count(self, tenant_id: TenantId, device: tuple[TenantId, str] | None, change: int) -> None:
@@ -76,14 +76,14 @@ class ConnectionLimits:
 
 @define(eq=False)
 class ConnectionLease:
-    """One connection's place in the counts."""
+    """The count of one open connection."""
 
     _connections: ConnectionLimits | None
     _tenant_id: TenantId
     _device: tuple[TenantId, str] | None
 
     def release(self) -> None:
-        """Give the place back; a second time does nothing."""
+        """Stop counting the connection. A second call does nothing."""
         connections, self._connections = self._connections, None
         if connections is not None:
             connections._count(self._tenant_id, self._device, -1)

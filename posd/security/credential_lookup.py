@@ -1,7 +1,7 @@
-"""What keys open, asked of the database: many at once by one statement, and remembered for some seconds.
+"""Looks up credentials in the database in batches, and caches them for some seconds.
 
-While statements are under way, what is asked meanwhile gathers, and the next statement asks all of it. Two
-thousand terminals that come back together cost some dozens of statements.
+Queries that arrive while statements run are collected, and the next statement looks all of them up. Two
+thousand terminals that reconnect together need some dozens of statements.
 """
 
 from __future__ import annotations
@@ -23,37 +23,40 @@ from posd.values import TenantId
 _CACHE_SECONDS: Final = 10.0
 _MOST_CACHED: Final = 10_000
 _LOOK_UP_SECONDS: Final = 3.5
-"""Twice that, for a key and then for the terminal that it names, is less than a till waits for an answer."""
+"""A request may wait twice: for its key, and then for its terminal. A till waits longer than both."""
 _MOST_STATEMENTS: Final = 4
-"""How many of the pool's connections are used for this at once."""
+"""The most statements that run at once, each on a connection of the pool."""
 _BATCH_SIZE: Final = 200
 _MOST_WAITING: Final = 5_000
 _RELEASES_PER_TURN: Final = 50
-"""Waiters that go on in one turn of the reactor."""
+"""Waiters that continue in one turn of the reactor."""
 
 
 class CredentialLookup:
-    """Finds credentials. What is found is forgotten at once when the database says that it has changed."""
+    """Finds credentials. `forget_key` and `forget_tenant` drop cached results at once."""
 
     def __init__(self, reactor: IReactorTime, executor: Executor) -> None:
         self._reactor = reactor
         self._executor = executor
         self._cache: OrderedDict[CredentialQuery, tuple[Credential, float, int]] = OrderedDict()
-        """What was found, until when it may be used, and how many changes there had been by then."""
+        """The credential, the time when it expires, and `_invalidations` when it was stored."""
         self._waiting: dict[CredentialQuery, list[Deferred[Credential | None]]] = {}
-        """Who waits for what, asked already or not."""
+        """The waiters of each query, queued or running."""
         self._queue: deque[CredentialQuery] = deque()
         self._statements = 0
         self._waiters = 0
         self._released: deque[Callable[[], None]] = deque()
         self._releasing = False
-        # How often something was to be forgotten: what was asked before may be out of date.
+        # The number of calls of `forget_*`. Results of statements that began before one may be stale.
         self._invalidations = 0
         self._invalidated_at: dict[tuple[str, int], int] = {}
-        """Which of these times was the last for a key, and for a tenant."""
+        """The value of `_invalidations` at the last call for a key or a tenant."""
 
     async def find(self, query: CredentialQuery) -> Credential | None:
-        """The credential, or None for what does not fit. Raises `Busy` and `Unavailable`."""
+        """Return the credential, or None if the key is not valid at the tenant.
+
+        Raises `Busy` and `Unavailable`.
+        """
         cached = self._cached(query)
         if cached is not None:
             return cached
@@ -74,21 +77,21 @@ class CredentialLookup:
             self._waiters -= 1
 
     def forget_all(self) -> None:
-        """Look every key up again when it is used next."""
+        """Clear the cache."""
         self._invalidations += 1
         self._cache.clear()
         self._invalidated_at.clear()
 
     def forget_key(self, key_id: int) -> None:
-        """Look it up again when it is used next."""
+        """Drop the cached credentials of a key."""
         self._forget("key", key_id)
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
-        """Look its keys up again when they are used next."""
+        """Drop the cached credentials of a tenant."""
         self._forget("tenant", tenant_id)
 
     def _forget(self, kind: str, number: int) -> None:
-        # Thousands of keys may be revoked by one statement, so what is remembered is not searched here.
+        # One statement may revoke thousands of keys, so this does not search the cache.
         self._invalidations += 1
         self._invalidated_at[kind, number] = self._invalidations
         if len(self._invalidated_at) > _MOST_CACHED:
@@ -102,7 +105,7 @@ class CredentialLookup:
             Deferred.fromCoroutine(self._look_up(batch))
 
     async def _look_up(self, batch: list[CredentialQuery]) -> None:
-        """Ask the database, and tell all who wait for it by then; whoever has given up asks anew."""
+        """Look up a batch and queue the release of its waiters."""
         invalidations = self._invalidations
         results: list[Credential | None] | Exception
         try:
@@ -125,10 +128,10 @@ class CredentialLookup:
         self._start_statements()
 
     def _release(self) -> None:
-        """Let some go on, and the others in the turns that follow: each has work to do then.
+        """Release some waiters now and the others in later turns, since each has work to do.
 
-        One that goes on may ask something that fails at once. Its answer waits for the next turn, since
-        the next waiter would run inside this one otherwise.
+        A released waiter may call `find`, and its statement may fail at once. That result is queued for
+        release, so that no waiter runs inside another one.
         """
         for _ in range(min(_RELEASES_PER_TURN, len(self._released))):
             self._released.popleft()()

@@ -1,7 +1,7 @@
-"""What posd's own clients agree on when they call a server: where it is, and when to try again.
+"""Shared parts of posd's own clients: the URL of a server, pauses between attempts, TLS errors.
 
-Both the till and the broadcaster carry a key, so both refuse to send it in clear text over a
-network, and both must not come back in step after a restart, so every pause has jitter.
+The clients send a key, so they refuse to connect to another machine without TLS. Pauses have jitter, so that
+clients do not reconnect all at once after a restart of the server.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 _ALERTS = {
     "alert certificate required": "it has no certificate",
-    "alert handshake failure": "it has no certificate, or speaks another TLS",
-    "alert unknown ca": "its certificate is of another authority",
-    "alert certificate expired": "its certificate has ended",
-    "alert bad certificate": "its certificate is broken or has not begun",
-    "alert unsupported certificate": "its certificate is not one for clients",
+    "alert handshake failure": "it has no certificate, or shares no version or cipher suite of TLS",
+    "alert unknown ca": "its certificate is signed by another authority",
+    "alert certificate expired": "its certificate has expired",
+    "alert bad certificate": "its certificate is broken or not valid yet",
+    "alert unsupported certificate": "its certificate is not a client certificate",
     "alert certificate unknown": "its certificate cannot be used",
 }
-"""What a server says (RFC 8446 §6.2), by how OpenSSL's words for it end."""
+"""Meanings of the alerts of a server (RFC 8446 §6.2), by the end of OpenSSL's reason."""
 
 
 _NO_TLS = (
     *("wrong version number", "http request", "packet length too long", "unexpected eof"),
     *("record layer failure", "unknown protocol", "unsupported protocol"),
 )
-"""OpenSSL's words for an answer that is no TLS, or none that it speaks."""
+"""OpenSSL's reasons for an answer that is not TLS, or not a version that OpenSSL speaks."""
 
 _UNTRUSTED = {
-    9: "the server's certificate is not valid yet; see whether this machine's clock is right",
+    9: "the server's certificate is not valid yet; check the clock of this machine",
     10: "the server's certificate has expired",
-    18: "the server's certificate is signed by itself and not trusted here",
+    18: "the server's certificate is self-signed and not trusted here",
     19: "the authority of the server's certificate is not trusted here",
     20: "the authority of the server's certificate is not known here",
     21: "the authority of the server's certificate is not known here",
-    26: "the server's certificate is not one for servers",
+    26: "the server's certificate is not a server certificate",
     23: "the server's certificate was revoked",
 }
-"""Results of a verification, by OpenSSL's number for them (x509_vfy.h, openssl-verify(1))."""
+"""Meanings of OpenSSL's verification errors, by number (x509_vfy.h, openssl-verify(1))."""
 
 
 class UntrustedCertificate(Exception):
-    """The server's certificate could not be verified; `code` is OpenSSL's number for the reason."""
+    """The server's certificate could not be verified. `code` is OpenSSL's number of the error."""
 
     def __init__(self, code: int) -> None:
         default = "the server's certificate cannot be verified"
@@ -63,7 +63,7 @@ class UntrustedCertificate(Exception):
 
 @frozen
 class Credentials:
-    """A client's own certificate, for a server that asks for one: PEM files, the issuers' below it."""
+    """The certificate of a client: PEM files. `certificate` may have the issuers after the certificate."""
 
     certificate: Path
     private_key: Path
@@ -71,7 +71,7 @@ class Credentials:
 
 @frozen
 class BaseUrl:
-    """Where a posd answers. `prefix` is a path that a proxy in front of it has added, or empty."""
+    """The base URL of a posd. `prefix` is the path that a proxy adds before the paths of posd, or empty."""
 
     scheme: str
     host: str
@@ -80,10 +80,10 @@ class BaseUrl:
 
     @classmethod
     def parse(cls, url: str, *schemes: str) -> BaseUrl:
-        """Read a base URL of one of these schemes, such as `wss://pos.example.com:9010`.
+        """Parse a base URL of one of these schemes, such as `wss://pos.example.com:9010`.
 
-        Raises ValueError for any other scheme, for credentials or parameters in the URL, and for
-        a scheme without TLS unless the host is this machine.
+        Raises ValueError for another scheme, for credentials or parameters in the URL, and for a scheme
+        without TLS unless the host is this machine.
         """
         parts = urlsplit(url)
         if parts.scheme not in schemes:
@@ -105,17 +105,17 @@ class BaseUrl:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, so that TLS can be done without."""
+        """Whether the host is this machine, so that TLS is not required."""
         return _is_loopback(self.host)
 
     @property
     def authority(self) -> str:
-        """Host and port as a URL writes them, an IPv6 address in brackets."""
+        """Host and port as in a URL, with an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     def path(self, *segments: str) -> str:
-        """The path of these segments under the prefix, each percent-encoded as one segment."""
+        """Return the path of these segments below the prefix. Each segment is percent-encoded."""
         return "/".join((self.prefix, *(quote(segment, safe="") for segment in segments)))
 
 
@@ -130,10 +130,10 @@ def _is_loopback(host: str) -> bool:
 
 @frozen
 class Backoff:
-    """Exponential pauses in seconds, each drawn evenly from its upper half.
+    """Exponential pauses in seconds, with jitter.
 
-    Half of a pause is certain and half is chance: a crowd that lost its server in one moment
-    spreads out, and none of it comes back at once.
+    A pause is drawn uniformly from the upper half of its full length. Clients that have lost their server
+    at the same time come back at different times, and none at once.
     """
 
     initial: float = 1.0
@@ -141,17 +141,16 @@ class Backoff:
     maximum: float = 60.0
 
     def pause(self, failures: int, random: Random) -> float:
-        """The pause after so many failures in a row; the first is number 1."""
+        """Return the pause in seconds after so many failures in a row, at least 1."""
         exponent = min(max(failures, 1) - 1, 100)
         full = min(self.initial * self.factor**exponent, self.maximum)
         return full * (0.5 + random() / 2)
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """The seconds that a `Retry-After` header asks for (RFC 9110 §10.2.3).
+    """Return the seconds of a `Retry-After` header, a number or a date (RFC 9110 §10.2.3).
 
-    It may have a number of seconds or a date. None for a header that is absent or unreadable,
-    and never less than 0.
+    At least 0. None if the header is absent or invalid.
     """
     if value is None:
         return None
@@ -168,9 +167,9 @@ def retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def tls_failure(error: BaseException | None) -> str | None:
-    """Why TLS came to nothing, if `error` is about that; None if it is about something else.
+    """Return a description of a TLS error. None if `error` is not about TLS.
 
-    Trying again does not help then: somebody has to mend a certificate or a configuration.
+    A retry does not help: a certificate or the configuration must be corrected.
     """
     match error:
         case UntrustedCertificate():
@@ -184,13 +183,13 @@ def tls_failure(error: BaseException | None) -> str | None:
         case SSLError(reason=str() as name):
             return _alert_meaning(name.lower().replace("_", " "))
     match error.args if error is not None else ():
-        case ([(*_, str() as text), *_],):  # OpenSSL's errors are tables of library, function, text
+        case ([(*_, str() as text), *_],):  # pyOpenSSL: a list of (library, function, reason)
             return _alert_meaning(text) or f"TLS: {text}"
     return None
 
 
 def speaks_no_tls(error: BaseException | None) -> bool:
-    """Tell whether TLS came to nothing because the other side speaks something else."""
+    """Return whether the TLS handshake failed because the peer does not speak TLS."""
     match error.args if error is not None else ():
         case ([(*_, str() as text), *_],):
             return any(words in text for words in _NO_TLS)
@@ -198,7 +197,7 @@ def speaks_no_tls(error: BaseException | None) -> bool:
 
 
 def _alert_meaning(text: str) -> str | None:
-    """What the server has against a certificate of ours, if that is what OpenSSL says."""
+    """Return why the server refuses this client, if OpenSSL's reason is a known alert."""
     for alert, meaning in _ALERTS.items():
         if text.endswith(alert):
             return f"TLS: the server refuses this client: {meaning}"
@@ -206,5 +205,5 @@ def _alert_meaning(text: str) -> str | None:
 
 
 def explain(error: BaseException | None) -> str:
-    """What went wrong, in a sentence for a person; for want of one, the error's name."""
+    """Describe an error for a person. An error without text is described by its class name."""
     return tls_failure(error) or str(error) or error.__class__.__name__

@@ -1,11 +1,11 @@
-"""The hashes of all keys that may be valid, in memory: a key that is not known costs no statement.
+"""An index in memory of all keys that may be valid, so that an unknown key costs no statement.
 
-The index says no, and never yes. A key that is in it is still looked up in the database, which knows whether
-it is valid now. A key that is not in it is refused from memory.
+The index only refuses. A key that is in the index is still looked up in the database, which decides whether
+the key is valid now.
 
-It is read in pages when posd starts and whenever the feed's connection was made anew, since another server
-may be behind it then. After that it reads changes only: when a notification says so, and once a second in
-case that none arrived. 100,000 keys take about 30 MiB.
+The index is loaded in pages when posd starts and whenever the feed has reconnected, because the new
+connection may lead to another server. After that it reads changes only: after a notification, and once a
+second in case a notification was lost. 100,000 keys take about 30 MiB.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from posd.store.key_changes import KeySnapshot, StoredKey, StoredTenant
 from posd.values import KeyKind, TenantId
 
 _PAGE_KEYS: Final = 2000
-"""Keys that one statement brings. The reactor does nothing else while it takes them: some milliseconds."""
+"""Keys of one statement. Adding a page to the index blocks the reactor for some milliseconds."""
 _NOTIFICATION_SECONDS: Final = 0.1
-"""For so long a key that is not known may wait for the notification that it has just been made."""
+"""How long an unknown key waits for a notification that it has just been created."""
 _MOST_WAITING: Final = 100
 _MOST_REFUSED: Final = 10_000
 _STALE_SECONDS: Final = 10.0
-"""After so long without a successful look, a key that is missing may be a new one."""
+"""After so long without a successful refresh, a key that is missing may be a new one."""
 
 
 class KnownKey(NamedTuple):
     """A key that may be valid. `tenant_id` is None for a key of all tenants.
 
-    `shared`: several terminals may use it, each by its own name.
+    `shared` is true if several terminals may use the key, each with its own device id.
     """
 
     id: int
@@ -45,7 +45,7 @@ class KnownKey(NamedTuple):
 
 
 class _IndexContents:
-    """The keys by their SHA-256, and the active tenants by their slugs."""
+    """The keys by SHA-256, and the active tenants by slug."""
 
     def __init__(self) -> None:
         self.keys: dict[bytes, tuple[KnownKey, ...]] = {}
@@ -53,7 +53,7 @@ class _IndexContents:
 
     def apply(self, keys: Iterable[StoredKey], tenants: Iterable[StoredTenant]) -> None:
         for key in keys:
-            # One key may be of one tenant, and of all tenants too.
+            # The same secret may be stored as a key of a tenant and as a key of all tenants.
             found = [each for each in self.keys.get(key.sha256, ()) if each.id != key.id]
             if key.valid:
                 found.append(KnownKey(key.id, key.tenant_id, key.kind is KeyKind.TENANT))
@@ -69,7 +69,7 @@ class _IndexContents:
 
 
 class KeyIndex:
-    """Which keys there are. `refresh` has to be called at least every second; it never fails for long."""
+    """The index of all keys. `refresh` must be called at least once a second."""
 
     def __init__(self, reactor: IReactorTime, database: Pool) -> None:
         self._reactor = reactor
@@ -77,28 +77,28 @@ class KeyIndex:
         self._contents = _IndexContents()
         self._snapshot: KeySnapshot | None = None
         self._is_complete = False
-        """Whether `_contents` can be brought up to date by changes alone."""
+        """Whether `_contents` needs only the changes since `_snapshot`."""
         self._refreshed_at: float | None = None
-        """When the last look began that brought everything; None if the last one failed."""
+        """When the last successful refresh began; None if the last refresh failed."""
         self.is_loaded = False
-        """Whether everything has been read once."""
+        """Whether the index has been loaded once."""
         self._is_refreshing = False
         self._refresh_again = False
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
         self._recently_refused: OrderedDict[tuple[bytes, str | None], None] = OrderedDict()
-        """What was presented lately, has waited and was refused: it waits no more."""
+        """Keys that have waited for a notification and were refused. They do not wait again."""
 
     def __len__(self) -> int:
         return len(self._contents.keys)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the index is up to date, as far as can be known."""
+        """Whether a refresh has succeeded within the last ten seconds."""
         at = self._refreshed_at
         return at is not None and self._reactor.seconds() - at < _STALE_SECONDS
 
     def find(self, sha256: bytes, slug: str | None = None) -> KnownKey | None:
-        """A key that may be valid: at this tenant, or at all where no slug is given."""
+        """Return a key that may be valid at this tenant, or at any tenant if `slug` is None."""
         found = self._contents.keys.get(sha256, ())
         if slug is None:
             return found[0] if found else None
@@ -111,15 +111,15 @@ class KeyIndex:
         return None
 
     def tenant(self, slug: str) -> TenantId | None:
-        """The active tenant with this slug, as far as the index knows."""
+        """Return the id of the active tenant with this slug, or None."""
         return self._contents.slugs.get(slug)
 
     async def may_be_valid(self, sha256: bytes, slug: str | None = None) -> bool:
-        """Whether a key may be valid. False is certain; before everything was read, all keys may be.
+        """Return whether a key may be valid. False is certain. Before the first load, every key may be.
 
-        Raises `Unavailable` for a key that is not in the index while the index is out of date: it may have
-        been made since. A key that comes for the first time waits for a moment, in case that it was made
-        just before and the notification of that is still on its way. No statement is run for it.
+        Raises `Unavailable` for a key that is not in the index while the index is out of date, because the
+        key may be new. An unknown key that is presented for the first time waits 0.1 s, because the
+        notification of its creation may not have arrived. No statement is run for the key.
         """
         if not self.is_loaded or self.find(sha256, slug) is not None:
             return True
@@ -138,7 +138,7 @@ class KeyIndex:
         return False
 
     def _next_refresh(self, seconds: float) -> Deferred[None]:
-        """Fires at the end of the next look, or after so many seconds."""
+        """Return a Deferred that fires at the end of the next refresh, or after so many seconds."""
         waiter: Deferred[None] = Deferred()
         self._waiting[waiter] = self._reactor.callLater(seconds, self._wake, waiter)
         return waiter
@@ -150,11 +150,11 @@ class KeyIndex:
         waiter.callback(None)
 
     def invalidate(self) -> None:
-        """Read everything again with the next look: it may be another database than before."""
+        """Let the next refresh load the whole index, because the database may be another one."""
         self._is_complete = False
 
     async def refresh(self) -> None:
-        """Read what has changed. Of calls while one is under way, one more look follows for all.
+        """Read the changes. Calls during a refresh are answered by one more refresh after it.
 
         Raises `Unavailable` and `StatementFailed`.
         """
@@ -188,7 +188,7 @@ class KeyIndex:
         self._refreshed_at = began
 
     async def _load_all(self) -> None:
-        """In pages, so that nobody is held up; what is changed meanwhile is read as a change."""
+        """Load all keys in pages, so that the reactor is not blocked, then the changes during the load."""
         self._is_complete = True
         try:
             contents = _IndexContents()

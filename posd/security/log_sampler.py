@@ -1,4 +1,4 @@
-"""Log lines that a client can cause at any rate: a few of each kind are written, the others counted."""
+"""Limits log lines that clients can cause: a few of each kind are written, the others are counted."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class _LineCount:
 
 @define(eq=False)
 class LogSampler:
-    """Which lines are written, by a key such as a terminal: five at once, then one a minute.
+    """Decides which lines are written, by a key such as a terminal: five at once, then one a minute.
 
-    At most 10,000 keys are remembered. The one that was quiet for longest is forgotten first, and with
-    it how many of its lines were not written.
+    At most 10,000 keys are kept. The least recently used key is removed first, with its count of lines
+    that were not written.
     """
 
     clock: Clock
     _keys: OrderedDict[Hashable, _LineCount] = field(factory=OrderedDict, init=False)
 
     def take(self, key: Hashable) -> int | None:
-        """Tell how many lines of this key were not written since its last one; None to write none."""
+        """Return how many lines of this key were left out since its last line. None: write no line."""
         lines = self._keys.get(key)
         if lines is None:
             lines = self._keys[key] = _LineCount(TokenBucket(_PER_SECOND, _AT_ONCE, self.clock))

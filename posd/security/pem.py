@@ -1,6 +1,6 @@
-"""PEM files with certificates and keys: each is read once, checked, and named where it cannot be used.
+"""Reads and checks PEM files of certificates and private keys.
 
-PEM is understood by `cryptography`, whose sentences about what is wrong are better than OpenSSL's.
+`cryptography` parses them, because its errors are clearer than OpenSSL's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 class UnusableFiles(errors.StartError):
-    """Files that cannot be used; `problems` has a line for each name that is to blame."""
+    """Files that cannot be used. `problems` has one line for each name, such as a configuration key."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("\n".join(problems.values()))
@@ -38,19 +38,19 @@ class UnusableFiles(errors.StartError):
 
 @frozen
 class TLSIdentity:
-    """A certificate, which is the first of `chain` and followed by its issuers', and its key."""
+    """A certificate and its private key. `chain` has the certificate first, then its issuers."""
 
     chain: Sequence[x509.Certificate]
-    # Never equal to itself read again; it is the certificate's, so that says enough.
+    # A key read twice does not compare equal. The key belongs to the certificate, which is compared.
     key: Key = field(repr=False, eq=False)
 
 
 @define
 class PEMReading:
-    """Files that are read together, so that everything wrong with them is told at once.
+    """Reads several files and collects their problems, so that all of them are reported at once.
 
-    Each file is read under the name that is to blame for it, such as the key of the configuration.
-    A file that is not asked for, or that cannot be used, is None; `raise_problems` raises for the latter.
+    A problem is stored under the name that the caller gives, such as a configuration key. A method returns
+    None for a path that is None and for an unusable file. `raise_problems` raises if there was a problem.
     """
 
     problems: dict[str, str] = field(init=False, factory=dict)
@@ -61,7 +61,7 @@ class PEMReading:
     def identity(
         self, names: tuple[str, str], certificate: str | None, key: str | None
     ) -> TLSIdentity | None:
-        """A certificate and its key, each by the one of the two names that is its."""
+        """Read a certificate and its key. `names` are the names of the two files."""
         chain = self._read(names[0], certificate, _certificates)
         private = self._read(names[1], key, _private_key)
         if chain is None or private is None:
@@ -93,7 +93,7 @@ class PEMReading:
 
 
 def authorities(path: Path) -> Sequence[x509.Certificate]:
-    """The certificates in a file. Raises `UnusableFiles` if it has none."""
+    """Return the certificates in a file. Raises `UnusableFiles` if there are none."""
     reading = PEMReading()
     found = reading.certificates("authorities", str(path))
     reading.raise_problems()

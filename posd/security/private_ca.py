@@ -1,12 +1,14 @@
 """A private certificate authority for networks that have none: `posctl make-cert`, demo, tests.
 
-One directory holds one authority, and what was signed by it, as PEM:
-`ca.pem` (give it to the tills), `ca-key.pem` (0600, keep it off-line once done),
-`fullchain.pem` and `privkey.pem` (0600, the `[tls]` section of posd's configuration). The file
-`fullchain.pem` has the server certificate alone: the authority is the trust anchor, which a
-client has already, and RFC 8446 §4.4.2 allows a chain to leave it out. A till's own certificate and
-key are `client-NAME.pem` and `client-NAME-key.pem` (0600); the authority of the tills may be that of the
-server or one in another directory.
+One directory holds one authority and the certificates that it has signed, as PEM files:
+
+- `ca.pem`: the certificate of the authority, for the tills
+- `ca-key.pem` (0600): its key, which should be kept offline
+- `fullchain.pem` and `privkey.pem` (0600): the server's certificate and key, for `[tls]`
+- `client-NAME.pem` and `client-NAME-key.pem` (0600): the certificate and key of a till
+
+`fullchain.pem` has only the server's certificate. A chain may leave out the trust anchor, which the client
+has already (RFC 8446 §4.4.2). Certificates of tills may come from the same authority or from another one.
 """
 
 from __future__ import annotations
@@ -35,26 +37,26 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from posd import errors
 
 LONGEST_DAYS = 825
-"""What Apple's platforms accept at most from an authority that their owner installed (HT210176)."""
+"""The longest validity that Apple's platforms accept from a user-installed authority (HT210176)."""
 
 _AUTHORITY_DAYS = 3650
-_CLOCK_SKEW = timedelta(hours=1)  # A till's clock may be behind ours on the first day.
+_CLOCK_SKEW = timedelta(hours=1)  # The clock of a till may be behind the clock of the server.
 _COMMON_NAME_LIMIT = 64  # ub-common-name, RFC 5280 appendix A.1
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 
 
 class CertificateError(errors.PosdError):
-    """The certificate cannot be made; one sentence says why and what to do."""
+    """The certificate cannot be made. The message says why, and what the reader can do."""
 
 
 class NotCertifiable(CertificateError):
-    """What was asked for no certificate can say, wherever it is put."""
+    """The requested names or days are not possible in a certificate, in any directory."""
 
 
 @frozen
 class IssuedCertificate:
-    """Where the files have been put, and when the certificate ends."""
+    """The paths of the files, and when the certificate expires."""
 
     ca_path: Path
     certificate_path: Path
@@ -78,12 +80,14 @@ def make(
 ) -> IssuedCertificate:
     """Make a server certificate for host names and IP addresses, and an authority if there is none.
 
-    The certificate is for ECDSA P-256, is valid for `days` from an hour before `now` (UTC,
-    default: this moment) and carries every name as a subject alternative name; `*.example.net`
-    and international names are understood. An authority found in `directory` is used again, so
-    that the tills need not be touched. A server certificate found there is kept unless `replace`.
-    Raises `CertificateError`, or `NotCertifiable` for names and days, before anything is written
-    that is the server's.
+    The key is ECDSA P-256. The certificate is valid for `days`, from an hour before `now` (UTC; default:
+    the present time). Every name becomes a subject alternative name; wildcards (`*.example.net`) and
+    international names are allowed. An authority in `directory` is used again, so that the tills keep
+    their `ca.pem`.
+
+    Raises `NotCertifiable` for impossible names and days, and `CertificateError` if the server's files
+    exist and `replace` is false, or if a file cannot be used. In these cases the server's files are
+    unchanged.
     """
     begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
     alternatives = x509.SubjectAlternativeName(_alternative_names(names))
@@ -101,15 +105,15 @@ def make_client(
     replace: bool = False,
     now: datetime | None = None,
 ) -> IssuedCertificate:
-    """Make a certificate for a client of this name, of the authority in `directory`; see `make`.
+    """Make a client certificate with this name, signed by the authority in `directory`. See `make`.
 
-    A server with `client_ca` (`security.server_tls`) accepts it as one of the shop's. Who the client is and
-    what it may do is decided by its API key. It cannot serve as a server's certificate.
+    A server whose `tls.client_ca` has that authority accepts the certificate. The key of the client still
+    decides its rights. The certificate is not valid for a server.
     """
     begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
     if not _CLIENT.fullmatch(name):
         raise NotCertifiable(
-            f"{name!r} is no name for a client; use up to 63 letters, digits, '.', '_' and '-'."
+            f"{name!r} is not a valid client name; use up to 63 letters, digits, '.', '_' and '-'."
         )
     files = f"client-{name}.pem", f"client-{name}-key.pem"
     request = _CertificateRequest(name, ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -118,7 +122,7 @@ def make_client(
 
 @frozen
 class _CertificateRequest:
-    """What a certificate is to say: whose it is, for what, and by which other names."""
+    """The contents of a certificate: common name, extended key usage, alternative names."""
 
     name: str
     usage: x509.ObjectIdentifier
@@ -145,7 +149,7 @@ def _issue(
         authority = _load_or_make_authority(directory, begins)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _sign(authority, key, request, begins, timedelta(days=days))
-        # Whoever looks in between sees that they do not fit, and looks again.
+        # A CertificateWatch that reads between the two writes finds a mismatch and checks again.
         _write(key_path, _key_pem(key), 0o600)
         _write(certificate_path, certificate.public_bytes(Encoding.PEM), 0o644)
     except OSError as error:
@@ -170,14 +174,14 @@ def _general_name(name: str) -> x509.GeneralName:
 
 
 def _dns_name(name: str) -> str:
-    """The ASCII form of a host name (RFC 5891), with its wildcard if it begins with one."""
+    """Return the ASCII form of a host name (RFC 5891), with its wildcard if it begins with one."""
     host = name.removesuffix(".")
     wildcard = "*." if host.startswith("*.") else ""
     try:
         host = idna.encode(host.removeprefix(wildcard), uts46=True).decode("ascii")
     except idna.IDNAError:
         host = ""
-    # All-numeric names are mistyped addresses, which no client would ever look up as a name.
+    # A name whose last label is a number is a mistyped address. Clients do not look it up as a name.
     labels = host.split(".")
     if not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
         raise NotCertifiable(f"{name!r} is neither a host name nor an IP address.")
@@ -185,14 +189,14 @@ def _dns_name(name: str) -> str:
 
 
 def _load_or_make_authority(directory: Path, begins: datetime) -> _CertificateAuthority:
-    """The authority that lives in `directory`, made now if there is none."""
+    """Return the authority of `directory`. Make one if there is none."""
     certificate_path, key_path = directory / "ca.pem", directory / "ca-key.pem"
     found = [path for path in (certificate_path, key_path) if path.exists()]
     if len(found) == 1:
         (present,) = found
         absent = key_path if present == certificate_path else certificate_path
         raise CertificateError(
-            f"{present} is there but {absent.name} is not; bring it back, or use another directory."
+            f"{present} exists but {absent.name} does not; restore it, or use another directory."
         )
     if found:
         return _load_authority(certificate_path, key_path)
@@ -215,7 +219,7 @@ def _load_authority(certificate_path: Path, key_path: Path) -> _CertificateAutho
     if not constraints.value.ca:
         raise CertificateError(f"{certificate_path} is not an authority's certificate.")
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{key_path} is not an elliptic-curve key, which posd's own are.")
+        raise CertificateError(f"{key_path} is not an elliptic-curve key, as posd makes them.")
     if key.public_key() != certificate.public_key():
         raise CertificateError(f"{key_path} does not belong to {certificate_path}.")
     return _CertificateAuthority(certificate, key)
@@ -224,7 +228,7 @@ def _load_authority(certificate_path: Path, key_path: Path) -> _CertificateAutho
 def _make_authority(begins: datetime) -> _CertificateAuthority:
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    # Two shops' authorities may meet on one tablet: a piece of the key tells them apart.
+    # A tablet may trust the authorities of two shops. A part of the key id tells them apart.
     name = _name(f"posd private CA {identifier.digest[:4].hex()}")
     certificate = (
         _builder(name, name, key.public_key(), begins, timedelta(days=_AUTHORITY_DAYS))
@@ -246,8 +250,8 @@ def _sign(
     ends = authority.certificate.not_valid_after_utc
     if begins + valid > ends:
         raise CertificateError(
-            f"The authority itself ends on {ends:%Y-%m-%d}; ask for fewer days, or make a new "
-            "authority in another directory and give it to the tills."
+            f"The authority itself expires on {ends:%Y-%m-%d}; ask for fewer days, or make a new "
+            "authority in another directory and install it on the tills."
         )
     public = key.public_key()
     builder = _builder(_name(request.name), authority.certificate.subject, public, begins, valid)
@@ -264,7 +268,7 @@ def _sign(
 
 
 def _authority_key_identifier(authority: _CertificateAuthority) -> x509.AuthorityKeyIdentifier:
-    """The identifier that the authority gives itself, or, if it gives none, the usual hash."""
+    """Return the key identifier of the authority's certificate, or the usual hash if there is none."""
     try:
         own = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except x509.ExtensionNotFound:
@@ -300,7 +304,7 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    """What the key may do (RFC 5280 §4.2.1.3): sign certificates, or sign handshakes."""
+    """Return the key usage (RFC 5280 §4.2.1.3): signing certificates, or signing handshakes."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
@@ -319,9 +323,9 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Put `content` at `path` in one step; at no moment is a key readable by others or half there.
+    """Write a file atomically. A key is never readable by others, and a file is never incomplete.
 
-    The file is made 0600 (`mkstemp`), filled, given its mode and only then its name.
+    The temporary file is created with mode 0600 (`mkstemp`) and renamed when it is complete.
     """
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,8 +1,7 @@
-"""Token buckets, failed attempts to authenticate, and log lines about refused clients.
+"""Token buckets, and limits of failed authentications and of log lines about refused clients.
 
-All of it is arithmetic on a clock that is passed in, a function that returns seconds. That clock
-may be the time of day, so it may be set back: nobody waits longer for that. The limits themselves
-are attributes that may be changed at any time.
+The clock is an argument: a function that returns seconds. It may be set back; no wait becomes longer then.
+The limits are attributes that may be changed at any time.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ Clock = Callable[[], float]
 _MINUTE: Final = 60.0
 _LINE_SECONDS: Final = 60
 _LINE_BURST_SECONDS: Final = 5 * _LINE_SECONDS
-"""So five at once."""
+"""Allows five lines at once."""
 _ALL_LINES_PER_SECOND: Final = 1.0
 _ALL_LINES_AT_ONCE: Final = 50
 _MOST_ADDRESSES: Final = 10_000
 _ROUNDING: Final = 1e-3
-"""Of a token: so much can be lost when a wait is added to the time of day."""
+"""The part of a token that may be lost by rounding when a wait is added to the time of day."""
 
 
 @define(eq=False)
 class TokenBucket:
-    """A steady `rate` a second, and after a pause up to `burst` at once.
+    """A token bucket: `rate` tokens a second, and up to `burst` at once.
 
-    A request for more than `burst` is granted when the bucket is full and leaves a debt, so that
-    the rate holds in the long run and nothing is impossible for ever.
+    A request for more than `burst` tokens is granted when the bucket is full, and leaves a debt. Otherwise
+    it would never be granted. The debt keeps the rate in the long run.
     """
 
     rate: float
@@ -47,31 +46,31 @@ class TokenBucket:
         self._updated = self._clock()
 
     def take(self, count: float = 1) -> bool:
-        """Take so many tokens if they are there, and tell whether they were."""
+        """Take so many tokens and return True, or take none and return False."""
         if self.seconds_to_wait(count) > 0:
             return False
         self._tokens -= count
         return True
 
     def seconds_to_wait(self, count: float = 1) -> float:
-        """Tell the seconds until so many can be taken: 0.0 if they can be now."""
+        """Return the seconds until so many tokens can be taken. 0.0 means now."""
         lacking = (count if count < self.burst else self.burst) - self._refill()
         return lacking / self.rate if lacking > _ROUNDING else 0.0
 
     def _refill(self) -> float:
-        """Add what the time since the last look has given; how many tokens there are now."""
+        """Add the tokens of the time since the last call, and return how many there are."""
         now, tokens = self._clock(), self._tokens
         if now > self._updated:
             tokens += self.rate * (now - self._updated)
         self._updated = now
-        # A reload may have made `burst` less.
+        # A reload may have reduced `burst`.
         self._tokens = tokens = tokens if tokens < self.burst else self.burst
         return tokens
 
 
 @define(eq=False)
 class TokenBuckets:
-    """Token buckets by who is counted: at most `capacity`, and the longest unused is forgotten first."""
+    """The token bucket of each client. Above `capacity`, the least recently used one is removed."""
 
     _clock: Clock
     _capacity: int = 20_000
@@ -81,7 +80,7 @@ class TokenBuckets:
         return len(self._buckets)
 
     def get(self, client: object, rate: float, seconds: float) -> TokenBucket:
-        """Somebody's bucket, which holds what `rate` gives in so many seconds."""
+        """Return the bucket of a client. It holds the tokens of so many seconds at `rate` a second."""
         bucket = self._buckets.get(client)
         if bucket is None:
             bucket = self._buckets[client] = TokenBucket(rate, rate * seconds, self._clock)
@@ -90,18 +89,17 @@ class TokenBuckets:
         else:
             self._buckets.move_to_end(client)
             if bucket.rate != rate or bucket.burst != rate * seconds:
-                # A reload has changed them.
+                # A reload has changed the limits.
                 bucket.rate, bucket.burst = rate, rate * seconds
         return bucket
 
 
 @define(eq=False)
 class FailedAttempts:
-    """Counts failed attempts to authenticate in the last minute, by where they came from.
+    """Counts the failed authentications of the last minute by address.
 
-    An IPv4 address counts by itself, IPv6 by its /64, since whoever has one address of that has
-    all of them. At most `capacity` places are remembered; the one that was quiet for longest is
-    forgotten first.
+    IPv6 addresses are counted by /64, because a host can use every address of its /64. Above `capacity`,
+    the address whose last failure is oldest is removed.
     """
 
     per_minute: int
@@ -110,17 +108,17 @@ class FailedAttempts:
     _times: OrderedDict[str, tuple[float, ...]] = field(init=False, factory=OrderedDict)
 
     def record_failure(self, address: str) -> None:
-        """Count one more failure of an address."""
+        """Count a failure of an address."""
         now = self._clock()
         bucket_key = address_bucket(address)
-        # More than the limit need not be remembered: the oldest of these decides.
+        # The oldest of the last `per_minute` failures decides, so older ones are dropped.
         self._times[bucket_key] = (*self._recent(bucket_key, now), now)[-self.per_minute :]
         self._times.move_to_end(bucket_key)
         while len(self._times) > self._capacity or not self._recent(next(iter(self._times)), now):
             self._times.popitem(last=False)
 
     def seconds_blocked(self, address: str) -> int | None:
-        """Tell for how many seconds an address has no attempt left, or None if it has one."""
+        """Return for how many seconds an address is blocked, or None if it is not."""
         now = self._clock()
         recent = self._recent(address_bucket(address), now)
         if len(recent) < self.per_minute:
@@ -129,7 +127,7 @@ class FailedAttempts:
 
     @property
     def remembered_buckets(self) -> int:
-        """How many places are remembered."""
+        """The number of counted addresses."""
         return len(self._times)
 
     def _recent(self, address_bucket: str, now: float) -> tuple[float, ...]:
@@ -139,10 +137,9 @@ class FailedAttempts:
 
 @define(eq=False)
 class RefusalLogLimit:
-    """Which of those who were not let in are told of in the log, as many as a journal bears.
+    """Limits the log lines about refused clients.
 
-    An address is a few times at once and then once a minute, all together a few dozen times and then
-    once a second.
+    Per address: 5 lines at once, then one a minute. In total: 50 lines at once, then one a second.
     """
 
     _clock: Clock
@@ -155,7 +152,7 @@ class RefusalLogLimit:
         self._by_address = TokenBuckets(self._clock, _MOST_ADDRESSES)
 
     def take(self, address: str) -> int | None:
-        """How many were passed over since the last one, for the line; None if this one is too."""
+        """Return how many lines were left out since the last line. None: write no line."""
         own = self._by_address.get(address_bucket(address), 1 / _LINE_SECONDS, _LINE_BURST_SECONDS)
         if not (own.take() and self._all.take()):
             self._unsaid += 1

@@ -1,13 +1,13 @@
-"""How much credentials and addresses may ask: requests and bytes a second, and ten seconds' worth at once.
+"""Rate limits of keys and addresses: requests and bytes a second, and ten seconds' worth at once.
 
-A credential is charged for all that comes with it, on every face, before any of it is parsed. An address is
-charged only for requests without a key that is known, so that a shop behind one address, or two thousand
-terminals that come back at once, are not held up by each other.
+A key is charged for all input that comes with it, by WebSocket, SSE and REST, before the input is parsed. An
+address is charged only for requests without a known key, so that the terminals of a shop behind one address,
+or two thousand terminals that reconnect at once, do not block each other.
 
-The key of one tenant may be used by several terminals. Each terminal that is named has the rate of a
-credential, and all of them together four times that rate. Handshakes and frames of such a key are charged
-apart from its other requests. A key of all tenants, with which a platform publishes for all of its shops, has
-twenty times the rate of a credential: what it publishes is limited for each tenant besides.
+Several terminals may use the key of a tenant. A named terminal has the rate of one key, and all terminals of
+the key together have four times that rate. Handshakes and frames of such a key are charged separately from
+its other requests. A key of all tenants, which a platform uses for all its shops, has twenty times the rate
+of one key. Publishing is also limited per tenant.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from posd.security.rate_limits import Clock, TokenBuckets
 from posd.values import KeyKind, Terminal
 
 SHARED_KEY_FACTOR: Final = 4
-"""How many times the rate of a credential all terminals have that share one key."""
+"""The rate of all terminals that share a key, as a multiple of the rate of one key."""
 PLATFORM_KEY_FACTOR: Final = 20
-"""How many times the rate of a credential a key of all tenants has."""
+"""The rate of a key of all tenants, as a multiple of the rate of one key."""
 FRAME_COST: Final = 0.25
-"""What a WebSocket frame costs, in requests. A message that has to be written down by itself costs one."""
+"""The cost of a WebSocket frame, in requests. A message that needs a write of its own costs one request."""
 _MOST_DEBT: Final = 30.0
-"""Seconds for which a connection is not read at most, whatever came on it."""
+"""The largest debt in seconds, and so the longest time for which a connection is not read."""
 
 BY_CREDENTIAL, BY_ADDRESS, BY_TILL = "credential", "address", "till"
-"""Who was over a rate: a credential's or an address's request was refused, or a till is read more slowly."""
+"""Values of `by` for `RequestRates.refused`: a request of a key or of an address was refused, or the
+connection of a till is read more slowly."""
 
 
 class RatePurpose(enum.Enum):
-    """What is charged. All terminals that share a key have the rate together for each of these."""
+    """The purpose of a charge. Terminals that share a key have a common rate for each purpose."""
 
     REQUEST = "request"
     HANDSHAKE = "handshake"
@@ -49,10 +50,9 @@ class RatePurpose(enum.Enum):
 
 @frozen
 class RateAccount:
-    """Who is charged: `scopes` are what is counted, with how many times the rate each may have.
+    """An account to charge. `scopes` are the counted scopes, each with its multiple of the rate.
 
-    `owner` is whose input a request is: the tenant's that it is about, or the key's. `purpose` is what is
-    charged.
+    `owner` is the tenant to which the input belongs, or the key if there is no tenant.
     """
 
     scopes: tuple[tuple[object, int], ...]
@@ -61,7 +61,7 @@ class RateAccount:
 
     @property
     def shared_scope(self) -> object:
-        """What all who use the same key have in common."""
+        """The scope that all users of the same key have in common."""
         return self.scopes[-1][0]
 
 
@@ -75,12 +75,10 @@ def account(
     all_tenants: bool = False,
     purpose: RatePurpose = RatePurpose.REQUEST,
 ) -> RateAccount:
-    """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
+    """Return the account of a key. `shared` is true for the key of a tenant, which several terminals may use.
 
-    `owner` is whose input the request is: the tenant's that it is about, or the key's.
-
-    Terminals without a name share the rate of one terminal for their requests, and have only the rate
-    of all together for handshakes and frames.
+    Terminals without a device id share the rate of one terminal for their requests. For handshakes and
+    frames they have only the common rate of the key.
     """
     if not shared:
         return RateAccount(((key_id, PLATFORM_KEY_FACTOR if all_tenants else 1),), owner, purpose)
@@ -91,7 +89,7 @@ def account(
 
 
 def frames_account(terminal: Terminal) -> RateAccount:
-    """The account of a terminal's frames."""
+    """Return the account of the frames of a terminal."""
     principal = terminal.principal
     shared = principal.kind is KeyKind.TENANT
     return account(
@@ -105,7 +103,10 @@ def frames_account(terminal: Terminal) -> RateAccount:
 
 @define(eq=False)
 class RequestRates:
-    """Charges accounts and addresses. `refused` is told by which rate somebody was held up."""
+    """Charges accounts and addresses.
+
+    `refused` is called with `BY_CREDENTIAL`, `BY_ADDRESS` or `BY_TILL` when a rate is exceeded.
+    """
 
     requests_per_credential: float
     bytes_per_credential: float
@@ -119,10 +120,10 @@ class RequestRates:
         self._addresses = TokenBuckets(self._clock)
 
     def charge_request(self, account: RateAccount, size: int) -> None:
-        """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing.
+        """Charge a request with a body of `size` bytes, or raise `TooManyRequests` and charge nothing.
 
-        Whoever owes bytes waits, also with a request that has none. A terminal may connect whatever it owes
-        for answers: it reads less by a WebSocket.
+        An account with a debt of bytes is refused even if the body is empty. A debt of answers does not
+        refuse a handshake, because a terminal reads less by a WebSocket.
         """
         is_request = account.purpose is RatePurpose.REQUEST
         charges = []
@@ -145,7 +146,7 @@ class RequestRates:
             credit.bytes -= bytes_cost
 
     def charge_body(self, account: RateAccount, size: int) -> None:
-        """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
+        """Charge bytes of a chunked body as they arrive. Raises `TooManyRequests`."""
         charges = [
             (credit, size / (factor * self.bytes_per_credential))
             for credit, factor in self._credits_of(account)
@@ -157,18 +158,19 @@ class RequestRates:
             credit.bytes -= cost
 
     def charge_answer(self, account: RateAccount, size: int) -> None:
-        """Charge an answer of so many bytes, even into debt; until that is paid requests are refused.
+        """Charge an answer of `size` bytes, which may leave a debt.
 
-        What is sent is counted apart from it, and handshakes are not refused.
+        Until the debt is paid, `charge_request` refuses requests but not handshakes. The bytes of answers
+        and of requests are counted separately.
         """
         for credit, factor in self._credits_of(account):
             cost = size / (factor * self.bytes_per_credential)
             credit.answers = max(credit.answers - cost, -_MOST_DEBT)
 
     def charge_address(self, address: str, purpose: str) -> None:
-        """Charge a request without a key that is known. Raises `TooManyRequests`.
+        """Charge a request without a known key. Raises `TooManyRequests`.
 
-        Requests of different purposes do not hold each other up.
+        Each purpose has a rate of its own.
         """
         scope = (address_bucket(address), purpose)
         bucket = self._addresses.get(scope, self.requests_per_address, BURST_SECONDS)
@@ -177,7 +179,10 @@ class RequestRates:
             raise self._refusal(BY_ADDRESS, message, bucket.seconds_to_wait())
 
     def heard(self, account: RateAccount, requests: float, size: int) -> float:
-        """Charge what has come on a WebSocket, even into debt; for how many seconds to read no more."""
+        """Charge input of a WebSocket, which may leave a debt.
+
+        Returns for how many seconds the connection must not be read.
+        """
         least = 0.0
         for credit, factor in self._credits_of(account):
             left = credit.requests - requests / (factor * self.requests_per_credential)
@@ -191,7 +196,7 @@ class RequestRates:
         return owed
 
     def _credits_of(self, account: RateAccount) -> list[tuple[ClientCredit, int]]:
-        """What each scope of an account has, and how many times the rate is its."""
+        """Return the credit of each scope of an account, with its multiple of the rate."""
         now, get = self._clock(), self._credits.get
         return [(get(scope, now), factor) for scope, factor in account.scopes]
 

@@ -1,6 +1,6 @@
-"""The server's side of TLS: its certificate and how it is replaced, and which clients it lets in.
+"""TLS of the server: its certificate and the reload of it, ciphers, and client certificates.
 
-The files are read by `posd.security.pem`, each once, so that what was checked is what is used.
+`posd.security.pem` reads each file once, so that the checked contents are the contents in use.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     from posd.config.model import TLSConfig
 
 _HTTP_1_1 = b"http/1.1"
-"""The only protocol offered by ALPN: a WebSocket cannot be opened within Twisted's HTTP/2."""
+"""The only protocol offered by ALPN, because Twisted's HTTP/2 cannot open a WebSocket."""
 
 _MINIMUM = {"1.2": TLSVersion.TLSv1_2, "1.3": TLSVersion.TLSv1_3}
 
 _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
-"""TLS 1.2 with authenticated encryption and forward secrecy (RFC 9325 §4.2). TLS 1.3 has nothing else."""
+"""TLS 1.2 with authenticated encryption and forward secrecy (RFC 9325 §4.2). All of TLS 1.3 has both."""
 _LEGACY_CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
     "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:RSA+AESGCM:RSA+AES:!aNULL"
 )
 
 _TICKET_KEY_SECONDS = 24 * 3600.0
-"""How long one key protects session tickets; RFC 5077 §5.5 wants it changed regularly.
+"""How long a key protects session tickets. RFC 5077 §5.5 requires regular changes.
 
-Whoever steals the key from memory can read what TLS 1.2 sessions resumed under it said.
+An attacker who gets the key can decrypt the TLS 1.2 sessions that were resumed with its tickets.
 """
 
 
 @frozen
 class _Material:
-    """What the files had in them, checked."""
+    """The checked contents of the files."""
 
     identity: pem.TLSIdentity
     client_authorities: Sequence[x509.Certificate]
@@ -62,11 +62,12 @@ _ABSENT: Stamp = (0, 0, 0, 0, 0)
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTLS:
-    """The server's side of TLS, for `posd.web.http.tls_endpoint.TLSEndpoint`.
+    """Creates TLS connections of the server, for `posd.web.http.tls_endpoint.TLSEndpoint`.
 
-    The files are read when it is made: `StartError` has a line for each that cannot be used, which
-    names the file and the remedy. A certificate that has ended, or not begun, is used: a shop whose
-    clock is wrong is better served than not. `seconds` is a monotonic clock.
+    The constructor reads the files. It raises `StartError` with one line for each unusable file, which
+    names the file and the remedy. An expired certificate, or one that is not valid yet, is used, because
+    the clock of the machine may be wrong and the shop should still be served. `seconds` is a monotonic
+    clock.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class ServerTLS:
         self._load(settings)
 
     def reload(self, settings: TLSConfig | None = None) -> bool:
-        """Read the files again, or others, for the connections to come; the old ones stay up.
+        """Read the files again, or the files of new settings, for new connections.
 
-        Tells whether anything is new, even if only a setting. Raises `StartError` for files that
-        cannot be used; then what was in force stays so.
+        Existing connections stay up. Returns whether the files or the settings have changed. Raises
+        `StartError` for unusable files, and keeps the previous ones then.
         """
         before = self.settings, self._material
         self._load(settings or self.settings)
@@ -88,35 +89,35 @@ class ServerTLS:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a file is another than the one that is in force, or was touched since."""
+        """Whether a file has been replaced or changed since it was read."""
         return self._stamps_of != self.file_stamps()
 
     def file_stamps(self) -> Sequence[Stamp]:
-        """What the files that are there now can be told from others by, without reading them."""
+        """Return the identity, size and times of each file, which differ after a change."""
         return _stamps_of(self.settings)
 
     @property
     def serial_number(self) -> int:
-        """That of the certificate that new connections get."""
+        """The serial number of the certificate for new connections."""
         return self._material.identity.chain[0].serial_number
 
     @property
     def expires_at(self) -> datetime:
-        """When the certificate that new connections get ends, in UTC."""
+        """When the certificate for new connections expires, in UTC."""
         return self._material.identity.chain[0].not_valid_after_utc
 
     @property
     def validity(self) -> Validity:
-        """From when until when that certificate is valid."""
+        """The validity of the certificate for new connections."""
         return Validity.of(self._material.identity.chain[0])
 
     @property
     def validities(self) -> Mapping[str, Validity]:
-        """How long the server's certificate is valid, and the last of the tills' authorities, by file."""
+        """The validity of the server's certificate and of the clients' authority, by file name."""
         ours = {str(self.settings.certificate): self.validity}
         if not self._material.client_authorities:
             return ours
-        # Of an old authority and the one that follows it, only the last one's end locks tills out.
+        # An old authority and its successor may both be trusted. Tills are locked out when the last expires.
         authorities = [Validity.of(each) for each in self._material.client_authorities]
         return {str(self.settings.client_ca): max(authorities, key=lambda each: each.ends), **ours}
 
@@ -128,7 +129,7 @@ class ServerTLS:
         return connection
 
     def _load(self, settings: TLSConfig) -> None:
-        # Looked at before they are read: what is written meanwhile is seen the next time.
+        # Taken before the files are read, so that a write during the read is noticed at the next check.
         stamps = _stamps_of(settings)
         material = _read_material(settings)
         self._renew_context(settings, material)
@@ -140,9 +141,9 @@ class ServerTLS:
 
 
 def problems(settings: TLSConfig) -> Mapping[str, str]:
-    """Find everything wrong with the files that `[tls]` names: a key of it, and what to say of it.
+    """Return the problems of the files of `[tls]`, by key of the configuration.
 
-    A key that is not set names no file, so nothing is said of it.
+    A missing key is not a problem here; `posd.config.model` reports it.
     """
     try:
         _context(settings, _read_material(settings), lambda *_: None)
@@ -154,19 +155,19 @@ def problems(settings: TLSConfig) -> Mapping[str, str]:
 
 
 def _context(settings: TLSConfig, material: _Material, info_callback: _InfoCallback) -> SSL.Context:
-    """Twisted's defaults (no compression, buffers of idle connections released), and:
+    """Return a context with Twisted's defaults (no compression, small idle connections) and session tickets.
 
-    Session tickets. Twisted's defaults forbid them (OP_NO_TICKET) *and* switch the session cache
-    off, so TLS 1.2 clients get nothing to resume with and TLS 1.3 clients get tickets for a cache
-    that is not there. With tickets the client keeps the session and the server no memory of it.
+    Twisted's defaults disable tickets (OP_NO_TICKET) and the session cache. TLS 1.2 clients could resume no
+    session, and TLS 1.3 clients would get tickets for a cache that does not exist. With tickets, the client
+    keeps the session and the server needs no memory for it.
     """
     options = CertificateOptions(
         raiseMinimumTo=_MINIMUM[settings.minimum_version],
         enableSessionTickets=True,
         acceptableCiphers=_LEGACY_CIPHERS if settings.legacy_ciphers else _CIPHERS,
     )
-    # Ours alone, so it may be adjusted. As a connection creator, `options` would add to ALPN
-    # whatever the wrapped factory speaks: `h2`, wherever that library happens to be installed.
+    # posd uses the context and not `options`, which as a connection creator would add the protocols of the
+    # wrapped factory to ALPN: `h2`, if that library is installed.
     context = options.getContext()
     context.set_options(SSL.OP_NO_RENEGOTIATION)
     context.set_alpn_select_callback(_choose_protocol)
@@ -188,7 +189,7 @@ def _context(settings: TLSConfig, material: _Material, info_callback: _InfoCallb
 def _require_client_certificates(
     context: SSL.Context, authorities: Sequence[x509.Certificate], info_callback: _InfoCallback
 ) -> None:
-    """Let in only clients that have a certificate of one of these authorities."""
+    """Accept only clients that have a certificate of one of these authorities."""
     store = context.get_cert_store()
     assert store is not None
     for authority in authorities:
@@ -199,13 +200,13 @@ def _require_client_certificates(
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
-    """Agree to HTTP/1.1, or end the handshake with `no_application_protocol` (RFC 7301 §3.2).
+    """Choose HTTP/1.1, or end the handshake with `no_application_protocol` (RFC 7301 §3.2).
 
-    Going on without an agreement would allow cross-protocol attacks (https://alpaca-attack.com).
+    A connection without an agreed protocol would allow cross-protocol attacks (https://alpaca-attack.com).
     """
     if _HTTP_1_1 in offered:
         return _HTTP_1_1
-    # pyOpenSSL sends that alert for an exception only, and Twisted ends a connection for this one.
+    # pyOpenSSL sends the alert only for an exception, and Twisted closes the connection only for SSL.Error.
     raise SSL.Error([("posd", "ALPN", "no protocol in common with the client")])
 
 
@@ -224,9 +225,9 @@ def _read_material(settings: TLSConfig) -> _Material:
 
 
 def _stamps_of(settings: TLSConfig) -> list[Stamp]:
-    """By what a change of the files is seen: of those behind symbolic links, where there are any.
+    """Return the stamps of the files, of the targets of symbolic links.
 
-    The change of an inode's time cannot be undone by who writes a file, unlike that of its content.
+    A program that writes a file can set st_mtime back, but not st_ctime.
     """
     stamps = []
     for path in (settings.certificate, settings.private_key, settings.client_ca):
@@ -241,5 +242,5 @@ def _stamps_of(settings: TLSConfig) -> list[Stamp]:
 
 
 def _reason(error: SSL.Error) -> str:
-    """OpenSSL's words for an error, such as `ee key too small`."""
+    """Return OpenSSL's reasons for an error, such as `ee key too small`."""
     return "; ".join(str(reason) for _library, _function, reason in error.args[0])

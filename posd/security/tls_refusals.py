@@ -1,7 +1,7 @@
-"""Log lines about clients with which no TLS connection comes about.
+"""Log lines about failed TLS handshakes.
 
-Without a request there is nothing that twisted.web would say, and a client often shows only that the
-connection was closed.
+twisted.web logs nothing, because there is no request, and clients often show only that the connection was
+closed.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ _log = Logger()
 
 _FATAL: Final = 2
 _ALERTS: Final = {
-    42: "its certificate is broken or has not begun",
-    43: "its certificate is not one for clients",
+    42: "its certificate is broken or not valid yet",
+    43: "its certificate is not a client certificate",
     44: "its certificate was revoked",
-    45: "its certificate has ended",
+    45: "its certificate has expired",
     46: "its certificate cannot be used",
-    48: "its certificate is not of an authority in tls.client_ca",
-    51: "it cannot prove that its certificate is its own",
+    48: "its certificate is not signed by an authority in tls.client_ca",
+    51: "it cannot prove that it has the key of its certificate",
 }
-"""Alerts that posd sends about a client's certificate (RFC 8446 §6.2).
+"""Meanings of the alerts that posd sends about a client's certificate (RFC 8446 §6.2).
 
 OpenSSL's error says only that the verification failed.
 """
 _ERRORS: Final = {
     "peer did not return a certificate": "it has no certificate",
-    "no shared cipher": "it has no cipher suite of posd's; tls.legacy_ciphers allows older ones",
-    "unsupported protocol": "it speaks no TLS from tls.minimum_version on",
+    "no shared cipher": "it shares no cipher suite with posd; tls.legacy_ciphers allows older ones",
+    "unsupported protocol": "it does not support tls.minimum_version",
     "alert unknown ca": "it does not trust the authority of tls.certificate",
-    "alert bad certificate": "it does not accept tls.certificate, perhaps for the name it called",
+    "alert bad certificate": "it does not accept tls.certificate, perhaps because of the host name",
     "alert certificate unknown": "it does not accept tls.certificate",
-    "alert certificate expired": "it finds that tls.certificate has ended",
+    "alert certificate expired": "it says that tls.certificate has expired",
 }
-"""Ends of OpenSSL's reasons. Those of alerts came from the client."""
+"""Meanings of OpenSSL's reasons, by their end. The client has sent the alerts."""
 
 
 class TLSRefusals:
-    """Logs a line for each client that is refused, or refuses, within a bound for each address."""
+    """Logs a line for each failed handshake, within the limits of `RefusalLogLimit`."""
 
     def __init__(self, seconds: Clock) -> None:
         self._limit = RefusalLogLimit(seconds)
 
     def info_callback(self, connection: SSL.Connection, where: int, what: int) -> None:
-        """Look for alerts. OpenSSL calls this at every step of a handshake."""
+        """Log a fatal alert about a client's certificate. OpenSSL calls this at every step of a handshake."""
         if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
             return
         reason = _ALERTS.get(what & 0xFF)
@@ -57,7 +57,7 @@ class TLSRefusals:
             self._log_refusal(reason, getattr(peer, "host", "-"))
 
     def failed(self, error: BaseException, address: str) -> None:
-        """A connection ended with an error. Only OpenSSL's own are looked at."""
+        """Log the error that has ended a connection, if it is a known error of OpenSSL."""
         queue = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
         for _library, _function, text in queue if isinstance(queue, list) else ():
             reason = next((why for end, why in _ERRORS.items() if str(text).endswith(end)), None)

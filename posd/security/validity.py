@@ -1,7 +1,4 @@
-"""From when until when a certificate is valid, and how soon its end is to be talked about.
-
-Pure: the moment is an argument, in UTC as everything here.
-"""
+"""The validity of a certificate, and when to warn of its expiry. All times are in UTC."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ from attrs import frozen
 from cryptography import x509
 
 _WARNING_TIME: Final = timedelta(days=14)
-"""What a person needs to notice and mend it. A certificate of a short life is renewed in its last third,
-as ACME clients do (RFC 9773 has the server say when), so it is late only after that."""
+"""The time that a person needs to renew a certificate. A short-lived certificate is renewed in its last
+third, as ACME clients do (in RFC 9773 the server says when), so the warning comes later."""
 _WARNING_FRACTION: Final = 3
 
 
 class CertificateState(enum.Enum):
-    """What a certificate is at some moment."""
+    """The state of a certificate at a given time."""
 
     FUTURE = "not valid yet"
     GOOD = "good"
@@ -29,14 +26,14 @@ class CertificateState(enum.Enum):
 
 @frozen
 class Validity:
-    """A certificate's first and last moment."""
+    """The validity period of a certificate."""
 
     begins: datetime
     ends: datetime
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> Self:
-        """That which a certificate states."""
+        """Return the validity period of a certificate."""
         return cls(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
     def state(self, now: datetime) -> CertificateState:
@@ -48,7 +45,7 @@ class Validity:
         return CertificateState.ENDING if self.ends - now < warning_time else CertificateState.GOOD
 
     def time_left(self, now: datetime) -> str:
-        """How long it is still valid, in days, and at the end in hours."""
+        """Return the time until expiry in words: days, or hours below 48 hours."""
         hours = max(0, (self.ends - now) // timedelta(hours=1))
         if hours >= 48:
             return f"{hours // 24} days"

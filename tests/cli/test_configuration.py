@@ -170,7 +170,7 @@ class MakeCertTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_USAGE)
         ran = posctl("make-cert", "--dir", self.folder, "--client", "../POS_1")
         self.assertEqual(ran.code, os.EX_USAGE)
-        self.assertIn("is no name for a client", ran.err)
+        self.assertIn("is not a valid client name", ran.err)
 
     def test_a_folder_that_cannot_be_made_is_named(self) -> None:
         blocked = self.folder

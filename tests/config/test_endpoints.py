@@ -1,4 +1,4 @@
-"""Endpoint descriptions: read as Twisted reads them, and judged before Twisted sees them."""
+"""Tests that endpoint descriptions are parsed as by Twisted, and of their problems."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ReadTests(SynchronousTestCase):
             with self.subTest(description=description):
                 self.assertEqual(read(description), endpoint)
 
-    def test_each_mistake_is_told_apart(self) -> None:
+    def test_each_mistake_has_its_own_message(self) -> None:
         for description, reason in (
             ("", "begin with a kind"),
             ("9010", "begin with a kind"),
@@ -61,8 +61,8 @@ class ReadTests(SynchronousTestCase):
             ("tcp://0.0.0.0:9010", '"//0.0.0.0" is not a whole number'),
             ("tcp:https", '"https" is not a whole number'),
             ("tcp:70000", "70000 is not a port; the last one is 65535"),
-            ("tcp:prt=9010", 'it takes no "prt", only port, interface, backlog'),
-            ("tcp:9010:127.0.0.1:50:x", '"x" is too many'),
+            ("tcp:prt=9010", 'there is no argument "prt"; the kind takes port, interface, backlog'),
+            ("tcp:9010:127.0.0.1:50:x", '"x" is one argument too many'),
             ("tcp:9010:port=9011", '"port" is given twice'),
             ("tcp:9010:interface=till.example", "not the IP address of an interface"),
             ("tcp:9010\\", "ends in a backslash"),
@@ -74,7 +74,7 @@ class ReadTests(SynchronousTestCase):
             ("unix:/run/local.sock:lockfile=no", "neither 0 nor 1"),
             ("systemd:INET", "either a name or an index"),
             ("systemd:INET:0:https", "either a name or an index"),
-            ("systemd:INET7:name=https", "none of INET, INET6 and UNIX"),
+            ("systemd:INET7:name=https", "is not INET, INET6 or UNIX"),
             ("haproxy:tcp:", "an argument is empty"),
             ("haproxy", "begin with a kind"),
         ):
@@ -91,7 +91,7 @@ class ReadTests(SynchronousTestCase):
 
 
 class AgreementTests(SynchronousTestCase):
-    """What is accepted here makes Twisted listen on the very same thing."""
+    """Twisted listens on the same socket for every accepted description."""
 
     @given(_ports, _interfaces, _backlogs)
     def test_on_a_tcp_port(self, port: int, interface: str, backlog: int) -> None:
@@ -148,9 +148,9 @@ class ReachTests(SynchronousTestCase):
 
 
 class CollisionTests(SynchronousTestCase):
-    """Two listeners."""
+    """Two listeners on the same socket."""
 
-    def test_one_place_is_one_place_however_it_is_written(self) -> None:
+    def test_different_descriptions_of_one_socket_collide(self) -> None:
         for first, second in (
             ("tcp:9010", "tcp:port=9010"),
             ("tcp:9010", "tcp:9010:interface=127.0.0.1"),
@@ -180,13 +180,13 @@ class CollisionTests(SynchronousTestCase):
 
 
 class BacklogTests(SynchronousTestCase):
-    def test_a_socket_that_names_none_gets_one(self) -> None:
+    def test_a_listener_without_a_backlog_gets_one(self) -> None:
         for description in ("tcp:9010", "tcp6:port=9010", "unix:/run/posd.sock:mode=660"):
             longer = with_backlog(description, 99)
             self.assertEqual(longer, f"{description}:backlog=99")
             self.assertIn("backlog=99", repr(read(longer)))
 
-    def test_everything_else_stays_as_it_is(self) -> None:
+    def test_other_descriptions_stay_unchanged(self) -> None:
         for description in (
             "tcp:9010:backlog=7",
             "tcp:9010:127.0.0.1:7",

@@ -1,4 +1,4 @@
-"""Files of the configuration: which count, what is in them, and who has the last word."""
+"""Tests of the files of the configuration: search, parsing, merging."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class FindTests(SynchronousTestCase):
         self.assertEqual(find_files(self.main, self.report), [self.main])
         self.assertFalse(self.report)
 
-    def test_additions_that_are_not_a_folder_are_a_problem(self) -> None:
+    def test_a_conf_d_that_is_not_a_folder_is_a_problem(self) -> None:
         self.additions.touch()
         self.assertEqual(find_files(self.main, self.report), [self.main])
-        reason = "cannot be read: Not a directory; it must be a folder of files"
+        reason = "cannot be read: Not a directory; it must be a readable folder"
         self.assertEqual(self.report.lines([self.main]), (f"{self.additions}: {reason}",))
 
 
@@ -49,7 +49,7 @@ class ParseTests(SynchronousTestCase):
         self.report = Problems()
 
     def problem(self) -> str:
-        """Parse the file, which has one problem and gives nothing."""
+        """Parse the file, check that the result is empty, and return its one problem."""
         report = Problems()
         self.assertEqual(parse(self.file, report), {})
         [line] = report.lines([self.file])
@@ -84,7 +84,7 @@ class ParseTests(SynchronousTestCase):
         for text in ("a = " + "9" * 5000, "a = " + "[" * 5000):
             with self.subTest(text=text[:9]):
                 self.file.write_text(text)
-                self.assertTrue(self.problem().startswith("somewhere: is not TOML: "))
+                self.assertTrue(self.problem().startswith("unknown line: is not TOML: "))
 
     def test_text_in_another_encoding_has_a_line_and_a_column(self) -> None:
         self.file.write_bytes("[database]\n# caf\xe9\n".encode("latin-1"))
@@ -113,7 +113,7 @@ class ReportTests(SynchronousTestCase):
 
 
 class TablesTests(SynchronousTestCase):
-    """Two sections, colours and sizes, and listeners."""
+    """A configuration with the sections colours and sizes, and listeners."""
 
     MAIN, ADDED = Path("/posd.toml"), Path("/conf.d/a.toml")
 
@@ -178,7 +178,7 @@ class TablesTests(SynchronousTestCase):
 
     def test_two_listeners_of_one_file_need_two_names(self) -> None:
         entry = '[[listen]]\nname = "a"\n'
-        reason = "stands twice in this file; give each listener a name of its own"
+        reason = "occurs twice in this file; give each listener a name of its own"
         self.expect(entry + entry, f"listen[a]: {reason}")
 
     def test_unknown_tables_and_keys_name_the_right_one(self) -> None:

@@ -1,4 +1,4 @@
-"""The configuration: what the files may say, who has the last word, and how problems are told."""
+"""Tests of the whole configuration: values, merging, problems."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SOUND = DATABASE + PEM
 
 
 class LoadCase(SynchronousTestCase):
-    """A folder with a configuration in it."""
+    """A folder with a configuration."""
 
     def setUp(self) -> None:
         folder = Path(self.mktemp())
@@ -58,7 +58,7 @@ class LoadCase(SynchronousTestCase):
         return load(self.main, {"CREDENTIALS_DIRECTORY": str(self.credentials)})
 
     def problems(self, main: str, **additions: str) -> list[str]:
-        """The problem lines, with the main file's name left out of those that begin with it."""
+        """Return the problem lines without the name of the main file."""
         self.write(main, **additions)
         return self.lines({"CREDENTIALS_DIRECTORY": str(self.credentials)})
 
@@ -132,7 +132,7 @@ class DefaultsTests(LoadCase):
 
 
 class ShippedFileTests(LoadCase):
-    """The file that is installed, which is also the reference of all keys."""
+    """The installed file, which is also the reference of all keys."""
 
     EXAMPLES = {"admin_dsn", "reader_dsn", "proxies", "client_ca"}
 
@@ -141,7 +141,7 @@ class ShippedFileTests(LoadCase):
         self.text = SHIPPED.read_text(encoding="utf-8")
         self.uncommented = re.sub(r"(?m)^#(?=[a-z\[])", "", self.text)
 
-    def test_it_works_as_it_is(self) -> None:
+    def test_the_installed_file_can_be_loaded(self) -> None:
         certificate = TLSConfig("/etc/posd/tls/fullchain.pem", "/etc/posd/tls/privkey.pem")
         expected = Config(DatabaseConfig("postgresql:///posd"), tls=certificate)
         self.assertEqual(self.load(self.text), expected)
@@ -150,7 +150,7 @@ class ShippedFileTests(LoadCase):
         config = self.load(self.uncommented)
         self.assertEqual([listener.name for listener in config.listen], ["https", "local"])
 
-    def test_every_default_in_it_is_the_default(self) -> None:
+    def test_the_defaults_in_the_file_are_the_defaults(self) -> None:
         mine, full = self.load(self.text), self.load(self.uncommented)
         https = attrs.evolve(full.listen[0], proxies=())
         without_examples = attrs.evolve(
@@ -161,7 +161,7 @@ class ShippedFileTests(LoadCase):
         )
         self.assertEqual(without_examples, mine)
 
-    def test_every_key_stands_in_it(self) -> None:
+    def test_the_file_has_all_keys(self) -> None:
         document = tomllib.loads(self.uncommented)
         [https, _] = document.pop("listen")
         keys = {name: set(table) for name, table in (document | {"listen": https}).items()}
@@ -264,10 +264,10 @@ class ValuesTests(LoadCase):
 
 
 class QuantityRangesTests(LoadCase):
-    """What quantities writes, the configuration reads, to the ends of each range."""
+    """Formatted sizes and durations can be read, up to the ends of their ranges."""
 
     def read(self, table: str, key: str, value: object) -> object:
-        # A fresh folder for each example would be slow, and nothing of the last one remains.
+        # A new folder for each example would be slow. Each example replaces all files.
         config = self.load(f"{SOUND}[{table}]\n{key} = {json.dumps(value)}\n")
         return getattr(getattr(config, table), key)
 
@@ -319,11 +319,11 @@ class LayersTests(LoadCase):
             ),
         )
 
-    def test_a_wrong_value_that_is_overruled_does_no_harm(self) -> None:
+    def test_an_overridden_wrong_value_is_no_problem(self) -> None:
         config = self.load(SOUND + "[limits]\nconnections = 0\n", a="[limits]\nconnections = 9\n")
         self.assertEqual(config.limits.connections, 9)
 
-    def test_an_unreadable_file_hides_nothing_but_what_may_be_in_it(self) -> None:
+    def test_an_unreadable_file_hides_only_problems_of_missing_keys(self) -> None:
         lines = self.problems("[delivery]\nheartbeat = 5\n", secret="[database\n")
         self.assertEqual(
             [line.partition(":")[0] for line in lines], ["delivery.heartbeat", "secret.toml"]
@@ -354,13 +354,13 @@ class CredentialsTests(LoadCase):
 
 
 class ProblemsTests(LoadCase):
-    """One problem each, and the whole line it makes."""
+    """A test has one problem and its whole line."""
 
     def expect(self, main: str, *lines: str) -> None:
         with self.subTest(main=main):
             self.assertEqual(self.problems(main), list(lines))
 
-    def test_what_has_no_default_is_asked_for(self) -> None:
+    def test_a_missing_required_key_is_a_problem(self) -> None:
         dsn = (
             "database.dsn: is missing; write a PostgreSQL URI or keywords, "
             'such as "postgresql:///posd" or "dbname=posd"'
@@ -412,23 +412,23 @@ class ProblemsTests(LoadCase):
             "limits.outbox_total: is unknown; its name is now send_queue_total",
         )
 
-    def test_a_contradiction_is_told_of_the_file_that_made_it(self) -> None:
+    def test_a_contradiction_names_the_file_that_causes_it(self) -> None:
         lines = self.problems(SOUND, a='[limits]\nevent_bytes = "256KiB"\n')
         self.assertEqual(
             lines[0].partition(" is less")[0], 'a.toml: delivery.send_queue_bytes: "256KiB"'
         )
 
-    def test_what_was_not_understood_is_not_compared(self) -> None:
+    def test_unusable_values_are_not_compared(self) -> None:
         lines = self.problems(
             SOUND + '[delivery]\nsend_queue_bytes = "200KiB"\n[limits]\nevent_bytes = "many"\n'
         )
         self.assertEqual([line.partition(":")[0] for line in lines], ["limits.event_bytes"])
 
     def test_trust_goes_with_nothing_that_lets_strangers_in(self) -> None:
-        others = "is no place for trusted = true, as others can reach it; "
+        others = "does not go with trusted = true; other machines can reach it; "
         remote = others + "write a unix socket or a loopback interface"
         everybody = (
-            'with trusted = true lets in every user of this machine; write "mode=660" or less'
+            'with trusted = true is open to every user of this machine; write "mode=660" or less'
         )
         needless = (
             "true does not go with trusted = true; local programs need no TLS, so leave it out"
@@ -443,13 +443,13 @@ class ProblemsTests(LoadCase):
             (loopback + "tls = true\n", f"tls: {needless}"),
             (
                 loopback + 'proxies = ["127.0.0.1"]\n',
-                "proxies: proxies do not go with trusted = true; what they pass on is not local",
+                "proxies: proxies do not go with trusted = true; their requests are not local",
             ),
         ):
             entry = f'[[listen]]\nname = "a"\ntrusted = true\n{keys}'
             self.expect(SOUND + entry, *(f"listen[a].{text}" for text in texts))
 
-    def test_everything_that_is_wrong_is_told_at_once(self) -> None:
+    def test_all_problems_are_reported_at_once(self) -> None:
         lines = self.problems(
             """
             colour = "red"
@@ -505,7 +505,7 @@ _values = st.recursive(
 
 
 def _toml(value: object) -> str:
-    """Write a value as TOML would have it inline."""
+    """Return a value as inline TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -517,11 +517,11 @@ def _toml(value: object) -> str:
 
 class StrangeDocumentsTests(LoadCase):
     @given(st.dictionaries(_words, _values, max_size=6))
-    def test_whatever_stands_in_a_file_makes_lines_and_nothing_else(
+    def test_any_file_gives_problem_lines_and_no_other_error(
         self, document: dict[str, object]
     ) -> None:
         text = "".join(f"{_toml(key)} = {_toml(value)}\n" for key, value in document.items())
-        lines = self.problems(text)  # never sound: dsn and the certificate cannot both be there
+        lines = self.problems(text)  # Never valid: dsn and the certificate cannot both exist.
         self.assertNotEqual(lines, [])
         for line in lines:
             self.assertTrue(line.isprintable(), line)

@@ -1,4 +1,4 @@
-"""What may stand behind a key: what is understood, and what is said of everything else."""
+"""Tests of the types of values: accepted values, and the problems of the others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = SizeValue("1KiB", "1MiB")
 
 
 class UnderstandTests(SynchronousTestCase):
-    def test_values_are_turned_into_what_is_meant(self) -> None:
+    def test_values_are_converted(self) -> None:
         raw: object
         for kind, raw, meant in (
             (BooleanValue(), True, True),
@@ -128,18 +128,20 @@ class UnderstandTests(SynchronousTestCase):
         self.expect(NetworksValue(), "10.0.0.0/8", f'"10.0.0.0/8" is a string; {meant}')
         self.expect(NetworksValue(), [10], f"[10] has an integer in it; {meant}")
         self.expect(NetworksValue(), ["a.b"], f'["a.b"] has "a.b", which is not a network; {meant}')
-        self.expect(NetworksValue(), ["::/0"], f'["::/0"] has "::/0", which is everybody; {meant}')
+        self.expect(
+            NetworksValue(), ["::/0"], f'["::/0"] has "::/0", which is every address; {meant}'
+        )
         self.expect(
             NetworksValue(),
             ["10.0.0.7/8"],
-            '["10.0.0.7/8"] has "10.0.0.7/8", one machine\'s; did you mean "10.0.0.0/8"?',
+            '["10.0.0.7/8"] has "10.0.0.7/8", which has host bits set; did you mean "10.0.0.0/8"?',
         )
 
     def test_a_long_value_is_cut(self) -> None:
         error = self.assertRaises(ValueError, read_value, BooleanValue(), "x" * 500, {})
         self.assertEqual(str(error).partition(" is ")[0], '"' + "x" * 59 + "…")
 
-    def test_a_connection_string_is_not_shown_whatever_is_wrong_with_it(self) -> None:
+    def test_a_problem_never_shows_a_connection_string(self) -> None:
         meant = 'write a PostgreSQL URI or keywords, such as "postgresql:///posd" or "dbname=posd"'
         for raw, what in (
             ("mysql://posd:hunter2@/posd", "is not a connection string"),
@@ -169,11 +171,11 @@ class CredentialsTests(SynchronousTestCase):
             with self.subTest(kind=kind):
                 self.assertEqual(read_value(kind, raw, self.environ), meant)
 
-    def test_a_credential_that_cannot_be_had_is_a_problem(self) -> None:
+    def test_an_unreadable_credential_is_a_problem(self) -> None:
         (self.folder / "binary").write_bytes(b"\xff\xfe")
         (self.folder / "folder").mkdir()
         asks, unread = "this asks for the credential", "its file cannot be read"
-        only = 'this is a table; only { credential = "name" } can stand in place of a value'
+        only = 'this is a table; only { credential = "name" } can take the place of a value'
         impossible = "this names a credential that cannot exist; write the name of a file"
         raw: object
         for raw, sentence in (
@@ -194,12 +196,12 @@ class CredentialsTests(SynchronousTestCase):
                     error = self.assertRaises(ValueError, read_value, kind, raw, self.environ)
                     self.assertEqual(str(error), sentence)
 
-    def test_without_the_directory_the_unit_is_told_what_it_needs(self) -> None:
+    def test_without_the_directory_the_problem_names_the_setting_of_the_unit(self) -> None:
         error = self.assertRaises(ValueError, read_value, DsnValue(), {"credential": "dsn"}, {})
         what = 'this asks for the credential "dsn"; $CREDENTIALS_DIRECTORY is not set'
         self.assertEqual(str(error), f"{what}: the unit needs LoadCredential=dsn:PATH")
 
-    def test_what_a_credential_holds_is_never_shown(self) -> None:
+    def test_the_contents_of_a_credential_are_never_shown(self) -> None:
         (self.folder / "it").write_text("hunter 2")
         it = {"credential": "it"}
         for kind, raw in (
@@ -219,7 +221,7 @@ class CredentialsTests(SynchronousTestCase):
         ):
             with self.subTest(kind=kind):
                 error = self.assertRaises(ValueError, read_value, kind, raw, self.environ)
-                what = "what the credential holds cannot be used"
+                what = "the contents of the credential cannot be used"
                 self.assertEqual(str(error), f"{what}; {kind.meant}")
 
 

@@ -1,4 +1,4 @@
-"""Sizes and durations: what is understood, what is refused, and that both ways agree."""
+"""Tests of parsing and formatting of sizes and durations."""
 
 from __future__ import annotations
 

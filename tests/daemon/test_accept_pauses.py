@@ -1,4 +1,4 @@
-"""Accepting connections takes a little of each turn of the reactor."""
+"""Tests of the limit of accepted connections per turn of the reactor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posd.daemon import accept_pauses as accepting
 
 @define(eq=False, slots=False)
 class Port:
-    """A port of Twisted's with some connections in its backlog."""
+    """A fake port of Twisted with connections in its backlog."""
 
     backlog: int
     numberAccepts: int = 100
@@ -20,7 +20,7 @@ class Port:
     taken: list[int] = field(factory=list)
 
     def doRead(self) -> None:
-        """Accept as Twisted does, which is ready for more when it was not enough."""
+        """Accept connections as Twisted does."""
         accepted = min(self.backlog, self.numberAccepts)
         self.backlog -= accepted
         self.taken.append(accepted)

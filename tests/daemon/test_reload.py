@@ -1,4 +1,4 @@
-"""What a reload changes, what waits for a restart, and that a bad one changes nothing."""
+"""Tests of reloads: changed keys, keys that need a restart, and bad files, which change nothing."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ PLAIN: Final = Config(
 
 
 class ReloadCase(SynchronousTestCase):
-    """Files on disk, a server's TLS, and what was put in force since."""
+    """Configuration files, a ServerTLS, and the applied configurations."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
         made = make(self.folder, ["localhost"])
-        # Of another authority, and with another key.
+        # A certificate of another authority, with another key.
         self.other = make(self.folder / "other", ["localhost"])
         self.files = {
             "fullchain.pem": made.certificate_path.read_bytes(),
@@ -88,7 +88,7 @@ def told(event: LogEvent) -> str:
 
 
 class GoodTests(ReloadCase):
-    def test_what_is_new_is_put_in_force_at_once(self) -> None:
+    def test_new_values_are_applied_at_once(self) -> None:
         self.write({"posd.toml": self.toml("[limits]\nconnections = 7\n[logging]\nlevel='debug'")})
         self.assertEqual(self.reload_files(), [f"info reloaded {self.folder}/posd.toml"])
         (applied,) = self.applied
@@ -108,15 +108,15 @@ class GoodTests(ReloadCase):
         self.assertNotEqual(self.tls.serial_number, before)
         self.assertEqual(len(self.applied), 1)
 
-    def test_keys_that_wait_for_a_restart_are_named_and_stay_as_they_were(self) -> None:
+    def test_keys_that_need_a_restart_are_named_and_keep_their_values(self) -> None:
         self.write({"posd.toml": self.toml("[limits]\nconnections = 7", dsn="dbname=elsewhere")})
         _, line = self.reload_files()
-        self.assertEqual(line, "warn restart posd for new values of database.dsn")
+        self.assertEqual(line, "warn new values of database.dsn need a restart of posd")
         self.assertEqual(self.reload.current.database.dsn, "dbname=posd")
         self.assertEqual(self.reload.current.limits.connections, 7)
         self.assertEqual(self.reload_files()[-1], line)
 
-    def test_what_failed_before_is_forgotten(self) -> None:
+    def test_a_successful_reload_clears_the_trouble(self) -> None:
         self.write({"posd.toml": b"half a fi"})
         self.reload_files()
         self.assertNotEqual(self.reload.trouble, "")
@@ -140,7 +140,7 @@ def encrypted(case: ReloadCase) -> bytes:
 
 
 def misplaced(case: ReloadCase) -> bytes:
-    """The authority before the server's own certificate."""
+    """Return a chain with the authority before the certificate of the server."""
     return case.files["clients.pem"] + case.files["fullchain.pem"]
 
 
@@ -208,7 +208,7 @@ GOOD: Final = (
 
 class BadTests(ReloadCase):
     def state(self) -> tuple[object, ...]:
-        """Everything that a reload could have changed."""
+        """Return all that a reload can change."""
         return (
             self.reload.current,
             list(self.applied),
@@ -226,7 +226,7 @@ class BadTests(ReloadCase):
                 self.write({file: content(self)})
                 (line,) = self.reload_files()
                 self.assertEqual(self.state(), before)
-                self.assertTrue(line.startswith("error not reloaded, everything stays"), line)
+                self.assertTrue(line.startswith("error not reloaded, posd keeps"), line)
                 self.assertIn(words, line)
                 self.assertIn(words, self.reload.trouble)
                 self.assertNotIn("\n", line)
@@ -237,12 +237,12 @@ class BadTests(ReloadCase):
         good=some.sets(some.sampled_from(GOOD)),
         renewed=some.booleans(),
     )
-    def test_whatever_good_there_is_beside_a_bad_file_does_not_come_into_force(
+    def test_with_one_bad_file_no_good_value_is_applied(
         self, bad: str, good: set[str], renewed: bool
     ) -> None:
         self.begin()
         before = self.state()
-        # Keys of one table stand together in a file of their own.
+        # The keys of a table are in a file of their own.
         folder = self.folder / "conf.d"
         folder.mkdir(exist_ok=True)
         for number, text in enumerate(GOOD):
@@ -275,7 +275,7 @@ class WaitingTests(SynchronousTestCase):
         )
         self.assertEqual(list(keys_needing_restart(PLAIN, loaded)), [])
 
-    def test_the_database_waits_but_what_only_posctl_reads_of_it(self) -> None:
+    def test_keys_of_the_database_need_a_restart_unless_only_posctl_reads_them(self) -> None:
         loaded = config.DatabaseConfig("dbname=b", pool_size=3, statement_timeout=1, admin_dsn="x")
         self.assertEqual(
             list(keys_needing_restart(PLAIN, evolve(PLAIN, database=loaded))), [*RESTART_KEYS[:3]]
@@ -293,7 +293,7 @@ class WaitingTests(SynchronousTestCase):
             list(keys_needing_restart(PLAIN, evolve(PLAIN, listen=(local, https)))), []
         )
 
-    def test_the_configuration_as_installed_says_which_keys_wait_for_a_restart(self) -> None:
+    def test_the_installed_file_names_the_keys_that_need_a_restart(self) -> None:
         text = resources.example_config().read_text("utf-8")
         marked = set()
         table = "none"

@@ -1,4 +1,4 @@
-"""A stop that nothing outlasts."""
+"""Tests of the time limits of a shutdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StoppingTests(SynchronousTestCase):
     def begin(self, name: str, seconds: float, ending: Deferred[None] | None) -> Deferred[None]:
         return Deferred.fromCoroutine(self.stopping.stop_part(name, seconds, lambda: ending))
 
-    def test_a_part_that_ends_is_waited_for(self) -> None:
+    def test_a_shutdown_waits_for_a_part(self) -> None:
         ending: Deferred[None] = Deferred()
         part = self.begin("the feed", 5.0, ending)
         self.assertNoResult(part)
@@ -31,7 +31,7 @@ class StoppingTests(SynchronousTestCase):
         self.successResultOf(self.begin("presence", 5.0, succeed(None)))
         self.assertEqual((self.stopping.unfinished, self.clock.getDelayedCalls()), ([], []))
 
-    def test_a_part_that_does_not_is_named_and_left_behind(self) -> None:
+    def test_a_part_above_its_time_limit_is_named_and_left(self) -> None:
         part = self.begin("the feed", 5.0, Deferred(lambda _: None))
         with capturedLogs() as logs:
             self.clock.advance(5.0)
@@ -40,7 +40,7 @@ class StoppingTests(SynchronousTestCase):
         (line,) = (each for each in logs if each["log_level"] == LogLevel.error)
         self.assertEqual((line["name"], line["seconds"]), ("the feed", 5.0))
 
-    def test_a_part_that_fails_holds_up_no_other(self) -> None:
+    def test_a_failing_part_does_not_stop_the_shutdown(self) -> None:
         part = self.begin("the feed", 5.0, Deferred())
         failing: Deferred[None] = Deferred()
         failing.errback(LookupError("as wanted"))
@@ -55,11 +55,11 @@ class StoppingTests(SynchronousTestCase):
             while not part.called:
                 self.clock.advance(0.5)
         self.assertEqual(len(self.stopping.unfinished), 20)
-        # Six have five seconds; the others are stopped too, and hardly waited for.
+        # Six parts have five seconds; the others are stopped with the minimum time.
         self.assertEqual(self.clock.seconds(), 30.0 + 14 * 0.5)
         self.assertLess(self.clock.seconds(), service._FORCED_EXIT_SECONDS)
 
-    def test_a_process_that_is_still_there_is_ended(self) -> None:
+    def test_a_process_that_does_not_end_is_killed(self) -> None:
         ended = threading.Event()
         statuses: list[int] = []
 

@@ -1,4 +1,4 @@
-"""A loop that no longer tries fails readiness and the watchdog; one that is refused does not."""
+"""A loop without attempts fails readiness and the watchdog. A loop whose attempts fail does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.sequencer_case import publication
 
 
 class StalledTests(SynchronousTestCase):
-    """All parts on a clock, and connections that do what the test says."""
+    """All parts with a Clock, and connections that the test controls."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -66,19 +66,19 @@ class StalledTests(SynchronousTestCase):
         for _ in range(int(count * 240)):
             self.clock.advance(0.25)
 
-    def test_a_database_that_refuses_every_attempt_stalls_nothing(self) -> None:
+    def test_failing_attempts_are_not_a_stall(self) -> None:
         self.start()
         self.minutes(5)
         self.assertEqual(readiness.stalled(self.parts), [])
         self.assertIn("feed", self.parts.health.missing())
 
-    def test_one_that_never_answers_stalls_nothing(self) -> None:
+    def test_a_database_that_never_answers_is_not_a_stall(self) -> None:
         self.opening = Deferred
         self.start()
         self.minutes(5)
         self.assertEqual(readiness.stalled(self.parts), [])
 
-    def test_links_that_do_not_connect_any_more(self) -> None:
+    def test_parts_without_attempts_to_connect_are_stalled(self) -> None:
         # As it was when an error in drop() left the loop waiting.
         self.patch(ReconnectPauses, "pause", lambda *_: Deferred())
         self.start()
@@ -87,7 +87,7 @@ class StalledTests(SynchronousTestCase):
         self.minutes(0.2)
         self.assertEqual(readiness.stalled(self.parts), ["database", "feed", "sequencer"])
 
-    def test_a_feed_that_does_not_look_any_more(self) -> None:
+    def test_a_feed_without_polls_is_stalled(self) -> None:
         self.opening = lambda: succeed(None)
         self.start()
         self.assertTrue(self.parts.feed.up)
@@ -101,7 +101,7 @@ class StalledTests(SynchronousTestCase):
         rounds: list[Deferred[None]] = []
 
         async def never(*_: object) -> None:
-            # One that does not even heed its cancellation.
+            # A round that ignores its cancellation.
             rounds.append(Deferred(lambda _: None))
             await rounds[-1]
 
@@ -114,7 +114,7 @@ class StalledTests(SynchronousTestCase):
         told = [e for e in logs if "a round of the feed" in str(e["log_format"])]
         self.assertEqual({each["log_level"] for each in told}, {LogLevel.error})
 
-    def test_a_sequencer_whose_transaction_never_ends(self) -> None:
+    def test_a_sequencer_with_an_endless_transaction_is_stalled(self) -> None:
         self.opening = lambda: succeed(None)
         self.start()
         never: Deferred[Any] = Deferred()
@@ -129,7 +129,7 @@ class StalledTests(SynchronousTestCase):
         self.failureResultOf(published, Unavailable)
         self.assertEqual(readiness.stalled(self.parts), [])
 
-    def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
+    def test_the_daemon_logs_a_stall_once_and_does_not_notify_the_watchdog(self) -> None:
         daemon = Daemon.__new__(Daemon)
         daemon._application, daemon._stalled, daemon._watchdog = self.parts, [], None
         daemon._reactor, daemon._stalled_since = self.clock, None
@@ -145,19 +145,19 @@ class StalledTests(SynchronousTestCase):
         self.assertFalse(daemon._is_alive())
         (line,) = (each for each in logs if each["log_level"] == LogLevel.critical)
         self.assertEqual(line["parts"], "database, feed, sequencer")
-        self.assertEqual(line["remedy"], "restart it")
+        self.assertEqual(line["remedy"], "restart posd")
         daemon._stalled, daemon._watchdog = [], Service()
         with capturedLogs() as logs:
             daemon._log_stalled()
-        self.assertEqual([each["remedy"] for each in logs], ["systemd restarts it"])
+        self.assertEqual([each["remedy"] for each in logs], ["systemd restarts posd"])
 
-    def test_a_machine_that_was_suspended_is_no_fault(self) -> None:
+    def test_a_suspended_machine_is_not_a_stall(self) -> None:
         daemon = Daemon.__new__(Daemon)
         daemon._application, daemon._stalled, daemon._watchdog = self.parts, [], None
         daemon._reactor, daemon._stalled_since = self.clock, None
         self.opening = lambda: succeed(None)
         self.start()
-        # Nothing runs meanwhile.
+        # No code runs during the suspension.
         self.clock.rightNow += 70
         with capturedLogs() as logs:
             self.assertEqual(readiness.stalled(self.parts), ["feed"])

@@ -1,4 +1,4 @@
-"""What posd tells systemd, read from a real socket, and what it takes over from it."""
+"""Tests of notifications to systemd on a real socket, and of inherited sockets."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from posd.daemon import systemd
 
 
 class Manager:
-    """The socket on which systemd would listen."""
+    """The notification socket of systemd."""
 
     def __init__(self, test: SynchronousTestCase, *, abstract: bool = False) -> None:
-        # Not trial's own folder: its path is longer than a socket's address may be.
+        # Not in trial's folder, whose path is too long for the address of a socket.
         folder = tempfile.TemporaryDirectory()
         test.addCleanup(folder.cleanup)
         path = f"{folder.name}/notify"
@@ -35,7 +35,7 @@ class Manager:
         self.environ = {"NOTIFY_SOCKET": f"@{path}" if abstract else path}
 
     def told(self) -> list[str]:
-        """The datagrams that have come since the last call."""
+        """Return the datagrams since the last call."""
         datagrams = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -44,7 +44,7 @@ class Manager:
 
 
 class WithSystemd(SynchronousTestCase):
-    """systemd has started the daemon and listens."""
+    """systemd has started the daemon with a notification socket."""
 
     def setUp(self) -> None:
         self.manager = Manager(self)
@@ -82,7 +82,7 @@ class WithSystemd(SynchronousTestCase):
         self.assertEqual(len(datagram.splitlines()), 1)
         self.assertTrue(datagram.startswith("STATUS="))
 
-    def test_it_is_told_also_when_no_descriptor_is_left(self) -> None:
+    def test_systemd_is_notified_when_no_descriptor_is_left(self) -> None:
         def none_left(*_: object) -> None:
             raise OSError(24, "Too many open files")
 
@@ -90,7 +90,7 @@ class WithSystemd(SynchronousTestCase):
         self.notifier.watchdog()
         self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
 
-    def test_a_manager_that_does_not_read_is_given_up_with_a_warning(self) -> None:
+    def test_a_notification_that_is_not_read_is_dropped_with_a_warning(self) -> None:
         self.patch(systemd, "_SEND_TIMEOUT", 0.001)
         with capturedLogs() as logs:
             for _ in range(5000):
@@ -110,7 +110,7 @@ class WithoutSystemd(SynchronousTestCase):
             self.assertFalse(notifier.enabled)
             self.assertEqual(logs, [])
 
-    def test_a_socket_that_is_gone_is_a_warning_and_not_an_error(self) -> None:
+    def test_a_missing_socket_is_logged_as_a_warning(self) -> None:
         notifier = systemd.Notifier({"NOTIFY_SOCKET": "/nonexistent/notify"})
         with capturedLogs() as logs:
             notifier.ready()
@@ -121,13 +121,13 @@ class WatchdogInterval(SynchronousTestCase):
     def test_microseconds_become_seconds(self) -> None:
         self.assertEqual(systemd.watchdog_interval({"WATCHDOG_USEC": "30000000"}), 30.0)
 
-    def test_it_is_for_the_process_that_is_named(self) -> None:
+    def test_the_watchdog_is_for_the_process_of_its_pid(self) -> None:
         own = {"WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getpid())}
         self.assertEqual(systemd.watchdog_interval(own), 0.5)
         other = {"WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getppid())}
         self.assertIsNone(systemd.watchdog_interval(other))
 
-    def test_nothing_is_wanted_when_it_is_absent_zero_or_no_number(self) -> None:
+    def test_there_is_no_watchdog_if_the_variable_is_absent_zero_or_not_a_number(self) -> None:
         for environ in ({}, *({"WATCHDOG_USEC": usec} for usec in ("", "0", "-5", "soon", "²"))):
             self.assertIsNone(systemd.watchdog_interval(environ))
 
@@ -140,17 +140,17 @@ class TheJournal(SynchronousTestCase):
         there = path.stat()
         self.named = f"{there.st_dev}:{there.st_ino}"
 
-    def test_it_is_where_systemd_says_that_it_is(self) -> None:
+    def test_a_stream_is_the_journal_if_journal_stream_names_it(self) -> None:
         self.assertTrue(systemd.is_journal({"JOURNAL_STREAM": self.named}, self.stream))
 
-    def test_what_was_turned_elsewhere_since_is_not_it(self) -> None:
+    def test_another_stream_is_not_the_journal(self) -> None:
         self.assertFalse(systemd.is_journal({"JOURNAL_STREAM": "8:1"}, self.stream))
         self.assertFalse(systemd.is_journal({}, self.stream))
         self.assertFalse(systemd.is_journal({"JOURNAL_STREAM": self.named}, io.StringIO()))
 
 
 class TheWatchdog(SynchronousTestCase):
-    """systemd wants a sign of life every thirty seconds."""
+    """The watchdog interval is thirty seconds."""
 
     def setUp(self) -> None:
         self.manager = Manager(self)
@@ -158,7 +158,7 @@ class TheWatchdog(SynchronousTestCase):
         notifier = systemd.Notifier(self.manager.environ)
         self.watchdog = systemd.Watchdog(self.clock, notifier, 30.0)
 
-    def test_it_gives_one_at_once_and_then_twice_per_interval(self) -> None:
+    def test_the_watchdog_is_notified_at_once_and_then_twice_per_interval(self) -> None:
         self.watchdog.startService()
         self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
         self.clock.pump([14.9])
@@ -166,7 +166,7 @@ class TheWatchdog(SynchronousTestCase):
         self.clock.pump([0.2, 15.0])
         self.assertEqual(self.manager.told(), ["WATCHDOG=1", "WATCHDOG=1"])
 
-    def test_it_gives_none_while_the_daemon_says_that_it_is_not_alive(self) -> None:
+    def test_the_watchdog_is_not_notified_while_the_daemon_is_not_alive(self) -> None:
         alive = True
         watchdog = systemd.Watchdog(
             self.clock, systemd.Notifier(self.manager.environ), 30.0, lambda: alive
@@ -181,7 +181,7 @@ class TheWatchdog(SynchronousTestCase):
         self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
         watchdog.stopService()
 
-    def test_it_gives_none_before_the_start_nor_after_the_stop(self) -> None:
+    def test_the_watchdog_is_not_notified_before_the_start_or_after_the_stop(self) -> None:
         self.clock.advance(60)
         self.assertEqual(self.manager.told(), [])
         self.watchdog.startService()
@@ -191,7 +191,7 @@ class TheWatchdog(SynchronousTestCase):
         self.assertEqual(self.manager.told(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_one_that_was_never_started_can_be_stopped(self) -> None:
+    def test_a_watchdog_that_was_not_started_can_be_stopped(self) -> None:
         self.watchdog.stopService()
         self.assertFalse(self.watchdog.running)
 
@@ -251,7 +251,7 @@ reactor.run()
 
 
 def started_with(names: str, *sockets: socket.socket) -> subprocess.CompletedProcess[str]:
-    """Run the daemon with these sockets as systemd would hand them over, until it ends."""
+    """Run the daemon with these sockets, passed as systemd does, until it exits."""
     descriptors = [each.fileno() for each in sockets]
     return subprocess.run(
         [sys.executable, "-c", _DAEMON, names, *map(str, descriptors)],
@@ -265,7 +265,7 @@ def started_with(names: str, *sockets: socket.socket) -> subprocess.CompletedPro
 
 
 class InheritedEndpoints(SynchronousTestCase):
-    """A process of its own is given listening sockets: that is not to be faked in this one."""
+    """A child process gets listening sockets, which cannot be faked in this process."""
 
     def listening(self, family: int, address: tuple[str, int] | str) -> socket.socket:
         opened = socket.socket(family, socket.SOCK_STREAM)
@@ -299,7 +299,7 @@ class InheritedEndpoints(SynchronousTestCase):
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
         self.assertEqual([caller.recv(100).decode() for caller in callers], expected)
 
-    def test_a_socket_that_accepts_no_connections_is_refused_by_name(self) -> None:
+    def test_a_socket_that_does_not_listen_is_refused_by_name(self) -> None:
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(datagrams.close)
         unbound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

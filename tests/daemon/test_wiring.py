@@ -1,4 +1,4 @@
-"""What is looked at before anything is numbered on a connection, what is started, what is reloaded."""
+"""Tests of the check of the database before numbering, of start and stop, and of reloads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENANT = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
 
 
 class ScriptedSession:
-    """Answers as a database with this fingerprint and this head would, and notes what is changed."""
+    """A fake database with a fingerprint and a head, which records changes."""
 
     def __init__(self, head: StreamHead, *, known: bool = True) -> None:
         self.head = head
@@ -60,22 +60,22 @@ class RecognitionTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.parts._identify_database(session)))
         return session.changes
 
-    def test_a_head_behind_what_was_delivered_names_the_stream_anew(self) -> None:
+    def test_a_head_behind_delivered_events_gives_the_stream_a_new_id(self) -> None:
         ((sql, parameters),) = self.recognise(9, self.stream_id)
         self.assertIn("pos_begin_epochs", sql)
         self.assertEqual(parameters, ([TENANT.id], [str(self.stream_id)], [9], [9]))
 
-    def test_a_head_as_far_as_what_was_delivered_changes_nothing(self) -> None:
+    def test_a_head_at_the_delivered_position_changes_nothing(self) -> None:
         self.assertEqual(self.recognise(10, self.stream_id), [])
 
-    def test_what_is_delivered_while_the_heads_are_read_changes_nothing(self) -> None:
+    def test_events_delivered_while_heads_are_read_change_nothing(self) -> None:
         session = ScriptedSession(StreamHead(TENANT.id, self.stream_id, 10))
         channel, look = self.parts.hub.channels._by_tenant[TENANT.id], session.query
 
         async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
             rows = await look(sql, parameters)
             if "pos_recognise" not in sql:
-                # Another node has numbered an event by now, and this one has delivered it.
+                # Another node has numbered an event meanwhile, and this node has delivered it.
                 channel.tail = 11
             return rows
 
@@ -83,7 +83,7 @@ class RecognitionTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.parts._identify_database(session)))
         self.assertEqual(session.changes, [])
 
-    def test_a_stream_that_has_another_name_already_keeps_it(self) -> None:
+    def test_a_stream_with_another_id_keeps_it(self) -> None:
         self.assertEqual(self.recognise(3, uuid4()), [])
 
     def test_another_database_is_told_how_far_devices_were_sent(self) -> None:
@@ -99,7 +99,7 @@ class RecognitionTests(SynchronousTestCase):
 
 
 class LifeTests(SynchronousTestCase):
-    def test_all_that_runs_by_itself_is_started_and_stopped(self) -> None:
+    def test_all_services_are_started_and_stopped(self) -> None:
         parts = Application(
             MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
         )
@@ -122,14 +122,14 @@ class LifeTests(SynchronousTestCase):
 
 
 class ReloadTests(SynchronousTestCase):
-    """Every limit there is can be changed while posd runs."""
+    """All limits can be changed while posd runs."""
 
     def setUp(self) -> None:
         self.settings = Config(database=DatabaseConfig(dsn="dbname=posd"))
         self.parts = Application(MemoryReactorClock(), self.settings)
 
     def limits(self) -> dict[str, object]:
-        """What is in force, by the key that says so."""
+        """Return the values in force by key."""
         parts, hub = self.parts, self.parts.hub
         return {
             "event_bytes": parts.sequencer.event_bytes,

@@ -172,7 +172,7 @@ class NoTLSTests(HostileCase):
             with self.assertRaises(ssl.SSLError) as caught:
                 Peer.dial(self.posd, context=context)
             self.assertIn("ALERT_HANDSHAKE_FAILURE", str(caught.exception))
-        logged = "it has no cipher suite of posd's; tls.legacy_ciphers allows older ones"
+        logged = "it shares no cipher suite with posd; tls.legacy_ciphers allows older ones"
         until(lambda: logged in self.posd.log()[self._logged :], "it is logged")
 
     def test_older_versions(self) -> None:

@@ -106,8 +106,12 @@ class TillTests(MutualCase):
     def test_a_foreign_one_and_one_that_has_ended_are_told_from_each_other(self) -> None:
         ended = datetime.now(UTC) - timedelta(days=9)
         for made, alert, words in (
-            (self.made("strangers", "POS_1"), "ALERT_UNKNOWN_CA", "is not of an authority in"),
-            (self.made("tills", "POS_2", days=1, now=ended), "CERTIFICATE_EXPIRED", "has ended"),
+            (
+                self.made("strangers", "POS_1"),
+                "ALERT_UNKNOWN_CA",
+                "is not signed by an authority in",
+            ),
+            (self.made("tills", "POS_2", days=1, now=ended), "CERTIFICATE_EXPIRED", "has expired"),
         ):
             for version in VERSIONS:
                 seen, line = self.refused(made, version)

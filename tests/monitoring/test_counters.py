@@ -1,4 +1,4 @@
-"""What is counted, and what labels may be."""
+"""Tests of counters and their labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InstrumentTests(SynchronousTestCase):
         return nonzero_samples(self.counters.registry)
 
     def ended(self) -> list[tuple[str, ...]]:
-        """Who ended connections, and why."""
+        """Return the labels of ended connections."""
         return [
             series[1:] for series in self.counted() if series[0] == "posd_connections_ended_total"
         ]
@@ -53,7 +53,7 @@ class InstrumentTests(SynchronousTestCase):
             self.assertEqual(found["posd_http_requests_total", "GET /health/live", status], 1)
         self.assertEqual(found["posd_http_request_seconds_count", "GET /health/live"], 2)
 
-    def test_what_posd_says_at_the_end_of_a_connection_is_one_word(self) -> None:
+    def test_the_reasons_of_closes_by_posd_are_single_words(self) -> None:
         for closing in (GOING_AWAY, REVOKED, TOO_SLOW):
             self.counters.ended("posd", closing.code, closing.reason)
         for why in (SILENT, DROPPED):
@@ -63,7 +63,7 @@ class InstrumentTests(SynchronousTestCase):
             {"restart", "revoked", "too_slow", "silent", "sent_home"},
         )
 
-    def test_what_others_say_is_no_label(self) -> None:
+    def test_texts_of_clients_are_not_labels(self) -> None:
         self.counters.ended("posd", 1002, "received a reserved bit of pos_0123456789")
         self.counters.ended("till", 4321, "")
         self.counters.ended("till", None, "")
@@ -79,7 +79,7 @@ class InstrumentTests(SynchronousTestCase):
         self.assertEqual(len(self.ended()), len(closings))
         self.assertNotIn(("posd", "protocol"), self.ended())
 
-    def test_what_an_alarm_looks_at_is_there_before_it_happens(self) -> None:
+    def test_series_of_alerts_exist_from_the_start(self) -> None:
         found = read_samples(generate_latest(self.counters.registry).decode())
         for series in (
             ("posd_events_published_total", "sql"),

@@ -1,4 +1,4 @@
-"""Ages of what the database has dated, on a machine with another clock."""
+"""Tests of the age of database timestamps on a machine with another clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DatabaseClockTests(SynchronousTestCase):
         self.assertIsNone(self.clock.offset)
         self.assertEqual(self.clock.seconds_since(at(-3)), 3.0)
 
-    def test_what_a_database_dated_whose_clock_is_ahead_is_older_than_it_looks(self) -> None:
+    def test_the_age_includes_the_offset_of_a_clock_that_is_ahead(self) -> None:
         self.compare(sent_at=0.0, database_time=60.5, received_at=1.0)
         self.assertEqual(self.clock.offset, 60.0)
         self.assertEqual(self.clock.seconds_since(at(59)), 1.0)
@@ -42,6 +42,6 @@ class DatabaseClockTests(SynchronousTestCase):
     def test_nothing_is_younger_than_now(self) -> None:
         self.assertEqual(self.clock.seconds_since(at(2)), 0.0)
 
-    def test_a_clock_that_was_set_back_meanwhile_compares_nothing(self) -> None:
+    def test_a_comparison_during_a_set_back_clock_is_ignored(self) -> None:
         self.compare(sent_at=10.0, database_time=10.0, received_at=3.0)
         self.assertIsNone(self.clock.offset)

@@ -1,4 +1,4 @@
-"""What Prometheus is told, in memory."""
+"""Tests of the metrics text, in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def nothing() -> Sequence[Metric]:
 
 class MetricsTests(SynchronousTestCase):
     def scraped(self, **more: Any) -> dict[Series, float]:
-        """Values by name and labels."""
+        """Return the values by name and labels."""
         self.counters = Counters()
         default: dict[str, Any] = {
             "readings": {"database_up": lambda: True, "ready": lambda: False},
@@ -49,7 +49,7 @@ class MetricsTests(SynchronousTestCase):
     def test_it_has_what_was_counted(self) -> None:
         self.assertEqual(self.scraped()["posd_events_failed_total",], 0)
 
-    def test_it_tells_of_no_counter_since_when_it_counts(self) -> None:
+    def test_there_are_no_created_series(self) -> None:
         self.assertEqual([name for name, *_ in self.scraped() if name.endswith("_created")], [])
 
     def test_it_has_the_process_and_its_garbage(self) -> None:
@@ -57,11 +57,11 @@ class MetricsTests(SynchronousTestCase):
         self.assertIn(("python_gc_collections_total", "0"), found)
         self.assertGreater(found["process_resident_memory_bytes",], 0)
 
-    def test_what_has_nothing_to_say_has_no_value(self) -> None:
+    def test_a_gauge_without_a_value_is_left_out(self) -> None:
         found = self.scraped(readings={"feed_canary_seconds": lambda: None})
         self.assertNotIn(("posd_feed_canary_seconds",), found)
 
-    def test_what_only_grows_is_a_counter(self) -> None:
+    def test_growing_readings_are_counters(self) -> None:
         found = self.scraped(readings={"feed_missed": lambda: 3})
         self.assertEqual(found["posd_feed_missed_total",], 3)
 
@@ -70,7 +70,7 @@ class MetricsTests(SynchronousTestCase):
         found = self.scraped(connections=lambda: many)
         self.assertEqual(sum(name == "posd_connections" for name, *_ in found), MOST_TENANTS)
 
-    def test_a_posd_is_asked_everything_that_has_a_meaning(self) -> None:
+    def test_all_described_gauges_are_read(self) -> None:
         parts = Application(
             MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
         )

@@ -1,4 +1,4 @@
-"""What the log observers write, and what they never do."""
+"""Tests of the output of log observers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = re.compile(r"<[2-7]>[^\x00-\x08\x0a-\x1f\x7f-\x9f]*")
 
 
 class Written:
-    """An observer in front of a stream that is kept, and a logger that it observes."""
+    """A logger with an observer that writes to a stream in memory."""
 
     def __init__(self, format_name: str, level: str = "debug") -> None:
         self.stream = io.StringIO()
@@ -54,7 +54,7 @@ class EveryFormat(SynchronousTestCase):
         for format_name in logs.FORMATS:
             self.assertTrue(verifyObject(ILogObserver, Written(format_name).observer))
 
-    def test_what_is_below_the_level_is_not_written(self) -> None:
+    def test_events_below_the_level_are_not_written(self) -> None:
         for format_name in logs.FORMATS:
             written = Written(format_name, "warn")
             written.log.info("quiet")
@@ -81,7 +81,7 @@ class EveryFormat(SynchronousTestCase):
     def test_levels_are_those_of_twisted(self) -> None:
         self.assertEqual({level.name for level in LogLevel.iterconstants()}, set(logs.LEVELS))
 
-    def test_an_event_that_says_nothing_writes_nothing(self) -> None:
+    def test_an_empty_event_is_not_written(self) -> None:
         for format_name in logs.FORMATS:
             written = Written(format_name)
             written.observer({"log_level": LogLevel.info})
@@ -106,7 +106,9 @@ class EveryFormat(SynchronousTestCase):
             stream = io.StringIO()
             self.patch(sys, "stderr", stream)
             observer = factory()
-            self.patch(sys, "stderr", io.StringIO())  # What Twisted does once it logs.
+            self.patch(
+                sys, "stderr", io.StringIO()
+            )  # Twisted replaces sys.stderr when it begins to log.
             Logger(observer=observer).info("here")
             self.assertIn("here", stream.getvalue())
 
@@ -196,12 +198,12 @@ class Json(SynchronousTestCase):
         }
         self.assertEqual({name: record[name] for name in expected}, expected)
 
-    def test_what_is_not_plain_is_left_out_since_its_text_might_disclose(self) -> None:
+    def test_fields_that_are_not_plain_are_left_out(self) -> None:
         written = Written("json")
         written.log.info("all", payload={"card": "1234"}, body=b"secret", thing=object(), none=None)
         self.assertEqual(set(json.loads(written.text)), {"time", "level", "logger", "message"})
 
-    def test_a_field_cannot_pass_for_what_the_observer_says(self) -> None:
+    def test_a_field_cannot_replace_a_member_of_the_observer(self) -> None:
         written = Written("json")
         written.log.info("true", time="then", logger="forged", traceback="forged")
         record = json.loads(written.text)
@@ -256,7 +258,7 @@ class Text(SynchronousTestCase):
 
 
 class Failures(SynchronousTestCase):
-    """Nobody decides what the text of an exception says."""
+    """Texts of exceptions, which may contain data."""
 
     def written(self, error: Exception, format_name: str, *, old: bool = False) -> str:
         written = Written(format_name)
@@ -270,7 +272,7 @@ class Failures(SynchronousTestCase):
                 written.log.failure("It broke")
         return written.text
 
-    def test_where_it_was_is_written_and_what_it_says_is_not(self) -> None:
+    def test_the_traceback_is_written_without_the_text_of_the_exception(self) -> None:
         for error in (
             KeyError("+447700900123"),
             ValueError("could not convert string to float: '+447700900123'"),
@@ -288,7 +290,7 @@ class Failures(SynchronousTestCase):
                     self.assertIn(type(error).__name__, text)
                     self.assertIn("It broke", text)
 
-    def test_what_says_something_of_the_program_is_written(self) -> None:
+    def test_texts_of_exceptions_about_the_program_are_written(self) -> None:
         for error in (
             AttributeError("'NoneType' object has no attribute 'slug'"),
             TypeError("f() takes 1 positional argument but 2 were given"),
@@ -306,7 +308,7 @@ class Redaction(SynchronousTestCase):
         self.assertEqual(logs.card_tail("6034932011112222"), "…2222")
         self.assertEqual(logs.phone_tail("+442079460123"), "…123")
 
-    def test_nothing_remains_of_what_is_too_short_to_hide(self) -> None:
+    def test_nothing_of_a_short_number_is_logged(self) -> None:
         self.assertEqual(logs.card_tail("1234567"), "…")
         self.assertEqual(logs.phone_tail("12345"), "…")
         self.assertEqual(logs.card_tail(""), "…")

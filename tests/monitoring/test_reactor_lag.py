@@ -1,4 +1,4 @@
-"""How late the reactor is."""
+"""Tests of the measured delay of the reactor."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class LagTests(SynchronousTestCase):
         self.lag = ReactorLag(self.clock, self.late.append)
         self.lag.startService()
 
-    def test_a_reactor_that_is_in_time_is_not_late(self) -> None:
+    def test_without_a_delay_zero_is_reported(self) -> None:
         self.clock.advance(0.5)
         self.clock.advance(0.5)
         self.assertEqual(self.late, [0.0, 0.0])
 
-    def test_one_that_was_held_up_is_late_once_and_then_in_time_again(self) -> None:
+    def test_a_blocked_reactor_reports_one_delay(self) -> None:
         self.clock.advance(2.25)
         self.clock.advance(0.25)
         self.assertEqual(self.late, [1.75, 0.0])
 
-    def test_a_look_that_fails_is_logged_and_is_not_the_last(self) -> None:
+    def test_a_failing_check_is_logged_and_repeated(self) -> None:
         late: list[float] = []
 
         def fails_once(seconds: float) -> None:
@@ -39,7 +39,7 @@ class LagTests(SynchronousTestCase):
         self.assertEqual(late, [0.0, 0.0])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
-    def test_it_looks_no_more_when_it_was_stopped(self) -> None:
+    def test_a_stopped_service_reports_nothing(self) -> None:
         self.lag.stopService()
         self.clock.advance(5)
         self.assertEqual(self.late, [])

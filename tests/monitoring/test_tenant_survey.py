@@ -1,4 +1,4 @@
-"""How tenants stand, as metrics, and how often that is asked."""
+"""Tests of the metrics of tenants, and of the rate of their reads."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class SurveyTests(SynchronousTestCase):
         return self.tenants
 
     def found(self) -> dict[Series, float]:
-        """Everything that is not 0."""
+        """Return the metrics that are not 0."""
         families = self.successResultOf(Deferred.fromCoroutine(self.survey.families()))
         registry = CollectorRegistry()
         registry.register(Read(families))
         return nonzero_samples(registry)
 
-    def test_it_has_how_each_tenant_stands(self) -> None:
+    def test_the_metrics_of_each_tenant_are_shown(self) -> None:
         self.assertEqual(
             self.found(),
             {
@@ -87,7 +87,7 @@ class SurveyTests(SynchronousTestCase):
         self.tenants = [evolve(KITCHEN, published=308)]
         self.assertEqual(self.found()["posd_stream_imbalance", "kitchen"], 1)
 
-    def test_an_event_that_was_counted_twice_is_one_too(self) -> None:
+    def test_an_event_counted_twice_is_an_imbalance(self) -> None:
         self.tenants = [evolve(KITCHEN, acknowledged=291)]
         self.assertEqual(self.found()["posd_stream_imbalance", "kitchen"], -1)
 
@@ -104,7 +104,7 @@ class SurveyTests(SynchronousTestCase):
         self.found()
         self.assertEqual(len(self.asked), 2)
 
-    def test_what_took_long_is_asked_seldom(self) -> None:
+    def test_a_slow_survey_is_read_rarely(self) -> None:
         self.seconds = 2.0
         self.found()
         self.clock.advance(99)

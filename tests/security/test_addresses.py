@@ -1,4 +1,4 @@
-"""Whose address counts: through proxies, by /64, as IPv4."""
+"""Tests of client addresses: proxies, the /64 of IPv6, IPv4-mapped addresses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ClientAddressTests(SynchronousTestCase):
     def test_a_stranger_is_not_believed(self) -> None:
         self.assertEqual(client_address("192.0.2.1", ["192.0.2.9"], PROXIES), "192.0.2.1")
 
-    def test_the_last_hop_that_is_no_proxy_of_ours_is_the_client(self) -> None:
+    def test_the_last_hop_that_is_not_a_proxy_is_the_client(self) -> None:
         for forwarded, client in (
             ([], "10.0.0.1"),
             (["192.0.2.9"], "192.0.2.9"),
@@ -47,7 +47,7 @@ class ClientAddressTests(SynchronousTestCase):
             with self.subTest(hop=hop):
                 self.assertEqual(client_address("10.0.0.1", [hop], PROXIES), client)
 
-    def test_a_proxy_whose_word_is_not_understood_is_the_client(self) -> None:
+    def test_a_proxy_with_an_invalid_header_is_the_client(self) -> None:
         for hop in (
             "unknown",
             "_hidden",
@@ -86,15 +86,13 @@ class ClientAddressTests(SynchronousTestCase):
     _hops = _addresses | st.sampled_from(["10.0.0.1", "10.9.9.9"]) | st.text(max_size=20)
 
     @given(_addresses | st.just(""), st.lists(_hops, max_size=6))
-    def test_whatever_is_sent_the_answer_is_the_peer_or_an_address(
-        self, peer: str, forwarded: list[str]
-    ) -> None:
+    def test_any_header_gives_the_peer_or_an_address(self, peer: str, forwarded: list[str]) -> None:
         told = client_address(peer, forwarded, PROXIES)
         if told != peer:
             ip_address(told)
 
     @given(st.lists(_hops, max_size=6), _addresses, st.lists(st.just("10.0.0.2"), max_size=3))
-    def test_nothing_that_a_client_writes_itself_changes_who_it_is(
+    def test_a_header_of_the_client_does_not_change_its_address(
         self, written: list[str], client: str, ours: list[str]
     ) -> None:
         assume(not any(ip_address(client) in proxy for proxy in PROXIES))

@@ -1,4 +1,4 @@
-"""Who is calling: one answer for all that does not fit, and nothing remembered for too long."""
+"""Tests of authentication: one answer for all invalid keys, and the limits of the cache."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class AuthCase(DatabaseCase):
         self.clock = Clock()
 
     async def authenticator(self, *, per_minute: int = 20, read: bool = False) -> Authenticator:
-        """Its index has read all keys if `read`."""
+        """Return an authenticator whose index is loaded if `read` is true."""
         self.database = CountingDatabase(REACTOR, self.dsn, size=2, statement_timeout=300.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
@@ -104,7 +104,7 @@ class AuthCase(DatabaseCase):
 
 
 class OneAnswerTests(AuthCase):
-    async def test_whatever_does_not_fit_gets_one_answer_for_one_statement(self) -> None:
+    async def test_all_wrong_credentials_get_the_same_answer_for_one_statement(self) -> None:
         authenticator = await self.authenticator(per_minute=100)
         revoked, expired, later, of_grill = (self.key() for _ in range(4))
         self.change(revoked, "revoked_at = now()")
@@ -133,7 +133,7 @@ class OneAnswerTests(AuthCase):
         self.assertEqual({type(each) for each in answers}, {Unauthorized})
         self.assertEqual(len({str(each) for each in answers}), 1)
 
-    async def test_what_cannot_be_a_key_is_not_even_looked_up(self) -> None:
+    async def test_a_text_that_cannot_be_a_key_is_not_looked_up(self) -> None:
         authenticator = await self.authenticator()
         for key in (None, "", "x" * 256):
             refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
@@ -151,7 +151,7 @@ class OneAnswerTests(AuthCase):
             self.assertEqual(credential.tenant.slug, slug)
             self.assertIsNone(credential.principal.tenant)
 
-    async def test_where_no_tenant_is_named_a_key_says_of_which_one_it_is(self) -> None:
+    async def test_a_key_names_its_tenant_if_the_url_names_none(self) -> None:
         authenticator = await self.authenticator()
         principal = await authenticator.find_principal(self.key("admin", None), HERE)
         self.assertEqual((principal.kind, principal.tenant), (KeyKind.ADMIN, None))
@@ -170,7 +170,7 @@ class OneAnswerTests(AuthCase):
             refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
             self.assertIsInstance(refusal, Unavailable)
 
-    async def test_a_tenant_whose_schema_does_not_fit_is_not_served(self) -> None:
+    async def test_a_tenant_with_a_schema_of_another_version_is_not_served(self) -> None:
         authenticator = await self.authenticator()
         self.admin.run(
             "DELETE FROM dinedesk_main.schema_versions"
@@ -216,14 +216,14 @@ class RememberingTests(AuthCase):
         ]
         self.assertEqual({each.tenant.slug for each in await gatherResults(calls)}, {"kitchen"})
         self.assertEqual(self.database.statements, 1)
-        # Not in the turn in which these callers are told.
+        # Not in the same turn of the reactor as the answers.
         await deferLater(REACTOR, 0)
         calls = [begin(authenticator.find_credential("grill", key, None, HERE)) for _ in range(5)]
         await self.database.stopService()
         for call in calls:
             self.assertIsInstance(await self.refusal(call), Unavailable)
 
-    async def test_a_key_that_changes_is_looked_up_anew(self) -> None:
+    async def test_a_changed_key_is_looked_up_again(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
         credential = await authenticator.find_credential("kitchen", key, None, HERE)
@@ -233,7 +233,7 @@ class RememberingTests(AuthCase):
         refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
-    async def test_of_keys_that_change_only_these_are_looked_up_anew_and_the_others_not_searched(
+    async def test_only_changed_keys_are_looked_up_again(
         self,
     ) -> None:
         class Unsearchable(OrderedDict[Any, Any]):
@@ -257,7 +257,7 @@ class RememberingTests(AuthCase):
         for key in keys:
             await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 7)
-        # What is noted of changes is bounded too.
+        # The notes of changes are limited too.
         for number in range(20_000):
             authenticator.forget_key(number)
         self.assertLess(len(authenticator._lookup._invalidated_at), 10_001)
@@ -271,7 +271,7 @@ class RememberingTests(AuthCase):
         refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
-    async def test_a_tenant_that_changes_is_looked_up_anew(self) -> None:
+    async def test_keys_of_a_changed_tenant_are_looked_up_again(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
         credential = await authenticator.find_credential("kitchen", key, None, HERE)
@@ -280,7 +280,7 @@ class RememberingTests(AuthCase):
         refusal = await self.refusal(authenticator.find_credential("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
-    async def test_what_changes_while_it_is_looked_up_is_not_remembered(self) -> None:
+    async def test_a_result_is_not_cached_if_a_key_changes_during_the_statement(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
         asking = begin(authenticator.find_credential("kitchen", key, None, HERE))
@@ -289,7 +289,7 @@ class RememberingTests(AuthCase):
         await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 2)
 
-    async def test_who_has_waited_too_long_is_told_and_what_is_found_is_for_the_next_call(
+    async def test_a_slow_lookup_is_refused_as_busy_and_its_result_is_cached(
         self,
     ) -> None:
         authenticator = await self.authenticator()
@@ -307,7 +307,7 @@ class RememberingTests(AuthCase):
         await authenticator.find_credential("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 1)
 
-    async def test_a_key_that_expires_while_it_is_remembered_is_not_valid(self) -> None:
+    async def test_a_cached_key_expires_in_time(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
         self.change(key, "expires_at = clock_timestamp() + interval '300 milliseconds'")
@@ -329,10 +329,10 @@ class RememberingTests(AuthCase):
 
 
 class UnknownKeyTests(AuthCase):
-    """Once all keys have been read, one that is not known costs no statement."""
+    """After the index has been loaded, an unknown key costs no statement."""
 
     async def refused(self, *calls: Awaitable[Any]) -> list[Exception]:
-        """Why each was not let in, when it was waited for news of its key."""
+        """Return the refusal of each attempt, after the wait for a notification."""
         asked = [begin(self.refusal(each)) for each in calls]
         self.clock.advance(0.1)
         return [await each for each in asked]
@@ -367,7 +367,7 @@ class UnknownKeyTests(AuthCase):
         self.assertEqual(len({str(each) for each in answers}), 1)
         self.assertEqual(self.database.statements, 0)
 
-    async def test_an_address_that_is_shut_out_costs_none_either_and_a_valid_key_opens(
+    async def test_a_blocked_address_costs_no_statement_and_can_use_a_valid_key(
         self,
     ) -> None:
         key = self.key()
@@ -393,7 +393,7 @@ class UnknownKeyTests(AuthCase):
         await authenticator.find_credential("kitchen", secret, None, HERE)
         await authenticator.require_known_key(secret, HERE)
 
-    async def test_a_key_that_ends_without_a_word_is_looked_up_and_refused(self) -> None:
+    async def test_a_key_that_expires_is_looked_up_and_refused(self) -> None:
         key = self.key()
         self.change(key, "expires_at = clock_timestamp() + interval '300 milliseconds'")
         authenticator = await self.authenticator(read=True)
@@ -404,7 +404,7 @@ class UnknownKeyTests(AuthCase):
 
 
 class CrowdTests(AuthCase):
-    async def test_two_thousand_that_come_at_once_cost_some_statements(self) -> None:
+    async def test_two_thousand_lookups_at_once_need_some_dozen_statements(self) -> None:
         authenticator = await self.authenticator(read=True)
         key = self.key()
         await self.index.refresh()
@@ -422,9 +422,9 @@ class CrowdTests(AuthCase):
             self.clock.advance(0)
             await deferLater(REACTOR, 0.005)
         await gatherResults(arrivals)
-        # Four with one each, and then in hundreds.
+        # Four statements with one query each, then batches of up to 200.
         self.assertLessEqual(self.database.statements, 4 + 2000 // 200 + 1)
-        # None of them went on inside another one.
+        # No waiter ran inside another one.
         self.assertLess(max(depths), 60)
 
     async def test_so_do_two_thousand_with_one_key_and_no_name(self) -> None:
@@ -434,7 +434,7 @@ class CrowdTests(AuthCase):
             begin(authenticator.find_credential("kitchen", key, None, HERE)) for _ in range(2000)
         ]
         await until(lambda: bool(authenticator._lookup._released), "the key is found")
-        # They have work to do then, and others are served in between.
+        # Released waiters have work to do; other clients are served in between.
         self.assertEqual(len([each for each in arrivals if each.called]), 0)
         turns: list[int] = []
         later = self.clock.callLater
@@ -449,7 +449,7 @@ class CrowdTests(AuthCase):
         await gatherResults(arrivals)
         self.assertEqual(self.database.statements, 1)
 
-    async def test_more_than_that_are_told_to_come_again(self) -> None:
+    async def test_above_the_limit_lookups_are_refused_as_busy(self) -> None:
         authenticator = await self.authenticator()
         self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
         arrivals = [
@@ -462,7 +462,7 @@ class CrowdTests(AuthCase):
         await gatherResults(arrivals)
         self.admin.run("COMMIT")
 
-    async def test_one_that_fails_fails_for_all_who_wait_and_the_next_is_asked(self) -> None:
+    async def test_a_failed_statement_fails_all_its_waiters_and_the_next_query_works(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()
         self.admin.run("ALTER TABLE dinedesk_main.pos_devices RENAME TO away")
@@ -473,7 +473,7 @@ class CrowdTests(AuthCase):
         for each in calls:
             error = await each
             self.assertIsInstance(error, StatementFailed)
-        # It has the frames of one of those who raised it, and not of all.
+        # The traceback has the frames of one waiter, not of all.
         self.assertLess(len([*walk_tb(error.__traceback__)]), 30)
         self.admin.run("ALTER TABLE dinedesk_main.away RENAME TO pos_devices")
         await authenticator.find_credential("kitchen", key, None, HERE)
@@ -481,7 +481,7 @@ class CrowdTests(AuthCase):
 
 class FilesTests(AuthCase):
     async def test_no_request_reads_a_file(self) -> None:
-        """With all descriptors used up, or posd's files gone, whoever has a key is served."""
+        """A valid key is served even if no file descriptor is left or the files of posd are deleted."""
         authenticator = await self.authenticator()
         key = self.key()
 
@@ -497,7 +497,7 @@ class FilesTests(AuthCase):
 
 
 class AttemptsTests(AuthCase):
-    async def test_only_who_fails_too_often_is_told_to_wait_and_never_a_valid_key(self) -> None:
+    async def test_failed_attempts_block_an_address_but_not_a_valid_key(self) -> None:
         authenticator = await self.authenticator(per_minute=3)
         key = self.key()
         refusals = [
@@ -523,7 +523,7 @@ class AttemptsTests(AuthCase):
 
 
 class DeviceTests(AuthCase):
-    async def test_a_devices_key_speaks_for_it_and_for_no_other(self) -> None:
+    async def test_a_key_of_a_device_is_for_that_device_only(self) -> None:
         authenticator = await self.authenticator()
         key = self.key("device", device="front")
         for named in (None, "front"):
@@ -533,7 +533,7 @@ class DeviceTests(AuthCase):
         self.assertIsInstance(refusal, Forbidden)
         self.assertEqual(getattr(refusal, "code", None), "device_mismatch")
 
-    async def test_a_device_that_ever_had_a_key_needs_one(self) -> None:
+    async def test_a_device_that_has_had_a_key_needs_a_key_of_its_own(self) -> None:
         authenticator = await self.authenticator()
         self.change(self.key("device", device="front"), "revoked_at = now()")
         tenant_key = self.key()
@@ -555,7 +555,7 @@ class DeviceTests(AuthCase):
             refusal = await self.refusal(authenticator.find_credential("kitchen", key, named, HERE))
             self.assertEqual(getattr(refusal, "code", None), "device_disabled")
 
-    async def test_a_kind_that_may_not_is_forbidden(self) -> None:
+    async def test_a_key_of_another_kind_is_forbidden(self) -> None:
         principal = Principal(1, KeyKind.DEVICE, None)
         require_kind(principal, KeyKind.TENANT, KeyKind.DEVICE)
         with self.assertRaises(Forbidden) as raised:

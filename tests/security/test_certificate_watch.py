@@ -1,4 +1,4 @@
-"""Certificates that are renewed under a running posd, and those that nobody renews."""
+"""Tests of renewed and expiring certificates while posd runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAY = 24 * 3600
 
 
 class RenewalCase(SynchronousTestCase):
-    """A certificate for 90 days, made at noon, and a watch over it."""
+    """A certificate for 90 days, made at noon, and its CertificateWatch."""
 
     days = 90
 
@@ -46,7 +46,7 @@ class RenewalCase(SynchronousTestCase):
         return self.told(logs)
 
     def after(self, seconds: int) -> list[str]:
-        """What is logged in so many seconds; what takes days is looked at every hour."""
+        """Advance the clock by so many seconds, in steps of an hour at most, and return the log lines."""
         step = LOOK if seconds < 3600 else 3600
         with capturedLogs() as logs:
             self.clock.pump([step] * int(seconds / step))
@@ -59,7 +59,7 @@ class RenewalCase(SynchronousTestCase):
         return [f"{event['log_level'].name} {formatEvent(event)}" for event in logs]
 
     def renewed(self, folder: Path | None = None) -> IssuedCertificate:
-        """A new certificate of the same authority, in other files, or in these."""
+        """Make a new certificate of the same authority, in other files or in the same files."""
         if folder is None:
             folder = Path(self.mktemp()).absolute()
             folder.mkdir()
@@ -69,7 +69,7 @@ class RenewalCase(SynchronousTestCase):
 
 
 class TakingTests(RenewalCase):
-    def test_the_certificate_that_is_in_force_is_told_at_the_start(self) -> None:
+    def test_the_certificate_is_logged_at_the_start(self) -> None:
         (line,) = self.start()
         self.assertTrue(line.startswith(f"info {self.made.certificate_path} is in force until"))
         self.assertIn(f"{self.tls.serial_number:x}", line)
@@ -86,7 +86,7 @@ class TakingTests(RenewalCase):
         self.assertIn(f"{self.tls.serial_number:x}", announced)
         self.assertEqual(self.after(1000), [])
 
-    def test_a_look_that_fails_is_logged_and_is_not_the_last(self) -> None:
+    def test_a_failing_check_is_logged_and_repeated(self) -> None:
         self.start()
         before = self.tls.serial_number
         self.renewed(self.folder)
@@ -97,8 +97,8 @@ class TakingTests(RenewalCase):
         self.after(LOOK)
         self.assertNotEqual(self.tls.serial_number, before)
 
-    def test_links_that_are_turned_to_other_files_are_followed(self) -> None:
-        # As certbot does: live/NAME/fullchain.pem is a link into archive/NAME/.
+    def test_changed_symbolic_links_are_followed(self) -> None:
+        # As with certbot: live/NAME/fullchain.pem is a link to a file in archive/NAME/.
         live = self.folder / "live"
         live.mkdir()
         links = live / "fullchain.pem", live / "privkey.pem"
@@ -114,7 +114,7 @@ class TakingTests(RenewalCase):
         self.assertNotEqual(self.tls.serial_number, before)
         self.assertEqual(self.tls.expires_at, other.expires_at)
 
-    def test_files_that_are_written_over_in_place_are_seen_too(self) -> None:
+    def test_files_overwritten_in_place_are_loaded(self) -> None:
         self.start()
         before, other = self.tls.serial_number, self.renewed()
         self.made.certificate_path.write_bytes(other.certificate_path.read_bytes())
@@ -122,7 +122,7 @@ class TakingTests(RenewalCase):
         self.after(LOOK)
         self.assertNotEqual(self.tls.serial_number, before)
 
-    def test_an_authority_of_the_tills_that_is_replaced_is_in_force_too(self) -> None:
+    def test_a_replaced_authority_of_the_tills_is_loaded(self) -> None:
         clients = self.folder / "clients.pem"
         clients.write_bytes((self.folder / "ca.pem").read_bytes())
         self.watch(evolve(self.tls.settings, client_ca=str(clients)))
@@ -135,7 +135,7 @@ class TakingTests(RenewalCase):
             timedelta(days=3650 - 7) - timedelta(hours=1),
         )
 
-    def test_files_that_are_touched_and_have_nothing_new_are_no_news(self) -> None:
+    def test_touched_files_without_changes_are_not_logged(self) -> None:
         self.start()
         self.made.certificate_path.touch()
         self.made.key_path.chmod(0o640)
@@ -161,7 +161,7 @@ class HalfWrittenTests(RenewalCase):
     def write_certificate(self, size: int | None = None) -> None:
         self.made.certificate_path.write_bytes(self.other.certificate_path.read_bytes()[:size])
 
-    def test_a_key_that_is_there_before_its_certificate_waits_for_it_without_a_word(self) -> None:
+    def test_a_key_before_its_certificate_is_not_a_problem(self) -> None:
         self.write_key()
         self.assertEqual(self.after(LOOK), [])
         self.assertEqual((self.tls.serial_number, self.renewal.trouble), (self.before, ""))
@@ -169,7 +169,7 @@ class HalfWrittenTests(RenewalCase):
         self.assertEqual(len(self.after(LOOK)), 2)
         self.assertNotEqual(self.tls.serial_number, self.before)
 
-    def test_a_certificate_that_is_there_before_its_key_waits_for_it_without_a_word(self) -> None:
+    def test_a_certificate_before_its_key_is_not_a_problem(self) -> None:
         self.write_certificate()
         self.assertEqual(self.after(LOOK), [])
         self.assertEqual(self.tls.serial_number, self.before)
@@ -186,7 +186,7 @@ class HalfWrittenTests(RenewalCase):
         self.write_certificate()
         self.assertEqual(len(self.after(LOOK)), 2)
 
-    def test_what_stays_unfit_is_told_once_and_shown_until_it_fits(self) -> None:
+    def test_a_lasting_mismatch_is_logged_once_and_shown_in_the_status(self) -> None:
         self.write_key()
         self.after(LOOK)
         (line,) = self.after(LOOK)
@@ -199,14 +199,14 @@ class HalfWrittenTests(RenewalCase):
         self.after(LOOK)
         self.assertEqual((self.renewal.trouble, self.renewal.has_unusable_files), ("", False))
 
-    def test_what_is_unfit_in_another_way_is_told_anew(self) -> None:
+    def test_another_problem_is_logged_again(self) -> None:
         self.write_key()
         self.after(2 * LOOK)
         self.made.certificate_path.unlink()
         (line,) = self.after(2 * LOOK)
         self.assertIn("No such file or directory", line)
 
-    def test_what_was_put_back_is_no_trouble_any_more(self) -> None:
+    def test_restored_files_clear_the_problem(self) -> None:
         kept = self.made.key_path.read_bytes()
         self.write_key()
         self.after(2 * LOOK)
@@ -218,23 +218,23 @@ class HalfWrittenTests(RenewalCase):
 class EndTests(RenewalCase):
     def test_the_last_fourteen_days_are_told_every_day_as_a_warning(self) -> None:
         self.start()
-        # An hour of the 90 days is before noon, for tills whose clocks are behind.
+        # The 90 days begin an hour before noon, for tills whose clocks are behind.
         self.assertEqual(self.after(76 * DAY - 7200), [])
         (first,) = self.after(7200)
-        self.assertRegex(first, r"^warn .*fullchain.pem ends in 13 days, on .*: renew it$")
-        self.assertIn("ends in 13 days", self.renewal.trouble)
+        self.assertRegex(first, r"^warn .*fullchain.pem expires in 13 days, on .*: renew it$")
+        self.assertIn("expires in 13 days", self.renewal.trouble)
         lines = self.after(12 * DAY)
         self.assertEqual(len(lines), 12)
-        self.assertRegex(lines[-1], "^warn .* ends in 47 hours")
+        self.assertRegex(lines[-1], "^warn .* expires in 47 hours")
 
-    def test_what_has_ended_is_told_every_day_as_an_error(self) -> None:
+    def test_an_expired_certificate_is_logged_every_day_as_an_error(self) -> None:
         self.start()
         self.after(89 * DAY)
         lines = [line for line in self.after(3 * DAY) if not line.startswith("warn")]
         self.assertEqual(len(lines), 3)
         for line in lines:
-            self.assertRegex(line, r"^error .*fullchain.pem ended on 2026-04-01")
-        self.assertIn("has ended", self.renewal.trouble)
+            self.assertRegex(line, r"^error .*fullchain.pem expired on 2026-04-01")
+        self.assertIn("has expired", self.renewal.trouble)
 
     def test_at_the_start_too(self) -> None:
         self.clock.advance(85 * DAY)
@@ -250,7 +250,7 @@ class EndTests(RenewalCase):
         self.assertEqual(self.after(60 * DAY), [])
         self.assertNotEqual(self.after(20 * DAY), [])
 
-    def test_a_clock_that_is_behind_is_suspected(self) -> None:
+    def test_a_certificate_of_the_future_is_logged_with_a_hint_to_the_clock(self) -> None:
         early = make(Path(self.mktemp()), ["localhost"], now=NOON + timedelta(days=2))
         self.watch(TLSConfig(str(early.certificate_path), str(early.key_path)))
         _, line = self.start()
@@ -258,11 +258,11 @@ class EndTests(RenewalCase):
         self.assertIn("check this machine's clock", line)
         self.assertIn("not valid yet", self.renewal.trouble)
 
-    def test_an_authority_of_the_tills_that_ends_is_told_beside_the_certificate(self) -> None:
+    def test_an_expiring_authority_of_the_tills_is_logged_too(self) -> None:
         old = make(Path(self.mktemp()), ["localhost"], now=NOON - timedelta(days=3640))
         self.watch(evolve(self.tls.settings, client_ca=str(old.ca_path)))
         _, line = self.start()
-        self.assertTrue(line.startswith(f"warn {old.ca_path} ends in 9 days"), line)
+        self.assertTrue(line.startswith(f"warn {old.ca_path} expires in 9 days"), line)
 
 
 class ShortLivedTests(RenewalCase):
@@ -273,4 +273,4 @@ class ShortLivedTests(RenewalCase):
         self.assertEqual(self.after(4 * DAY - 2 * 3600), [])
         lines = self.after(2 * DAY)
         self.assertEqual(len(lines), 2)
-        self.assertRegex(lines[0], "^warn .* ends in 47 hours")
+        self.assertRegex(lines[0], "^warn .* expires in 47 hours")

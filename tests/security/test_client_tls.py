@@ -1,4 +1,4 @@
-"""A server that does not prove to be the one that was called is told nothing by posd's clients."""
+"""posd's clients send nothing to a server whose certificate does not match the called host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET = b"the key"
 
 
 class Listener(Protocol):
-    """Notes what it is told, and answers."""
+    """Records its input, and answers."""
 
     def dataReceived(self, data: bytes) -> None:
         assert isinstance(self.factory, Listeners)
@@ -72,14 +72,14 @@ class TrustCase(TestCase):
         return address.port
 
     async def server(self, *names: str, client_ca: Path | None = None) -> int:
-        """A server with a certificate for these names of the authority in `folder`."""
+        """Start a server with a certificate for these names, signed by the authority in `folder`."""
         made = make(self.folder, names)
         return await self.listen(made.certificate_path, made.key_path, client_ca)
 
     async def call(
         self, port: int, host: str, ca: Path | None = None, credentials: Credentials | None = None
     ) -> BaseException | None:
-        """Call 127.0.0.1 in the belief that it is `host`; what went wrong, None if nothing did."""
+        """Call 127.0.0.1 as `host`. Returns the error, or None."""
         trust = client_context(host, ca or self.folder / "ca.pem", credentials)
         endpoint = wrapClientTLS(trust, TCP4ClientEndpoint(reactor, "127.0.0.1", port))
         caller = await endpoint.connect(Factory.forProtocol(Teller))
@@ -138,14 +138,14 @@ class ServerTests(TrustCase):
         self.refused(await self.call(port, "pos.lan"), "for another name")
         self.assertIsNone(await self.call(port, "other.lan"))
 
-    async def test_an_authority_that_is_not_trusted_is_refused_whatever_it_says(self) -> None:
+    async def test_a_certificate_of_an_untrusted_authority_is_refused(self) -> None:
         port = await self.server("pos.lan")
         stranger = make(Path(self.mktemp()), ["pos.lan"])
         error = await self.call(port, "pos.lan", stranger.ca_path)
         self.assertIsInstance(error, UntrustedCertificate)
         self.refused(error, "authority of the server's certificate")
 
-    async def test_a_certificate_that_has_ended_is_refused(self) -> None:
+    async def test_an_expired_certificate_is_refused(self) -> None:
         names = [x509.DNSName("pos.lan")]
         port = await self.signed("pos.lan", names, ends=datetime.now(UTC) - timedelta(hours=1))
         self.refused(await self.call(port, "pos.lan"), "has expired")
@@ -154,9 +154,9 @@ class ServerTests(TrustCase):
         made = make_client(self.folder, "pos.lan")
         port = await self.listen(made.certificate_path, made.key_path)
         error = await self.call(port, "pos.lan")
-        self.refused(error, "is not one for servers")
+        self.refused(error, "is not a server certificate")
 
-    async def test_a_host_that_can_have_no_certificate_is_an_error_before_it_is_called(
+    async def test_an_invalid_host_name_is_an_error_before_the_call(
         self,
     ) -> None:
         self.assertRaises(ValueError, client_context, "pos lan")
@@ -164,16 +164,16 @@ class ServerTests(TrustCase):
     async def signed(
         self, name: str, names: Sequence[x509.GeneralName], ends: datetime | None = None
     ) -> int:
-        """A server with a certificate as posd's own are, but for its names and its end."""
+        """Start a server with a certificate like posd's own, except for its names and its expiry."""
         made = issue_odd_certificate(self.folder, name, names, ends)
         return await self.listen(made.certificate_path, made.key_path)
 
 
 class ClientTests(TrustCase):
-    """The server asks for a certificate."""
+    """The server requests a client certificate."""
 
     async def ask(self, credentials: Credentials | None) -> str | None:
-        """What a client with these is told, None if it is let in."""
+        """Connect with these credentials. Returns the error, or None."""
         tills = make_client(self.folder / "tills", "unused").ca_path
         port = await self.server("pos.lan", client_ca=tills)
         error = await self.call(port, "pos.lan", credentials=credentials)
@@ -195,15 +195,16 @@ class ClientTests(TrustCase):
     async def test_a_client_with_a_foreign_one_is_told_so(self) -> None:
         told = await self.ask(self.credentials("strangers"))
         self.assertEqual(
-            told, "TLS: the server refuses this client: its certificate is of another authority"
+            told,
+            "TLS: the server refuses this client: its certificate is signed by another authority",
         )
 
-    async def test_a_client_with_one_that_has_ended_is_told_so(self) -> None:
+    async def test_a_client_with_an_expired_certificate_gets_that_reason(self) -> None:
         past = datetime.now(UTC) - timedelta(days=9)
         told = await self.ask(self.credentials("tills", days=3, now=past))
-        self.assertEqual(told, "TLS: the server refuses this client: its certificate has ended")
+        self.assertEqual(told, "TLS: the server refuses this client: its certificate has expired")
 
-    async def test_files_that_cannot_be_used_are_named_before_anybody_is_called(self) -> None:
+    async def test_unusable_files_are_named_before_the_call(self) -> None:
         good, other = self.credentials("tills"), self.credentials("tills", "POS_2")
         for bad, words in (
             (Credentials(good.certificate, other.private_key), "does not belong to"),

@@ -1,4 +1,4 @@
-"""Limits on open connections: in all, of a tenant, of a device."""
+"""Tests of the limits of open connections: in total, per tenant, per device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ConnectionsTests(SynchronousTestCase):
         leases[0].release()
         connections.admit(1, "POS_1")
 
-    def test_a_tenant_that_is_full_is_told_so_and_others_come_in(self) -> None:
+    def test_a_tenant_at_its_limit_is_refused_and_others_are_not(self) -> None:
         connections = ConnectionLimits(100, 2)
         connections.admit(1, None)
         connections.admit(1, "POS_1")
@@ -77,7 +77,7 @@ class ConnectionsTests(SynchronousTestCase):
 
 
 class ConnectionsMachine(RuleBasedStateMachine):
-    """Comings and goings in any order, held against a plain list of who is there."""
+    """Opens and closes connections in any order, and compares the counts with a plain list."""
 
     leases: Bundle[Held] = Bundle("leases")
 
@@ -120,10 +120,10 @@ class ConnectionsMachine(RuleBasedStateMachine):
         tenants = Counter(tenant for tenant, _ in self.present)
         devices = Counter(each for each in self.present if each[1] is not None)
         assert self.connections._tenant_counts == tenants
-        assert dict(self.connections._tenant_counts) == dict(tenants)  # no zeros stay behind
+        assert dict(self.connections._tenant_counts) == dict(tenants)  # Counters of 0 are removed.
         assert dict(self.connections._device_counts) == dict(devices)
 
 
 class ConnectionsLifeTests(SynchronousTestCase):
-    def test_counts_are_right_whoever_comes_and_goes(self) -> None:
+    def test_counts_are_right_after_any_order_of_opens_and_closes(self) -> None:
         run_state_machine_as_test(ConnectionsMachine)

@@ -40,7 +40,7 @@ class Servers(SynchronousTestCase):
             with self.assertRaisesRegex(ValueError, "only over TLS: https://"):
                 self.parse(f"http://{host}:9010")
 
-    def test_whatever_else_is_in_a_url_is_refused(self) -> None:
+    def test_other_parts_of_a_url_are_refused(self) -> None:
         for url, reason in {
             "ftp://pos.example.com": "https:// or http://",
             "pos.example.com:9010": "https:// or http://",
@@ -84,7 +84,7 @@ class RetryAfter(SynchronousTestCase):
     def test_a_date_without_a_zone_is_utc(self) -> None:
         self.assertEqual(retry_after("Sun, 22 Nov 2026 10:00:05 -0000", NOW), 5)
 
-    def test_what_cannot_be_read_asks_for_nothing(self) -> None:
+    def test_an_invalid_header_gives_none(self) -> None:
         for value in (None, "", "soon", "-5", "1.5", "٣"):
             self.assertIsNone(retry_after(value, NOW), value)
 

@@ -1,4 +1,4 @@
-"""How many TLS handshakes an address may begin."""
+"""Tests of the limit of TLS handshakes per address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class HandshakeRatesTests(SynchronousTestCase):
         self.rates = HandshakeRates(self.clock.seconds)
 
     def begun(self, where: str) -> int:
-        """How many may begin now."""
+        """Return how many handshakes may begin now."""
         count = 0
         while not self.rates.begin(where):
             count += 1
@@ -30,7 +30,7 @@ class HandshakeRatesTests(SynchronousTestCase):
         self.begun("192.0.2.1")
         self.assertEqual(self.begun("192.0.2.2"), 2000)
 
-    def test_that_of_a_client_with_a_valid_key_is_not_counted(self) -> None:
+    def test_the_handshake_of_a_client_with_a_valid_key_does_not_count(self) -> None:
         self.begun("192.0.2.1")
         for _ in range(6):
             self.rates.refund_handshake("192.0.2.1")

@@ -1,4 +1,4 @@
-"""All keys in memory: read once, then kept up to date, and never wrong when it says no."""
+"""Tests of the key index: load, changes, and refusals that are never wrong."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class IndexCase(DatabaseCase):
         client: Client | None = None,
         sha256: bytes | None = None,
     ) -> bytes:
-        """A new key's hash."""
+        """Return the hash of a new key."""
         sha256 = sha256 or hashlib.sha256(secrets.token_bytes(8)).digest()
         (client or self.admin).run(INSERT, slug, kind, device, sha256)
         return sha256
@@ -85,7 +85,7 @@ class ReadTests(IndexCase):
         await self.index.refresh()
         self.assertEqual(len(self.index), 0)
 
-    async def test_it_is_read_in_pages(self) -> None:
+    async def test_the_index_is_loaded_in_pages(self) -> None:
         self.patch(module, "_PAGE_KEYS", 3)
         keys = [self.key() for _ in range(10)]
         revoked = self.key()
@@ -94,7 +94,7 @@ class ReadTests(IndexCase):
         self.assertEqual((len(self.index), all(map(self.knows, keys))), (10, True))
         self.assertFalse(self.knows(revoked))
 
-    async def test_a_hundred_thousand_are_read_once_and_then_what_changes(self) -> None:
+    async def test_a_hundred_thousand_keys_are_loaded_once_and_then_only_changes(self) -> None:
         self.admin.run(
             "INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, key_sha256, preview)"
             " SELECT 1, 'tenant', sha256(n::text::bytea), 'test' FROM generate_series(1, 100000) AS n"
@@ -147,8 +147,8 @@ class ChangeTests(IndexCase):
         await self.index.refresh()
         self.assertEqual([self.knows(key, slug) for slug in ("kitchen", "bar")], [False, True])
 
-    async def test_a_transaction_that_commits_late_is_seen_all_the_same(self) -> None:
-        """Its rows are older than those that were read meanwhile."""
+    async def test_a_late_commit_is_read(self) -> None:
+        """The rows of such a transaction are older than rows that were already read."""
         slow = self.client()
         slow.run("BEGIN")
         early = self.key(client=slow)
@@ -177,8 +177,8 @@ class ChangeTests(IndexCase):
         await self.index.refresh()
         self.assertTrue(self.knows(early) and self.knows(later))
 
-    async def test_another_database_is_read_as_a_whole(self) -> None:
-        """A restored one has numbers of transactions that mean nothing here."""
+    async def test_another_database_is_loaded_completely(self) -> None:
+        """The transaction ids of a restored database cannot be compared."""
         gone, kept = self.key(), self.key()
         await self.index.refresh()
         self.admin.run("DELETE FROM dinedesk_main.pos_api_keys WHERE key_sha256 = %s", gone)
@@ -218,7 +218,7 @@ class ChangeTests(IndexCase):
 
 
 class NoTests(IndexCase):
-    """When the index says no, and when it must not."""
+    """When the index refuses a key, and when it must not."""
 
     async def test_before_it_was_read_every_key_may_be_one(self) -> None:
         self.assertTrue(await self.index.may_be_valid(b"0" * 32, "kitchen"))
@@ -241,14 +241,14 @@ class NoTests(IndexCase):
         self.assertTrue(self.successResultOf(waiting))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    async def test_of_a_crowd_only_some_wait(self) -> None:
+    async def test_the_number_of_waiting_keys_is_limited(self) -> None:
         await self.index.refresh()
         answers = [self.presented(b"%032d" % number) for number in range(2000)]
         self.assertEqual(len([each for each in answers if not each.called]), 100)
         self.clock.advance(0.1)
         self.assertEqual([self.successResultOf(each) for each in answers], [False] * 2000)
 
-    async def test_while_it_is_out_of_date_it_does_not_say_no(self) -> None:
+    async def test_a_stale_index_does_not_refuse_a_key(self) -> None:
         key = self.key()
         await self.index.refresh()
         self.clock.advance(10)

@@ -1,4 +1,4 @@
-"""Lines that clients cause: a few are written, and nothing is lost of how many there were."""
+"""Tests of limited log lines: a few are written, and the others are counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LogSamplerTests(SynchronousTestCase):
         self.sampler = LogSampler(self.clock.seconds)
 
     def written(self, key: object, count: int) -> list[int]:
-        """With how many unsaid each line is written, of so many that there are."""
+        """Log `count` lines. Returns the number of left-out lines of each written line."""
         taken = [self.sampler.take(key) for _ in range(count)]
         return [unsaid for unsaid in taken if unsaid is not None]
 

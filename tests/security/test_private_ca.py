@@ -1,4 +1,4 @@
-"""The authority and the certificates that posd makes are ones that clients accept."""
+"""Tests that clients accept the authority and the certificates that posd makes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def leaf(made: IssuedCertificate) -> x509.Certificate:
 
 
 def verify(made: IssuedCertificate, name: str, at: datetime = NOW) -> None:
-    """Do what a client does: build a path to the authority and compare the name."""
+    """Verify a certificate as a client does: path to the authority, and name."""
     store = Store(x509.load_pem_x509_certificates(made.ca_path.read_bytes()))
     subject: x509.GeneralName
     try:
@@ -49,7 +49,7 @@ def mode(path: Path) -> int:
 
 
 class WhatIsMade(SynchronousTestCase):
-    """A shop asks for a certificate in an empty directory."""
+    """The directory is empty."""
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()) / "tls"
@@ -122,7 +122,7 @@ class WhatIsMade(SynchronousTestCase):
 
 
 class Clients(SynchronousTestCase):
-    """A till's own certificate."""
+    """Client certificates."""
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()) / "tls"
@@ -239,7 +239,7 @@ class TheSecondTime(SynchronousTestCase):
     def test_an_authority_without_its_key_is_refused_and_named(self) -> None:
         (self.directory / "ca-key.pem").unlink()
         error = self.assertRaises(CertificateError, make, self.directory, NAMES, replace=True)
-        self.assertIn("ca-key.pem is not", str(error))
+        self.assertIn("ca-key.pem does not", str(error))
 
     def test_another_authoritys_key_is_refused(self) -> None:
         other = Path(self.mktemp())
@@ -254,7 +254,7 @@ class TheSecondTime(SynchronousTestCase):
         error = self.assertRaises(CertificateError, make, self.directory, NAMES, replace=True)
         self.assertIn("is not an authority's certificate", str(error))
 
-    def test_files_that_are_no_pem_are_named(self) -> None:
+    def test_files_that_are_not_pem_are_named(self) -> None:
         for name in ("ca-key.pem", "ca.pem"):
             (self.directory / name).write_bytes(b"not PEM")
             error = self.assertRaises(CertificateError, make, self.directory, NAMES, replace=True)
@@ -265,7 +265,7 @@ class TheSecondTime(SynchronousTestCase):
         error = self.assertRaises(
             CertificateError, make, self.directory, NAMES, replace=True, now=late
         )
-        self.assertIn("The authority itself ends on 2036-11-19", str(error))
+        self.assertIn("The authority itself expires on 2036-11-19", str(error))
         verify(make(self.directory, NAMES, days=30, replace=True, now=late), NAMES[0], late)
 
     def test_two_authorities_have_different_names(self) -> None:

@@ -1,4 +1,4 @@
-"""Rates and failed attempts: what is let through, and what has to wait."""
+"""Tests of token buckets, failed attempts, and limits of log lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _pauses = st.floats(0, 120)
 
 @define
 class TimeOfDay:
-    """A clock that, unlike Twisted's, can be set back."""
+    """A clock that can be set back, unlike Twisted's Clock."""
 
     now: float = 1_800_000_000.0
 

@@ -1,4 +1,4 @@
-"""Who is charged for what, and when that is too much."""
+"""Tests of the accounts of keys and addresses, and of their limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RatesCase(SynchronousTestCase):
         self.rates = RequestRates(5, 1000, 20, self.clock.seconds, note)
 
     def granted(self, ask: Callable[[], None], tries: int = 1000) -> int:
-        """How often something may be asked."""
+        """Return how many calls are granted."""
         for count in range(tries):
             try:
                 ask()
@@ -90,7 +90,7 @@ class CredentialTests(RatesCase):
             self.requests(account(1, name, shared=True)) for name in ("front", "bar", "grill")
         ]
         self.assertEqual(granted, [50, 50, 50])
-        # Those without a name count as one more.
+        # Terminals without a name count as one more terminal.
         self.assertEqual(self.requests(account(1, None, shared=True)), 50)
         self.assertEqual(self.requests(account(1, "pass", shared=True)), 0)
 
@@ -99,7 +99,7 @@ class CredentialTests(RatesCase):
         for _ in range(800):
             self.assertEqual(self.rates.heard(frames, 0.25, 1), 0)
         self.assertGreater(self.rates.heard(frames, 0.25, 1), 0)
-        # A request of theirs is not charged for it.
+        # Requests of these terminals are not charged for it.
         self.assertEqual(self.requests(account(1, None, shared=True)), 50)
 
     def test_two_thousand_terminals_that_come_at_once_are_let_in(self) -> None:
@@ -107,7 +107,7 @@ class CredentialTests(RatesCase):
         for number in range(2000):
             who = account(1, f"till-{number}", shared=True, purpose=RatePurpose.HANDSHAKE)
             rates.charge_request(who, 0)
-        # And what they ask then is not charged for it.
+        # And their later requests are not charged for it.
         for number in range(1000):
             rates.charge_request(account(1, f"till-{number}", shared=True), 0)
 
@@ -185,7 +185,7 @@ class HeardTests(RatesCase):
         self.assertEqual(owed[:200], [0.0] * 200)
         self.assertEqual([round(each, 2) for each in owed[200:]], [0.05, 0.1, 0.15, 0.2])
         self.assertEqual(self.refused, {"till": 4})
-        # A request waits for it.
+        # A request waits until the debt is paid.
         self.assertEqual(self.requests(who), 0)
         self.clock.advance(0.4)
         self.assertEqual(self.requests(who), 1)

@@ -1,4 +1,4 @@
-"""Handshakes with posd's TLS: with the standard library's `ssl` as the till, and over loopback."""
+"""Tests of TLS handshakes with `ssl` of the standard library as the till, and over loopback."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def settings_of(made: IssuedCertificate) -> TLSConfig:
 
 
 def till_context(made: IssuedCertificate, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """A till that trusts the authority, and speaks one version only if one is given."""
+    """Return the context of a till that trusts the authority and supports one version, or all."""
     context = ssl.create_default_context(cafile=str(made.ca_path))
     if version is not None:
         context.minimum_version = context.maximum_version = version
@@ -71,9 +71,9 @@ def till_context(made: IssuedCertificate, version: ssl.TLSVersion | None = None)
 
 
 class Call:
-    """One connection between a till and the server, in memory; made, its handshake is done.
+    """A connection in memory between a till and the server. The constructor does the handshake.
 
-    Raises what either side's handshake raises, the till's first.
+    Raises the error of the till's handshake, or else that of the server's.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Call:
         self.till = till.wrap_bio(
             self._to_till, self._to_server, server_hostname="localhost", session=session
         )
-        # Of the protocol nothing is needed but where the till is.
+        # Only the address of the till is read from the protocol.
         protocol = cast(TLSMemoryBIOProtocol, StringTransport(peerAddress=PEER))
         self.server = tls.serverConnectionForTLS(protocol)
         self.server.set_accept_state()
@@ -95,7 +95,7 @@ class Call:
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError:
-                # The server hears why.
+                # The server gets the alert.
                 self._serve()
                 raise
             failed = self._serve() or failed
@@ -103,7 +103,7 @@ class Call:
             self.till.do_handshake()
         if failed is not None:
             raise failed
-        # TLS 1.3 tells a client of tickets, and of being refused, only when it next reads.
+        # In TLS 1.3, a client gets tickets and refusals with its next read.
         if self.server.get_cipher_name() is not None:
             assert self.say(b"welcome") == b"welcome"
 
@@ -128,21 +128,21 @@ class Call:
                 self._to_till.write(self.server.bio_read(65536))
 
     def say(self, data: bytes) -> bytes:
-        """Send this from the server, and return what the till reads."""
+        """Send data from the server, and return the data that the till reads."""
         self.server.sendall(data)
         self._carry_to_till()
         return self.till.read(len(data))
 
     @property
     def serial_number(self) -> int:
-        """The serial number of the certificate that the server has shown."""
+        """The serial number of the certificate of the server."""
         der = self.till.getpeercert(binary_form=True)
         assert der is not None
         return x509.load_der_x509_certificate(der).serial_number
 
 
 class Server(SynchronousTestCase):
-    """A server with a certificate for localhost, and a till that trusts its authority."""
+    """A server with a certificate for localhost, and a till that trusts the authority."""
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp())
@@ -199,7 +199,7 @@ class Handshakes(Server):
                 Call(self.tls, till)
 
     def reason(self, till: ssl.SSLContext, **changes: str | bool) -> str:
-        """What is logged of a till with which no connection comes about."""
+        """Return the logged reason of a failed handshake."""
         with capturedLogs() as logs:
             self.assertRaises((SSL.Error, ssl.SSLError), Call, self.server(**changes), till)
         (event,) = logs
@@ -210,7 +210,7 @@ class Handshakes(Server):
         self.assertIn("tls.minimum_version", self.reason(old, minimum_version="1.3"))
         old.set_ciphers(OLD_SUITES[0])
         self.assertIn("tls.legacy_ciphers", self.reason(old))
-        # With certificates asked for, both are the same alert.
+        # If client certificates are requested, both cases are the same alert.
         client_ca = str(self.made.ca_path)
         self.assertIn("tls.legacy_ciphers", self.reason(old, client_ca=client_ca))
         self.assertIn("does not trust", self.reason(ssl.create_default_context()))
@@ -251,7 +251,7 @@ class Handshakes(Server):
     def test_issuers_in_the_file_are_sent_along(self) -> None:
         with self.made.certificate_path.open("ab") as chain:
             chain.write(self.made.ca_path.read_bytes())
-        # Not the standard library's, which does not tell what chain it was sent.
+        # Not `ssl` of the standard library, which does not show the received chain.
         till = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
         till.set_connect_state()
         server = self.server().serverConnectionForTLS(cast(TLSMemoryBIOProtocol, None))
@@ -318,7 +318,7 @@ class Resumption(Server):
 
 
 class Options(Server):
-    """What cannot be seen from outside is asked of OpenSSL."""
+    """Options that a client cannot observe are read from OpenSSL."""
 
     def context(self) -> object:
         connection = self.tls.serverConnectionForTLS(cast(TLSMemoryBIOProtocol, None))
@@ -369,7 +369,7 @@ class Reloading(Server):
         till = till_context(self.made)
         before = Call(self.tls, till).serial_number
         make(self.directory, ["localhost"], replace=True)
-        self.clock.advance(100_000)  # Not even when the tickets' key is renewed.
+        self.clock.advance(100_000)  # Not even after the key of the tickets has been renewed.
         self.assertEqual(Call(self.tls, till).serial_number, before)
 
     def test_a_bad_file_leaves_the_old_certificate_in_force(self) -> None:
@@ -389,7 +389,7 @@ class Reloading(Server):
 
 
 class ClientCertificates(Server):
-    """Only tills with a certificate of the shop's authority are let in."""
+    """Only tills with a certificate of the shop's authority are accepted."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -402,7 +402,7 @@ class ClientCertificates(Server):
             self.assertEqual(Call(self.tls, till).say(b"in"), b"in")
 
     def refused(self, made: IssuedCertificate | None = None) -> set[str]:
-        """What is said of a till with such a certificate, in whichever version, in a line for each."""
+        """Return the logged reasons for a till with this certificate, in all versions of TLS."""
         said = set()
         for version in VERSIONS:
             till = till_context(self.made, version)
@@ -417,31 +417,31 @@ class ClientCertificates(Server):
             said.add(reason)
         return said
 
-    def test_a_till_without_one_does_not(self) -> None:
+    def test_a_till_without_a_certificate_is_refused(self) -> None:
         self.assertEqual(self.refused(), {"it has no certificate"})
 
     def test_a_till_with_one_of_another_authority_does_not(self) -> None:
         other = Path(self.mktemp())
         self.assertEqual(
             self.refused(make_client(other, "POS_KITCHEN_1")),
-            {"its certificate is not of an authority in tls.client_ca"},
+            {"its certificate is not signed by an authority in tls.client_ca"},
         )
 
-    def test_a_till_with_one_that_has_ended_does_not(self) -> None:
+    def test_a_till_with_an_expired_certificate_is_refused(self) -> None:
         past = datetime.now(UTC) - timedelta(days=3)
         made = make_client(self.directory, "old", days=1, now=past)
         self.assertEqual(
             self.refused(made),
-            {"its certificate has ended"},
+            {"its certificate has expired"},
         )
 
     def test_a_till_with_a_servers_certificate_does_not(self) -> None:
         self.assertEqual(
             self.refused(self.made),
-            {"its certificate is not one for clients"},
+            {"its certificate is not a client certificate"},
         )
 
-    def test_whoever_tries_without_end_is_told_of_now_and_then(self) -> None:
+    def test_log_lines_about_one_address_are_limited(self) -> None:
         def attempts(count: int) -> list[int]:
             with capturedLogs() as logs:
                 for _ in range(count):
@@ -455,7 +455,7 @@ class ClientCertificates(Server):
         self.clock.advance(60)
         self.assertEqual(attempts(1), [2])
 
-    def test_nothing_is_said_of_tills_that_are_let_in_and_hang_up(self) -> None:
+    def test_accepted_tills_are_not_logged(self) -> None:
         for version in VERSIONS:
             till = till_context(self.made, version)
             till.load_cert_chain(*client_certificate(self.directory))
@@ -479,7 +479,7 @@ class ClientCertificates(Server):
 
 
 class WhatCannotBeUsed(Server):
-    """Each refusal is one line that names the file and says what to do."""
+    """An error is one line with the file and the remedy."""
 
     def refusal(self, **changes: str) -> str:
         text = str(self.assertRaises(StartError, self.server, **changes))
@@ -608,7 +608,7 @@ class Dates(SynchronousTestCase):
 
 
 def client_certificate(directory: Path) -> tuple[Path, Path]:
-    """A till's certificate and key, signed by the authority in `directory`."""
+    """Return the certificate and key of a till, signed by the authority in `directory`."""
     made = make_client(directory, "POS_KITCHEN_1", replace=True)
     return made.certificate_path, made.key_path
 
@@ -661,7 +661,7 @@ class Loopback(TestCase):
         return Deferred.fromCoroutine(each_version())
 
     async def call(self, host: str, ca: Path | None) -> Browser:
-        """Call the server, believing it to be `host`, with Twisted as the till."""
+        """Call the server as `host`, with Twisted as the till."""
         endpoint = HostnameEndpoint(global_reactor, "127.0.0.1", self.port)
         caller = await wrapClientTLS(client_context(host, ca), endpoint).connect(
             Factory.forProtocol(Browser)

@@ -1,4 +1,4 @@
-"""How soon the end of a certificate is talked about."""
+"""Tests of the state of a certificate over time."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class PackageTests(SynchronousTestCase):
         said = self.install(str(self.package))
         self.assertIn("posd is enabled and was not started", said)
         self.assertIn("/etc/posd/tls/fullchain.pem", said)
-        guide = re.search(r"(/usr/share/doc/\S+) leads", said)
+        guide = re.search(r"Follow (/usr/share/doc/[^\s,]+),", said)
         assert guide is not None
         self.assertTrue(self.server.path(guide[1]).is_file())
         self.assertEqual(self.run_("systemctl", "is-enabled", "posd"), "enabled\n")
@@ -157,7 +157,7 @@ class PackageTests(SynchronousTestCase):
             self.later("99.3", (LATER_MIGRATION, "SELECT 1;\n"), shipped),
             options=["--option=Dpkg::Options::=--force-confold"],
         )
-        self.assertIn("posd was not restarted and goes on as it was", said)
+        self.assertIn("posd was not restarted, because this version would not start", said)
         self.assertIn("lacks main/999_later.sql; run `posctl migrate`", said)
         self.assertEqual((self.state(), self.process()), ("active", second))
         self.as_superuser("migrate")

@@ -1,4 +1,4 @@
-"""Makes `twistd posd` known; `posd.tap` is imported only when it is asked for."""
+"""Registers `twistd posd`. Twisted imports `posd.tap` only when that command runs."""
 
 from twisted.application.service import ServiceMaker
 
