@@ -1,4 +1,4 @@
 """The network interface of posd: WebSockets, server-sent events and HTTP on one port.
 
-Rules of delivery and publishing belong in the packages of those names.
+The rules of delivery and publishing are in `posd.delivery` and `posd.publishing`.
 """

@@ -1,4 +1,7 @@
-"""Who may connect a till: everything is decided here, before the upgrade, where refusals are JSON."""
+"""Admits tills: checks a connection request before the upgrade to a WebSocket.
+
+Before the upgrade a refusal is an HTTP response with a JSON body.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _POSITION: Final = re.compile(r"[0-9]{1,18}")
 
 
 class UpgradeRequired(Refusal):
-    """A plain request where a WebSocket is spoken."""
+    """The URL of a WebSocket was requested without a valid upgrade."""
 
     status = 426
     code = "upgrade_required"
@@ -40,7 +43,7 @@ class UpgradeRequired(Refusal):
 
 @define(eq=False)
 class AdmissionCheck:
-    """Lets in those whose key is good: counts their connection and looks up where they stand."""
+    """Counts the connection of an authenticated till, and looks up the position of the terminal."""
 
     hub: Hub
     connections: ConnectionLimits
@@ -48,7 +51,7 @@ class AdmissionCheck:
     async def admit(
         self, tenant: Tenant, principal: Principal, device: str | None, position: Position | None
     ) -> Admitted:
-        """A place for one more connection. Raises `TooManyRequests` and `Unavailable`."""
+        """Admit one more connection of a terminal. Raises `TooManyRequests` and `Unavailable`."""
         lease = self.connections.admit(tenant.id, device)
         try:
             session_start = await self.hub.look_up(tenant, device, position)
@@ -69,7 +72,7 @@ class AdmissionCheck:
 
 @define(eq=False)
 class WebSocketAdmission:
-    """What the door needs to know, and whom it hands admitted connections to."""
+    """The dependencies of `WebSocketResource`."""
 
     authenticator: Authenticator
     admission: AdmissionCheck
@@ -78,7 +81,7 @@ class WebSocketAdmission:
 
 
 class WebSocketResource(Resource):
-    """`/ws/pos/{tenant}`."""
+    """The resource of `/ws/pos/{tenant}`, where tills open WebSockets."""
 
     isLeaf = True
     _log = Logger()
@@ -111,7 +114,7 @@ class WebSocketResource(Resource):
                 http_request, _last_segment(http_request), response.status, code
             )
         if http_request.request.is_disconnected:
-            # The peer went away while its key was looked up: a session now would be a ghost.
+            # The client has disconnected during the lookup, so no event would ever end a new session.
             for each in admitted:
                 each.left()
         elif admitted:
@@ -125,14 +128,17 @@ class WebSocketResource(Resource):
         try:
             self._websocket_admission.factory.upgrade(request, admitted)
         except Exception:
-            self._log.failure("an upgrade failed")
+            self._log.failure(
+                "the upgrade of a till's connection failed; posd closes it: tenant={tenant}",
+                tenant=admitted.terminal.tenant.slug,
+            )
             admitted.left()
             transport.abortConnection()
         finally:
             channel.left()
 
     async def _admit(self, http_request: HTTPRequest) -> Admitted:
-        """Check everything, in an order that tells a stranger nothing about tenants."""
+        """Check a request. The key comes first, so that a client without one learns nothing about tenants."""
         http_request.check_rate()
         slug = self._slug(http_request)
         _check_handshake(http_request)
@@ -158,15 +164,16 @@ class WebSocketResource(Resource):
 
 
 def _last_segment(http_request: HTTPRequest) -> str:
-    """The last part of the address, where a tenant is named."""
+    """Return the last segment of the path, which is the slug of a tenant."""
     path = http_request.request.postpath
     return path[-1].decode("latin-1") if path else ""
 
 
 def _check_handshake(http_request: HTTPRequest) -> None:
-    """Check what RFC 6455 §4.2.1 demands. Autobahn would refuse it without a body.
+    """Check the handshake by RFC 6455 §4.2.1. Raises `UpgradeRequired` and `BadRequest`.
 
-    Upgrade and Connection are lists (RFC 9110 §7.6.1, §7.8). Proxies join and split their lines.
+    Autobahn would refuse a bad handshake without a body. Upgrade and Connection are lists (RFC 9110 §7.6.1,
+    §7.8), whose lines proxies may join or split.
     """
     request = (http_request.request.method, http_request.request.clientproto)
     is_upgrade = "websocket" in http_request.members(
@@ -188,11 +195,11 @@ def _check_handshake(http_request: HTTPRequest) -> None:
 
 
 def resume_position(http_request: HTTPRequest) -> Position | None:
-    """The position to resume after: from the header `Last-Event-ID`, else from the query.
+    """Return the position to resume after: from the header `Last-Event-ID`, or else from the query.
 
-    The header counts where both are sent. A client that reconnects by itself keeps the URL of its first
-    attempt, and puts the last id that it has seen into the header (WHATWG HTML §9.2.2). An empty
-    header counts as not sent. Raises `BadRequest`.
+    The header takes precedence. A client that reconnects automatically keeps the URL of its first request,
+    and sends the last id that it has received in the header (WHATWG HTML §9.2.2). An empty header is ignored.
+    Raises `BadRequest` (`invalid_position`).
     """
     named = http_request.header("last-event-id") or http_request.parameter("last_event_id")
     if named is None:

@@ -1,13 +1,12 @@
-"""Autobahn's protocol as it is after the opening handshake, which posd does itself.
+"""Autobahn's WebSocket protocol in the state after the opening handshake.
 
-posd has read and checked the handshake before it lets a till in (`posd.web.admission`). Autobahn would read
-it a second time, and keep some fifty attributes and a dozen objects for each connection.
+posd reads and checks the handshake before it admits a till (`posd.web.admission`). Autobahn would read the
+handshake a second time, and keep some fifty attributes and a dozen objects for each connection.
 
-So when this module is imported, Autobahn opens one connection in memory. The attributes that it has set on it
-become attributes of the class `OpenedServerProtocol`, with which every connection begins. All connections
-can share a
-number, a text or None, and an object that is not changed after the opening (`SHARED_OBJECTS`). Each
-connection gets a copy of any other object. `tests.web.test_opened_protocol` fails if there is one.
+When this module is imported, Autobahn opens one connection in memory. Its attributes become attributes of the
+class `OpenedServerProtocol`, so that all connections share them. Shared values are numbers, texts, None, and
+objects that do not change after the opening (`SHARED_OBJECTS`). A connection gets its own copy of any other
+object; `tests.web.test_opened_protocol` fails if there is one.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ MESSAGE_BYTES: Final = 64 * 1024
 
 
 class AutobahnOptions:
-    """All of Autobahn's options. Its own values limit nothing."""
+    """All options of Autobahn. Its defaults have no limits."""
 
-    # Autobahn would copy these options from the factory to each connection, and format them for its log.
+    # Options named here would be copied from the factory to each connection, and formatted for a log.
     CONFIG_ATTRS = ()
 
     versions = (13,)
     webStatus = False
     serveFlashSocketPolicy = False
     flashSocketPolicy = ""
-    # Only a valid key in a header lets anybody in, and no browser can send one.
+    # No check of the origin is needed: a till needs a key in a header, which a web page cannot send.
     allowedOrigins = ("*",)
     allowedOriginsPatterns = ()
     allowNullOrigin = True
     trustXForwardedFor = 0
-    # Admission counts connections before the upgrade, when a refusal can still be an answer.
+    # Admission counts connections before the upgrade, while it can still answer with an error.
     maxConnections = 0
 
     utf8validateIncoming = True
@@ -54,7 +53,8 @@ class AutobahnOptions:
     autoFragmentSize = 0
     tcpNoDelay = True
 
-    # The upgrade is done in one turn; for the rest see `TillProtocol.dropConnection` and the roster.
+    # posd does the upgrade in one turn of the reactor, and has timers of its own: see
+    # `TillProtocol._finish` and `posd.delivery.registry`.
     openHandshakeTimeout = 0
     closeHandshakeTimeout = 0
     autoPingInterval = 0
@@ -71,36 +71,36 @@ class AutobahnOptions:
 
     @staticmethod
     def perMessageCompressionAccept(offers: object) -> None:
-        """One event is one uncompressed frame."""
+        """Decline compression: an event is one uncompressed frame for all tills."""
 
 
 class _NullDeferred:
-    """Stands for a Deferred whose result nobody waits for."""
+    """Takes the place of a Deferred without callbacks."""
 
     def callback(self, result: object) -> None:
-        """Forget the result."""
+        """Discard the result."""
 
 
 class OpenedServerProtocol(AutobahnOptions, WebSocketServerProtocol):  # type: ignore[misc]
-    """A server's protocol that is open from the beginning."""
+    """The server's side of a WebSocket connection that is open from the beginning."""
 
-    # Set by Autobahn for its logs, which are off.
+    # Autobahn uses these for its logs, which are off.
     peer = ""
     _transport_details = None
     is_open = is_closed = _NullDeferred()
     utf8validator: Any = None
-    """Made when the first frame comes, since most tills say nothing."""
+    """Created for the first frame, because most tills send none."""
 
     def __init__(self) -> None:
-        # Autobahn's own `__init__` is not called: the class has what it would set.
+        # Autobahn's own `__init__` is not called, because the class has its attributes.
         for name, value in _COPIED_OBJECTS.items():
             setattr(self, name, copy(value))
 
     def connectionMade(self) -> None:
         """Do nothing. Autobahn's own method would begin the handshake."""
 
-    # Autobahn's own methods of these two names format arguments for a log that is off, which is most of their
-    # work.
+    # The next two methods replace methods of Autobahn that spend most of their time on formatting arguments
+    # for a log that is off.
 
     def dataReceived(self, data: bytes) -> None:
         self._dataReceived(data)
@@ -118,15 +118,15 @@ SHARED_OBJECTS: Final = frozenset(
     {
         *("_results", "_valid_events", "http_headers", "http_request_params"),
         *("websocket_extensions", "websocket_extensions_in_use", "websocket_protocols"),
-        # Messages that are sent in pieces wait in it; posd sends none.
+        # Holds messages that are sent in pieces. posd sends none.
         "send_queue",
-        # Counts for all tills together, and is not read.
+        # Counts bytes of all connections together. posd does not read it.
         "trafficStats",
     }
 )
-"""Objects that all connections share."""
+"""Attributes whose objects all connections share."""
 SET_ELSEWHERE: Final = frozenset({*vars(OpenedServerProtocol), "connected", "factory", "transport"})
-"""Attributes that are not taken from the first connection: the class above sets them, or Twisted does."""
+"""Attributes that are not taken from the first connection, because the class above or Twisted sets them."""
 _PLAIN: Final = (NoneType, bool, int, float, str, bytes)
 _REQUEST: Final = (
     b"GET / HTTP/1.1\r\nHost: posd\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -135,20 +135,20 @@ _REQUEST: Final = (
 
 
 class _MemoryTransport:
-    """The transport of the connection that Autobahn opens."""
+    """The transport of the connection that Autobahn opens when this module is imported."""
 
     def write(self, data: bytes) -> None:
-        """Forget the answer."""
+        """Discard the answer."""
 
     def getPeer(self) -> None:
-        """There is no other end."""
+        """Return None, because there is no client."""
 
     def getHost(self) -> None:
-        """There is no address."""
+        """Return None, because there is no local address."""
 
 
 def after_handshake() -> Mapping[str, Any]:
-    """The attributes that Autobahn has set on a connection that it has just opened."""
+    """Open a connection with Autobahn, and return its attributes. Raises `ImportError` if that fails."""
     protocol: Any = type("_First", (AutobahnOptions, WebSocketServerProtocol), {})()
     protocol.factory = WebSocketServerFactory(reactor=Clock())
     protocol.makeConnection(_MemoryTransport())

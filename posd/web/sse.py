@@ -1,12 +1,12 @@
-"""The stream by server-sent events: one response that does not end, with a session behind it.
+"""The event stream by server-sent events: one HTTP response without an end, with a session.
 
-To the exchange it is a till's connection like a WebSocket, with the same outbox and the same rules.
-What is different is that the till says nothing on it:
+The hub handles such a connection like a WebSocket, with the same send queue and the same rules. The
+difference is that the till sends nothing:
 
-- That it is there is known from what it takes. A comment is written whenever there was nothing else
-  for a while, and the kernel ends the connection when nobody has confirmed it for some time.
-- It cannot be asked to hang up: the response is ended with a last message that says why, and the
-  connection with it. What connects again by itself is told to do so later where that would be in vain.
+- posd recognises a lost till by its unread bytes. It writes a comment after a time without events, and the
+  kernel closes the connection if the till does not acknowledge the bytes in time.
+- posd cannot ask the till to close the connection. It writes a last message with the reason, and closes the
+  connection. The message tells a client that reconnects automatically how long to wait.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from posd.web.http.sockets import set_low_latency
 _COMMENT: Final = b":\n\n"
 _RETRY_MILLISECONDS: Final = 2000
 _RETRY_AFTER_CLOSE: Final = {GOING_AWAY: 500, RENAMED: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
-"""Milliseconds until a till that knows no better should come back, on average."""
+"""Milliseconds until a client should reconnect after this reason, on average."""
 _UNCONFIRMED_MILLISECONDS: Final = 65_000
-"""As long as a WebSocket may be silent. A slow reader may take nothing for a minute, which the kernel
-counts too."""
+"""The same time as for a silent WebSocket. It exceeds a minute, because a slow till may read nothing for a
+minute, and the kernel counts that time too."""
 
 
 class EventStream:
@@ -55,14 +55,14 @@ class EventStream:
         self._opened_at = self._heard_at = reactor.seconds()
 
     def begin(self, request: Request) -> None:
-        """Answer the request with the stream, from now on."""
+        """Begin the response and open the session."""
         self._request, self._channel = request, cast(BoundedChannel, request.channel)
         self._channel.detach_request(self._lost)
         for name, value in (
             ("Server", f"posd/{__version__}"),
             ("Content-Type", "text/event-stream"),
-            # A proxy that compresses keeps events back until it has a block full of them, unless it is
-            # told to leave the stream alone (RFC 9111 §5.2.2.6); nginx until it has a buffer full.
+            # Without no-transform (RFC 9111 §5.2.2.6) a proxy may compress the stream, and delay events until
+            # it has a full block. Without the next header nginx delays them until it has a full buffer.
             ("Cache-Control", "no-store, no-transform"),
             ("X-Accel-Buffering", "no"),
         ):
@@ -71,7 +71,7 @@ class EventStream:
             self._finish()
             return
         set_low_latency(self._channel.transport, _UNCONFIRMED_MILLISECONDS)
-        # It belongs to the event that follows, the greeting.
+        # This line is a part of the event that follows, `connected`.
         request.write(b"retry: %d\n" % _RETRY_MILLISECONDS)
         try:
             self._session = self._hub.open(
@@ -79,17 +79,18 @@ class EventStream:
             )
         except Exception:
             self._log.failure(
-                "a till's stream failed: tenant={tenant} connection={connection}",
+                "a till's stream failed; posd closes the connection:"
+                " tenant={tenant} connection={connection}",
                 tenant=self._admitted.terminal.tenant.slug,
                 connection=str(self._admitted.terminal.connection_id),
             )
             self.close(FAILED)
 
-    # -- from the exchange and the session ---------------------------------------------------
+    # -- called by the hub and the session ---------------------------------------------------
 
     @property
     def heard_at(self) -> float:
-        """When it last took what was written; until it has enough, that is."""
+        """When the till was last known to read: at the last comment, or when its send queue became full."""
         stalled = None if self._session is None else self._session.send_queue.stalled_since
         return max(self._heard_at, stalled or 0.0)
 
@@ -102,7 +103,7 @@ class EventStream:
             self._request.write(data)
 
     def ping(self) -> None:
-        """Write a comment, if everything that was written before has left."""
+        """Write a comment, unless the till has unread bytes."""
         if self._session is not None and self._session.send_queue.has_room:
             self._heard_at = self._reactor.seconds()
             self._session.send_queue.offer(_COMMENT)
@@ -122,10 +123,10 @@ class EventStream:
         if abort and self._channel is not None:
             self._channel.transport.abortConnection()
 
-    # -- in between --------------------------------------------------------------------------
+    # -- internal ----------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """End the response, and the connection when that is written."""
+        """End the response. The connection is closed after its last byte."""
         request, self._request = self._request, None
         if request is not None and self._channel is not None:
             request.unregisterProducer()
@@ -133,7 +134,7 @@ class EventStream:
             request.finish()
 
     def _lost(self) -> None:
-        """The connection is gone."""
+        """End the session, because the connection is lost."""
         self._request = None
         self._admitted.left()
         if self._session is not None:

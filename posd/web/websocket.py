@@ -1,18 +1,18 @@
-"""The WebSocket face: Autobahn's protocol on an admitted connection, and nothing of the domain.
+"""WebSocket connections of tills: Autobahn's protocol on an admitted connection.
 
-Admission (`web.admission`) has checked everything before the upgrade. Here the handshake is answered,
-callbacks become calls of the session, frames go out as they were made, and the traps of Autobahn under
-twisted.web are defused:
+`posd.web.admission` checks the request before the upgrade. This module answers the handshake, translates
+Autobahn's callbacks to calls of the session, and sends encoded frames. It also corrects these defects of
+Autobahn with twisted.web:
 
-- `HTTPChannel` stays the transport's producer after the upgrade, so there would be no
-  back-pressure: the outbox takes its place.
-- An exception at the opening would leave the socket open, one in `onMessage` end it without a word:
-  both are logged and close with 1011.
-- Autobahn never sets TCP_NODELAY on Twisted: 40 ms for every second message in a row.
-- Its defaults limit nothing: every limit is set. Frames it does not count at all, and empty ones
-  cost their sender next to nothing: each is charged here when its header has come, before its payload.
-- A peer that does not read keeps a connection that was closed open for ever: however a connection
-  ends, two seconds later it is aborted. Autobahn's own timers run on the global reactor only.
+- `HTTPChannel` stays the producer of the transport after the upgrade, so there would be no back-pressure.
+  The send queue replaces it.
+- After an exception in the opening the socket stays open, and an exception in `onMessage` closes it without a
+  reason. Both are logged here, and close the connection with 1011.
+- Autobahn does not set TCP_NODELAY with Twisted, which delays every second of consecutive messages by 40 ms.
+- Autobahn's defaults have no limits; `AutobahnOptions` sets all of them. Autobahn does not count frames, and
+  empty frames cost a client nearly nothing. So a frame is charged here after its header, before its payload.
+- A client that does not read keeps a closed connection open. posd aborts a connection two seconds after its
+  end begins. Autobahn's own timers run on the global reactor only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TillProtocol(OpenedServerProtocol):
     _log = Logger()
     wire_format = WEBSOCKET
     write: Write
-    """Sends or buffers bytes."""
+    """Sends bytes to the till, or buffers them."""
     _session: Session | None = None
     _receive_queue: ReceiveQueue | None = None
     _fragments = 0
@@ -82,7 +82,7 @@ class TillProtocol(OpenedServerProtocol):
         self._reactor = reactor
         self._opened_at = self._heard_at = reactor.seconds()
 
-    # -- from the network --------------------------------------------------------------------
+    # -- called by the transport and by Autobahn ---------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
         if not self._is_ignoring_input:
@@ -92,7 +92,7 @@ class TillProtocol(OpenedServerProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
-        # No cycle is left for the garbage collector, which would stop all other connections.
+        # Break reference cycles: a run of the garbage collector would stop all other connections.
         self._session = self._receive_queue = None
 
     def onFrameBegin(self) -> None:
@@ -109,8 +109,8 @@ class TillProtocol(OpenedServerProtocol):
         super().onFrameBegin()
 
     def open(self, answer: bytes, session_start: SessionStart) -> None:
-        """Answer the handshake, and begin the session."""
-        # A unix socket, behind a proxy on this machine, has no such option.
+        """Answer the handshake, and open the session."""
+        # A unix socket, which a local proxy may use, does not have this option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
         self.write = direct_write(self.transport)
@@ -157,26 +157,26 @@ class TillProtocol(OpenedServerProtocol):
     def sendCloseFrame(
         self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
     ) -> None:
-        """Close. Nothing may be sent after it (RFC 6455 §5.5.1), whoever closes, posd or Autobahn."""
+        """Send a close frame, for posd or for Autobahn. Nothing may follow it (RFC 6455 §5.5.1)."""
         super().sendCloseFrame(code, reasonUtf8, isReply)
         self._finish()
 
     def dropConnection(self, abort: bool = False) -> None:
-        """Hang up; gently when both have closed (RFC 6455 §7.1.1), which Autobahn does not."""
+        """Close the connection; without an abort if both sides have sent a close frame (RFC 6455 §7.1.1)."""
         self._finish()
         super().dropConnection(abort and not self.wasClean)
 
-    # -- from the exchange and the session ---------------------------------------------------
+    # -- called by the hub and the session ---------------------------------------------------
 
     @property
     def heard_at(self) -> float:
-        """When anything was last received. While nothing is read, the silence is not the till's."""
+        """The time of the last input, on the reactor's clock; the present time while reading is paused."""
         if self._receive_queue is not None and self._receive_queue.is_paused:
             self._heard_at = self._reactor.seconds()
         return self._heard_at
 
     def attach(self, send_queue: SendQueue) -> None:
-        # HTTPChannel registered itself for the request and never lets go.
+        # HTTPChannel has registered itself as the producer, and does not unregister at the upgrade.
         self.transport.unregisterProducer()
         self.transport.registerProducer(send_queue, True)
 
@@ -185,7 +185,7 @@ class TillProtocol(OpenedServerProtocol):
             self._session.send_queue.offer(frames.ping_frame())
 
     def close(self, closing: CloseReason) -> None:
-        # sendClose() takes only 1000 and 3000 to 4999.
+        # Autobahn's sendClose() accepts only the codes 1000 and 3000 to 4999.
         self.sendCloseFrame(closing.code, closing.reason.encode(), isReply=False)
 
     def drop(self, *, abort: bool) -> None:
@@ -193,17 +193,17 @@ class TillProtocol(OpenedServerProtocol):
             self._dropped = SILENT if abort else DROPPED
             self.dropConnection(abort=abort)
 
-    # -- in between --------------------------------------------------------------------------
+    # -- internal ----------------------------------------------------------------------------
 
     def _stop_reading(self, closing: CloseReason) -> None:
-        """Close, and look at nothing any more that the peer goes on sending."""
+        """End the session, and ignore all further input."""
         self._is_ignoring_input = True
         self.data = b""
         if self._session is not None:
             self._session.end(closing)
 
     def _finish(self) -> None:
-        """Give nothing more to the till, and see to it that its socket is gone before long."""
+        """Stop sending events, and abort the connection after `_CLOSE_SECONDS`."""
         if self._session is not None:
             self._session.closed()
         if self._abort_timer is None and not self._is_closed:
@@ -222,7 +222,7 @@ class TillProtocol(OpenedServerProtocol):
     def _fail(self) -> None:
         terminal = self._terminal
         self._log.failure(
-            "a till's connection failed: tenant={tenant} connection={connection}",
+            "a till's connection failed; posd closes it: tenant={tenant} connection={connection}",
             tenant=terminal.tenant.slug,
             connection=str(terminal.connection_id),
         )
@@ -242,7 +242,7 @@ class TillProtocol(OpenedServerProtocol):
 
 
 class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
-    """Makes protocols for admitted connections."""
+    """Creates protocols for admitted connections."""
 
     log = AutobahnOptions.log
 
@@ -253,7 +253,7 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
         self._clock = reactor
 
     def upgrade(self, request: BoundedRequest, admitted: Admitted) -> None:
-        """Turn an admitted request into a WebSocket."""
+        """Upgrade the connection of an admitted request to a WebSocket."""
         (key,) = request.fields["sec-websocket-key"]
         accept = b64encode(sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest())
         protocol = self.protocol_for(admitted)
@@ -265,11 +265,11 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
             transport.protocol = protocol
         protocol.makeConnection(transport)
         protocol.open(_HANDSHAKE_ANSWER % accept, admitted.session_start)
-        # HTTPChannel reads nothing while a request is answered.
+        # HTTPChannel has paused reading while the request was answered.
         transport.resumeProducing()
 
     def protocol_for(self, admitted: Admitted) -> TillProtocol:
-        """The protocol of one connection."""
+        """Return the protocol for one connection."""
         protocol = TillProtocol(admitted, self._hub, self._rates, self._clock)
         protocol.factory = self
         return protocol

@@ -1,4 +1,4 @@
-"""Who may connect a till: every refusal before the upgrade, in JSON, and no ghost after it."""
+"""Tests of the admission of tills: refusals before the upgrade, and clients that disconnect meanwhile."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ HANDSHAKES = {
         "Sec-WebSocket-Version: 13",
     ],
 }
-"""Header lines of handshakes by who sends them, without the nonce and the key."""
+"""Header lines of handshakes by client, without Sec-WebSocket-Key and the API key."""
 
 
 @define(eq=False)
 class Keys:
-    """The authenticator: one key is good. `answers` keeps it waiting."""
+    """An authenticator with one valid key. `answers` delays its results."""
 
     kind: KeyKind = KeyKind.TENANT
     key_device: str | None = None
@@ -155,7 +155,7 @@ class AdmissionCase(SocketCase):
         return socket
 
     def refused(self, *arguments: Any, **more: Any) -> tuple[int, str]:
-        """The status and the code of a refusal, which must be whole and in JSON."""
+        """Return the status and the code of a refusal. Assert that it is complete and JSON."""
         return self.refusal(self.ask(*arguments, **more))
 
     def refusal(self, socket: Socket) -> tuple[int, str]:
@@ -175,19 +175,19 @@ class AdmissionCase(SocketCase):
 
 
 class AdmittedTests(AdmissionCase):
-    def test_a_till_with_a_key_is_let_in_and_greeted(self) -> None:
+    def test_a_till_with_a_key_is_admitted(self) -> None:
         socket = self.admitted()
         self.assertEqual(socket.messages[0]["type"], "connected")
         self.assertEqual(self.keys.asked, [("kitchen", "pos_good", None, "192.0.2.7")])
 
-    def test_it_is_counted_until_it_is_gone(self) -> None:
+    def test_a_till_counts_until_it_disconnects(self) -> None:
         socket = self.admitted()
         self.assertEqual(self.connections.open, 1)
         self.assertEqual(self.site.open_channels, 0)
         socket.hang_up()
         self.assertEqual(self.connections.open, 0)
 
-    def test_a_bearer_token_is_as_good(self) -> None:
+    def test_a_bearer_token_is_accepted(self) -> None:
         self.admitted(X_API_Key=None, Authorization="Bearer pos_good")
 
     def test_handshakes_as_clients_and_proxies_send_them(self) -> None:
@@ -202,7 +202,7 @@ class AdmittedTests(AdmissionCase):
                 self.assertEqual(socket.messages[0]["type"], "connected")
                 socket.hang_up()
 
-    def test_handshakes_that_ask_for_something_else(self) -> None:
+    def test_requests_without_an_upgrade_to_websocket_are_refused(self) -> None:
         for changed, status in (
             ({"Connection": "close, keep-alive"}, 426),
             ({"Connection": "upgrade-insecure"}, 426),
@@ -240,17 +240,17 @@ class AdmittedTests(AdmissionCase):
         self.admitted()
         self.assertIsNone(self.session().terminal.device_id)
 
-    def test_it_is_connected_since_the_database_looked(self) -> None:
+    def test_the_time_of_the_connection_is_that_of_the_database(self) -> None:
         self.admitted()
         self.assertEqual(self.session().terminal.connected_at, NOON)
 
     def test_connection_and_upgrade_may_be_written_in_any_case_among_others(self) -> None:
         self.admitted(Connection="keep-alive, upgrade", Upgrade="WebSocket")
 
-    def test_an_origin_is_no_reason_to_refuse(self) -> None:
+    def test_any_origin_is_accepted(self) -> None:
         self.admitted(Origin="https://elsewhere.example")
 
-    def test_a_key_in_the_url_is_neither_one_nor_an_error(self) -> None:
+    def test_a_key_in_the_url_is_ignored(self) -> None:
         self.admitted("/ws/pos/kitchen?apiKey=whatever")
         self.assertEqual(self.keys.asked[0][1], "pos_good")
 
@@ -262,7 +262,7 @@ class PositionTests(AdmissionCase):
         socket.hang_up()
         return terminal.position
 
-    def test_it_is_named_by_query_or_header(self) -> None:
+    def test_the_position_is_in_the_query_or_in_the_header(self) -> None:
         self.assertEqual(self.position("/ws/pos/kitchen?last_event_id=7"), Position(7))
         self.assertEqual(self.position("/ws/pos/kitchen", Last_Event_ID="8"), Position(8))
         self.assertEqual(
@@ -274,7 +274,7 @@ class PositionTests(AdmissionCase):
         self.assertIsNone(self.position("/ws/pos/kitchen", Last_Event_ID=""))
         self.assertIsNone(self.position("/ws/pos/kitchen"))
 
-    def test_with_the_history_that_it_was_counted_in(self) -> None:
+    def test_the_position_may_have_a_stream_id(self) -> None:
         target = f"/ws/pos/kitchen?last_event_id=7&stream_id={STREAM}"
         self.assertEqual(self.position(target), Position(7, STREAM))
         self.assertEqual(
@@ -283,10 +283,10 @@ class PositionTests(AdmissionCase):
         )
         self.assertEqual(self.position("/ws/pos/kitchen?last_event_id=7&stream_id="), Position(7))
 
-    def test_events_after_it_come_first(self) -> None:
+    def test_events_after_the_position_come_first(self) -> None:
         self.assertEqual(self.admitted("/ws/pos/kitchen?last_event_id=8").ids, [9, 10])
 
-    def test_what_is_no_position_is_400(self) -> None:
+    def test_an_invalid_position_is_400(self) -> None:
         for named in ("", "-1", "+1", "1.5", "x", "1" * 19, "%D9%A1", "1%20"):
             target = f"/ws/pos/kitchen?last_event_id={named}"
             self.assertEqual(self.refused(target), (400, "invalid_position"), named)
@@ -297,15 +297,15 @@ class PositionTests(AdmissionCase):
 
 
 class RefusalTests(AdmissionCase):
-    def test_a_name_that_no_tenant_can_have_is_400(self) -> None:
+    def test_an_invalid_slug_is_400(self) -> None:
         for slug in ("Kitchen", "-kitchen", "kitchen-", "k_tchen", "k" * 49, "k%C3%BCche", "."):
             self.assertEqual(self.refused(f"/ws/pos/{slug}"), (400, "invalid_tenant"), slug)
 
-    def test_another_address_is_404(self) -> None:
+    def test_another_path_is_404(self) -> None:
         for target in ("/ws/pos", "/ws/pos/kitchen/more", "/ws/pos/kitchen/"):
             self.assertEqual(self.refused(target), (404, "not_found"), target)
 
-    def test_a_plain_request_is_426_and_says_what_is_spoken(self) -> None:
+    def test_a_plain_request_is_426_with_an_upgrade_header(self) -> None:
         for headers in (
             {"Upgrade": None},
             {"Upgrade": "h2c"},
@@ -321,26 +321,26 @@ class RefusalTests(AdmissionCase):
             self.assertIn(b"\r\nupgrade: websocket\r\n", socket.value().lower())
             self.assertIn(b"\r\nsec-websocket-version: 13\r\n", socket.value().lower())
 
-    def test_a_handshake_that_is_none_is_400(self) -> None:
+    def test_an_invalid_websocket_key_is_400(self) -> None:
         for key in (None, "", "short", "!" * 24, "AA==", "dGhlIHNhbXBsZSBub25jZQ"):
             refused = self.refused(Sec_WebSocket_Key=key)
             self.assertEqual(refused, (400, "invalid_handshake"), key)
 
-    def test_two_keys_of_a_handshake_are_400(self) -> None:
+    def test_two_websocket_keys_are_400(self) -> None:
         key = HANDSHAKE["Sec-WebSocket-Key"]
         twice = f"{key}\r\nSec-WebSocket-Key: {key}"
         self.assertEqual(self.refused(Sec_WebSocket_Key=twice), (400, "invalid_handshake"))
 
-    def test_a_device_that_cannot_be_is_400(self) -> None:
+    def test_an_invalid_device_is_400(self) -> None:
         self.assertEqual(self.refused(X_Device_ID="x" * 129), (400, "invalid_device"))
 
-    def test_nobody_is_asked_about_what_is_refused_anyway(self) -> None:
+    def test_an_invalid_request_is_refused_before_its_key_is_checked(self) -> None:
         self.refused("/ws/pos/Kitchen")
         self.refused(Upgrade=None)
         self.refused(Sec_WebSocket_Key=None)
         self.assertEqual(self.keys.asked, [])
 
-    def test_no_key_a_wrong_one_and_no_such_tenant_are_one_answer(self) -> None:
+    def test_a_missing_key_a_wrong_key_and_an_unknown_tenant_have_the_same_answer(self) -> None:
         answers = set()
         for target, key in (("kitchen", None), ("kitchen", "pos_bad"), ("nowhere", "pos_good")):
             socket = self.ask(f"/ws/pos/{target}", X_API_Key=key)
@@ -385,16 +385,16 @@ class RefusalTests(AdmissionCase):
         self.assertIn(b"429 Too Many Requests", self.ask(X_Device_ID="BAR").value())
         self.admitted(X_Device_ID="KITCHEN")
 
-    def test_more_than_the_whole_node_can_take_are_503(self) -> None:
+    def test_too_many_connections_of_the_node_are_503(self) -> None:
         self.connections.total = 1
         self.admitted()
         self.assertIn(b"503 Service Unavailable", self.ask().value())
 
-    def test_a_database_that_is_away_is_503_and_the_place_is_given_back(self) -> None:
+    def test_an_unavailable_database_is_503_and_releases_the_connection(self) -> None:
         self.store.away = True
         self.assertEqual(self.refused(), (503, "unavailable"))
 
-    def test_a_node_that_is_going_down_is_503(self) -> None:
+    def test_a_node_that_is_stopping_is_503(self) -> None:
         self.successResultOf(Deferred.fromCoroutine(self.hub.drain(5)))
         socket = self.ask()
         self.assertEqual(self.refusal(socket), (503, "unavailable"))
@@ -404,16 +404,16 @@ class RefusalTests(AdmissionCase):
         self.store.session_start = None
         self.assertEqual(self.refused(X_Device_ID="NEW"), (429, "too_many_devices"))
 
-    def test_a_refused_till_may_ask_again_on_the_same_connection(self) -> None:
+    def test_a_refused_till_may_try_again_on_the_same_connection(self) -> None:
         socket = self.ask(X_API_Key="pos_bad")
         self.assertFalse(socket.disconnecting)
         self.assertEqual(self.site.open_channels, 1)
 
 
 class GhostTests(AdmissionCase):
-    """The peer may leave at any moment, and anything may fail."""
+    """Tests of clients that disconnect during the admission, and of exceptions."""
 
-    def test_a_till_that_leaves_while_its_key_is_looked_up_leaves_nothing(self) -> None:
+    def test_a_till_that_disconnects_during_the_check_of_its_key_leaves_nothing(self) -> None:
         answer: Deferred[None] = Deferred()
         self.keys.answers.append(answer)
         socket = self.ask()
@@ -421,7 +421,7 @@ class GhostTests(AdmissionCase):
         answer.callback(None)
         self.assert_nothing_is_left(socket)
 
-    def test_nor_does_one_that_leaves_while_its_position_is(self) -> None:
+    def test_a_till_that_disconnects_during_the_lookup_of_its_position_leaves_nothing(self) -> None:
         self.store.pending = []
         socket = self.ask()
         self.assertEqual(self.connections.open, 1)
@@ -429,7 +429,7 @@ class GhostTests(AdmissionCase):
         self.store.pending.pop().callback(None)
         self.assert_nothing_is_left(socket)
 
-    def test_nor_one_that_would_have_been_refused(self) -> None:
+    def test_a_refused_till_that_has_disconnected_leaves_nothing(self) -> None:
         answer: Deferred[None] = Deferred()
         self.keys.answers.append(answer)
         socket = self.ask(X_API_Key="pos_bad")
@@ -437,7 +437,7 @@ class GhostTests(AdmissionCase):
         answer.callback(None)
         self.assert_nothing_is_left(socket)
 
-    def test_an_upgrade_that_fails_hangs_up_and_gives_the_place_back(self) -> None:
+    def test_a_failed_upgrade_closes_and_releases_the_connection(self) -> None:
         def upgrade(*arguments: object) -> object:
             raise ZeroDivisionError
 
@@ -447,7 +447,7 @@ class GhostTests(AdmissionCase):
         self.assertEqual((self.connections.open, self.site.open_channels), (0, 0))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_a_bug_is_500_without_a_word_of_it(self) -> None:
+    def test_an_exception_is_500_without_its_text(self) -> None:
         async def find_credential(*arguments: object) -> Credential:
             raise ValueError("pos_secret")
 
@@ -457,7 +457,7 @@ class GhostTests(AdmissionCase):
         self.assertNotIn(b"secret", socket.value())
         self.flushLoggedErrors(ValueError)
 
-    def test_what_comes_before_the_upgrade_is_done_does_not_hold_it_up(self) -> None:
+    def test_input_before_the_upgrade_does_not_block_it(self) -> None:
         answer: Deferred[None] = Deferred()
         self.keys.answers.append(answer)
         socket = self.ask()
@@ -487,10 +487,10 @@ class GhostTests(AdmissionCase):
 class TrustedTests(AdmissionCase):
     listener_context = ListenerContext(trusted=True)
 
-    def test_a_trusted_door_asks_for_a_key_too(self) -> None:
+    def test_a_trusted_listener_requires_a_key_too(self) -> None:
         self.admitted(Host="localhost")
         self.assertEqual(self.ask(Host="localhost", X_API_Key=None).value()[9:12], b"401")
 
-    def test_and_lets_no_web_page_in(self) -> None:
+    def test_a_trusted_listener_refuses_web_pages(self) -> None:
         self.assertEqual(self.refused(Host="localhost", Origin="null"), (403, "forbidden"))
         self.assertEqual(self.refused(), (403, "forbidden"))

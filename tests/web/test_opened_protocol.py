@@ -1,4 +1,4 @@
-"""A connection begins as Autobahn leaves one after its own handshake, whatever version of it is installed."""
+"""Tests that a connection begins in the state in which Autobahn's own handshake ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream by server-sent events: a till's connection by the rules of a WebSocket, that says nothing."""
+"""Tests of event streams by server-sent events, in memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StreamCase(TransportCase):
         return first.message
 
     def last(self, socket: Socket) -> tuple[int, str, int | None]:
-        """What the response ended with; it has, and the connection is closed."""
+        """Assert that the response has ended and the connection is closed. Return the last message."""
         last = sent_to(socket)[-1]
         self.assertEqual((last.type, last.id), ("pos_closing", None))
         self.assertTrue(socket.value().endswith(b"\r\n0\r\n\r\n"))
@@ -44,14 +44,14 @@ class StreamCase(TransportCase):
 
 
 class BeginningTests(StreamCase):
-    def test_it_is_an_event_stream_that_nobody_keeps(self) -> None:
+    def test_it_is_an_event_stream_that_is_not_cached(self) -> None:
         head = reply(self.follow().value()).headers
         self.assertEqual(head["content-type"], "text/event-stream")
         self.assertEqual(
             (head["cache-control"], head["x-accel-buffering"]), ("no-store, no-transform", "no")
         )
 
-    def test_a_till_is_greeted_like_on_a_websocket(self) -> None:
+    def test_the_first_event_is_connected(self) -> None:
         by_websocket = self.websocket()
         greeting = self.greeting(self.follow())
         expected = by_websocket.messages[0]
@@ -59,7 +59,7 @@ class BeginningTests(StreamCase):
         self.assertEqual(greeting["lastEventId"], 10)
         self.assertEqual(greeting["heartbeatSeconds"], 15)
 
-    def test_it_is_told_how_soon_to_come_back(self) -> None:
+    def test_the_stream_has_a_retry_time(self) -> None:
         self.assertEqual(sent_to(self.follow())[0].retry, 2000)
 
     def test_events_have_their_position_and_type_and_the_message_of_a_websocket(self) -> None:
@@ -69,7 +69,7 @@ class BeginningTests(StreamCase):
         self.assertEqual((event.id, event.type), ("11", "note"))
         self.assertEqual(event.message, by_websocket.messages[-1])
 
-    def test_it_goes_on_from_where_it_is_told_to(self) -> None:
+    def test_it_resumes_from_the_given_position(self) -> None:
         for query, header in (
             ("?last_event_id=7", None),
             ("", "7"),
@@ -84,33 +84,33 @@ class BeginningTests(StreamCase):
                 self.assertEqual(positions(socket), [8, 9, 10])
                 socket.hang_up()
 
-    def test_the_header_goes_with_a_stream_id_too(self) -> None:
+    def test_the_header_can_be_combined_with_a_stream_id(self) -> None:
         socket = self.follow(f"?stream_id={OTHER_STREAM}", Last_Event_ID="7")
         self.assertEqual(self.greeting(socket)["resync"], "reset")
         self.assertEqual(positions(socket), [])
 
-    def test_what_is_sent_to_catch_up_says_so(self) -> None:
+    def test_replayed_events_are_marked(self) -> None:
         socket = self.follow("?last_event_id=9")
         self.commit()
         replay = [each.message.get("replay") for each in sent_to(socket)[1:]]
         self.assertEqual(replay, [True, None])
 
-    def test_a_terminal_goes_on_from_its_cursor(self) -> None:
+    def test_a_terminal_resumes_from_its_cursor(self) -> None:
         self.stands(acked=8)
         socket = self.follow(X_Device_ID="BAR")
         self.assertEqual(self.greeting(socket)["deviceId"], "BAR")
         self.assertEqual(positions(socket), [9, 10])
 
-    def test_a_position_acknowledges_what_is_before_it(self) -> None:
+    def test_a_position_acknowledges_the_events_up_to_it(self) -> None:
         self.stands(acked=2)
         self.follow("?last_event_id=8", X_Device_ID="BAR")
         self.assertEqual(self.progress_store.acks, [8])
 
-    def test_a_header_that_is_no_position_is_refused(self) -> None:
+    def test_an_invalid_header_is_refused(self) -> None:
         self.assertEqual(self.refusal(STREAMED, Last_Event_ID="x"), (400, "invalid_position"))
         self.assertEqual(self.refusal(f"{STREAMED}?last_event_id=x"), (400, "invalid_field"))
 
-    def test_whoever_asks_for_the_head_alone_gets_that(self) -> None:
+    def test_head_gets_only_the_head(self) -> None:
         socket = self.send(STREAMED, method="HEAD")
         answer = reply(socket.value())
         self.assertEqual((answer.headers["content-type"], answer.body), ("text/event-stream", b""))
@@ -118,7 +118,7 @@ class BeginningTests(StreamCase):
         socket.hang_up()
         self.assertEqual(self.connections.open, 0)
 
-    def test_by_http_1_0_it_ends_with_the_connection(self) -> None:
+    def test_with_http_1_0_the_stream_ends_with_the_connection(self) -> None:
         socket = self.follow(version="HTTP/1.0")
         self.commit()
         self.assertNotIn("transfer-encoding", reply(socket.value()).headers)
@@ -135,15 +135,15 @@ class BeginningTests(StreamCase):
         event = self.log.events.pop()
         return type(event)(event.seq, event.type, data, event.created_at)
 
-    def test_it_is_a_line(self) -> None:
+    def test_it_implements_till_transport(self) -> None:
         transport: TillTransport = EventStream(None, self.hub, self.clock)  # type: ignore[arg-type]
         self.assertEqual(transport.heard_at, 0.0)
 
 
 class LastingTests(StreamCase):
-    """What a connection is that says nothing."""
+    """Tests of a connection on which the till sends nothing."""
 
-    def test_it_is_a_connection_of_its_tenant_and_of_no_site(self) -> None:
+    def test_it_counts_for_its_tenant_and_not_for_the_site(self) -> None:
         socket = self.follow(X_Device_ID="BAR")
         self.assertEqual((self.connections.open, self.site.open_channels), (1, 0))
         self.assertEqual((len(self.hub), len(self.progress_store.here)), (1, 1))
@@ -151,12 +151,12 @@ class LastingTests(StreamCase):
         self.assertEqual((self.connections.open, len(self.hub)), (0, 0))
         self.assertEqual((self.progress_store.here, self.hub.channels.tenants), ([], []))
 
-    def test_there_may_be_only_so_many(self) -> None:
+    def test_the_number_of_streams_is_limited(self) -> None:
         for _ in range(3):
             self.follow()
         self.assertEqual(self.ask(STREAMED).json["code"], "too_many_connections")
 
-    def test_it_lasts_though_nothing_happens(self) -> None:
+    def test_a_stream_without_events_stays_open(self) -> None:
         socket = self.follow()
         self.clock.pump([1.0] * 3600)
         self.assertFalse(socket.disconnecting or socket.disconnected)
@@ -173,7 +173,7 @@ class LastingTests(StreamCase):
         self.assertIn(b"\r\n:\n\n\r\n", socket.value())
         self.assertEqual([each.type for each in sent_to(socket)], ["connected"])
 
-    def test_whoever_takes_it_was_there_then(self) -> None:
+    def test_a_till_that_reads_the_comment_is_alive(self) -> None:
         self.follow()
         transport = self.transport()
         self.clock.pump([1.0] * 60)
@@ -183,20 +183,20 @@ class LastingTests(StreamCase):
         (connection,) = self.hub._registry
         return connection.transport
 
-    def test_whoever_does_not_take_it_is_not(self) -> None:
+    def test_a_till_that_does_not_read_the_comment_is_not_alive(self) -> None:
         socket = self.follow()
         socket.stall()
         before = len(socket.value())
         self.clock.pump([1.0] * 58)
         self.assertEqual((self.transport().heard_at, len(socket.value())), (0.0, before))
 
-    def test_after_a_minute_it_is_too_slow(self) -> None:
+    def test_a_till_that_reads_nothing_for_a_minute_is_too_slow(self) -> None:
         socket = self.follow()
         socket.stall()
         self.clock.pump([1.0] * 66)
         self.assertEqual(self.last(socket)[:2], (1013, "too far behind"))
 
-    def test_so_it_is_where_it_had_been_quick_for_long(self) -> None:
+    def test_a_till_that_was_quick_before_has_the_same_minute(self) -> None:
         socket = self.follow()
         self.clock.pump([1.0] * 44)
         socket.stall()
@@ -205,13 +205,13 @@ class LastingTests(StreamCase):
         self.clock.pump([1.0] * 6)
         self.assertEqual(self.last(socket)[:2], (1013, "too far behind"))
 
-    def test_who_never_takes_the_end_is_cut_off(self) -> None:
+    def test_a_till_that_does_not_read_the_last_message_is_aborted(self) -> None:
         socket = self.follow()
         socket.stall()
         self.clock.pump([1.0] * 90)
         self.assertTrue(socket.disconnected)
 
-    def test_a_slow_one_costs_its_bound_and_gets_everything(self) -> None:
+    def test_a_slow_till_costs_a_bounded_buffer_and_gets_all_events(self) -> None:
         socket = self.follow()
         socket.stall()
         before = len(socket.value())
@@ -221,7 +221,7 @@ class LastingTests(StreamCase):
         socket.drain()
         self.assertEqual(positions(socket), list(range(11, 41)))
 
-    def test_the_kernel_is_asked_to_notice_who_has_vanished(self) -> None:
+    def test_the_socket_has_tcp_user_timeout(self) -> None:
         class Inner:
             """A transport below TLS."""
 
@@ -255,7 +255,7 @@ class EndingTests(StreamCase):
         (transport,) = (each for each in self.logged if "till gone" in (each["log_format"] or ""))
         return transport
 
-    def test_posd_goes_down(self) -> None:
+    def test_a_shutdown_ends_the_stream_with_a_last_message(self) -> None:
         socket = self.follow()
         drained = Deferred.fromCoroutine(self.hub.drain(5))
         code, reason, retry = self.last(socket)
@@ -270,7 +270,7 @@ class EndingTests(StreamCase):
             (self.is_disconnected()["by"], self.is_disconnected()["code"]), ("posd", 1001)
         )
 
-    def test_not_even_one_without_a_name_is_dropped_without_a_word(self) -> None:
+    def test_a_till_without_a_name_gets_a_last_message_too(self) -> None:
         self.follow()
         self.assertFalse(self.session().is_basic)
 
@@ -300,14 +300,14 @@ class EndingTests(StreamCase):
         self.assertEqual(older.close_code, 4009)
         self.assertFalse(socket.disconnecting)
 
-    def test_another_name_of_the_stream_ends_it(self) -> None:
+    def test_a_new_stream_id_ends_the_stream(self) -> None:
         socket = self.follow()
         self.store.rename()
         self.check(self.log.head)
         self.clock.advance(1)
         self.assertEqual(self.last(socket)[:2], (1001, "the stream has a new name"))
 
-    def test_and_it_goes_on_there(self) -> None:
+    def test_the_till_resumes_in_the_new_stream(self) -> None:
         self.store.rename()
         self.stands()
         socket = self.follow(f"?last_event_id=8&stream_id={STREAM}")
@@ -315,7 +315,7 @@ class EndingTests(StreamCase):
         self.assertEqual((greeting["resync"], greeting["streamId"]), (None, str(OTHER_STREAM)))
         self.assertEqual(positions(socket), [9, 10])
 
-    def test_a_till_that_hangs_up_is_noted_like_any_other(self) -> None:
+    def test_a_till_that_disconnects_is_logged(self) -> None:
         socket = self.follow("?last_event_id=8", X_Device_ID="BAR")
         socket.hang_up()
         transport = self.is_disconnected()
@@ -324,7 +324,7 @@ class EndingTests(StreamCase):
             told, {"tenant": "kitchen", "device": "BAR", "by": "till", "sent": 2, "position": 10}
         )
 
-    def test_a_bug_at_the_opening_is_logged_and_ends_it(self) -> None:
+    def test_an_exception_at_the_opening_is_logged_and_ends_the_stream(self) -> None:
         self.patch(Session, "begin", self.fail_to)
         socket = self.follow()
         self.assertEqual(self.last(socket)[0], 1011)
@@ -336,7 +336,7 @@ class EndingTests(StreamCase):
     def fail_to(self, *_: Any) -> None:
         raise StatementFailed("secret", "XX000")
 
-    def test_one_that_left_while_it_was_looked_up_is_no_ghost(self) -> None:
+    def test_a_till_that_disconnects_during_the_lookup_has_no_session(self) -> None:
         self.store.pending = []
         socket = self.send(STREAMED)
         socket.hang_up()

@@ -1,4 +1,4 @@
-"""Server-sent events over real sockets, with and without TLS: a slow reader costs its bound."""
+"""Tests of server-sent events over real sockets, with and without TLS: a slow till has a bounded cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ reactor: Any = global_reactor
 
 
 class Streams(Resource):
-    """Every request is answered with the stream."""
+    """Answers all requests with an event stream."""
 
     isLeaf = True
 
@@ -87,7 +87,7 @@ class TCPTests(NetworkCase):
         self.assertIsInstance(await self.till.lost, ConnectionDone)
         self.assertTrue(self.till.received.endswith(b"\r\n0\r\n\r\n"))
 
-    async def test_the_kernel_is_asked_to_notice_who_has_vanished(self) -> None:
+    async def test_the_socket_has_tcp_user_timeout(self) -> None:
         transport: Any = self.transport._channel.transport
         while not isinstance(transport.getHandle(), socket.socket):
             transport = transport.transport

@@ -1,4 +1,4 @@
-"""The WebSocket face: Autobahn's callbacks become the session's, its traps are sprung here."""
+"""Tests of tills' WebSocket connections, in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.hub_case import wake
 from tests.socket_case import Socket, SocketCase, masked, text
 
 _IDLE_BYTES = 5500
-"""With Python 3.11 an idle till takes 4,050 to 4,230. Two empty deques would be another 1,520."""
+"""With Python 3.11 an idle till takes 4,050 to 4,230 bytes. Two empty deques would add 1,520."""
 
 
 class UpgradeTests(SocketCase):
@@ -44,12 +44,12 @@ class UpgradeTests(SocketCase):
             },
         )
 
-    def test_a_till_is_greeted(self) -> None:
+    def test_a_till_gets_connected_first(self) -> None:
         socket = self.open(terminal("BAR"), acked=10)
         self.assertEqual([each["type"] for each in socket.messages], ["connected"])
         self.assertEqual(len(self.hub), 1)
 
-    def test_what_the_till_offers_besides_is_not_taken_up(self) -> None:
+    def test_offered_extensions_and_protocols_are_declined(self) -> None:
         socket = self.open(
             headers=b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
             b"Sec-WebSocket-Protocol: pos\r\nOrigin: https://elsewhere.example\r\n"
@@ -57,7 +57,7 @@ class UpgradeTests(SocketCase):
         self.assertNotIn(b"Sec-WebSocket-Extensions", socket.value())
         self.assertNotIn(b"Sec-WebSocket-Protocol", socket.value())
 
-    def test_autobahn_sees_nothing_that_the_till_sent_but_the_key(self) -> None:
+    def test_autobahn_gets_only_the_websocket_key_of_the_request(self) -> None:
         socket = self.open(headers=b"X-API-Key: pos_secret\r\nCookie: a=b\r\n")
         kept = repr({name: repr(value) for name, value in vars(socket.protocol).items()})
         self.assertNotIn("pos_secret", kept)
@@ -66,13 +66,13 @@ class UpgradeTests(SocketCase):
     def test_small_messages_are_not_delayed(self) -> None:
         self.assertTrue(self.open().no_delay)
 
-    def test_a_transport_without_that_option_is_as_good(self) -> None:
+    def test_a_transport_without_tcp_nodelay_works_too(self) -> None:
         self.patch(Socket, "setTcpNoDelay", None)
         del Socket.setTcpNoDelay
         self.addCleanup(setattr, Socket, "setTcpNoDelay", lambda self, enabled: None)
         self.assertEqual(len(self.open().messages), 1)
 
-    def test_no_option_of_autobahn_is_as_it_comes(self) -> None:
+    def test_posd_sets_every_option_of_autobahn(self) -> None:
         missing = {*WebSocketServerProtocol.CONFIG_ATTRS} - {*vars(AutobahnOptions)}
         self.assertEqual(missing, set())
         self.assertFalse({*WebSocketServerProtocol.CONFIG_ATTRS} & {*vars(self.open().protocol)})
@@ -92,11 +92,11 @@ class UpgradeTests(SocketCase):
         self.assertEqual([each() for each in kept], [None, None])
         self.assertEqual(len(socket.messages), 1)
 
-    def test_a_connection_that_is_gone_is_not_kept(self) -> None:
+    def test_a_lost_connection_is_freed_at_once(self) -> None:
         socket = self.open(terminal("BAR"), acked=10)
         session = self.session()
         kept = [weakref.ref(each) for each in (socket.protocol, session, session.send_queue)]
-        # It is gone at once: a full collection stops all other connections.
+        # It must be freed without the garbage collector, which stops all other connections.
         gc.disable()
         self.addCleanup(gc.enable)
         socket.hang_up()
@@ -105,7 +105,7 @@ class UpgradeTests(SocketCase):
         self.assertEqual([each() for each in kept], [None] * 3)
 
     def test_an_idle_till_takes_little_memory(self) -> None:
-        # Without what is below posd's protocols; bench/ measures all of it.
+        # This does not include the transport; bench/ measures the sum.
         devices = [terminal(f"TILL_{number}") for number in range(40)]
         sockets = [self.open(each, acked=10) for each in devices[:20]]
         gc.collect()
@@ -116,7 +116,7 @@ class UpgradeTests(SocketCase):
         each = tracemalloc.get_traced_memory()[0] / 20
         self.assertLess(each, _IDLE_BYTES)
 
-    def test_it_is_no_timers_business_any_more(self) -> None:
+    def test_the_deadline_of_http_ends_with_the_upgrade(self) -> None:
         idle = len(self.clock.getDelayedCalls())
         self.open()
         self.assertEqual(len(self.clock.getDelayedCalls()), idle)
@@ -124,15 +124,15 @@ class UpgradeTests(SocketCase):
 
 
 class TrapTests(SocketCase):
-    """Traps of Autobahn under twisted.web."""
+    """Defects of Autobahn with twisted.web."""
 
-    def test_the_outbox_is_the_transports_producer(self) -> None:
+    def test_the_send_queue_is_the_producer_of_the_transport(self) -> None:
         socket = self.open()
         self.assertTrue(IPushProducer.providedBy(socket.producer))
         self.assertIs(socket.producer, self.session().send_queue)
         self.assertTrue(socket.streaming)
 
-    def test_a_transport_that_pauses_it_gets_nothing_until_it_resumes(self) -> None:
+    def test_a_paused_send_queue_writes_nothing_until_it_resumes(self) -> None:
         socket = self.open()
         socket.stall()
         wake(self.hub, 7, self.log.commit(3))
@@ -140,7 +140,7 @@ class TrapTests(SocketCase):
         socket.drain()
         self.assertEqual(socket.ids, [11, 12, 13])
 
-    def test_an_end_without_an_opening_gives_the_place_back_once(self) -> None:
+    def test_a_connection_lost_before_its_opening_is_released_once(self) -> None:
         protocol = self.protocol()
         protocol.makeConnection(Socket())
         protocol.onClose(False, 1006, "gone")
@@ -165,7 +165,7 @@ class TrapTests(SocketCase):
         self.assertEqual(socket.close_code, 1011)
         self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
 
-    def test_so_does_one_in_the_books(self) -> None:
+    def test_an_exception_in_the_progress_store_closes_with_1011_and_is_logged(self) -> None:
         def fail_to_hear(session: Session) -> None:
             raise ZeroDivisionError
 
@@ -176,7 +176,7 @@ class TrapTests(SocketCase):
             self.assertEqual(socket.close_code, 1011)
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_nothing_of_an_exceptions_text_goes_out(self) -> None:
+    def test_the_text_of_an_exception_is_not_sent(self) -> None:
         def fail_to_open(*arguments: object) -> None:
             raise ValueError("the key is pos_secret")
 
@@ -193,7 +193,7 @@ class TrapTests(SocketCase):
 
         return self.factory.protocol_for(Admitted(terminal(), session_start(10), leave))
 
-    def test_it_is_a_line(self) -> None:
+    def test_it_implements_till_transport(self) -> None:
         line: TillTransport = self.protocol()
         self.assertEqual(line.heard_at, self.clock.seconds())
 
@@ -207,7 +207,7 @@ class MessageTests(SocketCase):
         self.socket.send(text(b'{"type":"ack","id":10}'))
         self.assertEqual(self.progress_store.acks, [10])
 
-    def test_each_is_answered_in_a_frame_of_its_own(self) -> None:
+    def test_each_message_is_answered_in_its_own_frame(self) -> None:
         self.socket.send(text(b'{"type":"ping","id":1}') + text(b'{"type":"ping","id":2}'))
         self.assertEqual([each.get("echo") for each in self.socket.messages[1:]], [1, 2])
 
@@ -223,7 +223,7 @@ class MessageTests(SocketCase):
         self.assertEqual(self.socket.frames[1], (PONG, b"between"))
         self.assertEqual(self.socket.messages[1]["type"], "pong")
 
-    def test_a_character_may_be_cut_by_the_end_of_a_frame_while_others_speak(self) -> None:
+    def test_a_character_may_be_split_between_frames_of_interleaved_connections(self) -> None:
         other = self.open(terminal("KITCHEN"), acked=10)
         self.socket.send(masked(TEXT, b'{"type":"ping","id":"\xe2\x82', final=False))
         other.send(text(b'{"type":"ping","id":1}'))
@@ -231,7 +231,7 @@ class MessageTests(SocketCase):
         self.assertEqual(self.socket.messages[1]["echo"], "\u20ac")
         self.assertEqual(other.messages[1]["echo"], 1)
 
-    def test_a_message_waits_for_the_one_before_it(self) -> None:
+    def test_messages_are_processed_in_order(self) -> None:
         answer: Deferred[bool] = Deferred()
         self.progress_store.printing.append(answer)
         self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
@@ -240,7 +240,7 @@ class MessageTests(SocketCase):
         answer.callback(True)
         self.assertEqual(self.progress_store.acks, [10])
 
-    def test_nothing_is_read_while_too_many_wait(self) -> None:
+    def test_reading_pauses_while_too_many_messages_wait(self) -> None:
         answer: Deferred[bool] = Deferred()
         self.progress_store.printing.append(answer)
         self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
@@ -251,14 +251,14 @@ class MessageTests(SocketCase):
         self.assertEqual(self.socket.producerState, "producing")
         self.assertEqual(len(self.socket.messages), 17)
 
-    def test_the_silence_of_a_till_that_is_not_read_is_not_its_own(self) -> None:
+    def test_a_till_is_not_silent_while_reading_is_paused(self) -> None:
         self.progress_store.printing.append(Deferred())
         for _ in range(18):
             self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
         self.clock.pump([1.0] * 200)
         self.assertFalse(self.socket.disconnected)
 
-    def test_what_it_said_before_it_left_is_taken(self) -> None:
+    def test_messages_before_the_close_are_processed(self) -> None:
         answer: Deferred[bool] = Deferred()
         self.progress_store.printing.append(answer)
         for order in (b"A", b"B"):
@@ -269,31 +269,31 @@ class MessageTests(SocketCase):
         self.assertEqual([order for order, _, _ in self.progress_store.prints], ["A", "B"])
         self.assertEqual(self.progress_store.acks, [10])
 
-    def test_a_ping_of_the_protocol_is_answered_with_what_it_carries(self) -> None:
+    def test_a_ping_frame_is_answered_with_its_payload(self) -> None:
         self.socket.send(masked(PING, b"are you there"))
         self.assertEqual(self.socket.frames[-1], (PONG, b"are you there"))
 
-    def test_both_kinds_of_frames_take_the_devices_place(self) -> None:
+    def test_messages_and_pings_claim_the_device(self) -> None:
         self.socket.send(masked(PING))
         self.assertEqual(len(self.progress_store.claims), 1)
         self.open(terminal("KITCHEN"), acked=10).send(text(b'{"type":"pong"}'))
         self.assertEqual(len(self.progress_store.claims), 2)
 
-    def test_it_pings(self) -> None:
+    def test_posd_sends_ping_frames(self) -> None:
         for _ in range(35):
             self.clock.advance(1)
         self.assertIn((PING, b""), self.socket.frames)
 
 
 class LimitTests(SocketCase):
-    """What a till may not send, and what it is told with the Close frame."""
+    """Invalid messages of tills, and the codes of the close frames for them."""
 
     def setUp(self) -> None:
         super().setUp()
         self.socket = self.open(terminal("BAR"), acked=10)
 
     def assert_closed(self, code: int) -> None:
-        """The Close frame is there, nothing follows it, and the socket is gone before long."""
+        """Assert that the last frame is the close frame, and that the connection is aborted in time."""
         self.assertEqual(self.socket.close_code, code)
         before = self.socket.value()
         wake(self.hub, 7, self.log.commit())
@@ -305,20 +305,20 @@ class LimitTests(SocketCase):
         self.socket.send(masked(2, b"{}"))
         self.assert_closed(1003)
 
-    def test_a_message_of_64_kib_is_taken(self) -> None:
+    def test_a_message_of_64_kib_is_accepted(self) -> None:
         self.socket.send(text(b'{"type":"x","y":"%b"}' % (b"y" * (64 * 1024 - 20))))
         self.assertEqual(len(self.progress_store.words), 1)
 
-    def test_a_larger_one_is_1009(self) -> None:
+    def test_a_larger_message_closes_with_1009(self) -> None:
         self.socket.send(text(b"x" * (64 * 1024 + 1)))
         self.assert_closed(1009)
 
-    def test_so_is_a_larger_one_in_fragments(self) -> None:
+    def test_a_larger_message_in_fragments_closes_with_1009(self) -> None:
         for opcode in (TEXT, 0, 0):
             self.socket.send(masked(opcode, b"x" * 30_000, final=False))
         self.assert_closed(1009)
 
-    def test_it_is_refused_by_its_length_alone(self) -> None:
+    def test_a_frame_is_refused_by_its_length_before_its_payload(self) -> None:
         self.socket.send(text(b"x" * (1 << 20))[:14])
         self.assert_closed(1009)
 
@@ -340,13 +340,13 @@ class LimitTests(SocketCase):
         self.socket.send(masked(0, b"", final=False) * 600)
         self.assert_closed(1009)
 
-    def test_a_flood_of_empty_frames_is_1008_and_the_rest_of_it_is_not_looked_at(self) -> None:
+    def test_a_flood_of_empty_frames_closes_with_1008_and_the_rest_is_ignored(self) -> None:
         self.socket.send(masked(PONG) * 5000)
         self.socket.send(text(b'{"type":"ack","id":10}'))
         self.assert_closed(1008)
         self.assertEqual(self.progress_store.acks, [])
 
-    def test_whoever_acknowledges_a_long_replay_one_by_one_is_read_more_slowly(self) -> None:
+    def test_a_till_that_acknowledges_a_long_replay_one_by_one_is_read_more_slowly(self) -> None:
         wake(self.hub, 7, self.log.commit(3000))
         for seq in range(11, 2011):
             self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
@@ -361,7 +361,7 @@ class LimitTests(SocketCase):
         self.assertIsNone(self.socket.close_code)
 
     def test_frames_of_every_kind_are_charged_by_their_bytes(self) -> None:
-        """Ten mebibytes at once, and then one a second."""
+        """The rate permits ten mebibytes at once, and then one a second."""
         large = text(b'{"type":"ping","id":"%b"}' % (b"x" * 60_000))
         for _ in range(170):
             self.socket.send(large)
@@ -400,7 +400,7 @@ class EndingTests(SocketCase):
         self.socket = self.open(terminal("BAR"), acked=10)
 
     def end(self) -> LogEvent:
-        """The connection is gone: what is left of it, and the one line that was logged."""
+        """Assert that a lost connection leaves nothing. Return the line that was logged."""
         self.socket.hang_up()
         self.assertEqual((len(self.hub), self.progress_store.here), (0, []))
         self.assertEqual(len(self.upgrades.left), 1)
@@ -409,7 +409,7 @@ class EndingTests(SocketCase):
         return line
 
     def timers(self) -> int:
-        """How many calls are left of connections; one is the roster's."""
+        """Return the number of delayed calls of connections, without the registry's own."""
         return len(self.clock.getDelayedCalls()) - 1
 
     def test_a_till_that_is_lost(self) -> None:
@@ -427,19 +427,19 @@ class EndingTests(SocketCase):
         line = self.end()
         self.assertEqual((line["by"], line["code"], line["reason"]), ("till", 1000, ""))
 
-    def test_one_that_closes_and_does_not_hang_up_is_aborted(self) -> None:
+    def test_a_till_that_closes_without_disconnecting_is_aborted(self) -> None:
         self.socket.send(masked(8, b"\x03\xe8"))
         self.assertFalse(self.socket.disconnected)
         self.clock.advance(2)
         self.assertTrue(self.socket.disconnected)
         self.assertEqual(self.end()["by"], "till")
 
-    def test_one_that_closes_and_does_not_read_is_given_nothing_more(self) -> None:
+    def test_a_till_that_closes_and_does_not_read_gets_nothing_more(self) -> None:
         self.socket.send(masked(8, b"\x03\xe8"))
         wake(self.hub, 7, self.log.commit())
         self.assertEqual(self.socket.ids, [])
 
-    def test_one_that_answers_the_close_frame_is_let_go_gently(self) -> None:
+    def test_a_till_that_answers_the_close_frame_is_not_aborted(self) -> None:
         self.session().end(SUPERSEDED)
         self.assertEqual(self.socket.close_code, 4009)
         self.socket.send(masked(8, b"\x0f\xa9"))
@@ -448,27 +448,27 @@ class EndingTests(SocketCase):
         line = self.end()
         self.assertEqual((line["by"], line["code"], line["reason"]), ("posd", 4009, "superseded"))
 
-    def test_one_that_does_not_answer_it_is_aborted(self) -> None:
+    def test_a_till_that_does_not_answer_the_close_frame_is_aborted(self) -> None:
         self.session().end(POLICY)
         self.clock.advance(1.9)
         self.assertFalse(self.socket.disconnected)
         self.clock.advance(0.1)
         self.assertTrue(self.socket.disconnected)
 
-    def test_one_that_stalls_is_aborted_as_soon(self) -> None:
+    def test_a_till_that_stalls_is_aborted_after_the_same_time(self) -> None:
         self.socket.stall()
         self.session().end(POLICY)
         self.clock.advance(2)
         self.assertTrue(self.socket.disconnected)
 
-    def test_one_that_is_silent_is_aborted_at_once(self) -> None:
+    def test_a_silent_till_is_aborted_at_once(self) -> None:
         for _ in range(71):
             self.clock.advance(1)
         self.assertTrue(self.socket.disconnected)
         line = self.end()
         self.assertEqual((line["by"], line["code"], line["reason"]), ("posd", 1006, "not heard of"))
 
-    def test_a_deployed_one_is_dropped_without_a_close_frame_at_a_drain(self) -> None:
+    def test_an_older_till_is_dropped_without_a_close_frame_at_shutdown(self) -> None:
         deployed = self.open()
         Deferred.fromCoroutine(self.hub.drain(5))
         self.clock.pump([0.1] * 10)
@@ -476,13 +476,13 @@ class EndingTests(SocketCase):
         self.assertIsNone(deployed.close_code)
         self.assertEqual(self.socket.close_code, 1001)
 
-    def test_what_autobahn_objects_to_is_posds_end(self) -> None:
+    def test_a_violation_that_autobahn_detects_is_logged_as_closed_by_posd(self) -> None:
         self.socket.send(text(b"x" * (64 * 1024 + 1)))
         line = self.end()
         self.assertEqual((line["by"], line["code"]), ("posd", 1009))
         self.assertIn("65537", line["reason"])
 
-    def test_the_line_tells_how_far_it_was(self) -> None:
+    def test_the_log_line_has_the_position_of_the_till(self) -> None:
         wake(self.hub, 7, self.log.commit(2))
         self.socket.send(text(b'{"type":"ack","id":11}'))
         self.socket.stall()
@@ -491,7 +491,7 @@ class EndingTests(SocketCase):
         kept = {name: line[name] for name in ("sent", "position", "acked", "behind")}
         self.assertEqual(kept, {"sent": 2, "position": 12, "acked": 11, "behind": 3})
 
-    def test_nothing_that_a_till_says_is_logged(self) -> None:
+    def test_no_text_from_a_till_is_logged(self) -> None:
         self.socket.send(text(b"pos_secret") + text(b'{"type":"\xff"}'))
         self.socket.send(masked(8, b"\x03\xe8pos_secret"))
         line = self.end()

@@ -56,7 +56,7 @@ _OUTBOX_BYTES: Final = 256 * 1024
 
 
 class Till(Protocol):
-    """A till's end, that reads or does not."""
+    """The till's end of a connection, which reads or does not read."""
 
     def __init__(self, request: bytes) -> None:
         self.request = request
@@ -86,7 +86,7 @@ class Till(Protocol):
 
 
 class NetworkCase(TestCase):
-    """A node whose only till is at the other end of a real socket."""
+    """A node with one till, connected by a real socket."""
 
     timeout = 300
     tls: ClassVar[bool] = False
@@ -116,7 +116,7 @@ class NetworkCase(TestCase):
         self.transport: Any = connection.transport
 
     def door(self) -> Resource:
-        """What the till's request gets to."""
+        """Return the site that the till's request is sent to."""
         rates = RequestRates(50, 1024 * 1024, 200, reactor.seconds)
         upgrades = Upgrades(TillFactory(self.hub, rates, reactor))
         upgrades.next.append((terminal(), session_start(10)))
@@ -155,7 +155,7 @@ class NetworkCase(TestCase):
             await deferLater(reactor, 0.005)
 
     async def publish_until(self, happened: Callable[[], object]) -> None:
-        """One event in each turn of the reactor."""
+        """Publish one event in each turn of the reactor."""
         for _ in range(_EVENTS):
             if happened():
                 return
@@ -164,7 +164,7 @@ class NetworkCase(TestCase):
         self.fail("the till takes everything without reading")
 
     async def stall(self) -> None:
-        """The till stops reading, and more is published than fits anywhere."""
+        """Stop the till's reading, and publish more than all buffers hold."""
         self.till.socket.pauseProducing()
         await self.publish_until(lambda: self.session.state is SessionState.CATCHING_UP)
 
@@ -235,7 +235,7 @@ class TLSTests(TCPTests):
 
 
 class UnixTests(NetworkCase):
-    """A proxy on this machine may come in by a unix socket, which knows nothing of TCP's options."""
+    """A local proxy may connect by a unix socket, which does not have the options of TCP."""
 
     async def connect(self, site: BoundedSite) -> None:
         path = f"{self.mktemp()[-60:].replace('/', '-')}.sock"

@@ -1,4 +1,4 @@
 """The HTTP operations, one module for each group.
 
-Authentication, limits and errors are the same for all of them and belong in `posd.web.http`.
+Authentication, limits and error responses are in `posd.web.http`.
 """

@@ -1,9 +1,9 @@
-"""Money on cards is moved together, where several calls of a shop come at once.
+"""Combines concurrent movements of gift cards of one tenant in a transaction.
 
-What is asked for while one transaction is under way is done by the next one, together: it is written to disk
-once. Each call gets what came of its own card. Where the transaction fails or takes long, its calls are
-made one by one, each by its own deadline, and so is a call whose card somebody else has locked. No movement
-is made twice: this is done only where PostgreSQL has rolled back.
+Movements that are requested during one transaction are made together by the next transaction, with one write
+to disk. A call gets the result of its own card. If the transaction fails or takes too long, its movements are
+made one by one, with a deadline for each. The same happens if another session has locked a card. No movement
+is made twice, because a movement is repeated only after a rollback.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from posd.store.card_movements import CardMovement, CardMoveRequest, Outcome
 from posd.values import Tenant
 
 _TOGETHER_SECONDS: Final = 2.0
-"""What is made together is ready to be committed by then. A slow movement delays the others no longer."""
+"""The time limit for all statements of a combined transaction, so that a slow movement delays others less."""
 
 
 @define(eq=False)
 class _CardMoveCall:
-    """A movement that is to be committed by the `deadline`, of the reactor's clock."""
+    """A movement that must be committed by the `deadline`, on the reactor's clock."""
 
     move: CardMoveRequest
     deadline: float
     has_begun: bool = False
-    """Whether a transaction is under way that may make it."""
+    """Whether a transaction with this movement has begun."""
 
 
 @define(eq=False)
@@ -47,7 +47,7 @@ class CardMoves:
         self._coalescer = KeyedCoalescer(self.database.clock, self._move_together)
 
     async def make(self, tenant: Tenant, move: CardMoveRequest, deadline: float) -> CardMovement:
-        """Make a movement. Raises what `giftcards.deduct` raises, and what `Link.query` does."""
+        """Make a movement. Raises the refusals of the card, and the errors of the database pool."""
         calls = _CardMoveCall(move, deadline)
         outcome = await self._in_time(self._coalescer.ask(tenant, calls), calls)
         if outcome is None:
@@ -57,9 +57,9 @@ class CardMoves:
         return card_movements.movement_or_raise(outcome)
 
     def _in_time(self, waiting: Deferred[Outcome], calls: _CardMoveCall) -> Deferred[Outcome]:
-        """Have a movement fail with `Busy` at its deadline, if it still waits for a transaction then.
+        """Fail with `Busy` at the deadline if the movement still waits for a transaction.
 
-        The transactions before it end by their own deadlines, which may be half a second later.
+        Earlier transactions have deadlines of their own, which may be half a second later.
         """
         if calls.has_begun:
             return waiting
@@ -82,7 +82,7 @@ class CardMoves:
     async def _move_together(
         self, tenant: Tenant, calls: Sequence[_CardMoveCall]
     ) -> Mapping[_CardMoveCall, Outcome]:
-        """What came of each movement; None where it was not made, and can be made alone."""
+        """Return the result of each movement; None if it was rolled back, and can be made alone."""
         now = self.database.clock.seconds()
         in_time = [each for each in calls if each.deadline > now]
         outcomes: dict[_CardMoveCall, Outcome] = dict.fromkeys(calls)
@@ -90,7 +90,7 @@ class CardMoves:
             try:
                 outcomes |= await self._make_all(tenant, in_time)
             except Busy:
-                # Alone it has more time.
+                # Each movement has more time alone.
                 pass
             except (Unavailable, StatementFailed) as error:
                 if len(calls) == 1 or isinstance(error, OutcomeUnknown):

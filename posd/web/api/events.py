@@ -1,4 +1,4 @@
-"""The stream without a WebSocket: `GET /api/{tenant}/events`, `…/events/stream`, `POST …/events/ack`."""
+"""The event stream by HTTP: `GET /api/{tenant}/events`, `…/events/stream`, `POST …/events/ack`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from posd.web.sse import EventStream
 
 _LAST_SEQ: Final = 2**63 - 1
 _LONGEST_WAIT: Final = 45
-"""Seconds. A proxy gives up a request that is not answered: HAProxy as Debian configures it after 50 s, nginx
-and most balancers after 60 s. The client would get 504 instead of an empty page."""
+"""Seconds. It is below the timeout of proxies, after which a client gets 504 instead of an empty page: 50 s
+for HAProxy with Debian's configuration, 60 s for nginx and most load balancers."""
 _TYPE: Final = "[a-z][a-z0-9_]{0,49}"
 
 EventPosition = Annotated[
@@ -216,7 +216,7 @@ class EventEndpoints:
         )
 
     async def poll(self, request: TenantRequest[PollRequest]) -> Response:
-        """Answered after a wait too, so that the request is a till's meanwhile."""
+        """Return the events after a position, after a wait if there are none."""
         arguments = request.arguments
         position = None
         if arguments.after is not UNSET:
@@ -238,7 +238,7 @@ class EventEndpoints:
         return Response(to_json_members(answer) | {"events": written})
 
     async def stream(self, request: TenantRequest[StreamRequest]) -> Response:
-        """Everything is checked and looked up before the first byte, as it is for a WebSocket."""
+        """Begin a stream of server-sent events. All checks come before the first byte of the answer."""
         arguments = request.arguments
         if request.http_request.header("last-event-id") or arguments.last_event_id is UNSET:
             position = resume_position(request.http_request)
@@ -251,7 +251,7 @@ class EventEndpoints:
         return StreamingResponse({}, begin=event_stream.begin, cancel=admitted.left)
 
     async def acknowledge(self, request: TenantRequest[AckRequest]) -> Response:
-        """Answered when it is written."""
+        """Store an acknowledgement. The answer follows its COMMIT."""
         stream_id = _known_stream_id(request.arguments.stream_id)
         # All terminals that acknowledge at the same time wait for the same statements.
         request.http_request.release_turn()
@@ -270,14 +270,14 @@ def _known_stream_id(stream_id: UUID | Unset) -> UUID | None:
 
 
 def _on_wait(http_request: HTTPRequest) -> OnHold:
-    """What a poll calls when it begins to wait."""
+    """Return the function that a poll calls when it begins to wait."""
 
     def detach_request(leave: Callable[[], None]) -> Callable[[], None]:
         # Other requests with the same key, an acknowledgement for example, do not wait for this one.
         http_request.release_turn()
         channel = cast("BoundedChannel | None", http_request.request.channel)
         if channel is None:
-            # Whoever asked has gone already.
+            # The client has already disconnected.
             leave()
             return lambda: None
         channel.detach_request(leave)

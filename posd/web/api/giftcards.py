@@ -1,4 +1,4 @@
-"""Gift cards by REST: what is on one, taking money off it, selling one, taking a movement back."""
+"""Gift cards by REST: read the balance, deduct an amount, sell a card, reverse a movement."""
 
 from __future__ import annotations
 
@@ -261,9 +261,9 @@ class GiftCardEndpoints:
         )
 
     async def balance(self, request: TenantRequest[None]) -> Response:
-        """Nothing is locked for it, so what it says may be over when it arrives."""
+        """Read the balance of a card. The card is not locked, so the balance may change at any time."""
         number = giftcards.normalise(request.path["cardNumber"])
-        # It waits for what others wait for too.
+        # This request shares a statement with others, so it needs no turn.
         request.http_request.release_turn()
         card = None if number is None else await self._cards.ask(request.tenant, number)
         if card is None:
@@ -285,13 +285,13 @@ class GiftCardEndpoints:
         return {number: found.get(number) for number in numbers}
 
     async def deduct(self, request: TenantRequest[DeductionRequest]) -> Response:
-        """What a till or a web shop does when somebody pays with a card."""
+        """Deduct an amount, when a customer pays with a card at a till or in a web shop."""
         movement_cause = ledgers.movement_cause(
             request, request.arguments.notes, key=ledgers.requested_key(request)
         )
         number, amount = request.path["cardNumber"], request.arguments.amount
         move = giftcards.deduction_request(request.tenant, number, amount, movement_cause)
-        # It waits for what others wait for too.
+        # This request shares a transaction with others, so it needs no turn.
         request.http_request.release_turn()
         movement = await self._moves.make(request.tenant, move, ledgers.deadline(request))
         data = Deduction(
@@ -304,7 +304,7 @@ class GiftCardEndpoints:
         return ledgers.duplicated_under_data(DeductionResponse, data, replayed=movement.replayed)
 
     async def sell(self, request: TenantRequest[SaleRequest]) -> Response:
-        """A call that is made again is for the card of the first one, whoever chose its number."""
+        """Sell a card. A repeated call returns the card of the first call, even with a generated number."""
         tenant, arguments = request.tenant, request.arguments
         number = ledgers.unset_to_none(arguments.card_number)
         movement_cause = ledgers.movement_cause(request, None, key=ledgers.requested_key(request))
@@ -324,7 +324,7 @@ class GiftCardEndpoints:
         return model_response(_card_response(movement, card), 201, replayed=movement.replayed)
 
     async def reverse(self, request: TenantRequest[ReversalRequest]) -> Response:
-        """The body names the movement; a key in a header is this call's own."""
+        """Reverse the movement that the body names. A key in a header belongs to this call."""
         tenant, number, original = (
             request.tenant,
             request.path["cardNumber"],
@@ -360,7 +360,7 @@ async def _reversal(reversing: Awaitable[CardMovement]) -> CardReversalResponse:
 
 
 def _card_response(movement: CardMovement, card: GiftCard) -> CardResponse:
-    """A card as it was when it was sold; but who bought it, and for whom, as it is known now."""
+    """Return a card in its state at the sale, with the present names of the buyer and the recipient."""
     return CardResponse(
         card_number=card.number,
         balance=movement.after,
@@ -377,7 +377,7 @@ def _card_response(movement: CardMovement, card: GiftCard) -> CardResponse:
 
 
 def _expiry_date(request: TenantRequest[SaleRequest]) -> datetime | None:
-    """The last instant at which a card is valid; a day is one of the shop's."""
+    """Return the last instant at which a card is valid. A date is a day in the shop's time zone."""
     written = ledgers.unset_to_none(request.arguments.expiry_date)
     try:
         read = readings.deadline(written, zone(request.tenant.timezone)) if written else None

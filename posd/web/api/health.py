@@ -1,4 +1,4 @@
-"""What load balancers and operators ask: is it alive, is it ready, who is connected."""
+"""Health checks: whether the process answers, whether it can serve tills, and the number of connections."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class TenantHealthResponse(ResponseModel, frozen=True):
 
 @define(eq=False)
 class HealthEndpoints:
-    """`/health/live`, `/health/ready`, the deployed `/health`, and each tenant's own.
+    """`/health/live`, `/health/ready`, `/health` for existing monitoring, and the health of a tenant.
 
-    `counts` tells how many connections each tenant has, on all nodes.
+    `counts` reads the number of connections of each tenant, on all nodes.
     """
 
     health: Health
@@ -119,13 +119,13 @@ class HealthEndpoints:
         )
 
     async def live(self, request: Request[None]) -> Response:
-        """The process answers."""
+        """Answer, to show that the process runs."""
         return model_response(HealthResponse(status="ok"))
 
     async def ready(self, request: Request[None]) -> Response:
-        """It can take tills and orders; if not, 503 with what is missing.
+        """Return whether posd can serve tills and orders; if not, 503 with the missing parts.
 
-        A node that only does without something stays in the load balancer: the others do so too.
+        A degraded node stays in the load balancer, because the other nodes are degraded too.
         """
         missing, degraded = self.health.missing(), self.health.degraded() or UNSET
         if missing:
@@ -134,7 +134,10 @@ class HealthEndpoints:
         return model_response(HealthResponse(status="ok", degraded=degraded))
 
     async def at_tenant(self, request: Request[None]) -> Response:
-        """Served by whether keys can be looked up; 503 to any key tells no more than `ready`."""
+        """Check the key and return the health of a tenant.
+
+        While keys cannot be looked up, any key gets 503. That reveals no more than `/health/ready`.
+        """
         slug = request.path["tenant"]
         well = not {"database", "sequencer"} & {*self.health.missing()}
         try:

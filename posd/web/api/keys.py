@@ -1,4 +1,4 @@
-"""`/api/admin/tenants/{slug}/keys`: a tenant's credentials. A key is shown once, when it is made."""
+"""`/api/admin/tenants/{slug}/keys`: the keys of a tenant. Only the answer that creates a key shows it."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class KeyEndpoints:
         )
 
     async def list_keys(self, request: Request[KeysRequest]) -> Response:
-        """Revoked and expired ones too."""
+        """List the keys of a tenant, including revoked and expired ones."""
         slug = (await tenants.find_tenant(self.database, request.path["slug"])).tenant.slug
         after, most = (
             0 if request.arguments.after is UNSET else request.arguments.after,
@@ -205,7 +205,7 @@ class KeyEndpoints:
         )
 
     async def make(self, request: Request[NewKeyRequest]) -> Response:
-        """What is kept of the answer, for a retry, is all but the key."""
+        """Create a key. The answer is stored for repeated calls without the secret."""
         kind, device, lifetime = _check_request(request.arguments)
         tenant = (await tenants.find_tenant(self.database, request.path["slug"])).tenant
         idempotency_key = idempotency.idempotency_key(
@@ -231,11 +231,11 @@ class KeyEndpoints:
         )
         if answered.replayed:
             return Response(answered.body, answered.status, {"Idempotent-Replayed": "true"})
-        self._log_change(request, "made", answered.body["id"])
+        self._log_change(request, "created", answered.body["id"])
         return Response({**answered.body, "key": made.secret}, answered.status)
 
     async def revoke(self, request: Request[RevocationRequest]) -> Response:
-        """A key of another tenant is none."""
+        """Revoke a key of the tenant."""
         tenant, key_id = (
             (await tenants.find_tenant(self.database, request.path["slug"])).tenant,
             request.arguments.id,
@@ -247,9 +247,9 @@ class KeyEndpoints:
         return model_response(RevokedResponse(id=key_id, revoked_at=timestamp(since)))
 
     def _log_change(self, request: Request[Any], what: str, key_id: object) -> None:
-        """Log who did what: keys are told by their numbers."""
+        """Log the change of a key. Keys are named by their ids."""
         _log.info(
-            "key {by} {what} key {key} of {slug}",
+            "key {by} {what} key {key} of tenant {slug}",
             by=request.key_id,
             what=what,
             key=key_id,
@@ -258,7 +258,7 @@ class KeyEndpoints:
 
 
 def _check_request(arguments: NewKeyRequest) -> tuple[KeyKind, str | None, timedelta | None]:
-    """What kind of key, for which device, valid for how long. Raises `BadRequest`."""
+    """Return the kind, the device and the lifetime of a key. Raises `BadRequest`."""
     kind, device, lifetime = KeyKind(arguments.kind), arguments.device_id or None, None
     if (kind is KeyKind.DEVICE) != (device is not None):
         raise _invalid_field(

@@ -1,4 +1,4 @@
-"""What gift cards and loyalty points have in common by HTTP: who moves what, within what time."""
+"""Models, refusals and deadlines that the operations of gift cards and of loyalty points share."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from posd.web.http.responses import Response
 M = TypeVar("M")
 
 MONEY_SECONDS: Final = 7.5
-"""From when a movement is asked for until its COMMIT; with the last grace of that it is eight.
+"""Seconds from the request of a movement to the beginning of its COMMIT, which must end within eight seconds.
 
-Tills give up after ten, and many send no key: nothing may happen after they have.
+Tills give up after ten seconds, and many send no key. So a movement must not be committed after that.
 """
 
 _TRANSACTION: Final = re.compile(r"[0-9]{1,19}")
@@ -86,14 +86,14 @@ class MovementRequest(RequestModel, frozen=True):
 class ReversalRequest(RequestModel, frozen=True):
     """The movement to reverse, by its key or by its id."""
 
-    # `$` alone lets a line feed follow.
+    # `$` alone permits a line feed at the end.
     idempotency_key: Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")] | Unset | None = UNSET
     transaction_id: Identity | Unset | None = UNSET
     reason: Remark | Unset | None = UNSET
 
     @property
     def original(self) -> dict[str, Any]:
-        """What names the movement, for the store. Raises `BadRequest` unless it is one of the two."""
+        """The key or the id of the movement, as an argument for the store. Raises `BadRequest`."""
         if self.idempotency_key and self.transaction_id:
             message = "Send idempotencyKey or transactionId, not both."
             raise BadRequest(message, code="invalid_field", details={"field": "transactionId"})
@@ -123,7 +123,7 @@ class ReversalResponse(ResponseModel, frozen=True, kw_only=True):
 def movement_cause(
     request: TenantRequest[Any], note: str | Unset | None, *, key: str | None = None
 ) -> MovementCause:
-    """Who moves something and why; the key is the call's unless there is another."""
+    """Return the cause of a movement: the caller, the terminal, the order and a note."""
     order_id = getattr(request.arguments, "order_id", None)
     return MovementCause(
         request.actor, key, request.device_id, unset_to_none(order_id), unset_to_none(note)
@@ -131,26 +131,26 @@ def movement_cause(
 
 
 def requested_key(request: TenantRequest[Any]) -> str | None:
-    """The `Idempotency-Key` of a movement, from a header or from its body. Raises `BadRequest`."""
+    """Return the `Idempotency-Key` of a movement, from a header or from its body. Raises `BadRequest`."""
     return idempotency.requested_key(
         request.http_request, unset_to_none(request.arguments.idempotency_key)
     )
 
 
 def deadline(request: TenantRequest[Any]) -> float:
-    """When a movement that is asked for must be committed, by the reactor's clock."""
+    """Return the deadline of a movement, on the reactor's clock."""
     return request.arrived_at + MONEY_SECONDS
 
 
 def unset_to_none(value: M | Unset | None) -> M | None:
-    """A member that may be missing, or null, which says the same."""
+    """Return the value of an optional member; None if it is absent or null."""
     return None if value is UNSET else value
 
 
 def duplicated_under_data(
     kind: type[ResponseModel], data: ResponseModel, *, replayed: bool = False
 ) -> Response:
-    """An answer whose members are there twice, under `data` too, where deployed platforms read them."""
+    """Return an answer with the same members at the top and in `data`, where existing platforms read them."""
     known = structs.asdict(data)
     members = {name: known[name] for name in kind.__struct_fields__ if name in known}
     answer = model_response(kind(**members, data=data), replayed=replayed)
@@ -158,18 +158,18 @@ def duplicated_under_data(
 
 
 async def as_stored(reversal: Awaitable[ResponseModel]) -> tuple[int, Mapping[str, object]]:
-    """A reversal's answer, to be kept with it."""
+    """Return the status and the body of a reversal, which are stored with it."""
     return 200, to_json_members(await reversal)
 
 
 def from_stored(answered: IdempotentResponse) -> Response:
-    """An answer that was kept, or is now."""
+    """Return the answer from a stored status and body."""
     headers = {"Idempotent-Replayed": "true"} if answered.replayed else {}
     return Response(answered.body, answered.status, headers)
 
 
 def unknown_customer_error(phone: str) -> NotFound:
-    """Nobody collects points under this number, in the words of deployed platforms too."""
+    """Return the refusal for a number without an account. Existing platforms read its `data`."""
     details = {"data": {"phone": phone, "points": 0, "isNewCustomer": True}}
     message = "There is no such customer."
     return NotFound(message, code="unknown_customer", details=details)

@@ -1,6 +1,6 @@
-"""Loyalty points by REST: what a customer has, adding, redeeming, taking a movement back.
+"""Loyalty points by REST: read the points of a customer, add, redeem, reverse a movement.
 
-A customer is named by a telephone number, however it is written: see `posd.events.phones`.
+A telephone number in any spelling names the customer (`posd.events.phones`).
 """
 
 from __future__ import annotations
@@ -173,9 +173,9 @@ class LoyaltyEndpoints:
         )
 
     async def points(self, request: TenantRequest[None]) -> Response:
-        """What a customer has, and what it is worth."""
+        """Read the points of a customer."""
         phone = _phone(request)
-        # It waits for what others wait for too.
+        # This request shares statements with others, so it needs no turn.
         request.http_request.release_turn()
         account, rules = await self._accounts.ask(request.tenant, phone)
         if account is None:
@@ -183,14 +183,14 @@ class LoyaltyEndpoints:
         return ledgers.duplicated_under_data(LoyaltyStandingResponse, _standing(account, rules))
 
     async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, AccountAndRules]:
-        """Customers' accounts, and the rules that they are under."""
+        """Return accounts by number, with the rules of the shop."""
         executor = self.database.of(tenant.id)
         found = await loyalty_accounts.find_accounts(executor, tenant, numbers)
         rules = await loyalty_rules.load_rules(executor, tenant)
         return {number: (found.get(number), rules) for number in numbers}
 
     async def add(self, request: TenantRequest[PointsRequest]) -> Response:
-        """What a till or a web shop does when somebody has paid."""
+        """Add points, when a customer has paid at a till or in a web shop."""
         movement = await self._move(request, self._add_within_limit(request))
         data = PointsAddition(
             customer_id=str(movement.account_id),
@@ -202,8 +202,7 @@ class LoyaltyEndpoints:
         return ledgers.duplicated_under_data(AdditionResponse, data, replayed=movement.replayed)
 
     def _add_within_limit(self, request: TenantRequest[Any]) -> Moving:
-        """Add points, and count them where a till does."""
-
+        """Return the function that adds points. For a till it has a daily limit."""
         limit_scope = _limit_scope(request)
         if limit_scope is None:
             return loyalty_rules.add_points
@@ -213,7 +212,7 @@ class LoyaltyEndpoints:
         )
 
     async def redeem(self, request: TenantRequest[PointsRequest]) -> Response:
-        """What a till or a web shop does when somebody pays with points."""
+        """Redeem points, when a customer pays with points."""
         movement = await self._move(request, loyalty_rules.redeem_points)
         data = PointsRedemption(
             previous_points=movement.before,
@@ -226,7 +225,7 @@ class LoyaltyEndpoints:
         return ledgers.duplicated_under_data(RedemptionResponse, data, replayed=movement.replayed)
 
     async def reverse(self, request: TenantRequest[ReversalRequest]) -> Response:
-        """The body names the movement; a key in a header is this call's own."""
+        """Reverse the movement that the body names. A key in a header belongs to this call."""
         tenant, phone, original = request.tenant, _phone(request), request.arguments.original
         movement_cause = ledgers.movement_cause(request, request.arguments.reason)
         idempotency_key = request.idempotency_key([phone, original])
@@ -267,10 +266,10 @@ async def _reversal(reversing: Awaitable[PointsMovement]) -> PointsReversalRespo
 
 
 def _limit_scope(request: TenantRequest[Any]) -> str | None:
-    """For whom added points are counted; None for a platform.
+    """Return the scope of the daily limit of points; None for a platform, which has no limit.
 
-    A device's key proves which till it is. Behind a tenant's key a till can call itself anything, so
-    all that comes with that key is counted together.
+    A device key identifies a till. With a tenant's key a till can send any name, so all points that are added
+    with this key count together.
     """
     principal = request.principal
     if principal.kind is KeyKind.DEVICE:
@@ -279,7 +278,7 @@ def _limit_scope(request: TenantRequest[Any]) -> str | None:
 
 
 def _phone(request: TenantRequest[Any]) -> str:
-    """The number in the path, as customers are named."""
+    """Return the normalised telephone number in the path."""
     return phones.normalise(request.path["phone"], request.tenant.default_region)
 
 

@@ -1,4 +1,4 @@
-"""What the calls about loyalty points take and give, as types."""
+"""The models of the requests and answers about loyalty points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /metrics`: what Prometheus scrapes."""
+"""`GET /metrics`: the metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posd.web.http.responses import PreparedText, Response
 
 @define(eq=False)
 class MetricsEndpoint:
-    """The endpoint. It answers while the database is away, with what is known without it."""
+    """The endpoint. While the database is unavailable, it answers without the metrics from the database."""
 
     metrics: MetricsExposition
 

@@ -1,7 +1,7 @@
-"""An order's members as a platform sends them by REST: said once, and its money exact.
+"""Strict checks of an order that a platform sends by REST: members with two values, and amounts.
 
-Elsewhere an order is read tolerantly (`posd.events.normalise`), since nobody is there who could be told. A
-platform that asks by REST is told, before it takes money for what it did not mean.
+Other orders are read tolerantly (`posd.events.normalise`), because their senders do not handle errors. A
+platform that uses REST gets an error, before it charges a customer a wrong amount.
 """
 
 from __future__ import annotations
@@ -20,26 +20,23 @@ from posd.web.http.models import differ
 Find = Callable[[object, frozenset[str]], list[Part]]
 
 RESERVED_ORDER_IDS: Final = frozenset(("pending", "received", "accepted", "print"))
-"""What follows `/orders/` in the tills' addresses: an order that is called so could not be looked at."""
+"""Segments that follow `/orders/` in other URLs. An order with such an id could not be read."""
 
 _PARTS: Final = (("items", ITEM, objects), ("selectedAddons", ADDON, choices))
-"""The tables of an order's lines and of their addons, and how these are found."""
+"""The members with parts of an order, the tables of their fields, and the functions that find the parts."""
 
 
 def check(order: Mapping[str, object], currency: str) -> None:
-    """Each member has one value, and each amount is one of the currency; null says nothing of it.
+    """Check that every member has one value, and that every amount is valid in the currency or null.
 
-    Raises `BadRequest` (`invalid_field`) and `Unprocessable` (`invalid_amount`) with the name of the
-    member, as in `items[0].price`, and `Unprocessable` (`invalid_event`) for too many lines.
+    Raises `BadRequest` (`invalid_field`) and `Unprocessable` (`invalid_amount`) with the path of the
+    member, such as `items[0].price`, and `Unprocessable` (`invalid_event`) for too many lines.
     """
     _check(order, TABLES["new_order"], currency, "", _PARTS)
 
 
 def check_content(order: Mapping[str, object]) -> None:
-    """Raises `Unprocessable` for an order without any member that posd knows.
-
-    It would be a ticket without a word on it, from a platform that sends something else.
-    """
+    """Raise `Unprocessable` for an order without any known member, which would print an empty ticket."""
     known = TABLES["new_order"].members
     if not any(
         order.get(name) is not None for each in known for name in (each.name, *each.aliases)
@@ -48,7 +45,7 @@ def check_content(order: Mapping[str, object]) -> None:
 
 
 def check_order_id(order_id: object) -> None:
-    """Raises `Unprocessable` for an id that is a part of the tills' addresses."""
+    """Raise `Unprocessable` for an id in `RESERVED_ORDER_IDS`."""
     if order_id in RESERVED_ORDER_IDS:
         raise Unprocessable(
             f"orderId must not be {order_id}: {', '.join(sorted(RESERVED_ORDER_IDS))} are parts of URLs.",
@@ -80,10 +77,10 @@ def _check(
 def _single_values(
     sent: Mapping[str, object], member: Field, where: str
 ) -> Iterator[tuple[str, object]]:
-    """A member under its contract's names, each with its value.
+    """Yield the names under which a member was sent, with their values. Raises `BadRequest` if these differ.
 
-    Money is the same under all its names (`total`, `discount`); other members may have names that
-    mean more, as a line's `name` and `displayName`, and are the same in either spelling alone.
+    An amount must be the same under all its aliases, such as `total`. Other members must be the same in both
+    spellings only, because their aliases can have a meaning of their own, such as `name` and `displayName`.
     """
     names = [
         name
@@ -103,7 +100,7 @@ def _single_values(
 def _parts_of(
     sent: Mapping[str, object], name: str, table: FieldTable, find: Find
 ) -> list[Mapping[str, object]]:
-    """The parts of an order. What is no list is left to `posd.events.normalise`."""
+    """Return the parts of an order. `posd.events.normalise` handles a value that is not a list."""
     try:
         value = sent.get(name, sent.get(snake(name)))
         known = frozenset(each for part in table.members for each in (part.name, *part.aliases))

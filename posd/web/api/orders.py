@@ -1,4 +1,4 @@
-"""Orders, as a platform places, changes and looks at them: `/api/{tenant}/orders`."""
+"""Orders by REST, for platforms: create, change and read them at `/api/{tenant}/orders`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _ID_BYTES: Final = 12
 _NOT_CONTENT: Final = frozenset(
     ("success", "printStatus", "delivery", "paidAt", "expectedVersion", "expected_version")
 )
-"""Members of a question or an answer about an order that are no part of the order."""
+"""Members of requests and answers that are not members of the order."""
 
 Version = Annotated[int, Meta(ge=1, lt=2**31)]
 Status = Annotated[str, Meta(min_length=1, max_length=50)]
@@ -171,7 +171,7 @@ _NOT_ONLINE: Final = DeclaredError(422, "not_online", "`orderSource` is not `onl
 
 @define(eq=False)
 class OrderEndpoints:
-    """The endpoints; what changes anything goes through the sequencer, like every event."""
+    """The endpoints. Changes are published by the sequencer, like all events."""
 
     publisher: PublishingEndpoints
     database: Pool
@@ -250,7 +250,7 @@ class OrderEndpoints:
         )
 
     async def create(self, request: TenantRequest[None]) -> Response:
-        """201 with the order's position; 200 if the same order is there already."""
+        """Create an order. The status is 201, or 200 if the same order exists."""
         body = request.http_request.json()
         await self.publisher.check_sizes(request.http_request, [body])
         order_members.check(body, request.tenant.currency)
@@ -270,7 +270,7 @@ class OrderEndpoints:
         return model_response(answer, status, replayed=published.replayed)
 
     async def change(self, request: TenantRequest[OrderChangeRequest]) -> Response:
-        """Members that are not named stay as they are."""
+        """Change the members in the body. Other members keep their values."""
         arguments, body, order_id = (
             request.arguments,
             request.http_request.json(),
@@ -299,7 +299,7 @@ class OrderEndpoints:
         return model_response(answer, replayed=published.replayed)
 
     async def show(self, request: TenantRequest[None]) -> Response:
-        """The snapshot is given as it was published, digit for digit."""
+        """Read an order as it was published. Numbers keep all digits."""
         executor = self.database.of(request.tenant.id)
         record = await orders.find_order(executor, request.tenant, _order_id_in_path(request))
         if record is None:
@@ -339,7 +339,7 @@ class OrderEndpoints:
 
 
 def _order_id_in_path(request: TenantRequest[Any]) -> str:
-    """The order that the address names. Raises `NotFound` for what no order is called."""
+    """Return the order id in the path. Raises `NotFound` for a string that is never an order id."""
     name = request.path["orderId"]
     if not name.isprintable() or name != name.strip() or len(name) > ID_LENGTH:
         raise unknown_order()
@@ -352,7 +352,7 @@ def _draft(request: TenantRequest[Any], kind: str, data: Mapping[str, object]) -
 
 
 def _has_id(body: Mapping[str, object]) -> bool:
-    """Whether somebody has chosen the order's id: then it has to be usable."""
+    """Return whether the body has an order id, which must then be valid."""
     return any(body.get(name) not in (None, "") for name in ("orderId", "order_id", "id"))
 
 
@@ -361,7 +361,7 @@ def _with_id(body: Mapping[str, object]) -> dict[str, object]:
 
 
 def _without_id(data: Mapping[str, object]) -> dict[str, object]:
-    """What a call without an id moves: the same when it is repeated."""
+    """Return the data without the generated id, so that a repeated call has the same fingerprint."""
     return {name: value for name, value in data.items() if name != "orderId"}
 
 

@@ -38,14 +38,14 @@ from posd.web.http.stepwise import run_at_once, run_in_steps
 
 _DEFAULT_LIMIT: Final = 50
 _MOST_ORDERS: Final = 500
-# Names beside a snapshot, its separator, and the members around the list.
+# Members that are added to a snapshot, its separator, and the members around the list.
 _BESIDES_BYTES: Final = 1024
 _ANSWER_BYTES: Final = 1024 * 1024 - _BESIDES_BYTES
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", re.ASCII)
 _LONGEST_ID: Final = 255
 _SHORT_BYTES: Final = 64 * 1024
 _MOST_LONG: Final = 4
-# A "+" that was not written %2B is a space when a query is read: "…T10:00:00 01:00".
+# In a query an unescaped "+" becomes a space: "…T10:00:00 01:00".
 _UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 
@@ -101,7 +101,7 @@ class PendingEndpoints:
 
     database: Pool
     _long_pages: dict[TenantId, int] = field(factory=dict, init=False)
-    """How many long pages are being written for whom."""
+    """The number of long pages that are being written for each tenant."""
     _pages: KeyedCoalescer[tuple[Tenant, PendingQuery], None, bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -144,14 +144,15 @@ class PendingEndpoints:
         )
         page = tenant, query
         if self._pages.is_asked(page):
-            # It waits for what others wait for too: tills that come back all ask for the same page.
+            # This request shares a statement with others, so it needs no turn. After an interruption all
+            # tills request the same page.
             request.http_request.release_turn()
         return PreparedText({}, text=await self._pages.ask(page, None))
 
     async def _page(
         self, page: tuple[Tenant, PendingQuery], keys: Sequence[None]
     ) -> Mapping[None, bytes]:
-        """A page as it is sent, for all who ask for it at once."""
+        """Return a page as JSON, for all concurrent requests for it."""
         tenant, query = page
         if self._long_pages.get(tenant.id, 0) >= _MOST_LONG:
             raise TooManyRequests(
@@ -171,7 +172,7 @@ class PendingEndpoints:
         return dict.fromkeys(keys, jsontext.encode(to_json_members(answer) | {"orders": written}))
 
     async def _write(self, tenant_id: TenantId, rows: Sequence[OpenOrder]) -> jsontext.RawJSON:
-        """The orders as JSON. A long page takes a while, and a tenant has few of those at a time."""
+        """Return the orders as JSON. Long pages take time, so a tenant has at most four of them at once."""
         if sum(len(order.snapshot) for order in rows) <= _SHORT_BYTES:
             return run_at_once(_encode_orders(rows))
         self._long_pages[tenant_id] = self._long_pages.get(tenant_id, 0) + 1
@@ -192,7 +193,7 @@ def _encode_orders(rows: Sequence[OpenOrder]) -> Generator[None, None, jsontext.
 
 
 class _Names(msgspec.Struct, rename="camel"):
-    """What an order's text says under the names that are added to it."""
+    """The members of a stored order whose names `_encoded_order` adds."""
 
     total_amount: msgspec.Raw | Unset = UNSET
     id: msgspec.Raw | Unset = UNSET
@@ -204,10 +205,10 @@ _names: Final = msgspec.json.Decoder(_Names)
 
 
 def _encoded_order(order: OpenOrder) -> bytes:
-    """An order as a till has it, digit for digit, under the names that older tills read too.
+    """Return an order as JSON with `id`, `total` and `printStatus`, which older tills read.
 
-    The text goes out as it was stored, with those names behind it. To read it and write it again takes
-    seven times as long. It has to be read where the shop's own members have one of the names.
+    These members are appended to the stored text. To parse and encode the text would take seven times as
+    long, and is necessary only if the order has members of its own with these names. Numbers keep all digits.
     """
     text = order.snapshot.rstrip().encode()
     known = _names.decode(text)
@@ -223,13 +224,13 @@ def _encoded_order(order: OpenOrder) -> bytes:
 
 
 def _encode_cursor(position: PendingPosition) -> str:
-    """A place among the open orders, in letters that stand in a query as they are."""
+    """Return a position in the list of open orders as base64url, which needs no escape in a query."""
     text = f"{position.created_at} {position.order_id}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def _decode_cursor(cursor: str) -> PendingPosition:
-    """What `_encode_cursor` has written. Raises `BadRequest` (`invalid_field`)."""
+    """Return the position that `_encode_cursor` has encoded. Raises `BadRequest` (`invalid_field`)."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         text = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True).decode()

@@ -1,4 +1,4 @@
-"""Publishing by REST: `POST /api/{tenant}/events` and the deployed `POST /broadcast`."""
+"""Publishing by REST: `POST /api/{tenant}/events`, and `POST /broadcast` for existing platforms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from posd.web.openapi.event_schemas import ref
 
 _MOST_EVENTS: Final = 500
 _MEMBERS: Final = frozenset(("type", "data", "timestamp"))
-"""Of an event. Its other members stand beside the data."""
+"""Known members of an event. Other members are published beside `data`."""
 _EMPTY: Final[Mapping[str, object]] = MappingProxyType({})
 _MOST_WARNINGS: Final = 100
 Position = Annotated[Seq, Meta(ge=1, description="A position in the stream of the tenant.")]
@@ -56,9 +56,9 @@ Position = Annotated[Seq, Meta(ge=1, description="A position in the stream of th
 
 @frozen
 class BodySource:
-    """What is known of a body that events are read from.
+    """The context for reading events from a body.
 
-    `zone` is the shop's; `repaired`: characters of the body were replaced.
+    `zone` is the time zone of the shop. `repaired` is true if characters of the body were replaced.
     """
 
     zone: tzinfo
@@ -124,7 +124,7 @@ class BroadcastResponse(SuccessModel, frozen=True):
 
 @define(eq=False)
 class PublishingEndpoints:
-    """The endpoints by which a platform publishes. `per_second` events of one tenant, on average."""
+    """The endpoints of publishing platforms. A tenant may publish `per_second` events on average."""
 
     dispatcher: Dispatcher
     sequencer: Sequencer
@@ -189,7 +189,7 @@ class PublishingEndpoints:
         )
 
     async def events(self, request: TenantRequest[None]) -> Response:
-        """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
+        """Publish `{"type", "data"}`, or up to 500 events as `{"events": [{"type", "data"}, …]}`."""
         body = request.http_request.json()
         several = "events" in body
         events = _event_list(body["events"]) if several else [body]
@@ -200,8 +200,8 @@ class PublishingEndpoints:
             await run_in_steps(drafting) if request.http_request.is_long else run_at_once(drafting)
         )
         idempotency_key = request.idempotency_key(_idempotent_content(drafted))
-        # The commit is waited for together. The sequencer keeps a tenant's requests in their order, and has
-        # bounds and turns of its own for them.
+        # Requests of a tenant may share a commit, so they must not wait for each other's turn. The sequencer
+        # preserves their order, and has its own limits.
         request.http_request.release_turn()
         published = await self.publish(
             Publication(request.tenant.id, drafted, idempotency_key, size=request.http_request.size)
@@ -216,10 +216,10 @@ class PublishingEndpoints:
         return model_response(answer, status, replayed=published.replayed)
 
     async def broadcast(self, request: Request[None]) -> Response:
-        """The deployed broadcaster's call, `{"tenant", "event": {"type", "timestamp", "data", …}}`."""
+        """Publish `{"tenant", "event": {"type", "timestamp", "data", …}}` of an existing platform."""
         http_request = request.http_request
         if _needs_key(http_request):
-            # Before the body is read, which takes longer than all the rest.
+            # Check the key before the body is parsed, which is the most expensive part.
             await self.dispatcher.authenticator.require_known_key(
                 http_request.key, http_request.address
             )
@@ -240,8 +240,8 @@ class PublishingEndpoints:
             "POST /broadcast",
             _idempotent_content(drafted),
         )
-        # The deployed broadcaster sends an order once. Those of all its tenants have one turn in common,
-        # in which they must not wait for the commit of another tenant's.
+        # The URL names no tenant, so the broadcasts of a key for all tenants share their turns. The order of
+        # one tenant must not wait for the commit of another tenant's.
         http_request.release_turn()
         published = await self.publish(
             Publication(tenant.id, drafted, idempotency_key, size=http_request.size)
@@ -254,9 +254,9 @@ class PublishingEndpoints:
         return model_response(answer, replayed=published.replayed)
 
     async def check_sizes(self, http_request: HTTPRequest, events: Sequence[object]) -> None:
-        """Raise `TooLarge` (`event_too_large`) for an event that cannot fit, before it is read further.
+        """Raise `TooLarge` (`event_too_large`) if an event has more than twice the permitted bytes.
 
-        An event may become shorter while it is read, but not by half.
+        Normalisation can shorten an event, but not by half. The exact size is checked after it.
         """
         allowed = self.sequencer.event_bytes
         values = jsontext.most_values(2 * allowed)
@@ -270,8 +270,8 @@ class PublishingEndpoints:
                     )
 
     async def publish(self, publication: Publication) -> PublicationResult:
-        """Publish within the tenant's rate."""
-        # A platform that was away catches up.
+        """Publish events. Raises `TooManyRequests` if the tenant exceeds its rate of events."""
+        # The burst permits a platform to catch up after an interruption.
         seconds = max(BURST_SECONDS, _MOST_EVENTS / self.per_second)
         bucket = self._events.get(publication.tenant_id, self.per_second, seconds)
         count = len(publication.drafts)
@@ -284,7 +284,7 @@ class PublishingEndpoints:
         return await self.sequencer.publish(publication)
 
     async def _broadcast_tenant(self, http_request: HTTPRequest, slug: str) -> Tenant:
-        """The tenant of a broadcast: with a platform key, or without one on a trusted listener."""
+        """Authenticate a broadcast, or accept it without a key on a trusted listener. Return its tenant."""
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
         http_request.check_tenant(slug)
@@ -316,14 +316,14 @@ def _id_members(ids: list[Seq | None], *, several: bool) -> dict[str, Any]:
 
 
 def _idempotent_content(drafted: Sequence[EventDraft]) -> list[object]:
-    """What a publication moves: its events, however they were spelled."""
+    """Return the content of a publication for its fingerprint: the normalised events."""
     return [[each.type, each.data, each.extra_members] for each in drafted]
 
 
 def warning_entries(
     drafted: Sequence[EventDraft], *, several: bool = False
 ) -> list[WarningEntry] | Unset:
-    """The warnings about events, as many as an answer has; `several`: with the event in the path."""
+    """Return up to 100 warnings about events. If `several`, their paths have the index of the event."""
     entries = [
         WarningEntry(
             member=f"events[{index}].{each.member}" if several else each.member,
@@ -353,7 +353,10 @@ def _read_drafts(
 
 
 def read_event(event: object, where: str, source: BodySource, index: int = 0) -> EventDraft:
-    """One event in its exact form; a refusal says by `where`, with its `index`, which one it was."""
+    """Return an event in its normalised form. Raises `BadRequest` and `Unprocessable`.
+
+    Error messages begin with `where`, formatted with `index`.
+    """
     if not isinstance(event, dict):
         what = where.format(index) or "event"
         raise BadRequest(f"{what} must be an object.", code="invalid_event")
@@ -362,7 +365,8 @@ def read_event(event: object, where: str, source: BodySource, index: int = 0) ->
         extra_members = {name: value for name, value in event.items() if name not in _MEMBERS}
     kind, data = event.get("type"), event.get("data")
     try:
-        # The body may be deeper, since it wraps them; whoever reads the event again may not.
+        # The limit for the body is higher, because the body contains the event. Readers of the event have the
+        # lower limit.
         if jsontext.is_deeper_than(data, jsontext.DEPTH) or (
             extra_members and jsontext.is_deeper_than(extra_members, jsontext.DEPTH)
         ):

@@ -1,4 +1,4 @@
-"""`POST /api/{tenant}/reports/daily`: what a till reports of a day."""
+"""`POST /api/{tenant}/reports/daily`: the daily reports of tills."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from posd.web.http.operations import LONG_BODY_BYTES, TILLS, DeclaredError, Oper
 from posd.web.http.responses import Response
 
 Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
-"""How many there are, within what every JSON reader keeps."""
+"""An integer that a double represents exactly."""
 StoredAsIs = Annotated[Any, Meta(description="Stored unchanged.")]
 _MESSAGES: Final = {
     1: "The report is stored.",
     None: "This report is already stored.",
 }
-"""By the revision that a report has become."""
+"""The messages, by the revision of the stored report; None if the report is the same as before."""
 _REPLACED: Final = "The report is stored; the earlier one is kept as an amendment."
 
 
@@ -134,7 +134,7 @@ class ReportEndpoints:
         )
 
     async def daily(self, request: TenantRequest[ReportRequest]) -> Response:
-        """Store it. The same again changes nothing, with an `Idempotency-Key` or without one."""
+        """Store a report. Repeating it changes nothing, with an `Idempotency-Key` or without one."""
         tenant, arguments = request.tenant, request.arguments
         day = reports.parse_day(arguments.report_date, zone(tenant.timezone))
         report = reports.assess(day, _figures(arguments), tenant.currency)
@@ -154,7 +154,7 @@ class ReportEndpoints:
 
 
 def _figures(arguments: ReportRequest) -> ReportFigures:
-    """What was sent; null is as good as nothing."""
+    """Return the figures that were sent and are not null."""
     sent = {
         name: value
         for name in (*AMOUNTS, *DETAILS, "total_orders", "notes")
@@ -175,10 +175,10 @@ def _content(report: DailyReport) -> Mapping[str, object]:
 
 
 def _content_specific_key(idempotency_key: IdempotencyKey | None) -> IdempotencyKey | None:
-    """The call, named by what it brings too.
+    """Return the idempotency key of the call and of its content.
 
-    A till that repeats its key with other figures has counted again and means them: that is another
-    call, and no misuse. One that comes late with the same figures must not replace newer ones.
+    If a till sends other figures with the same key, it has counted again: that is another call, not an
+    error. A late repetition with the same figures must not replace a newer report.
     """
     if idempotency_key is None:
         return None

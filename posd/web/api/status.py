@@ -1,4 +1,4 @@
-"""`GET /api/{tenant}/pos-status`: what a platform shows of a shop's tills."""
+"""`GET /api/{tenant}/pos-status`: the status of a shop's tills, for platforms."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StatusResponse(SuccessModel, frozen=True):
 
 @define(eq=False)
 class StatusEndpoints:
-    """The endpoint; `report` reads how a tenant stands, on all nodes."""
+    """The endpoint. `report` reads the status of a tenant, on all nodes."""
 
     report: Callable[[Tenant], Awaitable[StreamReport | None]]
 
@@ -97,7 +97,7 @@ class StatusEndpoints:
         )
 
     async def status(self, request: TenantRequest[None]) -> Response:
-        """Every kind of key may ask. Terminals that are away are listed too, after the others."""
+        """Read the status, with any kind of key. Disconnected terminals follow the connected ones."""
         report = await self.report(request.tenant)
         if report is None:
             raise NotFound("There is no such tenant.", code="unknown_tenant")
@@ -137,7 +137,7 @@ class StatusEndpoints:
 
 
 def terminal_members(standing: TerminalStanding) -> dict[str, Any]:
-    """The members of a `TerminalEntry`."""
+    """Return the members of a `TerminalEntry`."""
     return {
         "device_id": standing.device_id,
         "connected_since": moment(standing.connected_since),
@@ -149,11 +149,11 @@ def terminal_members(standing: TerminalStanding) -> dict[str, Any]:
 
 
 def moment(when: datetime | None) -> str | None:
-    """A point in time as posd writes it, if there is one."""
+    """Return a time as posd formats it, or None."""
     return None if when is None else timestamp(when)
 
 
 def _url(http_request: HTTPRequest, slug: str) -> str:
-    """Where tills connect, by the name under which the caller reached us."""
+    """Return the URL for tills, with the Host of the request."""
     scheme = "wss" if Request.isSecure(http_request.request) else "ws"
     return f"{scheme}://{http_request.header('host') or 'localhost'}/ws/pos/{slug}"

@@ -1,4 +1,4 @@
-"""`/api/admin/tenants`: what operators do about shops and their terminals while posd runs."""
+"""`/api/admin/tenants`: list and create tenants, and list and disconnect their terminals, for operators."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class DisconnectedResponse(SuccessModel, frozen=True):
 
 @define(eq=False)
 class TenantEndpoints:
-    """The endpoints. `files` are the migrations that a tenant's schema has when it fits this posd."""
+    """The endpoints. `files` are the migrations that a tenant's schema needs for this version of posd."""
 
     database: Pool
     files: tuple[str, ...]
@@ -210,7 +210,7 @@ class TenantEndpoints:
         )
 
     async def list_tenants(self, request: Request[TenantsRequest]) -> Response:
-        """Disabled ones too."""
+        """List the tenants, including disabled ones."""
         after = None if request.arguments.after is UNSET else request.arguments.after
         most = request.arguments.limit
         listed = await tenants.overview(self.database, after=after, most=most + 1)
@@ -224,7 +224,7 @@ class TenantEndpoints:
         )
 
     async def make(self, request: Request[NewTenantRequest]) -> Response:
-        """A retry after a lost answer is told what it would have been told."""
+        """Create a tenant. A repeated call gets the first answer."""
         arguments = request.arguments
         _check_fields(arguments)
         row = _tenant_key(arguments)
@@ -252,11 +252,11 @@ class TenantEndpoints:
                 )
             )
         if answered.status == 201 and not answered.replayed:
-            _log.info("key {key} made the tenant {slug}", key=request.key_id, slug=arguments.slug)
+            _log.info("key {key} created tenant {slug}", key=request.key_id, slug=arguments.slug)
         return ledgers.from_stored(answered)
 
     async def terminals(self, request: Request[None]) -> Response:
-        """Those that are away are listed too."""
+        """List the terminals of a tenant, including disconnected ones."""
         tenant = (await tenants.find_tenant(self.database, request.path["slug"])).tenant
         found = await standing.terminal_standings(self.database, tenant.id)
         return model_response(
@@ -264,7 +264,7 @@ class TenantEndpoints:
         )
 
     async def disconnect(self, request: Request[None]) -> Response:
-        """On whichever node it is."""
+        """Disconnect a terminal, on any node."""
         tenant = (await tenants.find_tenant(self.database, request.path["slug"])).tenant
         device = request.path["deviceId"]
         connections = None
@@ -273,7 +273,7 @@ class TenantEndpoints:
         if connections is None:
             raise NotFound("There is no such terminal.", code="unknown_terminal")
         _log.info(
-            "key {key} disconnected {device_id} of {slug}",
+            "key {key} disconnected terminal {device_id} of tenant {slug}",
             key=request.key_id,
             device_id=device,
             slug=tenant.slug,
@@ -286,7 +286,7 @@ class TenantEndpoints:
         return lambda each: (status, to_json_members(TenantResponse(tenant=self._entry(each))))
 
     async def _exists_alike(self, arguments: NewTenantRequest) -> bool:
-        """Whether there is a tenant that is just what is wanted."""
+        """Return whether the same tenant already exists."""
         return any(
             _tenant_key(each.tenant) == _tenant_key(arguments)
             for each in await tenants.overview(self.database, arguments.slug)
@@ -309,7 +309,7 @@ class TenantEndpoints:
 
 
 def _tenant_key(tenant: NewTenantRequest | Tenant) -> _TenantKey:
-    """What a tenant is, but for what posd makes of it."""
+    """Return the properties by which two tenants are compared."""
     return tenant.slug, tenant.name, tenant.currency, tenant.timezone, _region(tenant)
 
 
@@ -319,7 +319,7 @@ def _region(tenant: NewTenantRequest | Tenant) -> str:
 
 
 def _check_fields(arguments: NewTenantRequest) -> None:
-    """Raise `BadRequest` for what looks right and is not: amounts and numbers would be misread later."""
+    """Raise `BadRequest` for an unknown currency, time zone or region, even if its form is right."""
     for field, is_right, what in (
         ("currency", is_currency(arguments.currency), "is not a currency of ISO 4217"),
         ("timezone", is_zone(arguments.timezone), "is not the name of a time zone"),

@@ -1,4 +1,4 @@
-"""What terminals report by REST: how printing goes, and that they are there."""
+"""Reports of terminals by REST: the progress of orders, and heartbeats."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _UNKNOWN: Final = DeclaredError(404, "unknown_order", "There is no order of this
 
 @define(eq=False)
 class TerminalEndpoints:
-    """The endpoints. Whatever is reported may be reported again, with the same answer."""
+    """The endpoints. Reports are idempotent: a repeated report gets the same answer."""
 
     authenticator: Authenticator
     terminals: TerminalReports
@@ -132,11 +132,11 @@ class TerminalEndpoints:
         )
 
     async def received(self, request: TenantRequest[OrderReportRequest]) -> Response:
-        """Whatever its `status` is, an order that a till reports is in the till."""
+        """Store that a till has received an order. `status` is ignored."""
         return await self._reported(request, "received")
 
     async def accepted(self, request: TenantRequest[OrderReportRequest]) -> Response:
-        """Without a `status` it was accepted."""
+        """Store that an order is accepted, or the `status` of the body."""
         return await self._reported(request, _word(request.arguments.status) or "accepted")
 
     async def printed(self, request: TenantRequest[OrderReportRequest]) -> Response:
@@ -180,9 +180,9 @@ class TerminalEndpoints:
         )
 
     async def _terminal(self, request: TenantRequest[Any], named: str | Unset | None) -> str | None:
-        """The terminal that reports: that of the key or the header, which the body may repeat.
+        """Return the reporting terminal: that of the key or of the header, or else that of the body.
 
-        Raises `BadRequest` and `Forbidden`.
+        Raises `BadRequest`, and `Forbidden` if the body names another terminal.
         """
         if not named:
             return request.device_id
@@ -199,7 +199,7 @@ class TerminalEndpoints:
 
 
 def _word(status: str | Unset | None) -> str | None:
-    """A till's word in the contract's spelling. Raises `BadRequest` for what is none."""
+    """Return the normalised spelling of a status; None without one. Raises `BadRequest`."""
     if not status:
         return None
     word_reported = enum_word(status)
@@ -213,7 +213,7 @@ def _word(status: str | Unset | None) -> str | None:
 
 
 def _time_reported(arguments: OrderReportRequest, reported: ReportedStatus) -> object:
-    """What a till says of the time of what it reports."""
+    """Return the member with the time of the reported status."""
     times = {
         ReportedStatus.RECEIVED: arguments.received_at,
         ReportedStatus.ACCEPTED: arguments.accepted_at,
@@ -224,7 +224,7 @@ def _time_reported(arguments: OrderReportRequest, reported: ReportedStatus) -> o
 
 
 def _extra_members(arguments: OrderReportRequest, reported: ReportedStatus) -> Mapping[str, object]:
-    """What a till says that is to be known of a payment, or kept in the log."""
+    """Return the additional members of a report: `paymentMethod`, and `reason` except for a payment."""
     word_reported = {
         "paymentMethod": _truncated(arguments.payment_method),
         "reason": _truncated(arguments.reason),
@@ -235,7 +235,7 @@ def _extra_members(arguments: OrderReportRequest, reported: ReportedStatus) -> M
 
 
 def _truncated(text: str | Unset | None) -> str | None:
-    """As much of a text as is kept; None for none."""
+    """Return the first 500 characters of a text; None for an empty or absent text."""
     return text[:_LONGEST_TEXT] if text else None
 
 
@@ -244,7 +244,7 @@ def _unset_to_none(count: int | Unset | None) -> int | None:
 
 
 def _moment(word_reported: object, tenant: Tenant) -> datetime | None:
-    """A point in time by the shop's clock; None for what is none."""
+    """Return a reported time, in the shop's time zone by default; None if it is not readable."""
     try:
         read = (
             None

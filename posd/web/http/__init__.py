@@ -1,4 +1,4 @@
-"""How an HTTP request becomes a call of an operation: parsing, routing, authentication, limits, errors.
+"""The HTTP server: parsing, routing, authentication, limits and errors.
 
-What one operation does belongs in `posd.web.api`.
+The operations themselves are in `posd.web.api`.
 """

@@ -1,4 +1,4 @@
-"""A request whose head is judged before anything of its body is kept."""
+"""An HTTP request that is checked and charged when its head has arrived, before its body is stored."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
 _MOST_PARAMETERS: Final = 100
 MOST_UNFINISHED_BYTES: Final = 64 * 1024 * 1024
-"""Of long bodies that are still coming, on one listener."""
+"""Bytes of incomplete bodies of more than 64 KiB on one listener."""
 _SHORT_BODY_BYTES: Final = 64 * 1024
 _DISCARDED_BODY_BYTES: Final = 64 * 1024
-"""When a request is over its rate, a body of this length is read and thrown away, and then 429 is answered.
+"""If a request exceeds its rate, a body up to this size is read and discarded before the answer 429.
 
-If it is longer and came without a valid key, 429 is answered at once and the connection closed. With a valid
-key it is read after a pause: another connection would cost posd more.
+If the body is longer and the request has no valid key, posd answers 429 at once and closes the connection. If
+the key is valid, posd reads the body after a pause, because a new connection would cost more.
 """
 
 
@@ -46,31 +46,31 @@ class RequestCharges(Protocol):
     """Charges requests (`posd.web.http.rate_gate`)."""
 
     def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
-        """Who is charged for a request; None for an address, and for nobody."""
+        """Return the account of the request's key, or None if the request has no known key."""
 
     def charge(
         self, request: BoundedRequest, account: RateAccount | None, path: bytes, size: int
     ) -> None:
-        """Charge it. Raises `TooManyRequests`."""
+        """Charge a request to its account, or else to its address. Raises `TooManyRequests`."""
 
     def charge_more(self, account: RateAccount | None, size: int) -> TooManyRequests | None:
-        """Charge bytes of its body that were not announced."""
+        """Charge bytes of a body without Content-Length. Return the refusal if the rate is exceeded."""
 
     def is_proxy(self, peer: str) -> bool:
-        """Whether requests of several clients come from this address of a connection."""
+        """Return whether the other end of a connection is one of the listener's `proxies`."""
 
 
 class RequestSite(Protocol):
-    """What a request needs of its site, a `posd.web.http.site.BoundedSite`."""
+    """The interface of `posd.web.http.site.BoundedSite` that a request uses."""
 
     rate_gate: RequestCharges | None
     bodies: LargeBodies
     body_bytes: Callable[[bytes, bytes], int]
-    """How long the body of a request with this method and path may be."""
+    """Returns the most bytes of a body, from the method and the path of the request."""
 
 
 class RequestChannel(Protocol):
-    """What a request needs of its connection, a `posd.web.http.channel.BoundedChannel`."""
+    """The interface of `posd.web.http.channel.BoundedChannel` that a request uses."""
 
     persistent: int
     """Whether another request may follow."""
@@ -78,65 +78,65 @@ class RequestChannel(Protocol):
     transport: Any
 
     def getPeer(self) -> IAddress:
-        """The other end."""
+        """Return the client's address."""
 
     def getHost(self) -> IAddress:
-        """This end."""
+        """Return the local address."""
 
     def send(self, data: bytes) -> None:
-        """Send to the client, at once if nothing waits before it."""
+        """Send to the client, in this turn of the reactor if nothing else waits to be sent."""
 
     @property
     def site(self) -> Any:
-        """The site, which has the `RequestSite` and the resource."""
+        """The site: a `RequestSite` that also has the root resource."""
 
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
-        """Method, target and version of the request whose head was read last."""
+        """The method, target and version of the last head."""
 
     def pause_reading(self, request: BoundedRequest) -> None:
-        """Read nothing from the connection for a moment, since this request was over a rate."""
+        """Pause reading from the connection, because this request exceeds a rate."""
 
     def set_owner(self, owner: object) -> None:
-        """A request with a valid key of `owner` has come."""
+        """Note that a request has a valid key of `owner`."""
 
     def refuse(
         self, status: bytes, code: str, message: str, headers: Mapping[str, str] = {}
     ) -> None:
-        """Answer what cannot become a request, and hang up."""
+        """Send a refusal and close the connection."""
 
 
 class BoundedRequest(Request):
-    """A request whose body is refused as soon as it is too large, with Content-Length or without.
+    """A request that is refused as soon as its body is too large, with Content-Length or without.
 
-    `over_rate` is the refusal of a request that was over the rate of its credential or its address. It is the
-    answer when the request has come whole. `refused` says that an answer was sent already.
+    `over_rate` is the refusal of a request that exceeds the rate of its credential or its address. It is sent
+    when the whole request has arrived. `refused` is true after a refusal was sent earlier.
     """
 
     channel: RequestChannel  # type: ignore[assignment]
     queued = False
     cookies = received_cookies = ()  # type: ignore[assignment]
-    """posd uses none."""
+    """posd uses no cookies."""
     _received_bytes = 0
     _most_bytes = BODY_BYTES
     _target: RequestTarget
     refused = False
     over_rate: TooManyRequests | None = None
     account: RateAccount | None = None
-    """The credential that is charged for it, None where an address or nobody is."""
+    """The account of the credential that is charged; None if the request has no known key."""
     _has_length = True
-    """Whether Content-Length told the size of its body, which was then charged with its head."""
+    """Whether Content-Length gave the size of the body. If so, the body was charged with the head."""
     _fields: Fields | None = None
     _keys: list[str] | None = None
     _headers: Headers | None = None
     _answer_headers: Headers | None = None
     is_disconnected = False
-    """Whether its connection is lost: nobody waits for the answer."""
+    """Whether the connection is lost, so that no answer can be sent."""
 
     def __init__(self, channel: RequestChannel, queued: object = None) -> None:
-        """Set what posd uses of what Twisted's own `__init__` sets. Headers are made when they are asked for.
+        """Set the attributes of Twisted's own `__init__` that posd uses. Headers are created on first use.
 
-        `tests.web.http.test_site` compares it with Twisted's.
+        `tests.web.http.test_site` compares this method with Twisted's.
         """
         self.channel = channel
         self.client, self.host = channel.getPeer(), channel.getHost()
@@ -194,7 +194,7 @@ class BoundedRequest(Request):
                 self._refuse_body()
             else:
                 self._charge(length)
-        # Twisted would put a long body, or one of an unknown length, into a temporary file.
+        # Twisted would write a long body, or one of unknown length, to a temporary file.
         self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
@@ -212,18 +212,18 @@ class BoundedRequest(Request):
         self.channel.site.bodies.remove(self)
         target = self._target
         if target.origin.count(b"&") >= _MOST_PARAMETERS:
-            # A line has room for 8000. Twisted takes 5 ms to read so many, before a key is checked.
+            # A line can have 8000 parameters. Parsing them takes 5 ms, and happens before a key is checked.
             message = f"A query may have {_MOST_PARAMETERS} parameters."
             self.refuse(b"400 Bad Request", "bad_request", message)
         if self.refused:
             return
         if target.authority is not None:
-            # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
+            # The authority of an absolute target replaces Host (RFC 9112 §3.2.2).
             self.requestHeaders.setRawHeaders(b"Host", [target.authority])
             self.fields["host"] = [target.authority.decode("ascii")]
         self.method, self.uri, self.clientproto = command, target.origin, version
         path, _, query = target.origin.partition(b"?")
-        # `*` stands for no resource (RFC 9110 §9.3.7).
+        # `*` names no resource (RFC 9110 §9.3.7).
         self.path = b"/" if path == b"*" else path
         self.args = parse_qs(query, True) if query else {}
         assert self.content is not None
@@ -232,13 +232,13 @@ class BoundedRequest(Request):
 
     @property
     def keys(self) -> list[str]:
-        """The credentials that came with it, read once."""
+        """The credentials in the request's headers. They are parsed once."""
         if self._keys is None:
             self._keys = keys_in(self.fields)
         return self._keys
 
     def process(self) -> None:
-        """Render the resource of this address. Twisted's own would set headers that an answer replaces."""
+        """Render the resource of the request. Twisted's own method also sets headers that posd replaces."""
         self.site = site = self.channel.site
         self.prepath, self.postpath = [], [*path_parts(self.path)]
         try:
@@ -254,14 +254,14 @@ class BoundedRequest(Request):
         Request.write(self, data)
 
     def answer(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
-        """Send a whole answer by one write, and finish."""
+        """Send a complete answer with one write, and finish the request."""
         self.begin(status, fields, body)
         Request.finish(self)
 
     def begin(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
-        """Send the head of an answer and the beginning of its body, or all of it, by one write.
+        """Send the head of an answer, and its body or a part of it, with one write.
 
-        `status` is as in `200 OK`, `fields` are lines, Content-Length among them.
+        `status` has the form `200 OK`. `fields` has the header lines, with Content-Length.
         """
         last = b"" if self.channel.persistent else b"Connection: close\r\n"
         line = self.clientproto, status
@@ -269,7 +269,7 @@ class BoundedRequest(Request):
         self.channel.send(b"%b %b\r\n%bDate: %b\r\n%b\r\n%b" % (*line, fields, date(), last, body))
 
     def connectionLost(self, reason: Failure) -> None:
-        """Keep the body. A request that has come whole is carried out, even if its client has hung up.
+        """Keep the body, because a complete request is carried out even if its client has disconnected.
 
         Twisted's own method would close the body. Here it is freed with the request.
         """
@@ -280,12 +280,12 @@ class BoundedRequest(Request):
         self.content = content
 
     def evict(self) -> None:
-        """Answer that there is no room for the body, which has not come whole."""
+        """Refuse the request, because there is no memory for its incomplete body."""
         message = "posd is receiving too many long bodies. Try again."
         self.refuse(b"503 Service Unavailable", "overloaded", message, {"Retry-After": "1"})
 
     def _charge(self, length: int | None) -> None:
-        """Charge the request, and its body as far as its size is known."""
+        """Charge the request, and its body if Content-Length gives the size."""
         rate_gate = self.channel.site.rate_gate
         if rate_gate is None:
             return
@@ -300,19 +300,19 @@ class BoundedRequest(Request):
             self._refuse_over_rate(refusal, length)
 
     def _charge_more(self, size: int) -> None:
-        """Charge a part of a body whose size was not known before."""
+        """Charge a part of a body without Content-Length."""
         rate_gate = self.channel.site.rate_gate
         refusal = None if rate_gate is None else rate_gate.charge_more(self.account, size)
         if refusal is not None:
             self._refuse_over_rate(refusal, None)
 
     def _refuse_over_rate(self, refusal: TooManyRequests, length: int | None) -> None:
-        """Refuse the request for its rate: when it has come whole, or now, and then hang up.
+        """Refuse the request for its rate: after its body, or now, and then close the connection.
 
-        See `_DISCARDED_BODY_BYTES`. A client that expects `100 Continue` has not sent the body, and is
-        refused now.
+        `_DISCARDED_BODY_BYTES` describes which. A client that expects `100 Continue` has not sent the body,
+        so it is refused now.
         """
-        # Its traceback would keep this request in a cycle of references.
+        # The traceback would refer to this request: a reference cycle.
         self.over_rate = refusal.with_traceback(None)
         if length is not None and length <= _DISCARDED_BODY_BYTES:
             return
@@ -323,14 +323,14 @@ class BoundedRequest(Request):
             self.refuse(b"429 Too Many Requests", refusal.code, message, headers)
 
     def _refuse_body(self) -> None:
-        """Answer and hang up, instead of reading on what is thrown away."""
+        """Refuse the request and close the connection, instead of reading a body that is too long."""
         message = f"The body has more than {self._most_bytes} bytes."
         self.refuse(b"413 Content Too Large", "too_large", message)
 
     def refuse(
         self, status: bytes, code: str, message: str, headers: Mapping[str, str] = {}
     ) -> None:
-        """Answer, hang up, and do not process the request."""
+        """Send a refusal, close the connection, and do not process the request."""
         if not self.refused and self.channel is not None:
             self.refused = True
             self.content = BytesIO()
@@ -340,34 +340,35 @@ class BoundedRequest(Request):
 
 @define(eq=False)
 class LargeBodies:
-    """Bounds the memory for bodies of more than 64 KiB that have not come whole.
+    """Bounds the memory for incomplete bodies of more than 64 KiB.
 
-    Clients without a key can send them too. If they are too many bytes together, the request that was begun
-    first is refused: a platform's own body comes within moments, so the oldest one is most likely an attack.
+    Clients without a key can send such bodies too. If their total size exceeds `MOST_UNFINISHED_BYTES`, the
+    oldest request is refused: a platform sends its body within moments, so the oldest is most likely an
+    attack.
     """
 
     _sizes: dict[BoundedRequest, int] = field(factory=dict, init=False)
     total: int = field(default=0, init=False)
-    """The bytes of all of them."""
+    """The size of all incomplete bodies, in bytes."""
 
     def update(self, request: BoundedRequest, size: int) -> None:
-        """Count a request whose body has so many bytes by now."""
+        """Set the size of a request's incomplete body, in bytes."""
         self.total += size - self._sizes.get(request, 0)
         self._sizes[request] = size
         while self.total > MOST_UNFINISHED_BYTES:
             next(iter(self._sizes)).evict()
 
     def remove(self, request: BoundedRequest) -> None:
-        """It has come whole, or never will."""
+        """Forget a request whose body is complete, refused or lost."""
         self.total -= self._sizes.pop(request, 0)
 
 
 def _head_fault(fields: Fields, version: bytes, length: int | None) -> str | None:
-    """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
+    """Return the error in a head, or None. `length` is the value of Content-Length, or None."""
     hosts = fields.get("host", [])
     coded = "transfer-encoding" in fields
     if coded and length is not None:
-        # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
+        # Only "chunked" marks the end of the body (RFC 9112 §6.1), and it excludes Content-Length.
         return "Transfer-Encoding must be chunked."
     if coded and version != b"HTTP/1.1":
         return "HTTP/1.0 has no Transfer-Encoding."
@@ -375,7 +376,7 @@ def _head_fault(fields: Fields, version: bytes, length: int | None) -> str | Non
         # RFC 9112 §3.2.
         return "The Host header is missing."
     if len(hosts) > 1:
-        # A proxy may have judged by the other one.
+        # A proxy may have used the other one.
         return "There is more than one Host header."
     if hosts and not is_host(hosts[0]):
         return "The Host header is not valid."

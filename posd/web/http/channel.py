@@ -1,4 +1,4 @@
-"""A connection of HTTP: one request after the other, each within a time, and each within bounds."""
+"""An HTTP connection that limits the time and the size of each request, and handles one at a time."""
 
 from __future__ import annotations
 
@@ -20,83 +20,83 @@ from posd.web.http.bounded_request import BoundedRequest, RequestSite
 from posd.web.http.deadline import DeadlineTimer
 from posd.web.http.direct_write import Write, direct_write
 from posd.web.http.headers import date, members
-from posd.web.http.input_turns import PacedInput
+from posd.web.http.paced_input import PacedInput
 from posd.web.http.request_head import RequestHead, read_head
 from posd.web.http.sockets import limit_buffers
 from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, KnownProtocol, detect_protocol
 
 IDLE_SECONDS: Final = 75
-"""Longer than nginx and AWS ALB keep an idle connection to a server, which is 60 s.
+"""Seconds. nginx and AWS ALB close an idle connection to a server after 60 s, and must do so before posd.
 
-A proxy that sends a request on a connection that posd has just closed answers its client with 502.
+If posd closes a connection while a proxy sends a request on it, the proxy answers its client with 502.
 """
 _REQUEST_SECONDS: Final = 20.0
 _HANG_UP_SECONDS: Final = 15.0
 _LONGEST_LENGTH: Final = 20
-"""Digits of a Content-Length that are worth reading. int() raises for some thousands of them."""
-# RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
+"""The most digits of a Content-Length. int() raises an error for more than 4,300."""
+# RFC 9110 §5.5 permits no control character but HTAB in a field value. Twisted refuses NUL, CR and LF only.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _PAUSE_SECONDS: Final = 1.0
-"""After a request that was over a rate its connection is not read for so long.
+"""After a request that exceeds a rate, posd does not read its connection for about this time.
 
-A client that asks again at once would keep posd busy. A proxy sends requests of other clients on the same
-connection, and a platform those of other tenants after a tenant's own 429; these are read on. A random half
-is added or taken away, so that a thousand such connections do not go on in one turn of the reactor.
+Otherwise a client that sends the request again at once would keep posd busy. Connections of proxies are not
+paused, because they carry requests of other clients. The time varies at random by half, so that a thousand
+such connections do not resume in one turn of the reactor.
 """
 _MOST_DOUBLINGS: Final = 3
-"""How often that is doubled for a stranger who goes on: so up to eight seconds."""
+"""How often the pause is doubled if a client without a valid key goes on: up to eight seconds."""
 
 
 class ChannelSite(RequestSite, Protocol):
-    """What a connection needs of its site, a `posd.web.http.site.BoundedSite`."""
+    """The interface of `posd.web.http.site.BoundedSite` that a connection uses."""
 
     clock: Any
     """The reactor."""
     refused: Callable[[int], None]
-    """Told the status of what was refused before it became a request."""
+    """Called with the status of each refusal that is sent before there is a complete request."""
     on_wrong_protocol: Callable[[KnownProtocol, Any], None]
-    """Told which other protocol was spoken, on which transport."""
+    """Called with the protocol and the transport if a client speaks another protocol than the listener."""
 
     def enter(self, channel: BoundedChannel) -> None:
         """Count a connection."""
 
     def request_answered(self, channel: BoundedChannel) -> None:
-        """A request on it was answered."""
+        """Note that a request on the connection was answered."""
 
     def leave(self, channel: BoundedChannel) -> None:
-        """It is gone, or a till's."""
+        """Stop counting a connection that is lost or has become a till's."""
 
     def restore(self, channel: BoundedChannel) -> None:
-        """It is not a till's any more."""
+        """Count a connection again that is no longer a till's."""
 
 
 @implementer(IHalfCloseableProtocol)
 class BoundedChannel(HTTPChannel):
-    """A connection that has to bring each of its requests soon, and to go when it is told to.
+    """An HTTP connection with a deadline for each request, for idle time, and for closing.
 
-    A handshake that is never finished, one byte every few seconds, or a peer that does not hang up
-    hold nothing open.
+    So posd closes the connection if a client never finishes its handshake, sends one byte every few seconds,
+    or does not close its end.
     """
 
     site: ChannelSite
     transport: Any
     idle = True
-    """Whether there is no request that is being answered."""
+    """Whether no request is being answered."""
     _is_expecting = False
-    """Whether a request has begun and has not come whole. A connection begins with one."""
+    """Whether posd waits for the rest of a request. True for a new connection."""
     _opening: bytes | None = b""
-    """The first bytes of the connection, until they are enough to tell its protocol."""
+    """The first bytes of the connection, until they suffice to recognise its protocol; None after that."""
     _deadline: DeadlineTimer
-    """When the next request must have come, or the connection must have gone. None while posd answers."""
+    """The time for the next request or for closing. It is cleared while posd answers."""
     _peer: IAddress | None = None
     _host: IAddress | None = None
     _is_closing = False
     _pause_timer: IDelayedCall | None = None
     _refusals = 0
-    """Requests in a row that were over a rate."""
+    """The number of consecutive requests that exceeded a rate."""
     _on_lost: Callable[[], None] | None = None
     _send: Write | None = None
-    """Writes directly, from the first answer on."""
+    """The function of `direct_write`, from the first answer on."""
 
     def connectionMade(self) -> None:
         self._deadline = DeadlineTimer(self.site.clock)
@@ -107,33 +107,33 @@ class BoundedChannel(HTTPChannel):
         self.site.enter(self)
 
     def setTimeout(self, period: int | None) -> int | None:
-        """Note Twisted's idle time, for which no delayed call is made: see `_deadline`."""
+        """Store Twisted's idle time without a delayed call. `_deadline` takes its place."""
         previous, self.timeOut = self.timeOut, period
         return previous
 
     def resetTimeout(self) -> None:
-        """A byte that arrives does not give a request more time."""
+        """Do nothing, so that a received byte does not extend the deadline of a request."""
 
     def getPeer(self) -> IAddress:
-        """The other end, looked up once. Behind `haproxy:` it is known before the first request."""
+        """Return the client's address, cached. A `haproxy:` endpoint knows it before the first request."""
         if self._peer is None:
             self._peer = HTTPChannel.getPeer(self)
         return self._peer
 
     def getHost(self) -> IAddress:
-        """This end, looked up once."""
+        """Return the local address. It is cached."""
         if self._host is None:
             self._host = HTTPChannel.getHost(self)
         return self._host
 
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
-        """Method, target and version of the request whose head was read last."""
+        """The method, target and version of the last head."""
         return self._command, self._path, self._version
 
     def dataReceived(self, data: bytes) -> None:
         if self._is_closing:
-            # Twisted would read on, and take a request that it has refused for a good one.
+            # Twisted would go on parsing, and accept a request that was refused.
             return
         if self._opening is not None and self._begins_with_wrong_protocol(data):
             return
@@ -145,8 +145,8 @@ class BoundedChannel(HTTPChannel):
         self._expect_request()
         HTTPChannel.dataReceived(self, data)
 
-    def _begin(self, head: RequestHead, pause_reading: bytes) -> None:
-        """Begin a request whose head was read, as `lineReceived` does at the end of a head."""
+    def _begin(self, head: RequestHead, rest: bytes) -> None:
+        """Begin a request with a head that was read at once, as `lineReceived` does at the end of a head."""
         request = BoundedRequest(self)
         self.requests.append(request)
         self._command, self._path, self._version = head.method, head.target, b"HTTP/1.1"
@@ -156,31 +156,31 @@ class BoundedChannel(HTTPChannel):
         if self._is_closing:
             return
         length = self.length
-        if len(pause_reading) >= length:
+        if len(rest) >= length:
             if length:
-                request.handleContentChunk(pause_reading[:length])
-            self._finishRequestBody(pause_reading[length:])  # type: ignore[no-untyped-call]
+                request.handleContentChunk(rest[:length])
+            self._finishRequestBody(rest[length:])  # type: ignore[no-untyped-call]
         else:
             self._expect_request()
             self._maybeChooseTransferDecoder(b"Content-Length", b"%d" % length)  # type: ignore[no-untyped-call]
             self.setRawMode()  # type: ignore[no-untyped-call]
-            if pause_reading:
-                self.rawDataReceived(pause_reading)
+            if rest:
+                self.rawDataReceived(rest)
 
     def send(self, data: bytes) -> None:
-        """Send an answer, or its beginning, in this turn of the reactor. Nothing is sent after hanging up."""
+        """Send an answer, or a part of one, in this turn of the reactor, unless the connection is closing."""
         if self._send is None:
             self._send = direct_write(self.transport)
         (self.transport.write if self._is_closing else self._send)(data)
 
     def _expect_request(self) -> None:
-        """The rest of the request that has begun must come soon."""
+        """Set the deadline for the rest of a request that has begun."""
         if self.idle and not self._is_expecting:
             self._is_expecting = True
             self._deadline.set(_REQUEST_SECONDS, self._abort_timed_out)
 
     def _begins_with_wrong_protocol(self, data: bytes) -> bool:
-        """Refuse a connection whose first bytes are not HTTP's, and tell whether they are not."""
+        """Refuse a connection whose first bytes are another protocol's. Return whether it was refused."""
         opening = self._opening = (self._opening or b"") + data[:LONGEST_OPENING]
         if len(opening) >= LONGEST_OPENING:
             self._opening = None
@@ -192,15 +192,15 @@ class BoundedChannel(HTTPChannel):
         return True
 
     def wrong_protocol(self, spoken: KnownProtocol) -> bytes:
-        """Note that this came where TLS is spoken. Returns an answer that is to be sent without TLS."""
+        """Note a connection without TLS on a TLS port. Return the answer to send without TLS."""
         self.site.on_wrong_protocol(spoken, self.transport)
         self.site.refused(400)
         return _refusal(b"400 Bad Request", "bad_request", HINTS[spoken])
 
     def lineReceived(self, line: bytes) -> None:
-        """Take a line of a head, unless no valid head has it.
+        """Process a line of a head. Refuse one that is not valid.
 
-        RFC 9112 §5.2: a folded header is refused, since programs read it differently.
+        A folded header is refused (RFC 9112 §5.2), because programs interpret it differently.
         """
         if line.startswith((b" ", b"\t")) or _CONTROL.search(line) is not None:
             self._respondToBadRequestAndDisconnect()
@@ -223,9 +223,10 @@ class BoundedChannel(HTTPChannel):
             self._send100Continue()
 
     def checkPersistence(self, request: BoundedRequest, version: bytes) -> bool:
-        """Tell whether another request may follow (RFC 9112 §9.3).
+        """Return whether another request may follow (RFC 9112 §9.3).
 
-        Connection is a list, of which Twisted reads the first line only and splits that at blanks.
+        Connection is a comma-separated list that may have several lines. Twisted's own method reads the first
+        line only, and splits it at spaces.
         """
         lines = request.fields.get("connection", ())
         if version == b"HTTP/1.1" and not (lines and "close" in members(lines)):
@@ -234,13 +235,13 @@ class BoundedChannel(HTTPChannel):
         return False
 
     def _send100Continue(self) -> None:
-        """Ask for the body, unless its head was refused."""
+        """Send `100 Continue`, unless the head was refused."""
         if not self._is_closing:
             HTTPChannel._send100Continue(self)
 
     def allContentReceived(self) -> None:
         if self._is_closing:
-            # The request was refused by its head; the time to hang up runs on.
+            # The request was refused after its head. The deadline for closing stays.
             return
         self.idle = self._is_expecting = False
         self._deadline.clear()
@@ -251,8 +252,8 @@ class BoundedChannel(HTTPChannel):
         self._deadline.set(IDLE_SECONDS, self.timeoutConnection)
         self.site.request_answered(self)
         if self._buffer or any(self._dataBuffer):
-            # One request at a time: thousands in one segment would be answered in one turn of the
-            # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
+            # posd does not answer pipelined requests, since it would answer thousands in one turn of the
+            # reactor. RFC 9112 §9.3.2 permits closing the connection; the client sends them again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
         if isinstance(request, BoundedRequest):
@@ -262,10 +263,10 @@ class BoundedChannel(HTTPChannel):
                 self._refusals = 0
 
     def pause_reading(self, request: BoundedRequest) -> None:
-        """Read nothing for a moment, since a request was over a rate. A stranger's rests get longer."""
+        """Pause reading after a request that exceeds a rate; longer each time if it had no valid key."""
         if self._is_closing or self._is_of_a_proxy():
             return
-        # Also where it rests already: Twisted reads on when a request is done.
+        # Pause again even if the timer runs, because Twisted resumes reading at the end of a request.
         self._networkProducer.pauseProducing()
         if self._pause_timer is not None:
             return
@@ -283,14 +284,14 @@ class BoundedChannel(HTTPChannel):
         )
 
     def set_owner(self, owner: object) -> None:
-        """A request with a valid key of `owner` has come."""
+        """Note that a request has a valid key of `owner`."""
         if isinstance(self.transport, PacedInput):
             self.transport.set_owner(owner)
 
     def refuse(
         self, status: bytes, code: str, message: str, headers: Mapping[str, str] = {}
     ) -> None:
-        """Answer what cannot become a request, and hang up. Only the first refusal is sent."""
+        """Send a refusal and close the connection. Later refusals are not sent."""
         if self._is_closing:
             return
         self.site.refused(int(status.split()[0]))
@@ -301,20 +302,21 @@ class BoundedChannel(HTTPChannel):
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        """Twisted's way to refuse what is not HTTP has no body."""
+        """Refuse input that is not HTTP. Twisted's own answer has no body."""
         self.refuse(b"400 Bad Request", "bad_request", "The request is not valid HTTP.")
 
     def loseConnection(self) -> None:
-        """Hang up. Over TLS that waits for the peer to do so too, which it may never do."""
+        """Close the connection. With TLS the client must close its end too, so there is a deadline."""
         if not self._is_closing:
             self._is_closing = True
             self._deadline.set(_HANG_UP_SECONDS, self._abort_timed_out)
         HTTPChannel.loseConnection(self)
 
     def readConnectionLost(self) -> None:
-        """The client sends nothing more. It may still wait for its answer (RFC 9112 §6.3, at the end).
+        """Handle that the client has closed its sending half. It may wait for an answer (RFC 9112 §6.3).
 
-        A till's stream, poll or handshake ends: a proxy says no otherwise that the till has gone.
+        A till's stream, poll or handshake is ended, because some proxies report a disconnected till only in
+        this way.
         """
         request = self.requests[-1] if self.requests else None
         if self.idle or request is None:
@@ -325,10 +327,10 @@ class BoundedChannel(HTTPChannel):
             self.persistent = False
 
     def writeConnectionLost(self) -> None:
-        """posd never closes its own half alone."""
+        """Do nothing: posd never closes only its sending half."""
 
     def timeoutConnection(self) -> None:
-        """Hang up after an idle time. Twisted would log a line for each connection."""
+        """Close an idle connection. Twisted's own method would log a line for each."""
         self.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -343,31 +345,31 @@ class BoundedChannel(HTTPChannel):
             lost()
 
     def left(self) -> None:
-        """The connection was upgraded: it is not HTTP's any more."""
+        """Release the connection after its upgrade to a WebSocket."""
         self._deadline.stop()
         self.site.leave(self)
         self._forget_requests()
 
     def _forget_requests(self) -> None:
-        """Leave no cycle behind.
+        """Break reference cycles.
 
-        A thousand connections that ended would be found by one full collection, which stopped all others
-        for 41 ms, measured.
+        Otherwise a full garbage collection frees the closed connections. For a thousand of them it stopped
+        all other connections for 41 ms when it was measured.
         """
         self.requests.clear()
         self._transferDecoder = self._send = None
 
     def detach_request(self, lost: Callable[[], None]) -> None:
-        """The request that is being answered is a till's, which is counted elsewhere, and takes long.
+        """Stop counting and timing this connection, because it answers a till's stream or long poll.
 
-        `lost` is called when the connection is gone, unless `reattach_request` was called before.
+        `lost` is called when the connection is lost, unless `reattach_request` was called before.
         """
         self._deadline.stop()
         self.site.leave(self)
         self._on_lost = lost
 
     def reattach_request(self) -> None:
-        """The answer follows: then it is a connection like any other."""
+        """Count the connection again, because the answer of a long poll follows."""
         if self._on_lost is not None:
             self._on_lost = None
             self.site.restore(self)
@@ -383,7 +385,7 @@ class BoundedChannel(HTTPChannel):
 
 
 def _refusal(status: bytes, code: str, message: str, headers: Mapping[str, str] = {}) -> bytes:
-    """A whole answer to what cannot become a request; like all others, and the last on its connection."""
+    """Return a complete error response that closes the connection."""
     error = {"success": False, "error": message, "code": code}
     body = jsontext.encode(error | {"requestId": secrets.token_hex(8)})
     head = (

@@ -1,4 +1,4 @@
-"""A time by which something has to happen on a connection. It moves with each request, and seldom passes."""
+"""A timer that is cheap to move. The deadline of a connection moves with each request, and rarely passes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ROUNDING: Final = 1e-6
 
 
 class DeadlineTimer:
-    """At most one time; `on_expiry` is called when it has passed.
+    """A timer with at most one deadline. It calls `on_expiry` when the deadline has passed.
 
-    To move the time to a later one, or to clear it, is an assignment. The delayed call that exists by then
-    looks at the time when it is called, and waits for the rest of it.
+    Moving the deadline to a later time, or clearing it, is only an assignment. The existing delayed call
+    compares the time with the deadline when it runs, and is scheduled again for the rest.
     """
 
     __slots__ = ("_call", "_clock", "_expires_at", "_on_expiry")
@@ -27,11 +27,11 @@ class DeadlineTimer:
 
     @property
     def is_set(self) -> bool:
-        """Whether there is a time."""
+        """Whether there is a deadline."""
         return self._expires_at is not None
 
     def set(self, seconds: float, on_expiry: Callable[[], None]) -> None:
-        """Call `on_expiry` after so many seconds, instead of what was set before."""
+        """Call `on_expiry` after so many seconds. This replaces an earlier deadline."""
         self._expires_at, self._on_expiry = self._clock.seconds() + seconds, on_expiry
         if self._call is None:
             self._call = self._clock.callLater(seconds, self._check)
@@ -39,11 +39,11 @@ class DeadlineTimer:
             self._call.reset(seconds)
 
     def clear(self) -> None:
-        """There is no time any more."""
+        """Remove the deadline."""
         self._expires_at = self._on_expiry = None
 
     def stop(self) -> None:
-        """Clear it and cancel the delayed call: for a connection that has ended, or is something else now."""
+        """Remove the deadline and cancel the delayed call. For a connection that was closed or upgraded."""
         self.clear()
         call, self._call = self._call, None
         if call is not None:

@@ -1,12 +1,12 @@
-"""Reads from OpenSSL what a client has sent, with half of the calls that Twisted needs.
+"""Reads decrypted input from OpenSSL, with half of the calls that Twisted needs.
 
-Twisted asks pyOpenSSL for plain text until it raises `WantReadError`, and then for records to send, which
-nearly always raises it again. Here the memory BIOs are asked how much they hold, and the return value of
-`SSL_read` is looked at, so no exception is raised while a connection is open.
+Twisted reads plain text from pyOpenSSL until `WantReadError` is raised, and then reads records to send, which
+nearly always raises the exception again. This module asks the memory BIOs how many bytes they hold, and
+checks the return value of `SSL_read`, so that no exception is raised while a connection is open.
 
-This module uses attributes of Twisted's transport and of pyOpenSSL's connections that are not documented,
-as `posd.web.http.direct_write` does. Where they are missing, and for everything that ends a connection,
-Twisted's own methods are called. `tests.web.http.test_direct_read` fails where they are missing.
+Like `posd.web.http.direct_write`, this module uses undocumented attributes of Twisted's transport and of
+pyOpenSSL's connections. If they are missing, and if a connection ends, it calls Twisted's own methods.
+`tests.web.http.test_direct_read` fails if they are missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REQUIRED_FUNCTIONS: Final = ("BIO_write", "BIO_get_mem_data", "SSL_read", "SSL_
 
 
 def is_supported(protocol: type, connection: object) -> bool:
-    """Whether OpenSSL can be called here, for connections with TLS of these kinds."""
+    """Return whether OpenSSL can be called directly for these classes of transports and connections."""
     return (
         all(hasattr(_openssl, each) for each in (*_REQUIRED_FUNCTIONS, "SSL_ERROR_WANT_READ"))
         and all(hasattr(protocol, each) for each in ("_aborted", "_lostTLSConnection"))
@@ -36,17 +36,17 @@ def is_supported(protocol: type, connection: object) -> bool:
 IS_SUPPORTED: Final = is_supported(
     TLSMemoryBIOProtocol, SSL.Connection(SSL.Context(SSL.TLS_METHOD))
 )
-"""Whether OpenSSL is called here."""
+"""Whether this module calls OpenSSL directly."""
 
 _RECORD_BYTES: Final = 16 * 1024
-"""The longest plain text of a record (RFC 8446 §5.1). `SSL_read` returns one record's at most."""
-# What is read leaves it before anything else is read.
+"""The longest plain text of a record (RFC 8446 §5.1). `SSL_read` returns at most one record."""
+# All connections share this buffer. Its content is copied before the next read.
 _plain: Final[Any] = None if _ffi is None else _ffi.new("char[]", _RECORD_BYTES)
 _plain_view: Final = memoryview(b"" if _ffi is None else _ffi.buffer(_plain))
 
 
 class DirectlyRead(TLSMemoryBIOProtocol):
-    """Twisted's TLS, which reads directly once the handshake is done."""
+    """Twisted's TLS transport, which reads directly after the handshake."""
 
     _tlsConnection: Any
     _appSendBuffer: list[bytes]
@@ -63,7 +63,7 @@ class DirectlyRead(TLSMemoryBIOProtocol):
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def _read_records(self) -> None:
-        """Deliver the plain text of all records that have come whole."""
+        """Deliver the plain text of all complete records."""
         connection = self._tlsConnection
         ssl, records = connection._ssl, connection._into_ssl
         while _openssl.BIO_get_mem_data(records, _ffi.NULL) and not self._lostTLSConnection:
@@ -75,9 +75,9 @@ class DirectlyRead(TLSMemoryBIOProtocol):
             elif _openssl.SSL_get_error(ssl, size) == _openssl.SSL_ERROR_WANT_READ:
                 break
             else:
-                # The connection ends. Twisted reads once more, is told the same, and handles it.
+                # The connection ends. Twisted reads again, gets the same error, and handles it.
                 self._flushReceiveBIO()  # type: ignore[no-untyped-call]
                 return
-        # OpenSSL may have made an answer of its own, to a KeyUpdate for example (RFC 8446 §4.6.3).
+        # OpenSSL may have written an answer, for example to a KeyUpdate (RFC 8446 §4.6.3).
         if _openssl.BIO_get_mem_data(connection._from_ssl, _ffi.NULL):
             self._flushSendBIO()  # type: ignore[no-untyped-call]

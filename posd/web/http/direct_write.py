@@ -1,13 +1,13 @@
-"""Sends to a client in the same turn of the reactor, where Twisted would send in the next one.
+"""Sends to a client in the same turn of the reactor. Twisted would send in the next one.
 
-Twisted's `transport.write` appends to a buffer and asks epoll to report when the socket can be written.
-That costs more than to encrypt and send a message, and the message waits for everything else that is done in
-the turn. Here bytes are encrypted and sent at once if nothing waits before them. Otherwise `transport.write`
-takes them, and Twisted pauses and resumes the producer of the connection as always.
+Twisted's `transport.write` appends to a buffer and registers the socket with epoll. That costs more than to
+encrypt and send a message, and the message waits for all other work of the turn. This module encrypts and
+sends bytes at once if no bytes wait before them. Otherwise it calls `transport.write`, and Twisted pauses and
+resumes the producer of the connection as usual.
 
-This module uses attributes of Twisted's transports and of pyOpenSSL's connections that are not documented. A
-transport that does not have them is written to by `transport.write`, and `tests.web.http.test_direct_write`
-fails. OpenSSL is called without `Connection.send` and `bio_read`, which take longer than to encrypt 1 KiB.
+This module uses undocumented attributes of Twisted's transports and of pyOpenSSL's connections. If a
+transport does not have them, `transport.write` is used, and `tests.web.http.test_direct_write` fails. OpenSSL
+is called without `Connection.send` and `bio_read`, which take longer than to encrypt 1 KiB.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _openssl: Final[Any] = getattr(SSL, "_lib", None)
 _REQUIRED_FUNCTIONS: Final = ("SSL_write", "BIO_read", "ERR_clear_error")
 
 _RECORD_BYTES: Final = 32 * 1024
-"""More than the largest record of TLS has: 16 KiB and a few bytes (RFC 8446 §5.2)."""
+"""More than the largest TLS record, which has 16 KiB and a few bytes (RFC 8446 §5.2)."""
 
-# Each record is read into it and has left it before the next one is made.
+# All connections share this buffer. A record is sent or copied before the next one is encrypted.
 _record: Final[Any] = None if _ffi is None else _ffi.new("char[]", _RECORD_BYTES)
 _record_view: Final = memoryview(b"" if _ffi is None else _ffi.buffer(_record))
 
 _log = Logger()
 _reported_transports: set[type] = set()
-"""The transports that the log was told of."""
+"""The classes of transports that were logged as unsupported."""
 
 
 def direct_write(transport: Any) -> Write:
-    """A function that writes to `transport`, directly if that is possible with a transport of this kind."""
+    """Return a function that writes to `transport`, directly if its class supports that."""
     socket = socket_transport(transport)
-    # A connection that is lost has no socket. What a client sent before that is still answered.
+    # A lost connection has no socket. Requests that were received before are still answered.
     if not isinstance(socket, Connection) or not socket.connected:
         return cast(Write, transport.write)
     is_tls = isinstance(transport, TLSMemoryBIOProtocol)
@@ -77,7 +77,7 @@ class DirectSocket:
         try:
             sent = self._to_kernel(data)
         except OSError:
-            # The kernel takes nothing for now, or the connection is lost. Twisted tries again and finds out.
+            # The kernel's buffer is full, or the connection is lost. Twisted tries again and handles both.
             sent = 0
         if sent < len(data):
             socket.write(data[sent:])
@@ -95,16 +95,16 @@ class DirectTLS(DirectSocket):
         self._records = connection._from_ssl
 
     def write(self, data: bytes) -> None:
-        """Encrypt and send. It runs for each till and event, so it calls no other method of Python."""
+        """Encrypt and send. This runs for each till and event, so it avoids calls of Python functions."""
         socket = self._socket
-        # A record at a time. Nearly always there is one record.
+        # One record at a time. Nearly always there is only one.
         while not (socket.dataBuffer or socket._tempDataLen):
             length = len(data)
-            # cffi passes the address of a `bytes`, and copies nothing.
+            # cffi passes the address of a `bytes` object without a copy.
             encrypted = _openssl.SSL_write(self._ssl, data, length)
             if encrypted <= 0:
-                # Twisted tries again, and waits for the client or closes the connection. What is left in the
-                # queue of errors would be taken for an error of the next connection.
+                # Twisted tries again, and waits for the client or closes the connection. An error that stays
+                # in OpenSSL's queue would be reported for the next connection.
                 _openssl.ERR_clear_error()
                 break
             size = _openssl.BIO_read(self._records, _record, _RECORD_BYTES)
@@ -121,14 +121,14 @@ class DirectTLS(DirectSocket):
 
 
 def _is_supported_socket(socket: Any) -> bool:
-    """Whether what waits to be sent is in `dataBuffer`, or counted by `_tempDataLen`."""
+    """Return whether unsent bytes are in `dataBuffer`, or counted by `_tempDataLen`."""
     return isinstance(getattr(socket, "dataBuffer", None), bytes) and isinstance(
         getattr(socket, "_tempDataLen", None), int
     )
 
 
 def _is_supported_tls(transport: Any) -> bool:
-    """Whether what is written is encrypted at once, by OpenSSL as it is called here."""
+    """Return whether the transport encrypts at once, and OpenSSL can be called directly."""
     if getattr(transport.write, "__func__", None) is not TLSMemoryBIOProtocol.write:
         return False
     if not all(hasattr(_openssl, each) for each in _REQUIRED_FUNCTIONS):

@@ -29,7 +29,7 @@ _log = Logger()
 
 @define(eq=False)
 class Dispatcher:
-    """Lets requests in. `clock` is the reactor's."""
+    """Authenticates requests, and passes them to operations. `clock` is the reactor's."""
 
     authenticator: Authenticator
     clock: Clock
@@ -39,10 +39,10 @@ class Dispatcher:
     async def serve(
         self, operation: Operation, path: Mapping[str, str], http_request: HTTPRequest
     ) -> Response:
-        """The operation's answer. Raises a `Refusal`.
+        """Check a request and return the operation's answer. Raises a `Refusal`.
 
-        A refusal that the operation does not declare is raised too, and is logged as a bug, since the
-        description of the API does not have it and clients do not expect it.
+        A refusal that the operation does not declare is logged as a bug, because the description of the API
+        does not have it and clients do not expect it.
         """
         http_request.operation = f"{operation.method} {operation.path}"
         arrived_at = self.clock()
@@ -56,7 +56,8 @@ class Dispatcher:
                 )
             if not is_declared(operation, refusal):
                 _log.failure(
-                    "{method} {path} does not declare {status} {code}",
+                    "{method} {path} does not declare {status} {code}, which posd has answered;"
+                    " please report this bug",
                     method=operation.method,
                     path=operation.path,
                     status=refusal.status,
@@ -74,7 +75,7 @@ class Dispatcher:
         account = http_request.account
         if account is None or self.turns is None:
             return await self._handle(operation, path, http_request, arrived_at)
-        # A key of all tenants has turns for each tenant. So its requests about one slow shop delay no others.
+        # A key for all tenants has separate turns for each tenant, so that a slow shop delays no other.
         http_request.release_turn = await self.turns.acquire(
             (account.shared_scope, path.get("tenant"))
         )
@@ -136,7 +137,7 @@ class Dispatcher:
         )
 
     async def admit(self, operation: Operation, slug: str, http_request: HTTPRequest) -> Credential:
-        """The caller's key at this tenant. Raises `Refusal` if the operation is not for its kind of key."""
+        """Authenticate a request at a tenant. Raises `Refusal` if the operation is not for the key's kind."""
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
         credential = await self.authenticate(slug, http_request)
@@ -145,8 +146,8 @@ class Dispatcher:
         return credential
 
     async def authenticate(self, slug: str, http_request: HTTPRequest) -> Credential:
-        """The caller's key at this tenant. A till's key is checked with the terminal that the call names."""
-        # Only a till's key is checked with a terminal, and the first check tells of which kind the key is.
+        """Authenticate a request at a tenant. A till's key is checked with the terminal that it names."""
+        # X-Device-ID concerns only tills' keys, and the first check tells the kind of the key.
         credential = await self.authenticator.find_credential(
             slug, http_request.key, None, http_request.address
         )
@@ -158,8 +159,8 @@ class Dispatcher:
 
 
 async def _read_arguments(operation: Operation, http_request: HTTPRequest) -> object:
-    """The body or the parameters as the operation takes them."""
-    # An operation that checks keys by itself (`checks_key_itself`) parses the body after that.
+    """Return the body or the query parameters as an instance of the operation's `request_model`."""
+    # An operation with `checks_key_itself` parses the body after its check.
     if operation.has_body and not operation.checks_key_itself:
         await http_request.parse()
     if operation.request_model is None:
@@ -170,7 +171,7 @@ async def _read_arguments(operation: Operation, http_request: HTTPRequest) -> ob
 
 
 def _read_body(http_request: HTTPRequest, kind: type[RequestModel]) -> dict[str, object]:
-    """The body as an object. If it has NaN or an infinity, the refusal names the member."""
+    """Return the body as an object. If posd cannot represent a number, the refusal names its member."""
     try:
         return http_request.json()
     except BadRequest:
@@ -179,13 +180,13 @@ def _read_body(http_request: HTTPRequest, kind: type[RequestModel]) -> dict[str,
 
 
 def _check_own_tenant(principal: Principal, path: Mapping[str, str]) -> None:
-    """Raise `Forbidden` if a key of one tenant is used for another one, or for all."""
+    """Raise `Forbidden` if a key of one tenant is used for another tenant, or for all tenants."""
     if principal.tenant is not None and path.get("slug") != principal.tenant.slug:
         raise Forbidden("This key is valid for one tenant only.")
 
 
 def _needs_no_key(operation: Operation, http_request: HTTPRequest) -> bool:
-    """Whether no key is needed, since the request came by a listener that trusts its clients."""
+    """Return whether the operation needs no key on this listener."""
     return operation.trusted and http_request.listener_context.trusted
 
 

@@ -1,7 +1,7 @@
-"""Which refusals an operation may answer with: those of its row, and those that follow from the row.
+"""The refusals of operations: those that an operation declares, and those that its properties imply.
 
-Whoever asks for a key may refuse it; whoever reads a body may find none in it. What follows is written
-down here once, so that a row has only what is its own.
+For example, an operation that requires a key can answer `unauthorized`, and one that has a body can answer
+`invalid_json`. The implied refusals are defined here, so that an operation declares only its own.
 """
 
 from __future__ import annotations
@@ -90,25 +90,25 @@ COMMON_ERRORS: Final = frozenset(
         *(*_IDEMPOTENT, _MUTATING, _AMOUNT),
     )
 )
-"""What follows from rows in general: nothing that a reader has to be told for each of them."""
+"""The implied refusals, which `/docs` describes once for all operations."""
 
 
 def all_errors(operation: Operation) -> list[DeclaredError]:
-    """All refusals of an operation, by status; its own word counts where a code is general too."""
+    """Return all refusals of an operation, by status. A declared refusal replaces an implied one."""
     found = {(each.status, each.code): each for each in implied_errors(operation)}
     found |= {(each.status, each.code): each for each in operation.refusals}
     return sorted(found.values(), key=lambda each: each.status)
 
 
 def is_declared(operation: Operation, refusal: Refusal) -> bool:
-    """Whether an operation may answer with this."""
+    """Return whether an operation may answer with this refusal."""
     return any(
         (each.status, each.code) == (refusal.status, refusal.code) for each in all_errors(operation)
     )
 
 
 def implied_errors(operation: Operation) -> Iterator[DeclaredError]:
-    """What follows from the row."""
+    """Yield the refusals that the properties of an operation imply."""
     yield from _ALWAYS
     if "{" in operation.path:
         yield _PATH
@@ -131,7 +131,7 @@ def implied_errors(operation: Operation) -> Iterator[DeclaredError]:
 
 
 def _argument_errors(operation: Operation) -> Iterator[DeclaredError]:
-    """What can be wrong with what is sent."""
+    """Yield the refusals of the body or of the query."""
     shape = operation.request_model
     if operation.has_body:
         yield _TYPE

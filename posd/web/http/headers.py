@@ -1,7 +1,7 @@
-"""What header fields and request targets mean where they have several lines, several members or an odd form.
+"""Parses header fields and request targets, with several lines, several members or unusual forms.
 
-RFC 9110 §5.3 allows a sender to split a list over several field lines, and a proxy to join them. A field
-that takes one value may not be sent twice; where it is, two programs on the way may use different ones.
+RFC 9110 §5.3 permits a sender to split a list into several field lines, and a proxy to join them. A field
+with one value must not be sent twice, because a proxy and posd may use different ones.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class RequestTarget:
 
 
 Fields = dict[str, list[str]]
-"""The values of each field by its name in lower case. A value has a character for each byte."""
+"""The values of fields by their names in lower case. A value has one character for each byte."""
 
 
 def read_fields(headers: Headers) -> Fields:
-    """The fields of a request, which are read several times: to charge it, to let it in, and to answer it."""
+    """Return the fields of a request. posd decodes them once, because it reads them several times."""
     return {
         name.decode("latin-1").lower(): [value.decode("latin-1") for value in values]
         for name, values in headers.getAllRawHeaders()
@@ -50,7 +50,7 @@ def read_fields(headers: Headers) -> Fields:
 
 
 def headers_of(fields: Fields) -> Headers:
-    """The same in Twisted's form."""
+    """Return fields as an object of Twisted."""
     return Headers(
         {
             name.encode("latin-1"): [value.encode("latin-1") for value in values]
@@ -60,7 +60,10 @@ def headers_of(fields: Fields) -> Headers:
 
 
 def as_text(value: str) -> str:
-    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
+    """Return a header's value as text: UTF-8, or ISO-8859-1 if it is not UTF-8.
+
+    Node, Deno and .NET send ISO-8859-1, the historical encoding of HTTP (RFC 9110 §5.5).
+    """
     try:
         return value.encode("latin-1").decode()
     except UnicodeDecodeError:
@@ -68,7 +71,7 @@ def as_text(value: str) -> str:
 
 
 def keys_in(fields: Fields) -> list[str]:
-    """The credentials in a request: those of X-API-Key, or else of Authorization."""
+    """Return the credentials in a request: from X-API-Key, or else from Authorization."""
     keys = [key for value in fields.get("x-api-key", ()) if (key := value.strip())]
     if keys:
         return keys
@@ -78,14 +81,14 @@ def keys_in(fields: Fields) -> list[str]:
 
 
 def members(lines: Iterable[str]) -> set[str]:
-    """The members of a list-based field in lower case, without empty ones (RFC 9110 §5.6.1)."""
+    """Return the members of a list-based field in lower case, without empty ones (RFC 9110 §5.6.1)."""
     each = (member.strip(_BLANKS).lower() for line in lines for member in line.split(","))
     return set(filter(None, each))
 
 
 @memoize
 def path_parts(path: bytes) -> tuple[bytes, ...]:
-    """The parts of a path, decoded, without the first slash."""
+    """Return the percent-decoded segments of a path, without the first slash."""
     return tuple(unquote_to_bytes(part) for part in path.split(b"/")[1:])
 
 
@@ -93,7 +96,7 @@ _dated: tuple[int, bytes] = 0, b""
 
 
 def date() -> bytes:
-    """The value of Date now (RFC 9110 §6.6.1). It is written once a second."""
+    """Return the present value of Date (RFC 9110 §6.6.1). It is formatted once a second."""
     global _dated
     now = int(time.time())
     if _dated[0] != now:
@@ -103,15 +106,15 @@ def date() -> bytes:
 
 @memoize
 def is_host(value: str) -> bool:
-    """Whether this may stand in Host (RFC 9112 §3.2). An empty value may."""
+    """Return whether this is a valid value of Host (RFC 9112 §3.2). An empty value is valid."""
     return _HOST.fullmatch(value) is not None
 
 
 def is_loopback(value: str) -> bool:
-    """Whether a Host names this machine: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port.
+    """Return whether a Host is `localhost`, in 127.0.0.0/8, or `[::1]`, with or without a port.
 
-    Names are not looked up, since the DNS of an attacker may lead any of them here. Other spellings
-    of an address, such as `2130706433` or `0x7f.1`, are names too: a browser sends the usual one.
+    Names are not looked up, because an attacker's DNS may resolve any name to this machine. Other spellings
+    of an address, such as `2130706433` or `0x7f.1`, count as names. A browser sends the usual one.
     """
     found = _HOST.fullmatch(value)
     if found is None:
@@ -123,15 +126,15 @@ def is_loopback(value: str) -> bool:
         address = ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         return False
-    # Without brackets the colons of an IPv6 address would be ambiguous, so _HOST has none there.
+    # _HOST accepts an IPv6 address only in brackets.
     return address.is_loopback
 
 
 def read_target(method: bytes, target: bytes) -> RequestTarget | None:
-    """Read a request target; None for one that no request to a server has.
+    """Parse a request target. Return None if it is not valid.
 
-    RFC 9112 §3.2.2 obliges servers to accept the absolute form, which proxies send. `*` is for OPTIONS
-    only; it stands for no resource, so it is returned as it is. The authority form is for proxies.
+    A server must accept the absolute form, which proxies send (RFC 9112 §3.2.2). `*` is valid with OPTIONS
+    only, and is returned unchanged. The authority form is for proxies only, and is refused.
     """
     if _TARGET.fullmatch(target) is None:
         return None

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` of a call, and what it stands for."""
+"""The `Idempotency-Key` of a call, and the fingerprint of its content."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from posd.web.http.http_request import HTTPRequest
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _VOLATILE_MEMBERS: Final = frozenset(("timestamp", "updatedAt", "updated_at"))
-"""Members that say when a call was made, not what it moves: an honest retry changes them."""
+"""Members with the time of the call. A repeated call has other values, and is still the same call."""
 
 
 def requested_key(http_request: HTTPRequest, in_body: str | None = None) -> str | None:
-    """The key that a call names, in either header or, for deployed tills, in its body; None for none.
+    """Return the key of a call, or None. The key is in a header or, with existing tills, in the body.
 
-    Raises `BadRequest` (`invalid_idempotency_key`) for two that differ and for what cannot be one.
+    Raises `BadRequest` (`invalid_idempotency_key`) for different keys and for an invalid key.
     """
     keys = {*http_request.headers("idempotency-key"), *http_request.headers("x-idempotency-key")}
     if in_body is not None:
@@ -48,10 +48,10 @@ def idempotency_key(
     *,
     key: str | None = None,
 ) -> IdempotencyKey | None:
-    """What names this call, if anything does.
+    """Return the key and the fingerprint of a call, or None without a key.
 
-    The fingerprint covers what is moved, without clocks and in whatever order its members came;
-    12.50 is 12.5.
+    The fingerprint is the same for any order of the members and for equal numbers, such as 12.50 and 12.5. It
+    does not depend on `_VOLATILE_MEMBERS`.
     """
     key = requested_key(http_request, key)
     if key is None:
@@ -61,8 +61,8 @@ def idempotency_key(
 
 
 def _canonical(value: object) -> object:
-    """A value without clocks, with its members in one order, and each number in one form."""
-    # Nearly all values are texts or numbers, and a class of `abc` takes six times as long to check.
+    """Return a value without `_VOLATILE_MEMBERS`, with sorted members, and with numbers in one form."""
+    # Texts and numbers come first: nearly all values are, and a check for `Mapping` takes six times as long.
     if isinstance(value, str):
         return value
     if isinstance(value, Decimal):
@@ -77,7 +77,7 @@ def _canonical(value: object) -> object:
 
 
 def _canonical_number(number: Decimal) -> Decimal | int:
-    """12.50 as 12.5, and 1.00 as 1. All digits count, where `Decimal.normalize` would round."""
+    """Return 12.50 as 12.5, and 1.00 as 1. `Decimal.normalize` would round long numbers."""
     digits = literals.plain_number(number)
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")

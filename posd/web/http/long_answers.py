@@ -1,8 +1,7 @@
-"""Answers that are longer than a socket takes at once: written as the client takes them, within bounds.
+"""Sends long answers in parts, as the client reads them, and bounds the memory of unsent answers.
 
-A client that asks for much and reads nothing makes posd hold its answers. What they hold is counted, all
-together and for each key or address of strangers, and a client that takes nothing for a while is
-disconnected.
+A client that requests long answers and does not read makes posd hold them. So posd counts their bytes, in all
+and for each key or address, and disconnects a client that reads nothing for some time.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from posd.security.rate_limits import TokenBucket
 from posd.security.request_rates import RateAccount
 
 LONG: Final = 16 * 1024
-"""A longer body is written in parts."""
+"""A body of more bytes is written in parts."""
 _PART_BYTES: Final = 32 * 1024
 MOST_BYTES: Final = 64 * 1024 * 1024
-"""What all unfinished answers may hold together."""
+"""The most bytes of all unfinished answers."""
 MOST_BYTES_OF_ONE: Final = 16 * 1024 * 1024
-"""What those to one key, or to the strangers of one address, may hold."""
+"""The most bytes of unfinished answers to one key, or to the clients without a key of one address."""
 PATIENCE_SECONDS: Final = 20.0
-"""For how long a client may take nothing of an answer."""
+"""A client that reads nothing of an answer for this time is disconnected."""
 _LOG_LINES_PER_SECOND, _LOG_LINES_AT_ONCE = 1 / 60, 5
 
 _log = Logger()
@@ -35,19 +34,19 @@ _log = Logger()
 
 @define(eq=False)
 class UnsentAnswers:
-    """The long answers that are being written. `reactor` has the time and delayed calls.
+    """The long answers that are being written.
 
-    Where there is no room for another one, the oldest of the key or address that holds most is given up: its
-    client has had the most time to read it.
+    If they have too many bytes, the oldest answer of the key or address with the most bytes is aborted,
+    because its client has had the most time to read it.
     """
 
     reactor: Any
     charge: Callable[[RateAccount, int], None] = lambda who, size: None
-    """Told of each long answer to a credential, and its bytes."""
+    """Called with the account and the bytes of each long answer to a credential."""
     _answers: dict[object, dict[LongAnswer, None]] = field(factory=dict, init=False)
     _bytes: dict[object, int] = field(factory=dict, init=False)
     total: int = field(default=0, init=False)
-    """The bytes that are held."""
+    """The bytes of all unfinished answers."""
     _log_limit: TokenBucket = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -56,10 +55,10 @@ class UnsentAnswers:
         )
 
     def send(self, request: Request, body: bytes, client: RateAccount | str) -> None:
-        """Write a body and finish the request. `client` is a credential, or the address of a stranger.
+        """Write a body and finish the request. `client` is a credential, or an address without one.
 
-        A key that is not known counts as none. A client could send another one with each request, and would
-        never be the one that holds most.
+        A request with an unknown key counts for its address. Otherwise a client could send another key with
+        each request, and would never be the one with the most bytes.
         """
         owner: object = client
         if isinstance(client, RateAccount):
@@ -77,7 +76,7 @@ class UnsentAnswers:
             answer.begin()
 
     def remove(self, answer: LongAnswer) -> None:
-        """An answer was written, or its client is gone."""
+        """Forget an answer that was written, or whose client has disconnected."""
         held = self._answers[answer.owner]
         del held[answer]
         self._add(answer.owner, -answer.size)
@@ -92,7 +91,7 @@ class UnsentAnswers:
         next(iter(self._answers[owner])).give_up(why)
 
     def log_given_up(self, sent: int, size: int, why: str) -> None:
-        """Log that an answer was given up, a few times and then once a minute."""
+        """Log that an answer was aborted: a few times, and then once a minute."""
         if self._log_limit.take():
             _log.warn(
                 "an answer of {size} bytes was given up after {sent}: {why};"
@@ -105,7 +104,7 @@ class UnsentAnswers:
 
 @implementer(IPushProducer)
 class LongAnswer:
-    """The body of one answer. The connection says when it takes more."""
+    """The body of one answer: a push producer for its connection."""
 
     def __init__(self, request: Request, body: bytes, owner: object, unsent: UnsentAnswers) -> None:
         self.size = len(body)
@@ -119,7 +118,7 @@ class LongAnswer:
         self._patience_timer: IDelayedCall | None = None
 
     def begin(self) -> None:
-        """Write as much as the connection takes."""
+        """Begin to write the body."""
         self._request.notifyFinish().addErrback(lambda _: self._finish())
         self._request.registerProducer(self, True)
         self.resumeProducing()
@@ -148,7 +147,7 @@ class LongAnswer:
         self._finish()
 
     def give_up(self, why: str) -> None:
-        """Hang up, since the client takes nothing or others need the room."""
+        """Abort the connection, because the client does not read or the memory is needed."""
         if not self.is_done:
             self._finish()
             self._unsent.log_given_up(self._sent, self.size, why)
@@ -161,7 +160,7 @@ class LongAnswer:
             self.is_done = True
             self._stop_waiting()
             self._unsent.remove(self)
-            # The request and its producer refer to each other; the body need not wait for the collector.
+            # The request and its producer refer to each other. Free the body without the garbage collector.
             self._body = b""
 
     def _stop_waiting(self) -> None:

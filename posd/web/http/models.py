@@ -1,10 +1,9 @@
-"""What endpoints take and give, as types: they read requests, and the API's description is made of them.
+"""The base classes of requests and answers, and the validation of requests.
 
-A request or an answer is a `RequestModel` or a `ResponseModel`, a frozen msgspec structure whose
-attributes are in
-snake_case and whose JSON members are in camelCase. A taken member is found under either spelling, and
-under the names in its annotation's `also`; one that comes under two names must have one value.
-Members that a type does not know are ignored.
+`RequestModel` and `ResponseModel` are frozen msgspec structures. Their attributes are in snake_case, and
+their JSON members in camelCase. A member of a request is accepted in both spellings, and under the names of
+`also_named`. If it occurs under two names, both must have the same value. Unknown members are ignored. The
+description of the API is generated from these classes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from posd.protocol import jsontext
 
 Unset = msgspec.UnsetType
 UNSET: Final = msgspec.UNSET
-"""An optional member that was not sent, or that is left out; unlike null."""
+"""The value of an optional member that is absent. It differs from null."""
 
 
 class RequestModel(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -51,24 +50,24 @@ T = TypeVar("T", bound=RequestModel)
 
 
 def also_named(*names: str) -> Meta:
-    """The annotation of a member that also comes under these names."""
+    """Return the annotation of a member that is also accepted under these names."""
     return Meta(extra={"also": names})
 
 
 Amount = Annotated[Decimal, Meta(extra={"code": "invalid_amount"})]
-"""Money: a JSON number, read exactly. How many decimals it may have is the currency's affair."""
+"""An amount of money: a JSON number, read exactly. Its decimals are checked later, by the currency."""
 Points = Annotated[int, Meta(gt=0, lt=2**53, extra={"code": "invalid_amount"})]
-"""Loyalty points that are moved: a whole number above zero, within what every JSON reader keeps."""
+"""A number of loyalty points to move: an integer above zero that a double represents exactly."""
 Identity = Annotated[str, Meta(min_length=1, max_length=255)]
-"""What names something: an order, a movement. A number is taken for its digits."""
+"""An id, such as that of an order. A number is accepted and converted to its digits."""
 Text = Annotated[str, Meta(max_length=500)]
-"""A sentence for people."""
+"""A text for people."""
 Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-"""A point in time as posd writes it: RFC 3339 in UTC with milliseconds."""
+"""A time as posd formats it: RFC 3339 in UTC with milliseconds."""
 
 
 def schema_reference(name: str) -> Meta:
-    """The annotation of a member whose schema has a name of its own: see `web.event_schemas`."""
+    """Return the annotation of a member whose schema is one of `posd.web.openapi.event_schemas`."""
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{name}"})
 
 
@@ -79,22 +78,22 @@ _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 
 @frozen
 class ModelMember:
-    """A member as it is found in what was sent."""
+    """How a member of a request is found and read."""
 
     name: str
     aliases: tuple[str, ...]
     code: str | None
-    """What it is refused with, where that is not `invalid_field`."""
+    """The code of a refusal of the member; None for `invalid_field`."""
     is_amount: bool
     is_integer: bool
     is_text: bool
 
 
 def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T:
-    """A request's members, checked. Not `strict`: they are texts, as in a query.
+    """Validate the members of a request. If it is not `strict`, the values are texts of a query.
 
-    Raises `BadRequest` (`invalid_field`, `missing_field`) and, for what moves money or points,
-    `Unprocessable` (`invalid_amount`); `field` in the details says which member it is.
+    Raises `BadRequest` (`invalid_field`, `missing_field`) and, for amounts of money or points,
+    `Unprocessable` (`invalid_amount`). `field` in the details names the member.
     """
     found: dict[str, object] = {}
     known = members(kind)
@@ -116,7 +115,10 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
 
 
 def refuse_numbers(kind: type[RequestModel], unreadable: Collection[str]) -> None:
-    """Raise what `read` would for a number, if one of these members is to be one."""
+    """Raise the refusal of `read` if one of these members must be a number.
+
+    `unreadable` has the names of members whose numbers posd cannot represent, such as NaN.
+    """
     for member in members(kind):
         if member.is_amount or member.is_integer:
             for name in (member.name, *member.aliases):
@@ -125,7 +127,7 @@ def refuse_numbers(kind: type[RequestModel], unreadable: Collection[str]) -> Non
 
 
 def to_json_members(given: ResponseModel) -> dict[str, object]:
-    """An answer's members as JSON has them, `success` first; those that are `UNSET` are left out."""
+    """Return the members of an answer as JSON values, `success` first, without those that are `UNSET`."""
     members: dict[str, object] = msgspec.to_builtins(given, builtin_types=(Decimal,))
     first = {"success": members["success"]} if "success" in members else {}
     return first | members
@@ -133,7 +135,7 @@ def to_json_members(given: ResponseModel) -> dict[str, object]:
 
 @functools.cache
 def members(kind: type[RequestModel]) -> tuple[ModelMember, ...]:
-    """How each member of a request is found and read."""
+    """Return how the members of a request are found and read."""
     described = inspect.type_info(kind)
     assert isinstance(described, inspect.StructType)
     found = []
@@ -155,7 +157,7 @@ def members(kind: type[RequestModel]) -> tuple[ModelMember, ...]:
 
 
 def _types_and_extra(kind: inspect.Type) -> tuple[set[type], dict[str, Any]]:
-    """The types in a union or an annotation, and what the annotations have besides."""
+    """Return the types in a union or an annotation, and the `extra` of the annotations."""
     if isinstance(kind, inspect.Metadata):
         kinds, extra = _types_and_extra(kind.type)
         return kinds, extra | (kind.extra or {})
@@ -170,7 +172,7 @@ def _types_and_extra(kind: inspect.Type) -> tuple[set[type], dict[str, Any]]:
 
 
 def _coerced(member: ModelMember, value: object) -> object:
-    """What JSON leaves open: 7.0 is a whole number, and 7 names an order as well as "7" does."""
+    """Convert equivalent JSON values: 7.0 to 7 for an integer, and 7 to "7" for a text."""
     if member.is_amount:
         if isinstance(value, str):
             raise _refusal(member, f"{member.name} must be a number.")
@@ -183,15 +185,15 @@ def _coerced(member: ModelMember, value: object) -> object:
 
 
 def differ(one: object, other: object) -> bool:
-    """Whether two spellings of a member say different things; 12.50 and 12.5 do not."""
+    """Return whether two values of a member differ. 12.50 and 12.5 do not."""
     return jsontext.encode(one) != jsontext.encode(other) and one != other
 
 
 def _refusal_from_message(
     text: str, members: Mapping[str, ModelMember]
 ) -> BadRequest | Unprocessable:
-    """A refusal that names the member, from what msgspec says."""
-    # Of all that it refuses it repeats only this.
+    """Return a refusal that names the member, from an error message of msgspec."""
+    # Invalid enum values are the only input that msgspec repeats in its messages.
     text = _QUOTED_VALUE.sub("", text)
     missing = _MISSING.match(text)
     place = _MEMBER_PATH.search(text)

@@ -1,7 +1,8 @@
-"""What can be asked of posd by HTTP: one row for each address and method.
+"""The table of HTTP operations: one row for each path and method.
 
-A row says who may ask, what is taken and given, and which refusals there are. The reception serves
-requests by it, and the description of the API is made of it, so neither can say what the other does not do.
+A row has the kinds of keys that may call the operation, the types of the request and the answers, and the
+refusals. `Dispatcher` handles requests by these rows, and the description of the API is generated from them,
+so both always agree.
 """
 
 from __future__ import annotations
@@ -22,38 +23,37 @@ from posd.web.http.responses import Response
 I = TypeVar("I")  # noqa: E741  input
 
 LONG_BODY_BYTES: Final = BODY_BYTES
-"""The longest body of an operation that takes orders, events or a day's report."""
+"""The most bytes of a body with orders, events or a daily report."""
 SHORT_BODY_BYTES: Final = 64 * 1024
-"""The longest body of every other operation: they take one small object."""
+"""The most bytes of the body of all other operations, which have one small object."""
 
 TILLS: Final = frozenset((KeyKind.TENANT, KeyKind.DEVICE))
 PLATFORMS: Final = frozenset((KeyKind.PLATFORM,))
 ADMINS: Final = frozenset((KeyKind.ADMIN,))
 LEDGERS: Final = TILLS | PLATFORMS
-"""Those who spend from gift cards, and earn and redeem points."""
+"""The kinds of keys that may use gift cards and loyalty points."""
 ANYBODY_AT_TENANT: Final = frozenset(KeyKind)
 NOBODY: Final[frozenset[KeyKind]] = frozenset()
-"""No key is asked for."""
+"""For operations that require no key."""
 
 
 @frozen
 class DeclaredError:
-    """A refusal that an operation may answer with: its status, its code, and when."""
+    """A refusal that an operation may answer with: its status, its code, and its cause."""
 
     status: int
     code: str
     when: str
     details: type[ResponseModel] | None = None
-    """The members that stand beside the error."""
+    """The additional members of the error response."""
 
 
 @frozen
 class Request(Generic[I]):
-    """A request that has been let in: what it brings, read from its query or from its body.
+    """An authenticated request. `arguments` is its query or its body, as the operation's `request_model`.
 
-    `path` has the parts of the address that are named in the row, decoded. `arrived_at` is when it came,
-    by the reactor's clock, before it waited for its turn. `key_id` is the key that it came with, where
-    one was asked for.
+    `path` has the decoded path parameters. `arrived_at` is the time of its arrival on the reactor's clock,
+    before it waited for its turn. `key_id` is the id of its key, if the operation requires one.
     """
 
     http_request: HTTPRequest
@@ -65,27 +65,27 @@ class Request(Generic[I]):
 
 @frozen
 class TenantRequest(Request[I]):
-    """A request about one tenant, from somebody with a key for it.
+    """A request with a key for one tenant.
 
-    `device_id` is the terminal that asks: that of its key, or the one that a tenant's key named.
+    `device_id` is the terminal of a device key, or the X-Device-ID that was sent with a tenant's key.
     """
 
     tenant: Tenant
     principal: Principal
     device_id: str | None
     operation: str
-    """`POST /api/kitchen/orders`: the method and the address, as they were called."""
+    """The method and the path of the call, such as `POST /api/kitchen/orders`."""
 
     @property
     def actor(self) -> str:
-        """For whom this is done, whichever key is used for it."""
+        """The name of the caller in ledgers and idempotency keys. It does not depend on the key used."""
         kind = self.principal.kind
         return kind.value if self.device_id is None else f"device {self.device_id}"
 
     def idempotency_key(self, content: object, key: str | None = None) -> IdempotencyKey | None:
-        """What names this call, if it brought an `Idempotency-Key` or `key` is one.
+        """Return the idempotency key of this call, from its header or from `key`; None without one.
 
-        `content` is what the call moves, in values that JSON has. Raises `BadRequest`.
+        The fingerprint is computed from `content`, which has JSON values. Raises `BadRequest`.
         """
         return idempotency.idempotency_key(
             self.http_request, self.tenant.id, self.actor, self.operation, content, key=key
@@ -93,18 +93,17 @@ class TenantRequest(Request[I]):
 
 
 Handler = Callable[[Any], Awaitable[Response]]
-"""From an `Request`, or a `TenantRequest` where the address names a tenant, to the answer."""
+"""A coroutine function from a `Request`, or from a `TenantRequest` if the path has `{tenant}`."""
 
 
 @frozen
 class Operation:
-    """One row: `path` is an OpenAPI template, `kinds` who may ask.
+    """An operation of the HTTP API. `path` is an OpenAPI path template, `kinds` are the permitted keys.
 
-    `request_model` is read from the query of a GET or DELETE and from the body of everything else; None: the
-    handler reads what it wants. `response_models` has the shape of each success by its status, or a
-    sentence about
-    what is no structure of ours. A `trusted` one needs no key on a trusted listener. `checks_key_itself`: the
-    handler looks at the key by itself.
+    `request_model` is read from the query of a GET or DELETE, and otherwise from the body. If it is None, the
+    handler reads the request itself. `response_models` has the model of each success by its status, or a
+    description if the answer has no model. A `trusted` operation requires no key on a trusted listener. With
+    `checks_key_itself` the handler authenticates the request.
     """
 
     method: str
@@ -115,20 +114,20 @@ class Operation:
     response_models: Mapping[int, type[ResponseModel] | str]
     request_model: type[RequestModel] | None = None
     body_model: type[RequestModel] | None = None
-    """The shape of a body that the handler reads by itself, for the description."""
+    """The model of a body that the handler reads itself, for the description of the API."""
     refusals: tuple[DeclaredError, ...] = ()
     idempotent: bool = False
-    """Whether it looks at an `Idempotency-Key`."""
+    """Whether the operation uses an `Idempotency-Key`."""
     trusted: bool = False
     checks_key_itself: bool = False
     description: str = ""
     tag: str = "Tills"
     media_type: str = "application/json"
-    """What a success is written in. `text/event-stream`: as many of what it gives as there are."""
+    """The content type of a success. With `text/event-stream` the model is that of one event."""
     example: Mapping[str, object] | None = None
-    """What it takes, for instance."""
+    """An example of the request."""
     body_bytes: int = SHORT_BODY_BYTES
-    """The longest body that is accepted; a longer one is refused before it has come."""
+    """The most bytes of a body. A longer one is refused before it has arrived."""
 
     @property
     def has_body(self) -> bool:
@@ -136,7 +135,7 @@ class Operation:
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The address in parts, without the first slash."""
+        """The segments of the path, without the first slash."""
         return tuple(self.path.split("/")[1:])
 
 
@@ -147,6 +146,6 @@ def model_response(
     *,
     replayed: bool = False,
 ) -> Response:
-    """An answer of a declared shape; `replayed`: it was given before to an equal call."""
+    """Return the answer for a model. `replayed` marks the stored answer of an earlier call."""
     repeated = {"Idempotent-Replayed": "true"} if replayed else {}
     return Response(to_json_members(body), status, {**(headers or {}), **repeated})

@@ -1,6 +1,6 @@
-"""Charges each request to a credential or an address, as soon as its headers are there.
+"""Charges a request to a credential or an address as soon as its head has arrived.
 
-Its body has not been read then, and the database was not asked: who is charged is found in memory.
+The body has not been read at that time. The account is looked up in memory, without the database.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from posd.web.http.headers import as_text
 from posd.web.http.http_request import ListenerContext, address_of
 
 _HEALTH_PATHS: Final = (b"/health/live", b"/health/ready")
-"""What load balancers ask, perhaps from the address that strangers come from through them."""
+"""The paths of health checks. A load balancer may send them from the same address as unknown clients."""
 _LONGEST_DEVICE: Final = 512
 _NO_DEVICE: Final = ("",)
 
 
 @frozen
 class RateGate:
-    """What one listener charges by."""
+    """Charges the requests of one listener."""
 
     index: KeyIndex
     rates: RequestRates
     listener_context: ListenerContext
 
     def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
-        """Who is charged for a request: a credential; None for an address, and as long as it is not known."""
+        """Return the account of the request's key; None if the key is unknown or the index is not loaded."""
         key = _presented_key(request)
         if key is None or not self.index.is_loaded:
             return None
@@ -45,20 +45,20 @@ class RateGate:
     def charge(
         self, request: BoundedRequest, account: RateAccount | None, path: bytes, size: int
     ) -> None:
-        """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
+        """Charge a request with a body of `size` bytes. Raises `TooManyRequests`."""
         if account is not None:
             self.rates.charge_request(account, size)
             return
         key = _presented_key(request)
         if key is not None and not self.index.is_loaded:
-            # It cannot be known yet whose it is.
+            # The owner of the key is not known yet.
             return
         if key is not None or not self.listener_context.trusted:
             purpose = "health" if path.partition(b"?")[0] in _HEALTH_PATHS else "all"
             self.rates.charge_address(address_of(request, self.listener_context), purpose)
 
     def charge_more(self, account: RateAccount | None, size: int) -> TooManyRequests | None:
-        """Charge bytes of a body that came without a length; the refusal, if that is too much."""
+        """Charge bytes of a body without Content-Length. Return the refusal if the rate is exceeded."""
         if account is not None:
             try:
                 self.rates.charge_body(account, size)
@@ -67,7 +67,7 @@ class RateGate:
         return None
 
     def is_proxy(self, peer: str) -> bool:
-        """Whether the other end of a connection is a proxy, which sends requests of several clients."""
+        """Return whether the other end of a connection is one of the listener's `proxies`."""
         return is_proxy(peer, self.listener_context.proxies)
 
     def _account(self, request: BoundedRequest, path: bytes, key: str) -> RateAccount | None:
@@ -90,13 +90,13 @@ class RateGate:
 
 
 def _presented_key(request: BoundedRequest) -> str | None:
-    """The key that came. With two that differ a request is refused later; it is charged to the first."""
+    """Return the key of a request. Of different keys the first is charged; the request is refused later."""
     return next(iter(request.keys), None)
 
 
 @memoize
 def _tenant_and_purpose(path: bytes) -> tuple[str | None, RatePurpose]:
-    """The tenant that a path names, None if it names none, and what is charged there."""
+    """Return the tenant in a path, or None, and the purpose that the request is charged for."""
     parts = [unquote_to_bytes(part).decode(errors="replace") for part in path.split(b"/")[1:4]]
     match parts:
         case ["ws", "pos", slug]:

@@ -1,7 +1,7 @@
-"""Who was not let in: counted, and told to the operator in a line each, as many as a journal bears.
+"""Counts refused clients, and logs them with a limited rate of lines.
 
-A line has an address and what posd answered: nothing of what was sent but a tenant's name, if it is one.
-The next line that is written says how many were not.
+A line has the client's address and posd's answer. Of the request it has only the slug of the tenant, if it is
+a valid one. `unsaid` is the number of lines that were suppressed before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = Logger()
 
 @define(eq=False)
 class RefusalLog:
-    """Notes refusals. `on_handshake_refused` is told the code of each that was a till's."""
+    """Logs refusals. `on_handshake_refused` is called with the code of each refused handshake of a till."""
 
     clock: Clock = time.monotonic
     on_handshake_refused: Callable[[str], None] = lambda code: None
@@ -31,7 +31,7 @@ class RefusalLog:
         self._limit = RefusalLogLimit(self.clock)
 
     def refused(self, http_request: HTTPRequest, slug: str, status: int, code: str) -> None:
-        """A caller was refused at the door of a tenant; `slug` is empty where none is named."""
+        """Log a refused request. `slug` is the tenant in its URL, or empty."""
         unsaid = self._limit.take(http_request.address)
         if unsaid is None:
             return
@@ -49,6 +49,6 @@ class RefusalLog:
     def handshake_refused(
         self, http_request: HTTPRequest, slug: str, status: int, code: str
     ) -> None:
-        """A handshake was refused."""
+        """Count and log a refused handshake of a till."""
         self.on_handshake_refused(code)
         self.refused(http_request, slug, status, code)

@@ -1,9 +1,9 @@
-"""Reads the head of a request at once, where it is plain.
+"""Parses a plain request head with one regular expression.
 
-twisted.web reads a head line by line, with a dozen calls for each line. Nearly every head arrives whole and
-has nothing unusual in it; `read_head` reads such a head with one regular expression. It returns None for
-every other head, which `BoundedChannel` then gives to twisted.web. So `read_head` refuses nothing. It accepts
-only what twisted.web reads in the same way: tests/web/http/test_request_head.py compares the two.
+twisted.web parses a head line by line, with a dozen calls for each line. Nearly every head arrives complete
+and has only plain lines, and `read_head` parses such a head at once. It returns None for any other head,
+which `BoundedChannel` passes to twisted.web. So `read_head` never refuses a request, and it accepts only
+heads that twisted.web parses in the same way: tests/web/http/test_request_head.py compares both.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 from posd.web.http.headers import Fields
 
 MOST_HEAD_BYTES: Final = 8192
-"""Of a plain head. twisted.web accepts 16,384 bytes."""
+"""The most bytes of a plain head. twisted.web accepts 16,384 bytes."""
 _MOST_FIELDS: Final = 100
 _LENGTH_DIGITS: Final = 9
-"""The longest body that any operation takes has 7."""
+"""The most digits of Content-Length. The longest body of an operation has 7."""
 # RFC 9112 §3 and §5, without the obsolete forms. No value has control characters but HTAB (RFC 9110 §5.5).
 _HEAD: Final = re.compile(
     rb"([A-Z]{1,20}) (/[\x21\x22\x24-\x7e]*+) HTTP/1\.1\r\n"
@@ -27,20 +27,20 @@ _FIELD: Final = re.compile(r"([^:]++):[ \t]*+([^\r]*+)\r\n")
 
 
 class RequestHead(NamedTuple):
-    """A head that was read. The version is HTTP/1.1."""
+    """A parsed head. The version is HTTP/1.1."""
 
     method: bytes
     target: bytes
     fields: Fields
-    """Values have no white space around them."""
+    """The values have no surrounding white space."""
     length: int | None
-    """The value of Content-Length; None without the field: the request has no body."""
+    """The value of Content-Length; None if there is no such field, and so no body."""
     size: int
-    """Bytes of the head. The body follows."""
+    """The bytes of the head. The body follows it."""
 
 
 def read_head(data: bytes) -> RequestHead | None:
-    """The head at the beginning of `data`; None if it is not whole or not plain."""
+    """Return the head at the beginning of `data`; None if it is not complete or not plain."""
     found = _HEAD.match(data, 0, MOST_HEAD_BYTES)
     if found is None:
         return None

@@ -1,8 +1,8 @@
-"""Requests of one credential take turns: so many are worked on at once, and the others wait in their order.
+"""Limits how many requests of one credential are handled at the same time. The others wait in their order.
 
-A credential may send ten seconds' worth of requests at once. Without turns all of that would be worked on in
-the next turns of the reactor, and requests of others would wait behind it. A tenant has two connections to
-the database, so more at once would not be faster either.
+A credential may send the requests of ten seconds at once. Without this limit posd would handle all of them in
+the next turns of the reactor, and requests of other credentials would wait. A tenant has two connections to
+the database, so a higher limit would not be faster.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from posd.errors import TooManyRequests
 T = TypeVar("T")
 
 BY_TURN: Final = "turn"
-"""What is counted when a request is refused since its turn did not come."""
+"""The metric label of requests that are refused because their turn did not come."""
 AT_ONCE: Final = 2
+"""Requests of one credential that are handled at the same time."""
 MOST_WAITING: Final = 1000
-"""Requests of one credential that wait: as many as a crowd of terminals with one key sends at once.
+"""The most waiting requests of one credential, enough for a thousand terminals with one key.
 
-Each waits on a connection. If they were all of a listener's connections, others could not connect.
+Each holds a connection. If they held all connections of a listener, no other client could connect.
 """
 ALL_WAITING: Final = 1500
+"""If this many requests wait in all, credentials are limited to `_FAIR_SHARE`."""
 _FAIR_SHARE: Final = 20
-"""When so many wait together, a credential of which a few wait may have no more."""
+"""The most waiting requests of one credential while `ALL_WAITING` requests wait in all."""
 WAIT_SECONDS: Final = 5.0
-"""As long as a statement waits for the database. A till gives up after ten."""
+"""A statement may wait as long for a database connection. A till gives up after ten seconds."""
 _HOLD_SECONDS: Final = 0.25
-"""After so long the next one begins all the same: the database is slow, or waits for a lock.
+"""A turn ends after this time even if its request is not done: the database is slow, or waits for a lock.
 
-A request that waits for what others wait for too, an event for example, gives its turn back at once
-(`Call.give_turn`).
+A request that waits for an event releases its turn before it waits (`HTTPRequest.release_turn`).
 """
 
 
 class _HeldTurn:
-    """A turn that somebody has. It is given back once, and after a while by itself."""
+    """The turn of one request. It ends once: by `release`, or when `expires_at` has passed."""
 
     __slots__ = ("_on_release", "expires_at")
 
@@ -60,9 +61,9 @@ class _HeldTurn:
 
 
 class RequestTurns:
-    """Who has the turn, by whatever names those who take turns with each other.
+    """The turns of all groups of requests. A group is any hashable value, such as a credential and a tenant.
 
-    `refused` is told `BY_TURN` of each request whose turn did not come.
+    `refused` is called with `BY_TURN` for each request whose turn did not come.
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class RequestTurns:
         self._held_counts: dict[object, int] = {}
         self._waiting: dict[object, deque[Deferred[None]]] = {}
         self._count = 0
-        """How many wait."""
+        """The number of waiting requests of all groups."""
         self._held_turns: deque[_HeldTurn] = deque()
-        """The turns in the order in which they began, which is the order in which they end by themselves."""
+        """Turns in the order of `expires_at`, which is the order in which they began."""
         self._end_call: IDelayedCall | None = None
 
     async def acquire(self, group: object) -> Callable[[], None]:
-        """Wait for a turn. What is returned gives it back; a second call of it does nothing.
+        """Wait for a turn. Return the function that releases it; a second call of the function does nothing.
 
-        Raises `TooManyRequests` if too many wait already, and after five seconds.
+        Raises `TooManyRequests` if too many requests wait, or after `WAIT_SECONDS`.
         """
         if self._held_counts.get(group, 0) < AT_ONCE:
             self._held_counts[group] = self._held_counts.get(group, 0) + 1
@@ -94,7 +95,7 @@ class RequestTurns:
         return turn.release
 
     def _end_expired(self) -> None:
-        """End the turns that were held for too long. One delayed call serves all turns, which are short."""
+        """End expired turns. All turns share one delayed call, because most of them are short."""
         self._end_call = None
         now = self._reactor.seconds()
         while self._held_turns and (
@@ -116,7 +117,7 @@ class RequestTurns:
         return turn.addTimeout(WAIT_SECONDS, self._reactor, onTimeoutCancel=self._on_timeout)
 
     def _hand_on(self, group: object) -> None:
-        """Hand a turn to the next one that still waits, in a turn of the reactor of its own."""
+        """Pass a turn to the next waiting request of the group, in another turn of the reactor."""
         waiting = self._waiting.get(group, deque())
         turn = None
         while waiting and (turn is None or turn.called):
@@ -133,7 +134,7 @@ class RequestTurns:
 
     def _begin(self, group: object, turn: Deferred[None]) -> None:
         if turn.called:
-            # It was given up in this very moment.
+            # The wait ended by its timeout after `_hand_on` had chosen it.
             self._hand_on(group)
         else:
             turn.callback(None)

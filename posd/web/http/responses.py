@@ -1,9 +1,9 @@
-"""Asynchronous endpoints: one way to answer, one way to fail, for every one of them.
+"""Runs the handlers of requests and sends their answers.
 
-An endpoint is a coroutine from a `HTTPRequest` to an `Response`; a `Refusal` that it raises is an answer
-too. Anything else is a bug: logged with its request id, answered with 500 and nothing of its text. A
-client that goes away stops nothing: what was begun is finished, for a statement that runs in
-PostgreSQL must not be cancelled from here, and only the answer is dropped.
+A handler is a coroutine function from an `HTTPRequest` to a `Response`. If it raises a `Refusal`, the refusal
+is the answer. Any other exception is a bug: posd logs it with the request id, and answers 500 without its
+text. If the client disconnects, the handler runs to its end and posd discards the answer, because a running
+statement must not be cancelled here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from posd.web.http.headers import is_loopback
 from posd.web.http.http_request import HTTPRequest, ListenerContext
 from posd.web.http.long_answers import LONG
 
-# Those that twisted.web does not know.
+# The reason phrases that twisted.web does not have.
 _PHRASES: Final = {
     422: b"Unprocessable Content",
     426: b"Upgrade Required",
@@ -56,7 +56,7 @@ _log = Logger()
 
 @frozen
 class Response:
-    """What goes out: a status, a JSON object and headers."""
+    """An answer: a status, a JSON object and headers."""
 
     body: Mapping[str, object]
     status: int = 200
@@ -64,17 +64,17 @@ class Response:
 
     @property
     def media_type(self) -> str:
-        """Its content type."""
+        """The content type."""
         return "application/json"
 
     def encoded(self) -> bytes:
-        """Its body as it is sent."""
+        """Return the body as bytes."""
         return jsontext.encode(self.body)
 
 
 @frozen
 class PreparedText(Response):
-    """A text that was made before, in the place of an object."""
+    """An answer whose body was encoded before."""
 
     text: bytes = b""
     content_type: str = "application/json"
@@ -89,9 +89,9 @@ class PreparedText(Response):
 
 @frozen
 class StreamingResponse(Response):
-    """An answer that goes on for long: `begin` has the request from then on.
+    """An answer without an end. `begin` is called with the request, and sends the answer.
 
-    `cancel` is called instead if whoever asked has gone meanwhile.
+    `cancel` is called instead if the client has already disconnected.
     """
 
     begin: Callable[[Request], None] = field(kw_only=True)
@@ -102,7 +102,7 @@ Handler = Callable[[HTTPRequest], Awaitable[Response]]
 
 
 class Endpoint(Resource):
-    """One URL: a handler for each of its methods."""
+    """The resource of one URL, with a handler for each method."""
 
     isLeaf = True
 
@@ -120,7 +120,7 @@ class Endpoint(Resource):
 
 
 class NotFoundResource(Resource):
-    """A path that leads nowhere."""
+    """The resource of an unknown URL."""
 
     isLeaf = True
 
@@ -133,26 +133,26 @@ class NotFoundResource(Resource):
 
 
 def method_of(request: Request) -> str:
-    """The method whose handler is asked: HEAD is answered as GET, without the body."""
+    """Return the method whose handler is called: GET for HEAD, which is answered without the body."""
     return "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
 
 
 def handle(request: Request, listener_context: ListenerContext, handler: Handler) -> int:
-    """Answer a request by a handler, whenever that has an answer. Returns what `render` returns then."""
+    """Answer a request with a handler, later. Return the `NOT_DONE_YET` that `render` must return."""
     respond(HTTPRequest(cast(BoundedRequest, request), listener_context), handler)
     return NOT_DONE_YET
 
 
 async def not_found(http_request: HTTPRequest) -> Response:
-    """The handler of an address that leads nowhere."""
+    """Handle a request for an unknown URL."""
     http_request.check_rate()
     raise NotFound("There is nothing at this URL.")
 
 
 def not_allowed(http_request: HTTPRequest, methods: Collection[str]) -> Response:
-    """What is answered where only these methods are allowed."""
+    """Return the answer 405 with the allowed methods."""
     http_request.check_rate()
-    # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+    # HEAD is allowed if GET is (RFC 9110 §10.2.1).
     allowed = {*methods, *(["HEAD"] if "GET" in methods else ())}
     message = (
         _NO_PREFLIGHT if _is_preflight(http_request) else "This URL does not have this method."
@@ -162,7 +162,7 @@ def not_allowed(http_request: HTTPRequest, methods: Collection[str]) -> Response
 
 
 def respond(http_request: HTTPRequest, handler: Handler) -> None:
-    """Run a handler and send its answer, if the client is still there."""
+    """Run a handler, and send its answer unless the client has disconnected."""
     Deferred.fromCoroutine(_respond(http_request, handler))
 
 
@@ -179,7 +179,7 @@ async def _respond(http_request: HTTPRequest, handler: Handler) -> None:
 
 
 async def answer(http_request: HTTPRequest, handler: Handler) -> Response:
-    """A handler's answer, or the one that its failure is."""
+    """Return a handler's answer, or the error response of the exception that it raises."""
     try:
         if http_request.listener_context.trusted:
             _check_local(http_request)
@@ -196,9 +196,9 @@ async def answer(http_request: HTTPRequest, handler: Handler) -> Response:
 
 
 def _failure_response(error: Exception, http_request: HTTPRequest) -> Response:
-    _log.failure("request {id} failed", id=http_request.id)
+    _log.failure("request {id} failed; posd answers with an error", id=http_request.id)
     if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
-        # It passes when others have closed theirs.
+        # This is temporary: other connections will close theirs.
         return refusal_response(
             Unavailable("posd has no file descriptor left.", retry_after=5), http_request
         )
@@ -206,13 +206,17 @@ def _failure_response(error: Exception, http_request: HTTPRequest) -> Response:
 
 
 def log_unanswered(failure: Failure, http_request: HTTPRequest) -> None:
-    """There is a bug in how an answer is sent; whoever waits for it learns that there is none."""
-    _log.failure("no answer to {id}", failure, id=http_request.id)
+    """Log that an answer could not be sent, which is a bug, and close the connection."""
+    _log.failure(
+        "the answer to request {id} could not be sent; posd closes the connection",
+        failure,
+        id=http_request.id,
+    )
     Request.loseConnection(http_request.request)
 
 
 def refusal_response(refusal: Refusal, http_request: HTTPRequest) -> Response:
-    """A refusal as an answer."""
+    """Return the answer for a refusal."""
     headers = dict(refusal.headers)
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
@@ -221,12 +225,12 @@ def refusal_response(refusal: Refusal, http_request: HTTPRequest) -> Response:
 
 
 def error_body(message: str, code: str, http_request: HTTPRequest) -> dict[str, object]:
-    """The JSON of every error."""
+    """Return the body of an error response."""
     return {"success": False, "error": message, "code": code, "requestId": http_request.id}
 
 
 def write(http_request: HTTPRequest, response: Response) -> None:
-    """Send an answer; a long one as the client takes it."""
+    """Send an answer. A long one is sent in parts, as the client reads."""
     request, body, unsent = (
         http_request.request,
         response.encoded(),
@@ -245,7 +249,7 @@ def write(http_request: HTTPRequest, response: Response) -> None:
 
 
 def _header_lines(fields: Mapping[str, str]) -> bytes:
-    """Fields as they stand in a head."""
+    """Return fields as lines of a head."""
     if not fields:
         return b""
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
@@ -255,7 +259,7 @@ def _header_lines(fields: Mapping[str, str]) -> bytes:
 
 
 def _check_local(http_request: HTTPRequest) -> None:
-    """Refuse what a web page in a browser on this machine asks for (DNS rebinding, CSRF)."""
+    """Refuse a request that a web page in a local browser may have made (DNS rebinding, CSRF)."""
     if (
         http_request.headers("origin")
         or not is_loopback(http_request.header("host") or "")
@@ -268,16 +272,17 @@ def _check_local(http_request: HTTPRequest) -> None:
 
 
 def _is_preflight(http_request: HTTPRequest) -> bool:
-    """Whether a browser asks for a page of another origin (https://fetch.spec.whatwg.org, CORS)."""
+    """Return whether it is a CORS preflight request (https://fetch.spec.whatwg.org)."""
     return http_request.request.method == b"OPTIONS" and bool(
         http_request.headers("access-control-request-method")
     )
 
 
 def _is_from_page(http_request: HTTPRequest) -> bool:
-    """Whether a browser says that a page asks, also for a picture, for which it sends no Origin.
+    """Return whether a web page has made the request, by `Sec-Fetch-Site`.
 
-    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/). A browser
-    sends the header once, so two of them come from something else.
+    Browsers send this header even for images, which have no Origin. `none` means that a person has entered
+    the URL (https://www.w3.org/TR/fetch-metadata/). A browser sends the header once, so several lines count
+    as a page.
     """
     return http_request.headers("sec-fetch-site") not in ([], ["none"])

@@ -1,4 +1,4 @@
-"""The resource tree: which address leads to which operation."""
+"""Finds the operation of a URL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from posd.web.http.responses import Handler, Response, handle, method_of, not_al
 
 @frozen
 class Routes:
-    """Everything that can be reached: the tills' door, and what is asked by HTTP."""
+    """All URLs of a listener: WebSockets of tills, and HTTP operations."""
 
     websocket_admission: WebSocketAdmission
     dispatcher: Dispatcher
@@ -31,15 +31,15 @@ class Routes:
 
 @define(eq=False)
 class RouteNode:
-    """A place in the tree of addresses, and where one can go from there."""
+    """A node of the tree of path segments."""
 
     operations: dict[str, Operation] = field(factory=dict)
     children: dict[str, RouteNode] = field(factory=dict)
     variable: tuple[str, RouteNode] | None = None
-    """The crossing behind a part that has a value, and what that value is called."""
+    """The name of the path parameter that may follow, and the node behind it."""
 
     def add(self, segments: tuple[str, ...], operation: Operation) -> None:
-        """Put an operation where these parts lead."""
+        """Add an operation at the end of these segments."""
         if not segments:
             self.operations[operation.method] = operation
             return
@@ -52,13 +52,13 @@ class RouteNode:
         child.add(tuple(rest), operation)
 
     def find(self, segments: Iterable[str]) -> tuple[RouteNode, dict[str, str]] | None:
-        """Where an address leads, and the values in it."""
+        """Return the node of a path, and its path parameters; None for an unknown path."""
         node, values = self, {}
         for part in segments:
             if part in node.children:
                 node = node.children[part]
             elif node.variable is not None and (part or node.variable[0] == "tenant"):
-                # A name that is missing is no tenant's, which is said at the reception.
+                # An empty tenant is passed on: the dispatcher refuses it with `invalid_tenant`.
                 name, node = node.variable
                 values[name] = part
             else:
@@ -67,7 +67,7 @@ class RouteNode:
 
 
 class Router(Resource):
-    """All addresses but the tills' door. One slash at the end does not matter."""
+    """The resource of all URLs except WebSockets. One slash at the end of a path is ignored."""
 
     isLeaf = True
 
@@ -84,11 +84,11 @@ class Router(Resource):
         return handle(request, self._listener_context, self._handler(request))
 
     def _look_up(self, path: bytes) -> tuple[RouteNode, dict[str, str]]:
-        """Where a path leads, and the values in it; to a place without operations if nowhere."""
+        """Return the node of a path, and its path parameters; an empty node for an unknown path."""
         return self._root.find(_decoded(path_parts(path))) or (RouteNode(), {})
 
     def body_bytes(self, method: str, path: bytes) -> int:
-        """How long the body of a request with this path may be."""
+        """Return the most bytes of a body of a request with this path."""
         node, _ = self._cached_lookup(path)
         operation = node.operations.get(method)
         return SHORT_BODY_BYTES if operation is None else operation.body_bytes
@@ -106,7 +106,7 @@ class Router(Resource):
 
 
 class RootResource(Resource):
-    """Tills go to their door, everything else to the addresses."""
+    """The root resource: passes requests to `WebSocketResource` or to `Router`."""
 
     isLeaf = True
 
@@ -122,12 +122,12 @@ class RootResource(Resource):
         return self._router.render(request)
 
     def body_bytes(self, method: bytes, uri: bytes) -> int:
-        """How long the body of a request may be, before there is a request: see `BoundedSite`."""
+        """Return the most bytes of a body, by the method and the target of a request."""
         return self._router.body_bytes(method.decode("latin-1"), uri.partition(b"?")[0])
 
 
 def _decoded(segments: Sequence[bytes]) -> list[str]:
-    """The parts of an address; what cannot be read is no name, and may only stand where a value does."""
+    """Return segments as text. Bytes that are not UTF-8 are replaced, so they match no fixed segment."""
     read = [part.decode(errors="replace") for part in segments]
     if len(read) > 1 and not read[-1]:
         del read[-1]

@@ -1,4 +1,4 @@
-"""HTTP as posd speaks it: bodies, headers and connections have bounds before anything is parsed."""
+"""The HTTP site of a listener. It limits connections, headers and bodies before they are parsed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from posd.web.http.wrong_protocol import KnownProtocol
 
 
 class BoundedSite(Site):
-    """A site with bounds. There is no access log: what is worth a line is logged where it happens.
+    """A site with limits, and without an access log.
 
-    `refused` is told the status of what was refused before it became a request, `on_wrong_protocol` which
-    other protocol was spoken on a connection.
+    `refused` is called with the status of each refusal that is sent before there is a complete request.
+    `on_wrong_protocol` is called if a client speaks another protocol than the listener. `body_bytes` returns
+    the most bytes of a body, from the method and the target of a request.
     """
 
-    # Twisted's own would switch to HTTP/2, on which a WebSocket is refused with 426.
+    # Twisted's own protocol can switch to HTTP/2, where a WebSocket is refused with 426.
     protocol = BoundedChannel  # type: ignore[assignment]
 
     def __init__(
@@ -46,7 +47,7 @@ class BoundedSite(Site):
         self.most_channels = most_channels
         self.refused = refused
         self.on_wrong_protocol = on_wrong_protocol
-        # The one that has been idle for longest comes first, among those that are idle.
+        # Among the idle connections, the one that has been idle for longest comes first.
         self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
         self.body_bytes = body_bytes
         self.rate_gate = rate_gate
@@ -54,14 +55,14 @@ class BoundedSite(Site):
 
     @property
     def open_channels(self) -> int:
-        """How many connections there are that are not a till's."""
+        """The number of connections that are not tills' sessions."""
         return len(self._channels)
 
     def enter(self, channel: BoundedChannel) -> None:
-        """Count one more. Where there are too many, abort the one that has been idle for longest.
+        """Count a connection. If there are too many, abort the one that has been idle for longest.
 
-        A client that holds connections open to keep others out leaves them idle. A till that connects
-        needs its connection for some milliseconds, and a proxy uses its connections again and again.
+        An attacker that holds connections open leaves them idle. A till that connects needs its HTTP
+        connection for some milliseconds, and a proxy uses its connections frequently.
         """
         self._channels[channel] = None
         if len(self._channels) > self.most_channels:
@@ -70,21 +71,21 @@ class BoundedSite(Site):
             oldest.transport.abortConnection()
 
     def request_answered(self, channel: BoundedChannel) -> None:
-        """Note that a request on this connection was answered: it becomes idle only now."""
+        """Note that a request was answered, so that the connection becomes idle now."""
         if channel in self._channels:
             self._channels.move_to_end(channel)
 
     def restore(self, channel: BoundedChannel) -> None:
-        """Count a connection again that was a till's. It may be aborted when it is idle."""
+        """Count a connection again that is no longer a till's. It may be aborted when it is idle."""
         self._channels[channel] = None
 
     def leave(self, channel: BoundedChannel) -> None:
-        """It is gone, or a till's."""
+        """Stop counting a connection that is lost or has become a till's."""
         self._channels.pop(channel, None)
 
     def acceptableProtocols(self) -> list[bytes]:
-        """By ALPN, where an endpoint does TLS of its own: never HTTP/2, whatever is installed."""
+        """Return the protocols for ALPN: only HTTP/1.1, even if the library for HTTP/2 is installed."""
         return [b"http/1.1"]
 
     def log(self, request: object) -> None:
-        """Query strings and keys belong in no log."""
+        """Do nothing, because URLs may contain keys."""

@@ -1,4 +1,4 @@
-"""Options of the socket below a connection of Twisted's, with TLS or without."""
+"""Options of the socket below a transport, with TLS or without."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from contextlib import suppress
 from typing import Any, Final
 
 _KERNEL_BYTES: Final = 256 * 1024
-"""Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
+"""Unsent bytes of one connection in the kernel. With a round trip of 50 ms this permits 40 Mbit/s."""
 
 
 _TWISTED_BYTES: Final = 8 * 1024
-"""So much Twisted reads in one turn, which may be four hundred frames; its own value is 64 KiB.
+"""Bytes that Twisted reads in one turn, up to four hundred frames. Twisted's own value is 64 KiB.
 
-Twisted also pauses the producer of a connection for which it keeps more than that.
+Twisted also pauses the producer of a connection with more unsent bytes.
 """
 
 
 def limit_buffers(transport: Any) -> None:
-    """Bound what is read in one turn of the reactor, and what Twisted and the kernel keep to send.
+    """Bound the bytes that are read in a turn of the reactor, and the unsent bytes in Twisted and the kernel.
 
-    What they keep is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
-    (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
-    own would see. It doubles the value.
+    A client that does not read costs the memory of these unsent bytes. By default Linux keeps up to 4 MiB for
+    a connection (tcp(7), tcp_wmem). They count in the control group of posd, and posd's own limits do not see
+    them. Linux doubles the value of SO_SNDBUF.
     """
     lower = socket_transport(transport)
     with suppress(AttributeError, OSError):
@@ -31,12 +31,12 @@ def limit_buffers(transport: Any) -> None:
 
 
 def set_low_latency(transport: Any, unconfirmed_milliseconds: int) -> None:
-    """Have what is written leave at once, and the connection fail when nobody confirms it for so long.
+    """Send small writes at once, and close the connection if the peer does not acknowledge bytes in time.
 
-    The kernel would try for a quarter of an hour otherwise (tcp(7), TCP_USER_TIMEOUT).
+    By default the kernel tries for a quarter of an hour (tcp(7), TCP_USER_TIMEOUT).
     """
     with suppress(AttributeError, OSError):
-        # A unix socket, behind a proxy on this machine, has no such options.
+        # A unix socket, which a local proxy may use, does not have these options.
         lower = socket_transport(transport)
         lower.setTcpNoDelay(True)
         lower.getHandle().setsockopt(
@@ -45,7 +45,7 @@ def set_low_latency(transport: Any, unconfirmed_milliseconds: int) -> None:
 
 
 def socket_transport(transport: Any) -> Any:
-    """The transport that has the socket, below TLS and other wrappers."""
+    """Return the transport that has the socket, below TLS and other wrappers."""
     while (lower := getattr(transport, "transport", None)) is not None:
         transport = lower
     return transport

@@ -1,4 +1,4 @@
-"""Long work on the reactor's thread, done in steps between which other connections are served."""
+"""Runs long computations on the reactor's thread in steps. The reactor serves connections between them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Final, TypeVar, cast
 from twisted.internet.task import Cooperator
 
 _STEP_SECONDS: Final = 0.001
-"""A turn ends with the step during which this much time has gone by."""
+"""A turn of the reactor ends with the step that exceeds this time."""
 _TOGETHER_SECONDS: Final = 0.0002
-"""For how long steps follow each other before the cooperator is asked whether the turn ends.
+"""Steps run for this time before control returns to the cooperator.
 
-It is asked for each step otherwise: 4 % of what a batch of 100 events takes, by a profile.
+Without this the cooperator would run after each step. In a profile that was 4 % of a batch of 100 events.
 """
 
 T = TypeVar("T")
 
 
 async def run_in_steps(work: Generator[None, None, T]) -> T:
-    """Run a generator to its end and return its value; the reactor has a turn between the steps.
+    """Run a generator to its end and return its value. A step ends with each `yield`.
 
-    All such work takes turns with each other. Raises what the generator raises.
+    All such generators take turns. Raises the exceptions of the generator.
     """
     outcome: list[T] = []
 
@@ -44,7 +44,7 @@ def _collect_result(
 
 
 def run_at_once(work: Generator[None, None, T]) -> T:
-    """Run a generator to its end without a pause: for work that is known to be short."""
+    """Run a generator to its end without a pause, for a short computation."""
     while True:
         try:
             next(work)

@@ -1,6 +1,7 @@
-"""What lies below a site, with TLS or without.
+"""Endpoints for a `BoundedSite`, with TLS or without.
 
-A client that begins with another protocol than TLS is told so, where OpenSSL would hang up.
+A client that does not begin with TLS gets an answer, if it speaks HTTP. OpenSSL alone would only close the
+connection.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from zope.interface import implementer
 from posd.security.addresses import Network
 from posd.security.server_tls import ServerTLS
 from posd.web.http.channel import BoundedChannel
-from posd.web.http.input_turns import InputTurns, PacedPlainFactory, PacedTLS, PacedTLSFactory
+from posd.web.http.input_turns import InputTurns
+from posd.web.http.paced_input import PacedPlainFactory, PacedTLS, PacedTLSFactory
 from posd.web.http.wrong_protocol import KnownProtocol, detect_protocol
 
 
 class SniffingTransport(PacedTLS):
-    """TLS below a `BoundedChannel`. Looks at the first bytes before OpenSSL does."""
+    """TLS below a `BoundedChannel`. It checks the first bytes before it passes them to OpenSSL."""
 
     transport: Any
     wrappedProtocol: BoundedChannel
 
     def makeConnection(self, transport: Any) -> None:
-        # An attribute of the instance, so that all reads but the first cost nothing more.
+        # An instance attribute, which `_sniff` deletes: later reads call the method of the class directly.
         self.dataReceived = self._sniff  # type: ignore[method-assign]
         super().makeConnection(transport)
 
@@ -40,15 +42,15 @@ class SniffingTransport(PacedTLS):
             return
         self.dataReceived = _ignore  # type: ignore[method-assign]
         answer = self.wrappedProtocol.wrong_protocol(spoken)
-        # To a proxy that goes on with TLS after a PROXY header, HTTP would be no answer.
+        # A proxy that sends a PROXY header speaks TLS after it, so it would not understand HTTP.
         if spoken is KnownProtocol.HTTP:
             self.transport.write(answer)
         self.transport.loseConnection()
 
     def ended(self, reason: Failure) -> None:
-        # Nothing more comes, and a method of its own would be a cycle.
+        # A bound method as an instance attribute would be a reference cycle.
         self.dataReceived = _ignore  # type: ignore[method-assign]
-        # What OpenSSL raised, if it ended this. Twisted tells nobody but the wrapped protocol.
+        # The error of OpenSSL, if one ended the connection. Twisted passes it to the wrapped protocol only.
         error = getattr(self._reason, "value", None)
         if isinstance(self.factory, _Factory) and error is not None:
             self.factory.failed(error, getattr(self.transport.getPeer(), "host", "-"))
@@ -72,9 +74,9 @@ class _Factory(PacedTLSFactory):
 @implementer(IStreamServerEndpoint)
 @define(eq=False)
 class TLSEndpoint:
-    """An endpoint with TLS, for a `BoundedSite`. Input takes `turns` with that of other listeners.
+    """An endpoint with TLS, for a `BoundedSite`. All listeners share `turns`.
 
-    `proxies` of the listener may begin as many as they like.
+    The listener's `proxies` may begin any number of handshakes.
     """
 
     tls: ServerTLS
@@ -83,22 +85,22 @@ class TLSEndpoint:
     proxies: Sequence[Network] = ()
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Listen, and speak TLS on each connection before the factory's protocol."""
+        """Listen, and run the factory's protocol over TLS."""
         return self.endpoint.listen(_Factory(self.tls, factory, self.turns, self.proxies))
 
 
 @implementer(IStreamServerEndpoint)
 @define(eq=False)
 class PlainEndpoint:
-    """An endpoint without TLS. Input takes `turns` with that of other listeners."""
+    """An endpoint without TLS. All listeners share `turns`."""
 
     endpoint: IStreamServerEndpoint
     turns: InputTurns
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Listen, and let the input of each connection take turns."""
+        """Listen, and process the input of connections in turns."""
         return self.endpoint.listen(PacedPlainFactory(factory, self.turns))
 
 
 def _ignore(data: bytes) -> None:
-    """Take no notice of what comes until the connection is closed."""
+    """Ignore input until the connection is closed."""

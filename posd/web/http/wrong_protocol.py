@@ -1,7 +1,7 @@
-"""Connections whose client speaks another protocol than the listener: recognised, answered and logged.
+"""Recognises, answers and logs connections whose client speaks another protocol than the listener.
 
-The cause is a mistake in a configuration: a proxy with `send-proxy`, a till with `http://` on a port for
-TLS. Otherwise both ends would show no more than that the connection was closed.
+The cause is a wrong configuration, such as a proxy with `send-proxy`, or a till with `http://` on a TLS port.
+Without this module both ends would only report that the connection was closed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = Logger()
 
 
 class KnownProtocol(enum.Enum):
-    """A protocol that can be told by its first bytes."""
+    """A protocol that its first bytes identify."""
 
     HTTP = "HTTP without TLS"
     TLS = "TLS"
@@ -28,7 +28,7 @@ class KnownProtocol(enum.Enum):
 
 
 LONGEST_OPENING: Final = 12
-"""Bytes that are enough to recognise a protocol."""
+"""The number of bytes that identify any of the protocols."""
 # RFC 8446 §5.1: a record of a handshake, from TLS 1.0 to 1.3.
 _TLS: Final = b"\x16\x03"
 # https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt, §2.1 and §2.2.
@@ -40,8 +40,9 @@ HINTS: Final = {
     KnownProtocol.TLS: "This port does not speak TLS. Use http:// or ws://.",
     KnownProtocol.PROXY: "posd does not speak the PROXY protocol. Have the proxy send X-Forwarded-For.",
 }
-"""What the client is told."""
+"""The messages to clients."""
 
+# The remedies in the log, for operators.
 _REMEDIES: Final = {
     KnownProtocol.HTTP: "use https:// or wss:// there, or a listener without tls",
     KnownProtocol.TLS: "use http:// or ws:// there, or set tls = true for this listener",
@@ -50,7 +51,7 @@ _REMEDIES: Final = {
 
 
 def detect_protocol(opening: bytes) -> KnownProtocol | None:
-    """Tell which protocol the first bytes of a connection are of; None for too few or others."""
+    """Return the protocol of a connection that begins with these bytes; None if it is not known (yet)."""
     if opening.startswith(_TLS):
         return KnownProtocol.TLS
     if opening.startswith(_PROXY):
@@ -60,7 +61,7 @@ def detect_protocol(opening: bytes) -> KnownProtocol | None:
 
 @define(eq=False)
 class WrongProtocols:
-    """Logs connections with a wrong protocol, as many as a journal bears."""
+    """Logs connections with a wrong protocol, with a limited rate of lines."""
 
     clock: Clock
     _limit: RefusalLogLimit = field(init=False)
@@ -69,7 +70,7 @@ class WrongProtocols:
         self._limit = RefusalLogLimit(self.clock)
 
     def log_connection(self, spoken: KnownProtocol, transport: ITransport) -> None:
-        """A client began with a protocol that its listener does not speak, and is hung up on."""
+        """Log a connection that posd closes because its client speaks another protocol than the listener."""
         address = str(getattr(transport.getPeer(), "host", "-"))
         unsaid = self._limit.take(address)
         if unsaid is None:

@@ -1,4 +1,4 @@
-"""The description of the HTTP API, generated from the types that validate requests.
+"""The description of the HTTP API, generated from the operations and from the types of their requests.
 
-What an operation accepts is written at the operation, not here.
+Texts about an operation belong to the operation in `posd.web.api`, not here.
 """

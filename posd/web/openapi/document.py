@@ -1,8 +1,8 @@
-"""The description of the API by OpenAPI 3.1, made of the rows that serve it.
+"""Generates the OpenAPI 3.1 document from the operations (https://spec.openapis.org/oas/v3.1.1.html).
 
-https://spec.openapis.org/oas/v3.1.1.html. Three extensions: `x-key-kinds` has the kinds of keys that
-may make a call, `x-also` the other names that a member or a parameter is found under, and what is
-`x-tolerant` refuses no value that it cannot read.
+There are three extensions. `x-key-kinds` has the kinds of keys that may call an operation. `x-also` has the
+aliases of a member or a parameter. `x-tolerant` marks an object for which posd never refuses a value that it
+cannot read.
 """
 
 from __future__ import annotations
@@ -93,17 +93,17 @@ _ERROR: Final = {
 }
 _REFUSED_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _NAMES: Final = {each.status: each.__name__ for each in Refusal.__subclasses__()} | {500: "Failed"}
-"""What responses are called that several operations have in common."""
+"""The names of responses that several operations share, by status."""
 _LIST: Final = "\n- "
 _EXAMPLES: Final = cast(
     "dict[str, object]",
     jsontext.decode(files("posd.web.openapi").joinpath("answers.json").read_bytes()),
 )
-"""What each operation is answered with, for instance: what docs/rest.md shows, where a test sees it."""
+"""An example of the answer of each operation. Tests compare those that docs/rest.md shows."""
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """All operations as one document."""
+    """Return the OpenAPI document of all operations."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
@@ -152,8 +152,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 def _id(operation: Operation) -> str:
-    """`getGiftCardsByCardNumberBalance`: the method and the address, in one word."""
-    # A tenant's health is not that of the whole.
+    """Return the operation id, from the method and the path, such as `getGiftCardsByCardNumberBalance`."""
+    # `{tenant}` stays in the id of a tenant's health, which would otherwise be the id of `/health`.
     common = ("api",) if operation.segments[-1] == "health" else ("api", "{tenant}")
     segments = [part for part in operation.segments if part not in common]
     words = [f"by-{part.strip('{}')}" if part.startswith("{") else part for part in segments]
@@ -192,7 +192,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
     }
     answer = _EXAMPLES.get(f"{operation.method} {operation.path}")
     if answer is not None:
-        # The first one is what it is usually answered with.
+        # The first response is the usual one.
         found[str(next(iter(operation.response_models)))]["content"][operation.media_type][
             "example"
         ] = answer
@@ -219,8 +219,11 @@ def _success(operation: Operation, shape: type[ResponseModel] | str) -> dict[str
 
 
 def _server_sent(schema: Schema) -> Schema:
-    """One event of a stream, as https://html.spec.whatwg.org/multipage/server-sent-events.html reads."""
-    # The first and the last one are about the stream itself.
+    """Return the schema of one server-sent event.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+    # The first and the last event are about the stream itself.
     about = {"properties": {"type": {"enum": ["connected", "pos_closing"]}}, "required": ["type"]}
     carried = {"anyOf": [schema, about]}
     data = {"type": "string", "contentMediaType": JSON, "contentSchema": carried}
@@ -238,7 +241,7 @@ def _server_sent(schema: Schema) -> Schema:
 
 
 def _refused(status: int, group: Sequence[DeclaredError]) -> dict[str, Any]:
-    """One status, with all codes that it comes with."""
+    """Return the response of one status, with all its codes."""
     codes = dict.fromkeys(each.code for each in group)
     schema: Schema = {
         "allOf": [ref("Error"), {"properties": {"code": {"enum": [*codes]}}}, *_details(group)]
@@ -254,7 +257,7 @@ def _refused(status: int, group: Sequence[DeclaredError]) -> dict[str, Any]:
 
 
 def _details(group: Iterable[DeclaredError]) -> Iterator[Schema]:
-    """What stands beside an error, which depends on its code."""
+    """Yield the schemas of the additional members of an error, which depend on its code."""
     for each in group:
         if each.details is not None:
             yield {
@@ -264,7 +267,7 @@ def _details(group: Iterable[DeclaredError]) -> Iterator[Schema]:
 
 
 def _success_or_error(success: Mapping[str, Any], refused: Mapping[str, Any]) -> dict[str, Any]:
-    """A status that a success and a refusal have in common."""
+    """Return the response of a status that is both a success and a refusal."""
     both = [each["content"][JSON]["schema"] for each in (success, refused)]
     return {
         **refused,
@@ -278,7 +281,7 @@ def _headers(name: str) -> dict[str, Any]:
 
 
 def _schemas(operations: Iterable[Operation]) -> dict[str, Schema]:
-    """Of all that is taken in bodies and given."""
+    """Return the schemas of all bodies and answers."""
     success: dict[type[ResponseModel], None] = {}
     made: dict[str, Schema] = {}
     for operation in operations:
@@ -294,7 +297,7 @@ def _schemas(operations: Iterable[Operation]) -> dict[str, Schema]:
 
 
 def _shared(paths: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Responses that several operations have, put in one place and referred to."""
+    """Replace responses that several operations share by references. Return the shared responses."""
     places: dict[tuple[str, bytes], list[dict[str, Any]]] = {}
     for path in paths.values():
         for operation in path.values():

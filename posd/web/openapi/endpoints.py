@@ -15,7 +15,10 @@ _HTML: Final = "text/html; charset=utf-8"
 
 
 class Description:
-    """The endpoints; each text is made when it is asked for first. `described` are all the others."""
+    """The endpoints. Each text is generated at the first request for it.
+
+    `described` has all other operations.
+    """
 
     def __init__(self, described: tuple[Operation, ...]) -> None:
         self._described = described

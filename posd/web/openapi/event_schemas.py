@@ -1,8 +1,8 @@
-"""JSON Schemas of events, made of the very tables that bring them into their form.
+"""JSON Schemas of events, generated from the tables that normalise events (`posd.events.normalise`).
 
-There are two of each: what may be sent, of which almost nothing has to be there, and what tills get,
-which is complete and exact. An order that comes is never refused for one odd value, so what may be
-sent is *tolerant*: what has no safe reading is kept aside under `unreadable`.
+An event has two schemas. The incoming one is for platforms, and has few required members. The outgoing one is
+for tills, and is complete and exact. posd never refuses an order because of one unusual value, so incoming
+schemas are *tolerant*: a value that posd cannot read is moved to `unreadable`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ _FORMS: Final[Mapping[str, Schema]] = {
 
 
 def ref(name: str) -> Schema:
-    """A schema that stands among the components."""
+    """Return a reference to a schema of the components."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def name_of(kind: str) -> str:
-    """What the schema of a type is called: `NewOrder` for `new_order`."""
+    """Return the name of the schema of an event type: `NewOrder` for `new_order`."""
     return "".join(word.title() for word in kind.split("_"))
 
 
 def components() -> dict[str, Schema]:
-    """All of them by name: `NewOrder` as tills get it, `NewOrderToPublish` as it may be sent,
-    `Order` as posd keeps it, `OrderMembers` where not even an id is needed."""
+    """Return all schemas by name.
+
+    For example: `NewOrder` as tills get it, `NewOrderToPublish` as platforms send it, `Order` as posd stores
+    it, and `OrderMembers` without a required id.
+    """
     line = _minimal_data("new_order", items=[{"selectedAddons": [{}]}])["items"][0]
     addon = line.pop("selectedAddons")[0]
     made = {
@@ -71,7 +74,7 @@ def components() -> dict[str, Schema]:
 
 
 def _snapshot(updated: Schema) -> Schema:
-    """An order as it stands, which says nothing of how it was before."""
+    """Return the schema of a stored order, without the members about its last change."""
     of_change = ("previousStatus", "updatedAt")
     properties = {
         name: each for name, each in updated["properties"].items() if name not in of_change
@@ -82,12 +85,12 @@ def _snapshot(updated: Schema) -> Schema:
 
 
 def _outgoing_data(kind: str) -> Schema:
-    """The data of a known type as tills get it."""
+    """Return the schema of the data of an event type as tills get it."""
     minimal, naming = _minimal_data(kind), normalise.NAMING[kind]
     if len(naming) > 1:
-        # Each of them may be the one that is not known.
+        # Any of these members may be missing, if another one names the object.
         minimal |= dict.fromkeys(naming & minimal.keys())
-    # What a type does not have is null in the others, but is not there in this one.
+    # A member that is null in other types is absent in this type if the type does not have it.
     members = [
         each for each in normalise.TABLES[kind].members if each.name in minimal or not each.nullable
     ]
@@ -102,7 +105,7 @@ def _outgoing_data(kind: str) -> Schema:
 
 
 def _minimal_data(kind: str, **data: object) -> dict[str, Any]:
-    """The data of an event of which as little as possible is known."""
+    """Return the normalised data of an event with as few members as possible."""
     draft = normalise.draft(kind, {normalise.NAMING[kind][-1]: "1", **data})
     if kind in normalise.ORDER_TYPES:
         change = orders.change(draft, None, datetime.now(UTC))
@@ -114,7 +117,7 @@ def _minimal_data(kind: str, **data: object) -> dict[str, Any]:
 def _outgoing_schema(
     members: Sequence[Field], minimal: Mapping[str, object], description: str
 ) -> Schema:
-    """An object with its members in the form in which they leave."""
+    """Return the schema of an object as tills get it."""
     properties = {}
     for each in members:
         form = _form(each, "")
@@ -135,7 +138,7 @@ def _outgoing_schema(
 def _incoming_schema(
     members: Sequence[Field], description: str, naming: Sequence[str] = ()
 ) -> Schema:
-    """An object as it may be sent."""
+    """Return the schema of an object as platforms send it."""
     properties = {}
     for each in members:
         form = _form(each, "ToPublish")
@@ -156,7 +159,7 @@ def _one_of(naming: Sequence[str]) -> Schema:
 
 
 def _form(member: Field, suffix: str) -> Schema:
-    """A member by itself."""
+    """Return the schema of a member."""
     match normalise.FORMS[member.read]:
         case "items" | "addons" as parts:
             part = "Item" if parts == "items" else "Addon"
@@ -166,7 +169,7 @@ def _form(member: Field, suffix: str) -> Schema:
 
 
 def _event() -> Schema:
-    """An event as it may be sent. What its data has to be depends on its type."""
+    """Return the schema of an event as platforms send it. The schema of `data` depends on `type`."""
     return {
         "type": "object",
         "description": "An event. Members beside `data` are published beside `data`.",

@@ -1,7 +1,6 @@
-"""The description of the API as one page for people: nothing else is loaded, nothing runs in it.
+"""Generates the page `/docs` from the OpenAPI document.
 
-It is made of the OpenAPI document, so it says what that says. Twisted's templates escape whatever
-stands in it.
+The page loads no other file and has no script. Twisted's templates escape all texts.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-"""What is sent with the page: a browser loads nothing for it and runs nothing in it."""
+"""The headers of the page. With them a browser loads no other file and runs no script."""
 
 _REFUSAL: Final = re.compile(r"^(?:- )?`(\w+)`: (.+)$", re.MULTILINE)
 _REFERENCE: Final = re.compile(r'"#/components/schemas/(\w+)"')
@@ -39,13 +38,13 @@ _GENERAL: Final = "every-call"
 
 
 async def rendered(document: Node) -> bytes:
-    """The page, as UTF-8."""
+    """Return the page, in UTF-8."""
     html: bytes = await flattenString(None, _Page(document).whole())
     return b"<!doctype html>\n" + html
 
 
 class _Page:
-    """One page in the making."""
+    """Builds the page from an OpenAPI document."""
 
     def __init__(self, document: Node) -> None:
         self._document = document
@@ -187,7 +186,7 @@ class _Page:
     def _refusals(
         self, status: str, response: Node, schema: Node
     ) -> Iterator[tuple[str, str, list[Content]]]:
-        """Those that not every call has, with the names of what stands beside the error."""
+        """Yield the errors that are not in `COMMON_ERRORS`, with the names of their additional members."""
         beside = {
             rule["if"]["properties"]["code"]["const"]: name_in(rule["then"])
             for rule in schema["allOf"]
@@ -205,7 +204,7 @@ class _Page:
         return response if name is None else self._document["components"]["responses"][name]
 
     def _linked_schemas(self) -> list[str]:
-        """The schemas to which tables lead."""
+        """Return the names of the schemas that have a section of their own, because tables link to them."""
         operations = jsontext.encode(self._document["paths"]).decode()
         inline = {*_REFERENCE.findall(operations)}
         within = {*_REFERENCE.findall(jsontext.encode(self._schemas).decode())}
@@ -225,7 +224,7 @@ class _Page:
 
 
 def _parts(response: Node) -> Iterator[tuple[str, Node]]:
-    """What a response may consist of: of a stream's events what they carry."""
+    """Yield the content types and schemas of a response. For a stream: the schema of an event's data."""
     for media, content in response["content"].items():
         match content["schema"]:
             case {"properties": {"data": {"contentSchema": {"anyOf": [event, _]}}}}:
@@ -261,7 +260,7 @@ def _link(target: str, text: str) -> Tag:
 
 
 def _curl(method: str, path: str, operation: Node) -> str:
-    """The call, as one makes it in a shell."""
+    """Return the call as a curl command."""
     words = ["curl"] if method in ("get", "post") else [f"curl -X {method.upper()}"]
     if operation["security"]:
         words.append('-H "X-API-Key: $KEY"')

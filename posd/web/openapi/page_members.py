@@ -1,4 +1,4 @@
-"""Schemas as people read them: tables of members, types in words, limits in a sentence."""
+"""Formats JSON Schemas for people: tables of members, types in words, limits as sentences."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _LIMITS: Final = {
 
 
 def prose(text: str) -> Iterator[Tag]:
-    """Paragraphs, with what stands in backticks as code."""
+    """Yield the paragraphs of a text. Text in backticks becomes code."""
     for paragraph in text.split("\n\n"):
         if paragraph.strip():
             yield tags.p(*line(paragraph))
 
 
 def line(text: str) -> list[Content]:
-    """One paragraph's content."""
+    """Return the content of one paragraph."""
     parts = _CODE.split(" ".join(text.split()))
     return [tags.code(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def name_in(schema: Node) -> str | None:
-    """The name of the component that a schema refers to."""
+    """Return the name of the component that a schema refers to, or None."""
     reference = schema.get("$ref")
     return None if reference is None else str(reference).rpartition("/")[2]
 
 
 def form(schema: Node) -> list[Content]:
-    """What a value is: `string`, `list of Item`, `number or null`."""
+    """Return the type of a value in words: `string`, `list of Item`, `number or null`."""
     name = name_in(schema)
     if name is not None:
         return [tags.a(name, href=f"#{name}")]
@@ -63,9 +63,9 @@ def form(schema: Node) -> list[Content]:
 
 
 def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
-    """An object's members as a table, and what holds for them together.
+    """Yield a table of an object's members, and the rules for several members.
 
-    Of what is `sent` those are marked that are needed, of what is got those that may not be there.
+    In an object that clients have `sent`, required members are marked; otherwise optional members are.
     """
     needed = {*schema.get("required", ())}
     mark = "required" if sent else "optional"
@@ -80,7 +80,7 @@ def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
 
 
 def table(rows: Iterable[tuple[str, Node, str, str]]) -> Tag:
-    """Rows of a name, its schema, a mark beside the name, and what it is."""
+    """Return a table. A row has a name, a schema, a mark beside the name, and a description."""
     return tags.table(
         tags.tr(
             tags.td(tags.code(name), " ", tags.span(mark, class_="mark")),
@@ -122,7 +122,7 @@ def _limits(schema: Node) -> Iterator[str]:
 
 
 def _combined_rules(schema: Node) -> Iterator[list[Content]]:
-    """What a schema says of several members."""
+    """Yield the rules of a schema for several members."""
     alternatives = [_alternative(each) for each in schema.get("anyOf", ())]
     if alternatives:
         yield ["Either ", *_joined(alternatives), "."]

@@ -1,4 +1,4 @@
-"""What stands in addresses and headers: each thing once, for the description of the API."""
+"""The path parameters and headers of the API, as OpenAPI parameter objects."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PATH: Final = {
         _in_path("date", "A day of the shop.", "2026-11-22", format="date"),
     )
 }
-"""Everything that stands in braces in an address."""
+"""All path parameters, by name."""
 
 TENANT_ID: Final = _in_header(
     "X-Tenant-ID",
@@ -88,14 +88,14 @@ IDEMPOTENCY_KEY: Final = _in_header(
 
 
 def path_of(operation: Operation) -> Iterator[Parameter]:
-    """The parts of an operation's address that have a value."""
+    """Yield the path parameters of an operation."""
     for part in operation.segments:
         if part.startswith("{"):
             yield PATH[part.strip("{}")]
 
 
 def headers_of(operation: Operation) -> Iterator[Parameter]:
-    """The headers that an operation looks at, beside those with the key."""
+    """Yield the headers that an operation uses, except those with the key."""
     if "{tenant}" in operation.path or operation.checks_key_itself:
         yield TENANT_ID
     if "{tenant}" in operation.path and operation.kinds & TILLS:

@@ -1,4 +1,4 @@
-"""JSON Schemas of the types that requests are read by and that answers are made of."""
+"""JSON Schemas of the types of requests and answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFS: Final = "#/components/schemas/{name}"
 
 
 def components(types: Iterable[type[ResponseModel] | type[RequestModel]]) -> dict[str, Schema]:
-    """The schemas of these types, and of those within them, by the names of the types."""
+    """Return the schemas of these types and of the types of their members, by the names of the types."""
     requested = dict.fromkeys(types)
     _, schemas = msgspec.json.schema_components(requested, ref_template=_REFS)
     for kind in _structures(requested):
@@ -33,7 +33,7 @@ def components(types: Iterable[type[ResponseModel] | type[RequestModel]]) -> dic
 
 
 def body(kind: type[RequestModel]) -> Schema:
-    """The schema of a body that `shapes.read` reads: with the other names that members come under."""
+    """Return the schema of a body that `posd.web.http.models.read` reads, with the aliases of members."""
     schema = components([kind])[kind.__name__]
     for member in members(kind):
         found = schema["properties"][member.name]
@@ -45,7 +45,7 @@ def body(kind: type[RequestModel]) -> Schema:
 
 
 def parameters(kind: type[RequestModel]) -> Iterator[dict[str, Any]]:
-    """The query parameters that are read into a type."""
+    """Yield the query parameters that are read into a type."""
     schema = components([kind])[kind.__name__]
     for member in members(kind):
         found = schema["properties"][member.name]
@@ -60,7 +60,7 @@ def parameters(kind: type[RequestModel]) -> Iterator[dict[str, Any]]:
 
 
 def _complete(schema: Schema, kind: inspect.StructType) -> None:
-    """Of an answer everything is there that is not expressly left out."""
+    """Mark all members of an answer as required that cannot be `UNSET`."""
     schema["required"] = [each.encode_name for each in kind.fields if not _may_be_left_out(each)]
     if "success" in schema["properties"]:
         schema["properties"] = {"success": {"const": True}, **schema["properties"]}
@@ -69,13 +69,13 @@ def _complete(schema: Schema, kind: inspect.StructType) -> None:
 
 
 def _may_be_left_out(field: inspect.Field) -> bool:
-    """Whether its default is `UNSET`, which msgspec takes for none."""
+    """Return whether the default of a member is `UNSET`. msgspec shows that as no default."""
     nothing = msgspec.NODEFAULT
     return not field.required and field.default is field.default_factory is nothing
 
 
 def _or_integer(schema: Schema) -> None:
-    """A number names something as well as its digits do."""
+    """Permit an integer where an id is a string: `read` converts the integer to its digits."""
     if schema.get("type") == "string":
         schema["type"] = ["string", "integer"]
     for each in schema.get("anyOf", ()):
@@ -83,7 +83,7 @@ def _or_integer(schema: Schema) -> None:
 
 
 def _numbers(schema: Any) -> Any:
-    """A schema in which decimals are what they are in JSON."""
+    """Return a schema whose decimals are numbers."""
     if isinstance(schema, dict):
         if schema.get("format") == "decimal":
             schema = {**schema, "type": "number"}
@@ -93,7 +93,7 @@ def _numbers(schema: Any) -> Any:
 
 
 def _structures(types: Iterable[type]) -> list[inspect.StructType]:
-    """These types and those within them."""
+    """Return these types and the types of their members."""
     found: dict[type, inspect.StructType] = {}
     waiting: list[Any] = [*inspect.multi_type_info(types)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Money that is moved together: each call gets what came of its own card, whatever happens to others."""
+"""Tests of combined movements of gift cards: each call gets the result of its own card."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CardMovesTests(StoreCase):
     timeout = 300
 
     async def ready(self, cards: int = 0, amount: object = 50) -> CardMoves:
-        """So many cards GC-0, GC-1, … with an amount on each."""
+        """Create cards GC-0, GC-1, … with an amount on each."""
         self.database = Pool(REACTOR, self.dsn, size=4, statement_timeout=5.0, name=NAME)
         self.database.startService()
         self.addCleanup(self.database.stopService)
@@ -48,7 +48,7 @@ class CardMovesTests(StoreCase):
         return begin(moves.make(KITCHEN, move, REACTOR.seconds() + seconds))
 
     async def outcomes(self, spending: Sequence[Deferred[CardMovement]]) -> list[Decimal | str]:
-        """What is on the card after each movement, or the code of its refusal."""
+        """Return the balance after each movement, or the code of its refusal."""
 
         async def outcome(each: Deferred[CardMovement]) -> Decimal | str:
             try:
@@ -59,7 +59,7 @@ class CardMovesTests(StoreCase):
         return await gatherResults([begin(outcome(each)) for each in spending])
 
     def commits(self) -> list[int]:
-        """How many movements each transaction has made, in their order."""
+        """Return the number of movements of each transaction, in order."""
         found = self.admin.rows(
             f"SELECT count(*) FROM {ROWS} WHERE transaction_type = 'deduct'"
             " GROUP BY xmin ORDER BY min(id)"

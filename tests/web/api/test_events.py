@@ -181,7 +181,7 @@ class LongPollTests(TransportCase):
 
 class AckTests(TransportCase):
     def test_those_of_all_terminals_of_a_key_are_written_together(self) -> None:
-        """Where the database is slow they wait for the same statements, and not for each other."""
+        """With a slow database, requests share statements and do not wait for each other's turn."""
         self.patch(BoundedRequest, "account", account(1, None, shared=True))
         self.patch(turns, "AT_ONCE", 2)
         self.store.pending = []

@@ -1,4 +1,4 @@
-"""Whether a node can take tills and orders, as a load balancer asks."""
+"""Tests of the health checks of load balancers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tenant's keys, as operators make and revoke them on a posd that runs."""
+"""Tests of creating, listing and revoking a tenant's keys, with a running posd."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class MakingTests(KeysCase):
             (self.admin.encode(),),
         )
         log = self.posd.log()
-        self.assertRegex(log, rf"key {admin} \w+ key {made['id']} of {self.slug}")
+        self.assertRegex(log, rf"key {admin} \w+ key {made['id']} of tenant {self.slug}")
         self.assertNotIn(made["key"], log)
 
 

@@ -1,4 +1,4 @@
-"""How open orders are written, from the stored text, and how those who ask at once share a page."""
+"""Tests of pending orders: their JSON from the stored text, and pages shared by concurrent requests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class WrittenTests(SynchronousTestCase):
 
 
 class Sessions:
-    """A database that answers each read of a page when it is told to."""
+    """A database that answers a read of a page when the test says so."""
 
     def __init__(self) -> None:
         self.clock = Clock()

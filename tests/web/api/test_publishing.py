@@ -1,4 +1,4 @@
-"""Publishing by REST: every answer that it can give, with the sequencer and the keys played."""
+"""Tests of all answers of publishing by REST, with a fake sequencer and a fake authenticator."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 
 @define(eq=False)
 class Keys:
-    """The authenticator, who knows one tenant and the keys that are named after their kind."""
+    """An authenticator with one tenant, and with keys that are named after their kinds."""
 
     async def find_credential(
         self, slug: str, key: str | None, device_id: str | None, address: str
@@ -67,7 +67,7 @@ class Keys:
 
 @define(eq=False)
 class Numbers:
-    """The sequencer, which answers as it is told to."""
+    """A sequencer that answers as the test defines."""
 
     asked: list[Publication] = field(factory=list)
     result: PublicationResult | Refusal = PUBLISHED
@@ -91,7 +91,7 @@ class PublishingCase(SynchronousTestCase):
         )
 
     def call(self, path: str, body: object, key: str | None = "platform", **how: Any) -> Response:
-        """The answer to a POST; `body` is sent as JSON, bytes as they are."""
+        """Return the answer to a POST. `body` is sent as JSON, or unchanged if it is bytes."""
         return self.successResultOf(self.begin(path, body, key, **how))
 
     def begin(
@@ -103,7 +103,7 @@ class PublishingCase(SynchronousTestCase):
         listener_context: ListenerContext = OPEN,
         headers: Mapping[str, str] = {},
     ) -> Deferred[Response]:
-        """A POST whose answer may have to wait."""
+        """Send a POST whose answer may come later."""
         request: Any = FakeRequest([part.encode() for part in path.strip("/").split("/")])
         request.method = b"POST"
         request.path = path.encode()
@@ -131,7 +131,7 @@ class PublishingCase(SynchronousTestCase):
 
 
 def members(given: Response) -> list[str]:
-    """The members that an answer warns of."""
+    """Return the members in the warnings of an answer."""
     return [each["member"] for each in cast("list[dict[str, str]]", given.body["warnings"])]
 
 
@@ -418,7 +418,7 @@ class BroadcastTests(PublishingCase):
         self.assertTrue(str(given.body["error"]).startswith("event."))
 
     def test_one_that_is_being_committed_does_not_hold_up_others_with_the_same_key(self) -> None:
-        """The broadcaster sends the orders of all tenants with one key, each once."""
+        """The broadcaster sends the orders of all tenants with one key, and does not repeat them."""
         turns = RequestTurns(self.clock)
         self.dispatcher.turns = turns
         with patch.object(FakeRequest, "account", account(1, None, shared=False)):
@@ -428,7 +428,7 @@ class BroadcastTests(PublishingCase):
             self.assertEqual(self.call("/broadcast", self.event).status, 200)
 
     def test_events_that_are_being_committed_do_not_hold_up_others_with_the_same_key(self) -> None:
-        """All that a platform sends meanwhile shares the next commit."""
+        """Requests that arrive during a commit share the next commit."""
         self.dispatcher.turns = RequestTurns(self.clock)
         path, event = "/api/kitchen/events", {"type": "notice", "data": {}}
         with patch.object(FakeRequest, "account", account(1, None, shared=False)):

@@ -1,4 +1,4 @@
-"""`POST /api/{tenant}/reports/daily`, asked of a posd that runs."""
+"""Tests of `POST /api/{tenant}/reports/daily` with a running posd."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class SuccessTests(ReportsCase):
 
 
 class DocumentTests(ReportsCase):
-    """docs/tills.md and docs/rest.md."""
+    """Tests of the examples of docs/tills.md and docs/rest.md."""
 
     def test_the_reports_of_the_guide_are_answered_as_it_says(self) -> None:
         blocks = documents.blocks("docs/tills.md")

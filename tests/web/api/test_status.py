@@ -1,4 +1,4 @@
-"""`pos-status`, asked of a real posd: every number is real, and counted across all nodes."""
+"""Tests of `pos-status` with a running posd: the numbers are those of all nodes."""
 
 from __future__ import annotations
 

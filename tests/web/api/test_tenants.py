@@ -1,4 +1,4 @@
-"""What operators ask of a posd that runs: tenants, and their terminals."""
+"""Tests of operators' requests about tenants and terminals, with a running posd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _numbers = itertools.count(1)
 
 
 class OperatorCase(WireCase):
-    """An operator of all tenants, who has a key."""
+    """An operator with an admin key for all tenants."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -307,7 +307,7 @@ class TerminalTests(OperatorCase):
 
 
 class DisablingTests(OperatorCase):
-    """`pos_devices.is_active`, which operators write by SQL."""
+    """Tests of `pos_devices.is_active`, which operators change by SQL."""
 
     def disable(self, device: str, active: bool = False) -> None:
         self.rows(
@@ -339,7 +339,7 @@ class DisablingTests(OperatorCase):
 
 
 class RightsTests(OperatorCase):
-    """Who may do this, for every endpoint."""
+    """Tests of the keys that may call the endpoints."""
 
     def calls(self, slug: str) -> list[tuple[str, str, object]]:
         return [
@@ -386,7 +386,7 @@ class RightsTests(OperatorCase):
 
 @shared
 def another_node(stack: ExitStack, shop: Shop) -> Daemon:
-    """A second posd of the same shop, for all tests of that shop."""
+    """A second posd with the same shop, shared by all tests of that shop."""
     node = shop.start(OperatorCase.configuration)
     stack.callback(node.kill)
     return node

@@ -1,4 +1,4 @@
-"""What is read directly is what Twisted would read, and Twisted ends connections."""
+"""Tests that a direct read gets the same input as Twisted's, and that Twisted ends connections."""
 
 from __future__ import annotations
 

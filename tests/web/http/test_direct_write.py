@@ -1,4 +1,4 @@
-"""What is written directly is sent at once, in order, and by Twisted where that is not possible."""
+"""Tests that direct writes are sent at once and in order, and by Twisted if that is not possible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from posd.security.private_ca import make
 from posd.security.server_tls import ServerTLS
 from posd.web.http import direct_write as module
 from posd.web.http.direct_write import DirectSocket, DirectTLS, direct_write
-from posd.web.http.input_turns import InputTurns, PacedPlainFactory, PacedTLSFactory
+from posd.web.http.input_turns import InputTurns
+from posd.web.http.paced_input import PacedPlainFactory, PacedTLSFactory
 from posd.web.http.sockets import limit_buffers, socket_transport
 
 reactor: Any = global_reactor

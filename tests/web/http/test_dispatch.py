@@ -1,4 +1,4 @@
-"""Who is let in to an operation, with the keys played: kinds, tenants, devices, bodies, addresses."""
+"""Tests of the checks before an operation: kinds of keys, tenants, devices, bodies, paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long answers: written as they are taken, given up when they are not, and bounded all together."""
+"""Tests of long answers: written as the client reads, aborted if it does not, and bounded in all."""
 
 from __future__ import annotations
 

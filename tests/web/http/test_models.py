@@ -1,4 +1,4 @@
-"""Requests read by their types: both spellings, exact amounts, and a refusal that names the member."""
+"""Tests of the validation of requests: both spellings, exact amounts, refusals that name the member."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests are charged when their headers have come: whoever is over a rate is told so, and costs little."""
+"""Tests that requests are charged when their heads have arrived, and that a refusal costs little."""
 
 from __future__ import annotations
 

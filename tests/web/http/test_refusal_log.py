@@ -1,4 +1,4 @@
-"""Who was not let in: counted every time, logged within bounds, and nothing told that is secret."""
+"""Tests of the refusal log: it counts every refusal, limits its lines, and logs no secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posd.web.http.refusal_log import RefusalLog
 
 @define
 class Caller:
-    """As much of a call as is looked at."""
+    """The part of a request that the log uses."""
 
     address: str
     operation: str = "GET /ws/pos/{tenant}"
@@ -28,7 +28,7 @@ class StrangersTests(SynchronousTestCase):
         self.refusal_log = RefusalLog(self.clock.seconds, self.codes.append)
 
     def refuse(self, address: str, slug: str = "kitchen", times: int = 1) -> list[dict[str, Any]]:
-        """Refuse a till from there; what was logged."""
+        """Refuse a till from an address. Return the lines that were logged."""
         with capturedLogs() as logged:
             for _ in range(times):
                 call = cast(HTTPRequest, Caller(address))

@@ -1,4 +1,4 @@
-"""A head that is read at once is read as twisted.web reads it line by line."""
+"""Tests that `read_head` reads a head in the same way as twisted.web."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIRST: Final = b"POST /api/kitchen/events?a=b HTTP/1.1\r\nHost: posd\r\n"
 
 
 class Kept(Resource):
-    """Keeps requests and answers none."""
+    """Stores requests, and answers none."""
 
     isLeaf = True
 
@@ -38,7 +38,7 @@ class Kept(Resource):
 
 
 def understood(data: bytes) -> object:
-    """What posd makes of these bytes: its refusal, or the requests, and whether another may follow."""
+    """Return what posd reads from bytes: a refusal, or the requests, and whether another may follow."""
     resource = Kept()
     site = BoundedSite(resource, Clock(), most_channels=1)
     channel = cast(BoundedChannel, site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)))
@@ -99,7 +99,7 @@ _firsts = st.tuples(
 
 class HeadTests(SynchronousTestCase):
     def line_by_line(self, data: bytes) -> object:
-        """What is made of it where no head is read at once."""
+        """Return the result without `read_head`."""
         with patch.object(channel_module, "read_head", lambda data: None):
             return understood(data)
 

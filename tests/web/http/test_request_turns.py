@@ -1,4 +1,4 @@
-"""Who may be worked on at once, and in which order the others follow."""
+"""Tests of the turns of requests: how many run at the same time, and the order of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to answer and one way to fail, for every endpoint; and what an endpoint sees of a call."""
+"""Tests of answers and errors of endpoints, and of the request that an endpoint gets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from posd.web.http.site import BoundedSite
 
 @define
 class Reply:
-    """An answer as it went out."""
+    """An answer as it was sent."""
 
     status: int
     phrase: str
@@ -54,7 +54,7 @@ class Reply:
 
 @define(eq=False)
 class Handler:
-    """An endpoint that notes its calls, and answers or fails as the test says."""
+    """An endpoint that stores its calls, and answers or fails as the test defines."""
 
     outcome: Response | Exception | Deferred[Response] = field(
         factory=lambda: Response({"ok": True})
@@ -85,7 +85,7 @@ class RenderCase(SynchronousTestCase):
         peer: IAddress | None = None,
         version: str = "HTTP/1.1",
     ) -> StringTransport:
-        """Send a request; a header's value that is a list goes out on several lines."""
+        """Send a request. A header whose value is a list is sent on several lines."""
         sent: dict[str, str | bytes | list[str]] = {"Host": "localhost", **headers}
         if body:
             sent["Content-Length"] = str(len(body))
@@ -112,7 +112,7 @@ class RenderCase(SynchronousTestCase):
         return self.reply(self.send(*arguments, **more))
 
     def call(self, *arguments: Any, **more: Any) -> HTTPRequest:
-        """What the endpoint sees; it does not answer."""
+        """Return the request that the endpoint gets. The endpoint does not answer."""
         self.handler.outcome = Deferred()
         self.send(*arguments, **more)
         return self.handler.calls[-1]
@@ -120,7 +120,7 @@ class RenderCase(SynchronousTestCase):
 
 class BodyTests(RenderCase):
     def test_a_body_is_freed_with_the_answer(self) -> None:
-        """Call and request refer to each other: else it would wait for the garbage collector."""
+        """The request objects are a reference cycle, and the body must not wait for the collector."""
         for outcome in (Response({"ok": True}), Unauthorized(), ValueError("a bug")):
             self.handler.outcome = outcome
             self.send("POST", body=b"x" * 1000)
@@ -135,7 +135,7 @@ class BodyTests(RenderCase):
 
 
 class TakeoverTests(RenderCase):
-    """Answers that go on."""
+    """Tests of streaming answers."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -423,7 +423,7 @@ class ProxyTests(RenderCase):
 
 
 class TrustedTests(RenderCase):
-    """A door for programs on the same machine, that no web page may come through."""
+    """Tests of a trusted listener, which is for local programs and not for web pages."""
 
     listener_context = ListenerContext(trusted=True)
 

@@ -1,4 +1,4 @@
-"""HTTP within bounds: what must come soon, what is refused, and who has to go when there are too many."""
+"""Tests of the HTTP site: deadlines, refusals, and the limit of connections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _POST = b"POST / HTTP/1.1\r\nHost: posd\r\n"
 
 
 class Echo(Resource):
-    """Answers with how long the body was, at once or, where `waiting` is a list, never."""
+    """Answers with the length of the body. If `waiting` is a list, it collects requests without an answer."""
 
     isLeaf = True
     waiting: list[Request] | None = None
@@ -85,7 +85,7 @@ class HalfClosedTests(SynchronousTestCase):
 
 
 class HeldTests(SynchronousTestCase):
-    """Requests that take long, since they are a till's."""
+    """Tests of long requests of tills: streams and polls."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -318,7 +318,7 @@ class SiteTests(SynchronousTestCase):
     def test_a_request_has_what_one_of_twisted_has(self) -> None:
         channel, _ = self.connect()
         ours, theirs = BoundedRequest(channel), Request(channel)
-        # Whether forms are read is asked where posd reads the body.
+        # This attribute concerns forms, which posd does not parse.
         for name in vars(theirs).keys() - {"_parsePOSTFormSubmission"}:
             mine, value = getattr(ours, name), getattr(theirs, name)
             if name not in ("cookies", "received_cookies"):
@@ -511,14 +511,14 @@ class SiteTests(SynchronousTestCase):
 
 
 class LongBodyTests(SynchronousTestCase):
-    """Bodies that are long and not whole yet."""
+    """Tests of long bodies that are not complete."""
 
     def setUp(self) -> None:
         self.resource = Echo()
         self.site = BoundedSite(self.resource, Clock(), most_channels=1000)
 
     def begin(self, size: int) -> tuple[BoundedChannel, StringTransport]:
-        """A request of which all but the last byte of the body has come."""
+        """Return a request whose body has arrived except for its last byte."""
         channel = cast(
             BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 4711))
         )

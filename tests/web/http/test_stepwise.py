@@ -1,4 +1,4 @@
-"""Long work in pieces: others have their turn, and what comes of it is what the work says."""
+"""Tests of computations in steps: the reactor runs between steps, and the result is returned."""
 
 from __future__ import annotations
 

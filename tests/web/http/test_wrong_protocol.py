@@ -1,4 +1,4 @@
-"""What is spoken on a connection, by its first bytes, and what an operator is told of it."""
+"""Tests of the recognition of protocols by their first bytes, and of the log for operators."""
 
 from __future__ import annotations
 

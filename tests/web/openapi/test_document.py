@@ -1,4 +1,4 @@
-"""The description of the API: it is valid, complete, and cannot say other than what serves it."""
+"""Tests that the OpenAPI document is valid, complete, and agrees with the operations."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def made(*rows: Operation) -> dict[str, Any]:
 
 
 class WholeTests(SynchronousTestCase):
-    """The description that is served."""
+    """Tests of the document that posd serves."""
 
     def test_it_is_openapi_3_1(self) -> None:
         OpenAPIV31SpecValidator(described()).validate()
@@ -149,7 +149,7 @@ class WholeTests(SynchronousTestCase):
 
 
 class OperationTests(SynchronousTestCase):
-    """How a row becomes an operation."""
+    """Tests of the description of an operation."""
 
     def described(self, operation: Operation) -> dict[str, Any]:
         whole = made(operation)
@@ -214,7 +214,7 @@ class OperationTests(SynchronousTestCase):
 
 
 class SchemaTests(SynchronousTestCase):
-    """How types become schemas."""
+    """Tests of the schemas of types."""
 
     def setUp(self) -> None:
         self.whole = made(row(request_model=Spent))
@@ -243,7 +243,7 @@ class SchemaTests(SynchronousTestCase):
 
 
 class RefusalTests(SynchronousTestCase):
-    """What an operation may be refused with, and how that is described."""
+    """Tests of the description of refusals."""
 
     def codes(self, operation: Operation) -> set[str]:
         return {each.code for each in all_errors(operation)}
@@ -313,7 +313,7 @@ class RefusalTests(SynchronousTestCase):
 
 
 class AnswerTests(SynchronousTestCase):
-    """What each operation is answered with, for instance."""
+    """Tests of the examples of answers."""
 
     def test_every_operation_that_answers_in_json_shows_one_that_its_schema_allows(self) -> None:
         for operation in operations():
@@ -330,7 +330,7 @@ class AnswerTests(SynchronousTestCase):
                 self.assertEqual(shape.objections(content["example"]), [])
 
     def test_they_are_those_of_the_guide(self) -> None:
-        """Which a running posd gives; of some it shows a part."""
+        """A running posd gives these answers. Some examples show a part of the answer."""
         shown = set()
         asked = None
         for block in documents.blocks(PAGE):

@@ -1,4 +1,4 @@
-"""Schemas of events, held against what the tables that they are made of do to events."""
+"""Tests that the schemas of events agree with the normalisation of events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
 def got(kind: str, data: dict[str, Any]) -> dict[str, Any] | None:
-    """What tills get of an event."""
+    """Return the event that tills get."""
     draft = normalise.draft(kind, data)
     if kind in normalise.ORDER_TYPES:
         change = orders.change(draft, None, _NOW)
@@ -31,7 +31,7 @@ def got(kind: str, data: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def names(kind: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Data with any values under the names that the type's table knows."""
+    """Return data with arbitrary values under the names in the table of the type."""
     known = [
         spelling
         for member in normalise.TABLES[kind].members

@@ -1,4 +1,4 @@
-"""The page about the API: all of it, nothing from elsewhere, and nothing that runs."""
+"""Tests of the page `/docs`: it is complete, loads no other file, and has no script."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.description_case import described, operations
 
 
 class Shut(ResponseModel, frozen=True):
-    """It is shut."""
+    """The shop is closed."""
 
     opens_again: str
 
@@ -32,7 +32,7 @@ _EVIL = "<script>alert(1)</script>\"'&`<b>`"
 
 
 class Seen(HTMLParser):
-    """What a browser finds in the page."""
+    """Parses the page and stores its elements."""
 
     def __init__(self, html: str) -> None:
         HTMLParser.__init__(self)
