@@ -217,7 +217,7 @@ class FileTests(VerdictCase):
 
     def test_a_key_that_all_users_can_read_is_a_warning(self) -> None:
         Path(self.sound.private_key).chmod(0o644)
-        said = self.judged(self.sound, False, "can be read by everybody")
+        said = self.judged(self.sound, False, "every user can read it")
         self.assertRegex(said, r"\Awarning: files: .*; chown ")
 
     def test_an_expired_certificate_is_a_warning(self) -> None:
@@ -228,7 +228,7 @@ class FileTests(VerdictCase):
         ended = evolve(
             self.sound, certificate=str(made.certificate_path), private_key=str(made.key_path)
         )
-        self.assertIn("warning: certificate: ", self.judged(ended, False, "ended on"))
+        self.assertIn("warning: certificate: ", self.judged(ended, False, "expired on"))
 
 
 class ListenerTests(VerdictCase):

@@ -1,8 +1,8 @@
-"""`posctl adopt`: look at a shop's existing tables, and put the hooks on them.
+"""`posctl adopt`: examine a shop's existing tables, and install the hooks on them.
 
-Plain blocking code, like `provisioning`. The system catalog is read by posd_owner. The orders are read in a
-session apart, since the shop's code may run there. It is the session of the tenant's reader: what the shop's
-code can become there has no more rights. It is read-only, and is terminated if the code does not end.
+Blocking code. posd_owner reads the system catalog. A separate session reads the orders, because the shop's
+code may run there. That session has the rights of the tenant's reader, so the shop's code gains no rights.
+The session is read-only, and it is terminated if the code does not end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from posd.values import Tenant
 
 _LOOK: Final = "BEGIN READ ONLY; SET LOCAL statement_timeout = '5s'"
 _OVERTIME_SECONDS: Final = 7.0
-"""After which a session is terminated whose code goes on after its cancellation."""
+"""The time after which a session is terminated, if the shop's code ignores the statement timeout."""
 _KEEP: Final = """
     INSERT INTO dinedesk_main.pos_adoptions (tenant_id, condition, timestamps, unique_ids, tables)
     VALUES (%s, %s, %s, %s, %s)
@@ -43,20 +43,21 @@ _KEEP: Final = """
            unique_ids = excluded.unique_ids, tables = excluded.tables
 """
 _MAX_MESSAGE_LENGTH: Final = 200
-"""Characters of a message about a condition, which may quote all of it."""
+"""Characters of PostgreSQL's message about a condition. The message may quote the whole condition."""
 _NEWEST: Final = 10_000
-"""How many orders are looked at for their statuses."""
+"""The number of newest orders whose statuses are read."""
 
 
 class _SessionTerminated(Exception):
-    """The shop's code went on after its cancellation, and its session was terminated."""
+    """The shop's code ignored the statement timeout, and its session was terminated."""
 
 
 @frozen
 class ShopTablesSurvey:
-    """A shop's tables as they were found, before they are hooked.
+    """The result of an examination of a shop's tables, before the hooks are installed.
 
-    `sample` is None if the orders cannot be read yet. `refusals` have to be settled first.
+    `sample` is None if the orders cannot be read yet. While there are `refusals`, the tables cannot be
+    hooked. `doubts` are warnings.
     """
 
     tenant: Tenant
@@ -68,15 +69,15 @@ class ShopTablesSurvey:
 
 
 def adopt(connection: Connection, slug: str, choices: AdoptionOptions = NOTHING_CHOSEN) -> None:
-    """Look at the shop's tables, and put the hooks on them. Raises as `survey` and `install_hooks`."""
+    """Examine the shop's tables and install the hooks. Raises the errors of `survey` and `install_hooks`."""
     install_hooks(connection, survey(connection, slug, choices))
 
 
 def survey(connection: Connection, slug: str, choices: AdoptionOptions) -> ShopTablesSurvey:
-    """Look at a shop's `orders` and `order_items`; nothing is changed.
+    """Examine a shop's `orders` and `order_items`. Changes nothing.
 
-    Raises `SchemaError` if there is no such tenant, and `AdoptionRefused` if there are no such tables or
-    columns.
+    Raises `SchemaError` if there is no such tenant, and `AdoptionRefused` if a table or a required column
+    is missing.
     """
     with administer(connection):
         check_main(connection)
@@ -99,9 +100,10 @@ def survey(connection: Connection, slug: str, choices: AdoptionOptions) -> ShopT
 
 
 def install_hooks(connection: Connection, found: ShopTablesSurvey) -> None:
-    """Put the hooks on the tables, and keep what was chosen.
+    """Install the hooks on the tables, and store the options.
 
-    Raises `AdoptionRefused` with what is in the way and the statements that help, and `SchemaError`.
+    Raises `AdoptionRefused` with the refusals and the statements that help. Raises `SchemaError` if the
+    tables are in use, or if a statement fails.
     """
     tenant, choices = found.tenant, found.choices
     if found.refusals:
@@ -134,9 +136,10 @@ def _sample_orders(
     condition: str | None,
     most: int = _NEWEST,
 ) -> tuple[StatusSample | None, tuple[TableFinding, ...]]:
-    """What the newest orders are like, and why they cannot be read, if it is not for want of a right.
+    """Summarise the newest orders. Return the summary, or None and the reasons why they cannot be read.
 
-    If they cannot be counted in time, it is still found out whether they can be read.
+    A missing right is not among the reasons, because `adoption_rules.refusals` reports it. If the orders
+    cannot be counted in time, a second attempt with no orders checks only that they can be read.
     """
     try:
         return _read_sample(connection, tenant, condition, most), ()
@@ -169,14 +172,17 @@ def _sample_orders(
 def _read_sample(
     connection: Connection, tenant: Tenant, condition: str | None, most: int
 ) -> StatusSample:
-    """Call the function that reads the newest orders, in a session apart."""
+    """Call the function that reads the newest orders, in a separate session.
+
+    Raises `_SessionTerminated` and psycopg2's errors.
+    """
     name = _quoted(f"look_at_orders${provision.name_suffix(tenant)}")
     look = f"SELECT * FROM posd_hooks.{name}(%s, %s)"
     with closing(connect_like(connection)) as reader, reader.cursor() as cursor:
         overdue = Event()
 
         def give_up() -> None:
-            # Before the session ends, since that is what the other thread looks at then.
+            # Set the event before the session ends: the main thread reads it when the session ends.
             overdue.set()
             _terminate(connection, reader.info.backend_pid)
 
@@ -202,10 +208,10 @@ def _read_sample(
 
 
 def _become_reader(cursor: Any, tenant: Tenant) -> None:
-    """Have the rights of the tenant's reader for the rest of the session.
+    """Take the rights of the tenant's reader for the rest of the session.
 
-    Only a superuser can become another user. An owner of posd's tables that is none keeps its login; the
-    function that reads has the reader's rights all the same, and no code in it can set the role.
+    Only a superuser can use SET SESSION AUTHORIZATION. Another user becomes posd_owner. The function that
+    reads the orders has the reader's rights in both cases, and no code in it can use SET ROLE.
     """
     cursor.execute("SHOW is_superuser")
     if cursor.fetchone() == ("on",):

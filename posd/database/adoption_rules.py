@@ -1,6 +1,6 @@
-"""What `posctl adopt` thinks of a shop's tables: whether they can be hooked, and what has changed since.
+"""The rules of `posctl adopt`: whether a shop's tables can be hooked, and what has changed since.
 
-Pure functions over `shop_tables.ShopTable`. A `TableFinding` has a sentence and the statements that help.
+Pure functions of `shop_tables.ShopTable`. A `TableFinding` has a description and the statements that help.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AMOUNTS: Final = (
 
 
 _KEYS: Final = (("orders", "id"), ("order_items", "order_id"))
-"""The columns by which orders, and their lines, are found."""
+"""The columns by which posd finds orders and their items."""
 
 _UNPLACED_STATUSES: Final = frozenset(
     (
@@ -41,11 +41,11 @@ _UNPLACED_STATUSES: Final = frozenset(
         *("awaiting_payment", "pending_payment", "payment_pending", "unpaid", "initiated"),
     )
 )
-"""Words of shops' software for what a customer has not ordered yet."""
+"""Statuses of other ordering software that mean that the customer has not placed the order yet."""
 
 
 class FindingSubject(enum.Enum):
-    """What a finding is about."""
+    """The subject of a finding."""
 
     RIGHTS = "rights"
     TABLES = "tables"
@@ -53,7 +53,7 @@ class FindingSubject(enum.Enum):
 
 @frozen
 class TableFinding:
-    """What is wrong with a shop's tables, and the statements that help: those of the tables' owner."""
+    """A problem of a shop's tables, and the statements that help. The tables' owner runs them."""
 
     what: str
     statements: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class TableFinding:
 
 
 class AdoptionRefused(SchemaError):
-    """The tables are not hooked, and why; the text has all findings with their statements."""
+    """The tables cannot be hooked. The text contains all findings with their statements."""
 
     def __init__(self, tenant: Tenant, findings: Sequence[TableFinding]) -> None:
         lines = "\n".join(map(str, findings))
@@ -79,9 +79,10 @@ class AdoptionRefused(SchemaError):
 
 @frozen
 class AdoptionOptions:
-    """What an operator says about the tables; None says nothing, so that what was said before counts.
+    """The options of `posctl adopt`. None keeps the value of the previous adoption.
 
-    `condition` is SQL; `timestamps` is `local` or `utc`.
+    `condition` is an SQL expression that is true for placed orders. `timestamps` is `local` or `utc`.
+    `unique_ids`: the operator guarantees that `orders.id` is unique.
     """
 
     condition: str | None = None
@@ -89,7 +90,7 @@ class AdoptionOptions:
     unique_ids: bool | None = None
 
     def over(self, earlier: AdoptionOptions) -> AdoptionOptions:
-        """These, and what they do not say from `earlier`. A condition that is blank becomes none."""
+        """Return these options, with missing values from `earlier`. A blank condition becomes None."""
         condition = earlier.condition if self.condition is None else self.condition
         return AdoptionOptions(
             (condition or "").strip() or None,
@@ -105,8 +106,11 @@ _ALTERNATIVE: Final = "the shop may publish by pos_publish() or REST instead"
 
 @frozen
 class StatusSample:
-    """The newest orders of a shop: how many have each status, for how many the condition is true, and the
-    newest `created_at`, as text. `met` is None if the condition cannot be evaluated."""
+    """A summary of the newest orders of a shop.
+
+    `statuses` is the number of orders by status, `met` the number of orders for which the condition is true
+    (None if it cannot be evaluated), and `newest` the newest `created_at` as text.
+    """
 
     statuses: Mapping[str | None, int]
     met: int | None
@@ -118,7 +122,7 @@ class StatusSample:
 
 
 def check_columns(tenant: Tenant, tables: Mapping[str, ShopTable]) -> None:
-    """Raise `AdoptionRefused` unless there are two tables with the columns that are needed."""
+    """Raise `AdoptionRefused` unless both tables exist, are tables, and have the required columns."""
     findings = [
         TableFinding(f"{tenant.schema} has no table {name}: {_ALTERNATIVE}")
         for name in REQUIRED_COLUMNS
@@ -141,8 +145,8 @@ def check_columns(tenant: Tenant, tables: Mapping[str, ShopTable]) -> None:
     if missing:
         findings.append(
             TableFinding(
-                f"{tenant.schema} lacks the columns {', '.join(missing)}. As the owner of the tables, where"
-                f" another column has the values; or {_ALTERNATIVE}:",
+                f"{tenant.schema} lacks the columns {', '.join(missing)}. If another column has the values,"
+                f" rename it as the owner of the tables; or {_ALTERNATIVE}:",
                 tuple(_rename_statement(tenant, each) for each in missing),
             )
         )
@@ -153,7 +157,10 @@ def check_columns(tenant: Tenant, tables: Mapping[str, ShopTable]) -> None:
 def refusals(
     tenant: Tenant, tables: Mapping[str, ShopTable], choices: AdoptionOptions, role: str
 ) -> list[TableFinding]:
-    """Why tables of the right shape cannot be hooked; `role` is the tenant's reader."""
+    """Return the reasons why tables with the required columns cannot be hooked.
+
+    `role` is the tenant's reader.
+    """
     return [
         *_missing_rights(tenant, tables, role),
         *_hidden_rows(tenant, tables, role),
@@ -169,7 +176,7 @@ def warnings(
     choices: AdoptionOptions,
     sample: StatusSample | None,
 ) -> list[TableFinding]:
-    """What of the tables can be read, but perhaps not as it is meant."""
+    """Return warnings: posd can read the tables, but perhaps with another meaning or slowly."""
     return [
         *_unsuitable_types(tables),
         *_missing_index(tenant, tables["order_items"]),
@@ -183,7 +190,7 @@ def changes_since_adoption(
     tables: Mapping[str, ShopTable],
     role: str,
 ) -> list[TableFinding]:
-    """What has changed since the tables were adopted, when their columns were `kept`."""
+    """Return the changes since the tables were adopted. `kept` are the types of the columns at that time."""
     findings = []
     for name, columns in kept.items():
         if name not in tables:
@@ -203,7 +210,7 @@ def changes_since_adoption(
             findings.append(TableFinding(f"{', '.join(others)} {was} dropped or renamed"))
         findings += [
             TableFinding(
-                f"{part} has no hooks, or they are disabled, so what is written to it is not noticed:"
+                f"{part} has no hooks, or they are disabled, so posd does not see its changes:"
                 f" posctl adopt {tenant.slug}, or ALTER TABLE … ENABLE TRIGGER"
             )
             for part in tables[name].unhooked
@@ -262,19 +269,19 @@ def _hidden_rows(
 
 
 def _key_types(tenant: Tenant, tables: Mapping[str, ShopTable]) -> Iterator[TableFinding]:
-    """A hook writes a key as text, which for a type of the shop's own the shop's code may do."""
+    """Refuse keys of the shop's own types: a hook casts a key to text, which could run the shop's code."""
     keys = [each for each in _KEYS if each[1] in tables[each[0]].foreign]
     if keys:
         words = " and ".join(f"{name}.{column}" for name, column in keys)
         yield TableFinding(
-            f"{words} {'are' if len(keys) > 1 else 'is'} of a type that the shop has made itself. As the"
+            f"{words} {'have' if len(keys) > 1 else 'has'} a type that the shop has created. As the"
             " owner of the tables:",
             _retype_statements(tenant, tables, dict.fromkeys(_KEYS, "text")),
         )
 
 
 def key_type_mismatch(tenant: Tenant, tables: Mapping[str, ShopTable]) -> TableFinding | None:
-    """That the lines cannot be found by `orders.id`; None if the two columns are of the same type."""
+    """Return a finding if `orders.id` and `order_items.order_id` have different types, else None."""
     kinds = {each: tables[each[0]].columns[each[1]] for each in _KEYS}
     wanted, found = kinds.values()
     if wanted == found or any(column in tables[name].foreign for name, column in _KEYS):
@@ -289,7 +296,10 @@ def key_type_mismatch(tenant: Tenant, tables: Mapping[str, ShopTable]) -> TableF
 def _retype_statements(
     tenant: Tenant, tables: Mapping[str, ShopTable], kinds: Mapping[tuple[str, str], str]
 ) -> tuple[str, ...]:
-    """The statements that give columns these types. A foreign key is made anew, since it has both."""
+    """Return the statements that change the types of columns. `kinds` is the new type by column.
+
+    A foreign key between the columns is dropped and created again, because their types must match.
+    """
     items = _named(tenant, "order_items")
     references = tables["order_items"].references
     drops = [f"ALTER TABLE {items} DROP CONSTRAINT {_quoted(each)};" for each in references]
@@ -309,17 +319,17 @@ def _non_unique_ids(
     if orders.has_unique_id or choices.unique_ids:
         return
     key = f"its primary key is ({', '.join(orders.key)})" if orders.key else "it has no primary key"
-    vouch = f"say that no two orders have the same id: posctl adopt {tenant.slug} --unique-ids"
+    vouch = f"confirm that no two orders have the same id: posctl adopt {tenant.slug} --unique-ids"
     if orders.partition_key is not None and orders.partition_key.partition("(")[2] != "id)":
         yield TableFinding(
             f"no constraint makes orders.id unique ({key}), and a table that is partitioned by"
-            f" {orders.partition_key} can have none. Two orders with one id are one order to posd. If it is"
-            f" so, {vouch}"
+            f" {orders.partition_key} can have none. posd treats two orders with one id as one order. If ids"
+            f" are unique, {vouch}"
         )
         return
     yield TableFinding(
-        f"no constraint makes orders.id unique ({key}). Two orders with one id are one order to posd. As the"
-        f" owner of the table, or {vouch}",
+        f"no constraint makes orders.id unique ({key}). posd treats two orders with one id as one order. Add"
+        f" a constraint as the owner of the table, or {vouch}",
         (f"ALTER TABLE {_named(tenant, 'orders')} ADD UNIQUE (id);",),
     )
 
@@ -341,7 +351,7 @@ def _missing_time_zones(
 
 
 def _unsuitable_types(tables: Mapping[str, ShopTable]) -> Iterator[TableFinding]:
-    """Columns whose type is none that such a value is kept in."""
+    """Warn of columns whose type does not suit their values."""
     wanted: list[tuple[str, str, frozenset[str]]] = [
         *(("orders", name, _NUMBERS | _TEXTS) for name in _AMOUNTS),
         *(("orders", name, _MOMENTS) for name in TIMES if name != "scheduled_time"),
@@ -352,19 +362,19 @@ def _unsuitable_types(tables: Mapping[str, ShopTable]) -> Iterator[TableFinding]
         kind = tables[table].columns.get(column)
         if kind is not None and kind not in kinds:
             yield TableFinding(
-                f"{table}.{column} is {kind}: values that cannot be read are left out"
+                f"{table}.{column} has the type {kind}: posd omits values that it cannot read"
             )
     kind = tables["orders"].columns["status"]
     if kind in _NUMBERS or kind in ("boolean", "bytea", "json", "jsonb"):
         yield TableFinding(
-            f"orders.status is {kind}: a status is a word, and every order counts as confirmed"
+            f"orders.status has the type {kind}, but a status is a word: posd treats every order as confirmed"
         )
 
 
 def _unplaced_orders(
     tenant: Tenant, choices: AdoptionOptions, sample: StatusSample | None
 ) -> Iterator[TableFinding]:
-    """Statuses of what is no order yet."""
+    """Warn of statuses of orders that are not placed yet."""
     if choices.condition is not None or sample is None:
         return
     found = [
@@ -373,8 +383,8 @@ def _unplaced_orders(
     if found:
         words = ", ".join(f"'{each}'" for each in sorted(found))
         yield TableFinding(
-            f"orders of the status {words} are published as soon as they are written. To wait until they"
-            " are placed:",
+            f"posd publishes orders of the status {words} as soon as they are written. To publish only"
+            " placed orders:",
             (f'posctl adopt {tenant.slug} --where "status NOT IN ({words})"',),
         )
 
@@ -382,14 +392,14 @@ def _unplaced_orders(
 def _missing_index(tenant: Tenant, items: ShopTable) -> Iterator[TableFinding]:
     if not items.has_order_index:
         yield TableFinding(
-            "no index finds the lines of an order, so posd reads all of order_items for each order. As the"
+            "no index finds the items of an order, so posd reads all of order_items for each order. As the"
             " owner of the table:",
             (f"CREATE INDEX CONCURRENTLY ON {_named(tenant, 'order_items')} (order_id);",),
         )
 
 
 def _rename_statement(tenant: Tenant, column: str) -> str:
-    """The statement that gives a column, `table.column`, to a table that has it under another name."""
+    """Return the statement that renames another column to `column`, which has the form `table.column`."""
     table, _, name = column.partition(".")
     return f"ALTER TABLE {_named(tenant, table)} RENAME COLUMN … TO {name};"
 

@@ -1,11 +1,11 @@
-"""Apply `sql/` to a database, and tell whether a database fits this posd.
+"""Apply the migrations of `sql/` to a database, and check whether this posd supports a schema's version.
 
-Plain blocking code, used by `posctl` and the tests. The daemon never migrates: it only holds what
-`schema_versions` says against `expected()`.
+Blocking code, used by `posctl` and the tests. The daemon never migrates: it only compares
+`schema_versions` with `expected_files()`.
 
-Each file is applied in one transaction together with its row in `schema_versions`; a file whose
-first line is `-- no-transaction` runs outside of one, statement by statement, so that it may build
-indexes concurrently.
+Each file is applied in one transaction together with its row in `schema_versions`. A file whose first line
+is `-- no-transaction` runs outside a transaction, statement by statement, so that it can use
+`CREATE INDEX CONCURRENTLY`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from posd.errors import SchemaBusy, SchemaError
 
 MAIN: Final = "dinedesk_main"
 HOOKS: Final = "hooks.sql"
-"""What `schema_versions` calls the hooks on a shop's own tables."""
+"""The file name in `schema_versions` of the hooks on a shop's own tables."""
 OWNER: Final = "posd_owner"
 Kind = Literal["main", "tenant"]
 
 _LOCK_SECONDS: Final = 2.0
 _REPLAY_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.05
-# Not an advisory lock, which anybody who can connect could take.
+# A table lock, not an advisory lock: every role that can connect can take an advisory lock.
 _LOCK: Final = f"BEGIN; LOCK TABLE {MAIN}.schema_changes IN EXCLUSIVE MODE NOWAIT"
 _NO_SCHEMA: Final = "the database has no schema dinedesk_main: run `posctl bootstrap`"
-# Files that only databases from before the first release have, whose migrations were written anew.
+# Migrations from before the first release, which were rewritten. They identify such a database.
 _BEFORE_RELEASE: Final = ("main/002_stream.sql", "tenant/005_reports.sql")
 _KEEP_FILE: Final = f"""
     INSERT INTO {MAIN}.pos_tenant_files (position, file, checksum, content) VALUES (%s, %s, %s, %s)
@@ -66,18 +66,18 @@ class Migration:
 
 
 OLDEST: Final = 140000
-"""The oldest server that posd works with, as `server_version_num` has it."""
+"""The oldest supported server, in the form of `server_version_num`."""
 
 
 def migrations(kind: Kind) -> tuple[Migration, ...]:
-    """The migrations of a kind of schema, in the order in which they are applied."""
+    """Return the migrations of a kind of schema, in the order in which they are applied."""
     folder = resources.sql() / kind
     files = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return tuple(Migration(f"{kind}/{name}", (folder / name).read_text("utf-8")) for name in files)
 
 
 def expected_files() -> dict[Kind, tuple[str, ...]]:
-    """The files that a main schema and a tenant's schema have when they fit this posd."""
+    """Return the files that must have been applied to a main schema and to a tenant's schema."""
     return {
         "main": tuple(migration.file for migration in migrations("main")),
         "tenant": tuple(migration.file for migration in migrations("tenant")),
@@ -85,25 +85,25 @@ def expected_files() -> dict[Kind, tuple[str, ...]]:
 
 
 def connect(dsn: str) -> Connection:
-    """Connect for administration, in autocommit, never waiting long for somebody's lock.
+    """Connect for administration, in autocommit mode, with a short lock timeout.
 
-    The search path is the system's: a function that somebody made in `public` or in a shop's schema
-    must not be called by a superuser's statements.
+    The search path contains only `pg_catalog`, so that a superuser's statements cannot call functions that
+    another role created in `public` or in a shop's schema.
     """
     return session_settings.connect(dsn, lock_timeout=_LOCK_SECONDS)
 
 
 def connect_like(connection: Connection) -> Connection:
-    """Another connection with the options of this one."""
+    """Open another connection with the parameters of this connection."""
     info = connection.info
     return connect(str(make_dsn(**{**info.dsn_parameters, "password": info.password})))
 
 
 def bootstrap(dsn: str) -> bool:
-    """Make the database named in `dsn` if it is missing, and in it the roles and the main schema.
+    """Create the database named in `dsn` if it is missing, the roles, and the main schema.
 
-    Returns whether the database was made. Needs a superuser; raises `SchemaError` otherwise, and for a
-    server that is too old or a database that is not UTF-8.
+    Return whether the database was created. Raises `SchemaError` if the user is not a superuser, if the
+    server is too old, or if the encoding of the database is not UTF8.
     """
     try:
         created = _create_database(dsn)
@@ -118,7 +118,7 @@ def bootstrap(dsn: str) -> bool:
 
 
 def check_main(connection: Connection) -> None:
-    """Raise `SchemaError`, naming the file, unless the main schema is what this posd needs."""
+    """Raise `SchemaError` unless this posd supports the version of the main schema."""
     check_bootstrapped(connection)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -130,7 +130,7 @@ def check_main(connection: Connection) -> None:
 
 
 def check_bootstrapped(connection: Connection) -> None:
-    """Raise `SchemaError` if `bootstrap` has not been here, or the server is none for posd."""
+    """Raise `SchemaError` if the database was not bootstrapped, or if posd does not support the server."""
     _check_server(connection)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -145,14 +145,14 @@ def check_bootstrapped(connection: Connection) -> None:
 
 
 def _check_server(connection: Connection) -> None:
-    """Raise `SchemaError` for a server or a database in which posd does not work."""
+    """Raise `SchemaError` if the server is too old, or if the encoding of the database is not UTF8."""
     _check_version(connection)
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         name = connection.info.dbname
         raise SchemaError(
-            f"the encoding of the database {name} is {encoding}, and orders have characters that it cannot"
-            " store: name a database of encoding UTF8; `posctl bootstrap` makes one that does not exist"
+            f"the encoding of the database {name} is {encoding}, which cannot store all characters of"
+            " orders: name a database with encoding UTF8; `posctl bootstrap` creates a missing database"
         )
 
 
@@ -165,9 +165,9 @@ def _check_version(connection: Connection) -> None:
 
 
 def version_mismatch(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
-    """Why a schema with these files does not fit one that wants those, or None if it does.
+    """Return why posd does not support a schema with the `applied` files, or None if it does.
 
-    It reads no file, since every request to a tenant's addresses asks this.
+    Reads no file, because every request of a tenant calls this function.
     """
     missing = [file for file in wanted if file not in applied]
     unknown = [file for file in applied if file not in wanted and file != HOOKS]
@@ -184,19 +184,22 @@ def version_mismatch(applied: Sequence[str], wanted: tuple[str, ...]) -> str | N
 def _too_old(file: str) -> str:
     return (
         f"is from before the release of posd 0.1: it has {file}; it cannot be migrated,"
-        " so make a new database"
+        " so create a new database"
     )
 
 
 def _create_database(dsn: str) -> bool:
-    """Make the database if it is missing. A connection to it tells, without rights on others."""
+    """Create the database if it is missing. Return whether it was created.
+
+    If a connection to the database succeeds, no right on another database is needed.
+    """
     try:
         psycopg2.connect(dsn).close()
     except psycopg2.OperationalError as error:
         name = parse_dsn(dsn).get("dbname")
         if name is None:
             raise
-        # libpq has no SQLSTATE for us, and the message may be in any language.
+        # psycopg2 gives no SQLSTATE for a failed connection, and the message depends on the locale.
         try:
             connection = connect(str(make_dsn(dsn, dbname="postgres")))
         except psycopg2.OperationalError:
@@ -208,7 +211,8 @@ def _create_database(dsn: str) -> bool:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
             if cursor.fetchone() is not None:
-                # It is there by now, or it was refused for another reason, which comes up again.
+                # Either it was created meanwhile, or the first connection failed for another reason.
+                # In that case the next connection fails for the same reason.
                 return False
             cursor.execute(
                 compose.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(
@@ -216,7 +220,7 @@ def _create_database(dsn: str) -> bool:
                 )
             )
     except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
-        # The second is what the slower of two at once gets.
+        # Two concurrent CREATE DATABASE: the slower one fails with UniqueViolation.
         return False
     finally:
         connection.close()
@@ -225,10 +229,10 @@ def _create_database(dsn: str) -> bool:
 
 
 def _wait_until_replayed(dsn: str) -> None:
-    """Wait until the new database can be connected to, which a cluster takes a moment for.
+    """Wait until a connection to the new database succeeds. In a cluster this takes a moment.
 
-    libpq asks the hosts of a connection string in their order. A standby that is asked before the primary,
-    and does not know the database yet, ends the attempt: libpq does not go on to the next host.
+    libpq tries the hosts of a connection string in order. If a standby comes before the primary and has not
+    replayed CREATE DATABASE yet, the connection fails: libpq does not try the next host.
     """
     deadline = time.monotonic() + _REPLAY_SECONDS
     while time.monotonic() < deadline:
@@ -240,9 +244,11 @@ def _wait_until_replayed(dsn: str) -> None:
 
 @contextmanager
 def administer(connection: Connection) -> Iterator[None]:
-    """Be posd_owner, alone: of two migrations at once one is refused.
+    """Become posd_owner and hold the migration lock.
 
-    The lock has to outlast the transactions of a migration, so a connection of its own keeps it.
+    A second connection holds the lock, because the lock must outlast the transactions of a migration.
+    Raises `SchemaBusy` if another process holds the lock, and `SchemaError` if the database was not
+    bootstrapped or the user may not become posd_owner.
     """
     with closing(connect_like(connection)) as guard, connection.cursor() as cursor:
         with guard.cursor() as guarding:
@@ -263,7 +269,7 @@ def administer(connection: Connection) -> Iterator[None]:
         finally:
             if not connection.closed:
                 cursor.execute("RESET ROLE")
-            # The server notices the end of a connection later, and until then it would keep the lock.
+            # Release the lock explicitly: the server notices a closed connection later.
             with suppress(psycopg2.Error), guard.cursor() as guarding:
                 guarding.execute("ROLLBACK")
 
@@ -281,7 +287,7 @@ def _become_owner(cursor: Any) -> None:
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[Any]:
-    """A cursor in a transaction that is committed at the end, or rolled back if that is never reached."""
+    """Run the body in a transaction: commit at the end, roll back on an exception. Yields a cursor."""
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
         try:
@@ -294,7 +300,7 @@ def transaction(connection: Connection) -> Iterator[Any]:
 
 
 def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
-    """What has not been applied yet; refuses changed and unknown files."""
+    """Yield the migrations to apply. Raises `SchemaError` for a changed or unknown applied file."""
     cursor.execute(
         f"SELECT file, checksum FROM {MAIN}.schema_versions WHERE schema_name = %s", (schema,)
     )
@@ -319,7 +325,10 @@ def apply_pending(
     kind: Kind,
     prepare: Callable[[str], str],
 ) -> bool:
-    """Apply what is pending, each file with its record; returns whether there was anything."""
+    """Apply the pending migrations and record each of them. Return whether there were any.
+
+    `prepare` replaces the placeholders in the text of a file.
+    """
     with connection.cursor() as cursor:
         pending = list(_pending(cursor, schema, kind))
         for migration in pending:
@@ -338,7 +347,10 @@ def apply_pending(
 
 @contextmanager
 def _without_lock_timeout(connection: Connection) -> Iterator[None]:
-    """Wait for locks: an index built concurrently waits for all older transactions, blocking nobody."""
+    """Disable the lock timeout: CREATE INDEX CONCURRENTLY waits for all older transactions.
+
+    That wait blocks no other session.
+    """
     with connection.cursor() as cursor:
         cursor.execute("SET lock_timeout = 0")
         try:
@@ -349,7 +361,7 @@ def _without_lock_timeout(connection: Connection) -> Iterator[None]:
 
 
 def store_tenant_files(connection: Connection) -> None:
-    """Tell the database what a new tenant's schema is made of, for pos_create_tenant()."""
+    """Store the migrations of a tenant's schema in the database, for pos_create_tenant()."""
     files = (*migrations("tenant"), hooks_migration())
     with transaction(connection) as cursor:
         cursor.execute(f"SELECT file, checksum FROM {MAIN}.pos_tenant_files ORDER BY position")
@@ -357,21 +369,22 @@ def store_tenant_files(connection: Connection) -> None:
             return
         cursor.execute(f"DELETE FROM {MAIN}.pos_tenant_files")
         for position, each in enumerate(files, 1):
-            # It is one transaction there, and nobody writes into what is being made.
+            # pos_create_tenant() runs in a transaction, in which CONCURRENTLY is not allowed. It is not
+            # needed there either: no session uses the new tables.
             content = each.text if each.transactional else each.text.replace(" CONCURRENTLY", "")
             cursor.execute(_KEEP_FILE, (position, each.file, each.checksum, content))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of PostgreSQL's message: what a person needs, without the position marks."""
+    """Return the first line of PostgreSQL's message, without the lines that mark a position."""
     return str(error).strip().split("\n", 1)[0]
 
 
 def record_migration(cursor: Any, schema: str, migration: Migration) -> None:
-    """Note in `schema_versions` that a file was applied to a schema as it is now."""
+    """Record in `schema_versions` that the current text of a file was applied to a schema."""
     cursor.execute(_RECORD, (schema, migration.file, migration.checksum))
 
 
 def hooks_migration() -> Migration:
-    """The hooks on a shop's own tables, applied anew to hooked tenants whenever they change."""
+    """Return the hooks on a shop's own tables. A changed file is applied again to hooked tenants."""
     return Migration(HOOKS, (resources.sql() / HOOKS).read_text("utf-8"))

@@ -1,15 +1,15 @@
-"""Make tenants, bring their schemas up to date, and put the hooks on a shop's own tables.
+"""Create tenants, migrate their schemas, and install the hooks on a shop's own tables.
 
-Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has
-placeholders in psql's notation (`:"schema"`, `:"hook_role"`, `:"note_role"`, `:shop` and `:tenant_id`); they
-are replaced everywhere in the file, also in the bodies of functions.
+Blocking code for `posctl`. The SQL files of a tenant contain placeholders in psql's notation (`:"schema"`,
+`:"hook_role"`, `:"note_role"`, `:shop` and `:tenant_id`). They are replaced everywhere in the file, also in
+the bodies of functions.
 
-A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: the owner of a schema
-can drop what is in it, posd's tables included.
+posd_owner owns a tenant's schema, even if the shop owns tables in it: the owner of a schema can drop every
+object in it, and posd's tables must be protected.
 
-Sessions here belong to a superuser or to a member of posd_owner, so they read nothing in a shop's tables,
-only what the system catalogs say of them. A view, a policy or a type of the shop's would run the shop's
-functions with the rights of that session. `adopting` reads them with the rights of the tenant's reader.
+The sessions here belong to a superuser or to a member of posd_owner. They therefore read only the system
+catalogs, never the rows of a shop's tables: a view, policy or type of the shop would run the shop's functions
+with the rights of the session. `adopting` reads rows with the rights of the tenant's reader.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from posd.values import TENANT_RULES, Tenant
 
 @frozen
 class MigrationReport:
-    """What one `migrate` did: schemas by name, those that failed with the reason."""
+    """The result of `migrate`: names of schemas, and for each failed schema the reason."""
 
     updated: tuple[str, ...]
     current: tuple[str, ...]
@@ -57,11 +57,11 @@ class MigrationReport:
 def migrate(
     connection: Connection, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> MigrationReport:
-    """Bring the main schema and then every tenant's to this posd's version.
+    """Migrate the main schema and then the schema of every tenant to this posd's version.
 
-    A tenant that fails leaves the others updated. `progress` is called with a schema's name, its
-    number and how many there are. Raises `SchemaError` if the main schema fails, if it is newer
-    than this posd, or if another migration is running.
+    A failed tenant does not prevent the migration of other tenants. `progress` is called with the name of a
+    schema, its number, and the number of schemas. Raises `SchemaError` if the main schema fails, if it is
+    newer than this posd, or if another migration is running.
     """
     updated: list[str] = []
     current: list[str] = []
@@ -99,17 +99,17 @@ def add_tenant(
     timezone: str,
     region: str | None = None,
 ) -> Tenant:
-    """Make a tenant: its row, its role, its schema, and the hooks where the tables are posd's own.
+    """Create a tenant: its row, roles and schema, and the hooks if posd owns the tables.
 
-    `region` (ISO 3166) is where telephone numbers without a country code are of; that of the time zone
-    where it is None. Raises `SchemaError` with a sentence for an existing or malformed slug, for a
-    currency or a region that there is not, and when the main schema does not fit. What is left half
-    done by a crash is finished by `migrate`.
+    `region` (ISO 3166) is the country of telephone numbers without a country code. If it is None, the region
+    of the time zone is used. Raises `SchemaError` for an existing or malformed slug, for an unknown currency,
+    region or time zone, and for an unsupported version of the main schema. `migrate` completes a tenant
+    whose creation was interrupted by a crash.
     """
     schema = f"dinedesk_{slug.replace('-', '_')}"
     if not is_currency(currency):
         raise SchemaError(
-            f"{currency!r} is no currency: write the three capital letters of ISO 4217, such as GBP"
+            f"{currency!r} is not a currency: write the three capital letters of ISO 4217, such as GBP"
         )
     region = region or region_of(timezone) or DEFAULT
     if not is_region(region):
@@ -128,13 +128,13 @@ def add_tenant(
                     (slug, name, schema, currency, timezone, region),
                 )
             except psycopg2.errors.UniqueViolation as error:
-                raise SchemaError(f"there is a tenant {slug!r} already") from error
+                raise SchemaError(f"the tenant {slug!r} exists already") from error
             except psycopg2.errors.CheckViolation as error:
                 broken = error.diag.constraint_name
                 if broken == "tenants_timezone_known":
                     raise SchemaError(f"there is no time zone {timezone!r}") from error
                 raise SchemaError(
-                    TENANT_RULES.get(broken, f"not a usable tenant: {first_line(error)}")
+                    TENANT_RULES.get(broken, f"the tenant is not valid: {first_line(error)}")
                 ) from error
             tenant_id, zone = cursor.fetchone()
             tenant = Tenant(tenant_id, slug, name, schema, currency, zone, region)
@@ -142,14 +142,14 @@ def add_tenant(
             _prepare(connection, tenant)
         except psycopg2.Error as error:
             raise SchemaError(
-                f"the tenant {slug!r} is entered, but its schema is not ready ({first_line(error)});"
+                f"the tenant {slug!r} was created, but its schema is not ready ({first_line(error)});"
                 " `posctl migrate` tries again"
             ) from error
     return tenant
 
 
 def fill_placeholders(text: str, tenant: Tenant) -> str:
-    """Fill in the placeholders of a tenant's SQL. Names are quoted as PostgreSQL quotes them."""
+    """Replace the placeholders of a tenant's SQL. Identifiers are quoted."""
     values = {
         ':"schema"': _quoted(tenant.schema),
         ':"hook_role"': _quoted(reader_role(tenant)),
@@ -163,7 +163,7 @@ def fill_placeholders(text: str, tenant: Tenant) -> str:
 
 
 def find_tenant(connection: Connection, slug: str) -> Tenant:
-    """The tenant of this slug. Raises `SchemaError` if there is none."""
+    """Return the tenant with this slug. Raises `SchemaError` if there is none."""
     tenant = next((t for t in _tenants(connection) if t.slug == slug), None)
     if tenant is None:
         raise SchemaError(f"there is no tenant {slug!r}")
@@ -181,7 +181,7 @@ def _tenants(connection: Connection) -> Iterator[Tenant]:
 
 
 def _prepare(connection: Connection, tenant: Tenant) -> bool:
-    """Role, schema, migrations, hooks: whatever of it is missing. Returns whether any was."""
+    """Create or update the roles, schema and hooks of a tenant. Return whether anything was changed."""
     with connection.cursor() as cursor:
         _check_owner(cursor, tenant.schema)
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(tenant.schema)}")
@@ -199,7 +199,7 @@ def _prepare(connection: Connection, tenant: Tenant) -> bool:
 
 
 def _check_owner(cursor: Any, schema: str) -> None:
-    """Refuse a schema that is not posd_owner's, with the statements that make it so."""
+    """Raise `SchemaError`, with the statements that help, if posd_owner does not own the schema."""
     cursor.execute(
         "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s", (schema,)
     )
@@ -214,10 +214,10 @@ def _check_owner(cursor: Any, schema: str) -> None:
 
 
 def _hooks_wanted(cursor: Any, tenant: Tenant) -> bool:
-    """Whether hooks are to be put on the shop's tables, if it has both.
+    """Return whether hooks must be installed on the shop's tables. Both tables must exist.
 
-    Never yet hooked: if posd made the tables. Hooked before: if the hooks are outdated, or are gone
-    because a table was made anew.
+    If the tables were never hooked, the answer is whether posd owns them. If they were hooked, the answer is
+    whether the hooks are outdated, or missing because a table was created again.
     """
     cursor.execute(
         f"SELECT checksum FROM {MAIN}.schema_versions WHERE schema_name = %s AND file = %s",
@@ -235,7 +235,7 @@ def _hooks_wanted(cursor: Any, tenant: Tenant) -> bool:
 
 
 def stored_options(cursor: Any, tenant: Tenant) -> AdoptionOptions:
-    """What the operator chose when the tables were adopted; nothing if they were not."""
+    """Return the options with which the tables were adopted; empty options if they never were."""
     cursor.execute(
         f"SELECT condition, timestamps, unique_ids FROM {MAIN}.pos_adoptions WHERE tenant_id = %s",
         (tenant.id,),
@@ -245,13 +245,13 @@ def stored_options(cursor: Any, tenant: Tenant) -> AdoptionOptions:
 
 
 def shop_tables_of(cursor: Any, tenant: Tenant) -> dict[str, ShopTable]:
-    """The shop's `orders` and `order_items`, as far as there are any."""
+    """Return the shop's `orders` and `order_items` by name, as far as they exist."""
     cursor.execute(shop_tables.READ, {"schema": tenant.schema, "role": reader_role(tenant)})
     return shop_tables.tables_from_rows(cursor.fetchall())
 
 
 def install_hooks(cursor: Any, tenant: Tenant, choices: AdoptionOptions) -> None:
-    """Put the hooks on, in the caller's transaction, or raise `AdoptionRefused`."""
+    """Install the hooks in the caller's transaction. Raises `AdoptionRefused`."""
     tables = shop_tables_of(cursor, tenant)
     adoption.check_columns(tenant, tables)
     found = adoption.refusals(tenant, tables, choices, reader_role(tenant))
@@ -262,17 +262,17 @@ def install_hooks(cursor: Any, tenant: Tenant, choices: AdoptionOptions) -> None
 
 
 def reader_role(tenant: Tenant) -> str:
-    """The role that owns the function which reads a tenant's orders, and may read its tables."""
+    """Return the role that owns the function that reads a tenant's orders. It may read the shop's tables."""
     return f"posd_hook_{name_suffix(tenant)}"
 
 
 def hook_owner_role(tenant: Tenant) -> str:
-    """The role that owns a tenant's hooks, and may do nothing but enqueue for it."""
+    """Return the role that owns a tenant's hooks. It may only write to the tenant's outbox."""
     return f"posd_note_{name_suffix(tenant)}"
 
 
 def name_suffix(tenant: Tenant) -> str:
-    """What the names of a tenant's roles and functions end in."""
+    """Return the suffix of the names of a tenant's roles and functions."""
     return tenant.schema.removeprefix("dinedesk_")
 
 

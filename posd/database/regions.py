@@ -1,8 +1,8 @@
-"""Change the region in which a shop's telephone numbers are read. Blocking code for `posctl`.
+"""Change the region in which a shop's telephone numbers are parsed. Blocking code for `posctl`.
 
-A customer's account is stored under a number in E.164. A number that was typed without a country code got
-that of the region. Under another region the same digits mean another number, and the customer does not
-find the account. `change_region` names the accounts of which that is so.
+A customer's account is stored with a number in E.164 form. A number that was typed without a country code has
+the country code of the region. In another region the same digits are another number, and the customer's
+account is not found. `change_region` returns these accounts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _TENANT: Final = (
     f"SELECT id, schema_name, default_region FROM {MAIN}.tenants WHERE slug = %s FOR UPDATE"
 )
 _CHANGE: Final = f"UPDATE {MAIN}.tenants SET default_region = %s WHERE id = %s"
-# A shop's own table of this name is none of posd's ledgers, and is not read with these rights.
+# A table with this name that the shop owns is not a ledger of posd. It must not be read with the rights of
+# this session, because that could run the shop's code.
 _IS_OURS: Final = """
     SELECT EXISTS (
         SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -33,9 +34,10 @@ _IS_OURS: Final = """
 
 @frozen
 class RenumberedAccount:
-    """An account's number as it is stored, and what the digits that were typed mean in the new region.
+    """An account whose number changes with the region.
 
-    `merges`: there is an account of that other number already, so one customer has two.
+    `phone` is the stored number, and `elsewhere` the number of the same typed digits in the new region.
+    `merges`: an account with the number `elsewhere` exists, so one customer has two accounts.
     """
 
     phone: str
@@ -45,7 +47,7 @@ class RenumberedAccount:
 
 @frozen
 class RegionChange:
-    """A change of region that was made, or was not: `accounts` are those that customers leave behind."""
+    """The result of `change_region`. Customers no longer find `accounts`. `is_made`: the region was set."""
 
     before: str
     after: str
@@ -54,17 +56,18 @@ class RegionChange:
 
 
 def region_country(tenant: Tenant) -> str | None:
-    """Return the region of a tenant's time zone; None where the zone is of no country."""
+    """Return the region of a tenant's time zone, or None if the zone belongs to no country."""
     return region_of(tenant.timezone)
 
 
 def change_region(
     connection: Connection, slug: str, region: str | None, *, keep_accounts: bool = False
 ) -> RegionChange:
-    """Set the region of a tenant, or only compare: where it is None, or accounts would be left behind.
+    """Set the region of a tenant.
 
-    With `keep_accounts` it is set all the same; no account and no points are changed. Raises
-    `SchemaError` if there is no such tenant.
+    The region is not set if `region` is None, or if customers would no longer find their accounts and
+    `keep_accounts` is False. Accounts and points are never changed. Raises `SchemaError` if there is no such
+    tenant.
     """
     with administer(connection):
         check_main(connection)
@@ -83,7 +86,7 @@ def change_region(
 
 
 def _accounts(cursor: Any, schema: str, before: str, after: str) -> tuple[RenumberedAccount, ...]:
-    """The accounts whose number was, as far as can be told, typed without a country code."""
+    """Return the accounts whose number was probably typed without a country code."""
     cursor.execute(_IS_OURS, (schema, OWNER))
     if before == after or not cursor.fetchone()[0]:
         return ()

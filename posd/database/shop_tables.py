@@ -1,6 +1,6 @@
-"""A shop's own `orders` and `order_items`, as the system catalog describes them.
+"""Read the description of a shop's own `orders` and `order_items` from the system catalog.
 
-Nothing of the shop's runs while the catalog is read: no view, policy, type or expression of its tables.
+Reading the catalog runs no code of the shop: no view, policy, type or expression of its tables.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ USED_COLUMNS: Final = {
 TIMES: Final = ("created_at", "scheduled_for", "scheduled_time")
 """The columns of `orders` that hold points in time."""
 
-# From pg_catalog, since information_schema shows nothing that one has no rights on. The types come without
-# their length. `base` is the type below a domain, which may be of another domain. A policy hides no rows if
-# it is permissive, for the reader and `USING (true)`, and no other policy restricts it.
+# Uses pg_catalog, because information_schema omits objects on which the user has no rights. Types have no
+# length. `base` is the base type of a domain; a domain may be based on a domain. Row security hides no rows
+# if the reader has a permissive policy with `USING (true)` and no restrictive policy.
 READ: Final = """
     WITH RECURSIVE family AS (
         SELECT c.oid AS root, c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -110,59 +110,59 @@ READ: Final = """
 
 @frozen
 class ShopTable:
-    """One of a shop's own tables; names in `closed` and `unhooked` are as they are written in SQL."""
+    """One of a shop's own tables. Names in `closed` and `unhooked` are quoted SQL identifiers."""
 
     name: str
     kind: str
     """`relkind` of pg_class."""
     owner: str
     is_hooked: bool
-    """Whether it is, with all of its partitions and the tables that inherit from it."""
+    """Whether the table, its partitions and its inheriting tables all have hooks."""
     columns: Mapping[str, str]
-    """All columns with their types, of a domain the type below it."""
+    """The types of all columns; for a domain, its base type."""
     foreign: tuple[str, ...]
-    """The columns of types that do not belong to a superuser: their casts may be the shop's functions."""
+    """The columns whose type no superuser owns: a cast of such a type may call a function of the shop."""
     unreadable: tuple[str, ...]
     """The columns of `USED_COLUMNS` that the tenant's reader has no right to read."""
     closed: tuple[str, ...]
-    """The tables, of it and of those that belong to it, on which posd_owner may not make triggers."""
+    """The table, its partitions and inheriting tables, those on which posd_owner may not create triggers."""
     unhooked: tuple[str, ...]
-    """Its partitions, or the tables that inherit from it, without enabled hooks."""
+    """The partitions and inheriting tables without enabled hooks."""
     has_unique_id: bool
     has_order_index: bool
-    """Whether there is an index by which the lines of one order are found."""
+    """Whether an index begins with `order_id`, so that the items of an order are found quickly."""
     key: tuple[str, ...]
     """The columns of the primary key."""
     references: tuple[str, ...]
-    """The foreign keys to the shop's tables."""
+    """The names of the foreign keys to `orders` and `order_items`."""
     hides_rows: bool
     """Whether row security may hide rows from the tenant's reader."""
     has_row_security: bool
     partition_key: str | None
     parts: int
-    """How many partitions it has, or tables that inherit from it."""
+    """The number of partitions and inheriting tables."""
     is_partition: bool
 
     @property
     def without_zone(self) -> tuple[str, ...]:
-        """The columns of times that do not say in which time zone they are."""
+        """The columns of `TIMES` with type `timestamp without time zone`."""
         return tuple(
             name for name in TIMES if self.columns.get(name) == "timestamp without time zone"
         )
 
 
 async def load_tables(executor: Querier, tenant: Tenant, role: str) -> dict[str, ShopTable]:
-    """The shop's tables, as far as there are any; `role` is the tenant's reader."""
+    """Return the shop's tables by name, as far as they exist. `role` is the tenant's reader."""
     return tables_from_rows(await executor.query(READ, {"schema": tenant.schema, "role": role}))
 
 
 def tables_from_rows(rows: Iterable[tuple[Any, ...]]) -> dict[str, ShopTable]:
-    """The tables from the rows of `READ`."""
+    """Convert the rows of `READ`. Return the tables by name."""
     return {row[0]: _table(*row) for row in rows}
 
 
 def column_types(tables: Mapping[str, ShopTable]) -> dict[str, dict[str, str]]:
-    """The columns that are read, with their types, as `pos_adoptions.tables` keeps them."""
+    """Return the types of the columns that posd reads, in the form of `pos_adoptions.tables`."""
     return {
         name: {
             column: kind for column, kind in table.columns.items() if column in USED_COLUMNS[name]

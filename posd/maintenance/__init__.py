@@ -1,4 +1,4 @@
-"""Retention, erasure, audit, and diagnosis of an installation.
+"""Retention, erasure, audit and diagnosis of an installation.
 
-What the daemon does for each order does not belong here.
+Code that runs for every order does not belong here.
 """

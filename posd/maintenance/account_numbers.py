@@ -1,8 +1,8 @@
-"""Loyalty accounts that no till finds, since a shop's SQL has written their number in another way than posd.
+"""Find loyalty accounts that no till can find, because a shop's SQL stored their number in another form.
 
-posd reads a number as it is typed, in the tenant's region, and looks for it in E.164. PostgreSQL cannot do
-that, so the table takes what has the form of E.164: also `+4407700900123`, which is not how +447700900123 is
-written.
+posd parses a typed number in the tenant's region and looks the account up by its E.164 form. PostgreSQL
+cannot parse telephone numbers. The table's constraint therefore accepts every text that looks like E.164,
+also `+4407700900123`, whose correct form is `+447700900123`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PAGE: Final = 5_000
 
 
 async def unreachable_accounts(executor: Querier, tenant: Tenant, most: int) -> CheckOutcome:
-    """The accounts whose number leads to another account, or to none; the first `most` of them by id."""
+    """Count the accounts that cannot be found by their number. Return the first `most` of them, by id."""
     if not await accounts.has_accounts(executor, tenant):
         return CheckOutcome()
     total, rows, last = 0, list[BrokenRow](), 0
@@ -39,5 +39,7 @@ def _number_fault(phone: str, region: str) -> str | None:
     try:
         read = phones.normalise(phone, region)
     except Unprocessable:
-        return "its number is no telephone number, so nobody who types one finds the account"
-    return None if read == phone else "its number is written otherwise in E.164, so nobody finds it"
+        return "its number is not a valid telephone number, so no till finds the account"
+    return (
+        None if read == phone else "its number is not in E.164 form, so no till finds the account"
+    )

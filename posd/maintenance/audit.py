@@ -1,8 +1,8 @@
-"""All that must be so in the database, recomputed: `posctl audit`.
+"""Recompute every invariant of the database: `posctl audit`.
 
-One session, in one snapshot, goes through the main schema and then through each tenant's. A rule that cannot
-be looked at (a table is gone, a right is missing) is itself a fault; one for which the time was too short is
-told apart from that.
+One session reads the main schema and then the schema of each tenant, all in one snapshot. A check that fails
+to run (a table or a right is missing) is a fault. A check that reaches its time limit is reported as
+unfinished.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from posd.values import Tenant
 
 @frozen
 class AuditFinding:
-    """What breaks a rule, in one tenant's rows; `tenant` is a slug, None in what concerns all."""
+    """The rows that violate one check. `tenant` is a slug, or None for the main schema."""
 
     tenant: str | None
     check: str
@@ -34,7 +34,7 @@ class AuditFinding:
 
 @define
 class Audit:
-    """What has been found so far: faults and warnings, and which checks took too long."""
+    """The result of an audit: faults, warnings, and the checks that reached their time limit."""
 
     findings: list[AuditFinding] = field(factory=list)
     unfinished: list[tuple[str | None, str]] = field(factory=list)
@@ -51,19 +51,19 @@ class Audit:
 
 @frozen
 class Auditor:
-    """Looks at everything through one session, and shows `most` rows of what breaks a rule."""
+    """Runs all checks through one session. A finding contains at most `most` rows."""
 
     executor: Querier
     most: int
     audit: Audit = field(factory=Audit)
 
     async def main(self) -> None:
-        """Look at what all tenants have in common."""
+        """Check the main schema."""
         await self._structure(None)
         await self._checks(audit_main.CHECKS, None)
 
     async def tenant(self, tenant: Tenant) -> None:
-        """Look at one tenant, as far as its schema is one that this posd knows."""
+        """Check one tenant. Rows are checked only if this posd supports the version of the schema."""
         if await self._structure(tenant):
             await self._run_check("shop tables", tenant, self._shop_tables(tenant))
             await self._checks((*audit_stream.CHECKS, *audit_orders.CHECKS), tenant)
@@ -82,7 +82,7 @@ class Auditor:
         except Busy:
             self.audit.unfinished.append((slug, name))
         except StatementFailed as error:
-            wrong = BrokenRow("–", f"cannot be looked at: {error}")
+            wrong = BrokenRow("–", f"the check failed: {error}")
             self.audit.findings.append(AuditFinding(slug, name, CheckOutcome(1, [wrong])))
 
     async def _check_rows(self, check: AuditCheck, tenant: Tenant | None) -> None:
@@ -90,7 +90,7 @@ class Auditor:
         self._add_finding(check.name, tenant, found, warns=check.warns)
 
     async def _structure(self, tenant: Tenant | None) -> bool:
-        """Hold a schema against the migrations; whether it is one whose rows can be looked at."""
+        """Compare a schema with the migrations. Return whether this posd supports its version."""
         fits: list[bool] = []
 
         async def compare() -> None:
@@ -113,7 +113,7 @@ class Auditor:
         return fits == [True]
 
     async def _shop_tables(self, tenant: Tenant) -> None:
-        """Hold the shop's own tables against what they were when they were adopted."""
+        """Compare the shop's own tables with their state when they were adopted."""
         rows = [
             BrokenRow("orders, order_items", " ".join((each.what, *each.statements)))
             for each in await shop_changes.table_changes(self.executor, tenant)
@@ -133,7 +133,7 @@ class Auditor:
 
 
 async def load_schema(executor: Querier, tenant: Tenant | None) -> structure.Schema:
-    """A schema as it is; the main one for None."""
+    """Read the description of a tenant's schema from the system catalog; None means the main schema."""
     name = MAIN if tenant is None else tenant.schema
     shop = "" if tenant is None else name_suffix(tenant)
     return structure.Schema(

@@ -1,8 +1,9 @@
-"""Forgetting one customer of one tenant: found everywhere, erased, looked for again until there is nothing.
+"""Erase the data of one customer of one tenant: find, erase, and search again until nothing is found.
 
-What is found is decided by `erasure`, what is stored by `store.erasure`. An order that names the customer
-once is theirs: all that is about it is erased, also where it has another number. So is a loyalty account,
-with the number that it is kept under.
+`posd.events.redaction` decides which documents are about the customer, and `posd.store.erasure` reads and
+writes them. An order that names the customer once belongs to the customer: every document about that order
+is erased, even if it contains another telephone number. The number of a loyalty account of the customer
+counts as a number of the customer.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ _ORDERS: Final = _PLACES[:4]
 _ROUNDS: Final = 5
 
 Progress = Callable[[int], None]
-"""Is told how many documents were looked at."""
+"""A callback with the number of documents read since the last call."""
 
 
 @define
 class CustomerData:
-    """What is about the customer: new texts by place and key, cards, accounts, and orders by id.
+    """The data about a customer: the redacted texts by place and key, gift cards, and loyalty accounts.
 
-    `unreadable` counts texts that are no JSON which posd reads: they cannot be looked into.
+    `person` includes the order ids that were found. `unreadable` counts texts that posd cannot parse as
+    JSON and that may contain data of the customer.
     """
 
     person: ErasedPerson
@@ -50,12 +52,12 @@ class CustomerData:
 
     @property
     def counts(self) -> ErasureCounts:
-        """How much that is."""
+        """The number of found documents, cards and accounts."""
         keys = {part: {key for key, _ in texts} for part, texts in self.texts.items()}
         return _counts(keys, len(self.cards), len(self.accounts))
 
     def add(self, part: store.Part, key: str, text: str) -> None:
-        """Note that a text is to become another one."""
+        """Add the redacted text of a document."""
         self.texts.setdefault(part, []).append((key, text))
 
 
@@ -65,7 +67,7 @@ async def find(
     person: ErasedPerson,
     progress: Progress = lambda count: None,
 ) -> CustomerData:
-    """Everything that posd has about the customer."""
+    """Find everything that posd has stored about the customer."""
     cards, accounts = await store.load_people(executor, tenant)
     theirs = [
         each
@@ -100,9 +102,10 @@ async def erase(
     request: str,
     progress: Progress = lambda count: None,
 ) -> ErasureCounts:
-    """Erase what was found, and what has come since; how much was erased. Raises `Busy` if it never ends.
+    """Erase the found data, and data that was written since. Return how much was erased.
 
-    That it was done is noted, with whom somebody `request` to erase, also where it ends before its time.
+    Records the erasure with the text `request`, also if the erasure fails. Raises `Busy` if data of the
+    customer is still found after several rounds.
     """
     keys: dict[store.Part, set[str]] = {}
     cards = accounts = 0
@@ -120,7 +123,9 @@ async def erase(
                 return _counts(keys, cards, accounts)
     finally:
         await store.record_erasure(executor, tenant, request, _counts(keys, cards, accounts))
-    raise Busy("What is to be erased is being written again and again.")
+    raise Busy(
+        "New data of the customer was written during each round of the erasure. Try again later."
+    )
 
 
 async def _documents(
@@ -134,7 +139,7 @@ async def _documents(
 
 
 def _inspect(document: CustomerDocument, place: store.DocumentPlace, found: CustomerData) -> None:
-    """Note what a document is to become, if it is about the customer."""
+    """Add the redacted text of a document to `found`, if the document is about the customer."""
     person = found.person
     if document.operation is not None and _names_customer(document.operation, person):
         found.add("call", document.key, "")
@@ -156,12 +161,12 @@ def _inspect(document: CustomerDocument, place: store.DocumentPlace, found: Cust
 
 
 def _names_customer(operation: str, person: ErasedPerson) -> bool:
-    """Whether an address names the customer: `POST /api/kitchen/loyalty/%2B447700900123/redeem`."""
+    """Whether a request line names the customer: `POST /api/kitchen/loyalty/%2B447700900123/redeem`."""
     return any(person.is_named_in(unquote(each)) for each in operation.split("/"))
 
 
 def _decode(text: str) -> object:
-    """A text as JSON; None if posd cannot read it."""
+    """Parse a text as JSON. Return None if that fails."""
     try:
         return jsontext.decode(text)
     except InvalidMessage:
@@ -169,7 +174,10 @@ def _decode(text: str) -> object:
 
 
 def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> ErasureCounts:
-    """How much that is. An event and what is beside it is one, and so is what is not one yet."""
+    """Count documents. An event and its extra members are one document.
+
+    Messages, outbox rows and refusals count as events.
+    """
     none: set[str] = set()
     return ErasureCounts(
         events=len(keys.get("event", none) | keys.get("beside", none))

@@ -1,8 +1,9 @@
-"""Prunes by itself what is older than it is kept for, on one node at a time.
+"""Delete rows that are older than the retention time, on one node at a time.
 
-Every few minutes it looks which tenants have what is due. That is once a day for each, at an hour at
-which the shop is closed; after a night in which no posd ran, within minutes. Where little is kept it is more
-often. What is deleted is in `store.retention`; that a till which comes too late is told so, in `cursor`.
+Every few minutes the service looks for tenants with expired rows. A tenant is pruned once a day, at an hour
+at which the shop is closed. If no posd ran in that night, the tenant is pruned within minutes of the start.
+With a retention of less than a few days, a tenant is pruned more often. `posd.store.retention` has the
+statements. A till whose position was deleted receives a resync.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from posd.waiting import RoundPauses
 
 _LOOK_SECONDS: Final = 300.0
 _NIGHT: Final = (3, 4, 5)
-"""The hours in which a restaurant is asleep, by its own clock."""
+"""The hours in which a restaurant is closed, in its own time zone."""
 _EARLY, _LATE = 20 * HOUR, 28 * HOUR
-"""How much may be due at night, and by day: in the night it is a day's worth, or the night was missed."""
+"""How long rows may stay past their retention time before they are pruned: at night, and by day.
+
+20 hours give one run each night; 28 hours mean that a night's run was missed.
+"""
 _LEASE_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.1
 _NOTED: Final = (
@@ -40,9 +44,9 @@ _NOTED: Final = (
 
 
 class Retention(Service):
-    """Looks for what is due, and has it deleted in batches with a pause between them.
+    """A service that deletes expired rows in batches, with a pause between batches.
 
-    `seconds` is how long events are kept; it may be changed at any time.
+    `seconds` is the retention time of events. It may be changed at any time.
     """
 
     _log = Logger()
@@ -54,7 +58,7 @@ class Retention(Service):
         self._database = database
         self._node_id = node_id
         self.seconds = seconds
-        # What is wrong with a tenant is told once.
+        # The tenants whose failure has been logged: a failure is logged once, until a run succeeds.
         self._failed: set[TenantId] = set()
         self._pauses = RoundPauses(reactor)
         self._loop: Deferred[None] = succeed(None)
@@ -62,10 +66,12 @@ class Retention(Service):
     def startService(self) -> None:
         Service.startService(self)
         self._loop = Deferred.fromCoroutine(self._prune_forever())
-        self._loop.addErrback(lambda failure: self._log.failure("pruning has ended", failure))
+        self._loop.addErrback(
+            lambda failure: self._log.failure("pruning has stopped; restart posd", failure)
+        )
 
     def stopService(self) -> Deferred[None]:
-        """The batch that is being deleted still is."""
+        """Stop after the current batch. Fires when that batch has been deleted."""
         Service.stopService(self)
         self._pauses.end()
         return self._loop
@@ -75,13 +81,13 @@ class Retention(Service):
             try:
                 await self.look()
             except Refusal:
-                # The database is away. What is due stays due.
+                # The database is unavailable. The next round finds the same expired rows.
                 continue
             except Exception:
-                self._log.failure("pruning failed")
+                self._log.failure("pruning failed; posd tries again in some minutes")
 
     async def look(self) -> None:
-        """Prune all that is due, unless another node is at it."""
+        """Prune all tenants with expired rows, unless another node holds the lease."""
         keep = self.seconds
         due = await retention.due_tenants(
             self._database,
@@ -101,7 +107,7 @@ class Retention(Service):
 
     async def _prune_due(self, due: Sequence[DueTenant]) -> None:
         self._log.info(
-            "pruning what is older than {kept}: tenants={tenants}",
+            "pruning rows older than {kept}: tenants={tenants}",
             kept=format_duration(self.seconds),
             tenants=len(due),
         )
@@ -112,7 +118,7 @@ class Retention(Service):
         await self._prune_answers(due[-1])
 
     async def _prune_deleted(self) -> None:
-        """Delete what is left of tenants that were deleted."""
+        """Delete the remaining rows of tenants that were deleted."""
         total = 0
         while gone := await retention.prune_deleted(self._database):
             total += gone
@@ -122,18 +128,18 @@ class Retention(Service):
             self._log.info("pruned rows of deleted tenants: rows={rows}", rows=total)
 
     async def _prune_quietly(self, due: DueTenant) -> None:
-        """One tenant; what goes wrong with it stops no other."""
+        """Prune one tenant. A failure is logged and does not stop the pruning of other tenants."""
         try:
             await self._prune(due)
             self._failed.discard(due.tenant_id)
         except Busy:
-            # Somebody has its rows or its head; it stays due.
+            # Another transaction has locked the rows or the head. The next round tries again.
             return
         except StatementFailed as error:
             if due.tenant_id not in self._failed:
                 self._failed.add(due.tenant_id)
                 self._log.error(
-                    "tenant {tenant_id} cannot be pruned: {error}",
+                    "tenant {tenant_id} cannot be pruned: {error}; posd tries again in some minutes",
                     tenant_id=due.tenant_id,
                     error=error,
                 )
@@ -173,7 +179,7 @@ class Retention(Service):
         return await retention.renew_lease(self._database, self._node_id, _LEASE_SECONDS)
 
     async def _sleep(self, seconds: float) -> bool:
-        """Let others have their turn; False when there is to be no more."""
+        """Pause so that other statements run. Return False when the service stops."""
         if self.running:
             await self._pauses.take(seconds * random.uniform(0.5, 1.5))
         return bool(self.running)

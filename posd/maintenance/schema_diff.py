@@ -1,8 +1,9 @@
-"""What the migrations make of a database, held against what there is.
+"""Compare a schema in the database with the schema that the migrations create.
 
-`sql/structure.json` has all that the files of `sql/` make: tables, columns, constraints, indexes, triggers,
-functions and the rights on them, each on a line. It is made by `python -m tests.structure`, and a test holds
-it against a database. What a function does is not in there: its source must stand, as it is, in those files.
+`sql/structure.json` lists the objects that the files of `sql/` create: tables, columns, constraints,
+indexes, triggers, functions and their privileges, one object a line. `python -m tests.structure` writes the
+file, and a test compares it with a database. The file does not contain the bodies of functions: a body is
+correct if the same text occurs in the files of `sql/`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from posd.store.audit_structure import SchemaObject
 from posd.values import Tenant
 
 SHOPS_OWN: Final = ("orders", "order_items")
-"""Tables that a shop may have made itself, and hooks that are on them only if it was asked."""
+"""Tables that a shop may have created itself. They have hooks only after `posctl adopt`."""
 
 _HOOKS: Final = ("posd_hooks.note_orders", "posd_hooks.note_items", "posd_hooks.read_orders")
 _LEDGERS: Final = (
@@ -33,7 +34,7 @@ _OURS: Final = "owner posd_owner"
 
 @frozen
 class SchemaDifference:
-    """What is not as the migrations have made it; `ours` is false for what they have not made."""
+    """One difference from the migrations. `ours` is False for an object that no migration creates."""
 
     wrong: BrokenRow
     ours: bool = True
@@ -41,7 +42,7 @@ class SchemaDifference:
 
 @frozen
 class Schema:
-    """A schema as it was found: its parts, and the migrations that it has with their checksums."""
+    """A schema as the database has it: its objects, and the checksums of the applied migrations by file."""
 
     things: Sequence[SchemaObject]
     applied: Mapping[str, str]
@@ -57,26 +58,24 @@ class Schema:
         return "main" if self.tenant is None else "tenant"
 
     def schema_mismatch(self) -> str | None:
-        """Why this posd cannot work with the schema, or None if it can."""
+        """Return the reason why this posd does not support the schema's version, or None if it does."""
         return migrations.version_mismatch([*self.applied], migrations.expected_files()[self.kind])
 
     def differences(self) -> Iterator[SchemaDifference]:
-        """What is missing or otherwise, what was changed of files that were applied, what is not posd's."""
+        """Yield missing and changed objects, changed migration files, and foreign objects."""
         yield from self._files()
         wanted = self._expected_objects()
         for name, made in wanted.items():
             if name not in self._made:
-                yield SchemaDifference(BrokenRow(name, f"is missing; it was made as: {made}"))
+                yield SchemaDifference(BrokenRow(name, f"is missing; expected: {made}"))
             elif self._made[name] != made:
-                yield SchemaDifference(
-                    BrokenRow(name, f"is: {self._made[name]}; it was made as: {made}")
-                )
+                yield SchemaDifference(BrokenRow(name, f"is: {self._made[name]}; expected: {made}"))
         text = self._text()
         for thing in self.things:
             if thing.kind == "source":
                 if f"function {thing.name}" in wanted and f"$${thing.made}$$" not in text:
                     wrong = BrokenRow(
-                        f"function {thing.name}", "does not do what it was made to do"
+                        f"function {thing.name}", "has another body than in the migrations"
                     )
                     yield SchemaDifference(wrong)
             elif object_label(thing) not in wanted:
@@ -87,12 +86,13 @@ class Schema:
         for file, checksum in self.applied.items():
             if known.get(file, checksum) != checksum:
                 wrong = BrokenRow(
-                    file, "was changed after it was applied, so nothing is known of it"
+                    file,
+                    "was changed after it was applied; restore the applied version of the file",
                 )
                 yield SchemaDifference(wrong)
 
     def _expected_objects(self) -> dict[str, str]:
-        """What has to be there, for a shop that has made some of its tables itself too."""
+        """Return the expected objects without those that belong to the shop's own tables."""
         wanted = dict(expected_objects(self.kind))
         if self.tenant is None:
             return wanted
@@ -128,7 +128,7 @@ class Schema:
         return {each.name.partition("(")[0] for each in self.things if each.kind == "function"}
 
     def _text(self) -> str:
-        """All that the migrations say, filled in for this schema."""
+        """Return the text of all migrations, with the placeholders of this schema replaced."""
         files = [each.text for each in migrations.migrations(self.kind)]
         if self.tenant is None:
             bootstrap = (resources.sql() / "bootstrap.sql").read_text("utf-8")
@@ -137,28 +137,34 @@ class Schema:
         return provision.fill_placeholders("\n".join(files), self.tenant)
 
     def _foreign_object(self, thing: SchemaObject) -> Iterator[SchemaDifference]:
-        """Of what the migrations have not made, what acts with the rights of posd or on its tables."""
+        """Yield an object that no migration creates, if it has posd's rights or acts on posd's tables."""
         table = thing.name.partition(".")[0]
         if thing.kind == "function" and thing.made.startswith(("owner posd", "owner :")):
             if thing.name.partition("(")[0] not in _HOOKS:
                 yield SchemaDifference(
-                    BrokenRow(object_label(thing), "belongs to posd and is none of its own"), False
+                    BrokenRow(object_label(thing), "is owned by posd, but no migration creates it"),
+                    False,
                 )
         elif thing.kind == "trigger" and f"table {table}" in expected_objects(self.kind):
             if table not in SHOPS_OWN:
                 yield SchemaDifference(
-                    BrokenRow(object_label(thing), "acts on posd's rows and is not posd's"), False
+                    BrokenRow(
+                        object_label(thing), "is on a table of posd, but no migration creates it"
+                    ),
+                    False,
                 )
         elif thing.kind == "rights" and self._is_ours(table):
-            yield SchemaDifference(BrokenRow(object_label(thing), f"were not given: {thing.made}"))
+            yield SchemaDifference(
+                BrokenRow(object_label(thing), f"were not granted by a migration: {thing.made}")
+            )
 
 
 def object_label(thing: SchemaObject) -> str:
-    """How a part of a schema is called."""
+    """Return the label of an object, such as `table orders`, as in `structure.json`."""
     return f"{thing.kind} {thing.name}".rstrip()
 
 
 def expected_objects(kind: Kind) -> Mapping[str, str]:
-    """What the migrations make of a kind of schema, by label."""
+    """Return the objects that the migrations of a kind create: definitions by label."""
     text = (resources.sql() / "structure.json").read_text("utf-8")
     return cast("dict[Kind, dict[str, str]]", jsontext.decode(text))[kind]

@@ -1,4 +1,4 @@
-"""What has changed in a shop's tables since `posctl adopt`: for the doctor and the audit."""
+"""Find changes of a shop's tables since `posctl adopt`, for `posctl doctor` and `posctl audit`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MIN_OFFSET: Final = timedelta(minutes=30)
 
 
 async def table_changes(executor: Querier, tenant: Tenant) -> list[TableFinding]:
-    """What is not any more as it was when the tables were adopted; nothing if they never were.
+    """Return the changes since the tables were adopted; an empty list if they were never adopted.
 
-    Only the system catalog is read.
+    Reads only the system catalog.
     """
     kept = await adoptions.find(executor, tenant)
     if kept is None:
@@ -35,7 +35,7 @@ async def table_changes(executor: Querier, tenant: Tenant) -> list[TableFinding]
 
 
 async def better_timestamps_option(executor: Querier, tenant: Tenant) -> str | None:
-    """The value of `--timestamps` that seems to be right, if the other one was chosen; None otherwise."""
+    """Return the value of `--timestamps` that fits the orders, or None if the chosen value may be right."""
     kept = await adoptions.find(executor, tenant)
     if kept is None or kept.timestamps is None:
         return None
@@ -48,10 +48,10 @@ async def better_timestamps_option(executor: Querier, tenant: Tenant) -> str | N
 def judge_timestamps(
     orders: Sequence[tuple[datetime, datetime]], timezone: str, timestamps: str
 ) -> str | None:
-    """As `better_timestamps_option`, of orders that were made and published at these times.
+    """Return the value of `--timestamps` that fits the orders, or None if `timestamps` may be right.
 
-    If each order was published as long after it was made as the time zone is away from UTC, its time was
-    read by the wrong clock.
+    `orders` are pairs: when the order was created and when it was published. If every difference is about
+    the UTC offset of the time zone, `created_at` was read in the wrong time zone.
     """
     if len(orders) < _MIN_ORDERS:
         return None

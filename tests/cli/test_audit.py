@@ -78,8 +78,8 @@ class AuditTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_DATAERR)
         assert isinstance(ran.json, dict)
         told = {each["check"]: each["rows"][0]["what"] for each in ran.json["faults"]}
-        self.assertRegex(told["statuses"], "cannot be looked at: .* does not exist")
-        self.assertRegex(told["reports"], "cannot be looked at: permission denied")
+        self.assertRegex(told["statuses"], "the check failed: .* does not exist")
+        self.assertRegex(told["reports"], "the check failed: permission denied")
         self.assertEqual(told["gaps"], "is not in the log")
 
     def test_a_stream_that_was_pruned_and_a_customer_who_was_forgotten_leave_it_whole(self) -> None:

@@ -63,7 +63,7 @@ class AddTests(SynchronousTestCase):
     def test_one_that_exists_is_not_made_again(self) -> None:
         ran = posctl("tenant", "add", "kitchen", "--name", "Another", dsn=self.dsn)
         self.assertEqual(ran.code, os.EX_CANTCREAT)
-        self.assertEqual(ran.err, "posctl: there is a tenant 'kitchen' already\n")
+        self.assertEqual(ran.err, "posctl: the tenant 'kitchen' exists already\n")
 
     def test_before_the_first_migration_the_way_is_shown(self) -> None:
         dsn = test_server().fresh_database()

@@ -1,4 +1,4 @@
-"""The files of `sql/`, and what becomes of a database when they are applied to it."""
+"""Tests of the files of `sql/`, of bootstrap, and of migrations."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ WANTED = ("main/001_first.sql", "main/002_second.sql")
 
 
 class FilesTests(SynchronousTestCase):
-    """What is in `sql/`."""
+    """The files of `sql/`."""
 
-    def test_they_are_applied_in_the_order_of_their_numbers(self) -> None:
+    def test_migrations_are_ordered_by_their_numbers(self) -> None:
         for kind in ("main", "tenant"):
             files = [migration.file for migration in migrations.migrations(kind)]
             numbers = [file.removeprefix(f"{kind}/")[:3] for file in files]
             self.assertEqual(numbers, [f"{number:03}" for number in range(1, len(files) + 1)])
             self.assertEqual(tuple(files), migrations.expected_files()[kind])
 
-    def test_a_checksum_is_that_of_the_text(self) -> None:
+    def test_the_checksum_is_the_sha256_of_the_text(self) -> None:
         text = "SELECT '…';\n"
         self.assertEqual(
             Migration("main/001_a.sql", text).checksum, hashlib.sha256(text.encode()).hexdigest()
         )
 
-    def test_only_the_first_line_takes_a_file_out_of_its_transaction(self) -> None:
+    def test_only_the_first_line_can_disable_the_transaction(self) -> None:
         self.assertFalse(Migration("f", "-- no-transaction\nSELECT 1;\n").transactional)
         self.assertTrue(Migration("f", "SELECT 1;\n-- no-transaction\n").transactional)
 
 
 class MisfitTests(SynchronousTestCase):
-    """Whether a schema and a posd fit each other."""
+    """The comparison of a schema's files with the files of this posd."""
 
-    def test_one_that_has_all_files_fits(self) -> None:
+    def test_a_schema_with_all_files_is_supported(self) -> None:
         self.assertIsNone(version_mismatch([*WANTED], WANTED))
 
-    def test_the_record_of_the_hooks_is_not_held_against_a_tenant(self) -> None:
+    def test_the_record_of_the_hooks_is_ignored(self) -> None:
         self.assertIsNone(version_mismatch([*WANTED, "hooks.sql"], WANTED))
 
-    def test_an_older_one_is_named_by_the_first_file_that_it_lacks(self) -> None:
+    def test_the_message_about_an_older_schema_names_the_first_missing_file(self) -> None:
         self.assertEqual(
             version_mismatch([WANTED[0]], WANTED),
             "the schema is older than this posd: it lacks main/002_second.sql; run `posctl migrate`",
         )
 
-    def test_one_from_before_the_release_is_refused_by_name(self) -> None:
+    def test_the_message_about_a_schema_from_before_the_release_names_a_file(self) -> None:
         for file in ("main/002_stream.sql", "tenant/005_reports.sql"):
             self.assertRegex(
                 version_mismatch([WANTED[0], file], WANTED) or "",
                 f"^the schema is from before the release of posd 0.1: it has {file}; .* a new database$",
             )
 
-    def test_a_newer_one_is_named_by_its_file_even_if_it_lacks_others(self) -> None:
+    def test_the_message_about_a_newer_schema_names_the_unknown_file(self) -> None:
         self.assertEqual(
             version_mismatch([WANTED[0], "main/003_third.sql"], WANTED),
             "the schema is newer than this posd: it has main/003_third.sql; upgrade posd",
@@ -72,7 +72,7 @@ class MisfitTests(SynchronousTestCase):
 
 
 class BootstrapTests(SynchronousTestCase):
-    """A cluster that has never heard of posd."""
+    """A cluster without roles and databases of posd."""
 
     def setUp(self) -> None:
         self.server = test_server().another()
@@ -84,7 +84,7 @@ class BootstrapTests(SynchronousTestCase):
         self.addCleanup(connection.close)
         return Client(connection)
 
-    def test_the_database_the_roles_and_the_main_schema_are_made_once(self) -> None:
+    def test_bootstrap_creates_database_roles_and_main_schema_once(self) -> None:
         dsn = self.server.dsn("shops")
         self.assertTrue(migrations.bootstrap(dsn))
         self.assertFalse(migrations.bootstrap(dsn))
@@ -106,12 +106,12 @@ class BootstrapTests(SynchronousTestCase):
         owner = "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'dinedesk_main'"
         self.assertEqual(self.client("shops").value(owner), "posd_owner")
 
-    def test_two_at_once_make_it_together(self) -> None:
+    def test_two_concurrent_bootstraps_succeed(self) -> None:
         dsn = self.server.dsn("shops")
         made = at_once(*[lambda: migrations.bootstrap(dsn)] * 4)
         self.assertEqual(sorted(made), [False, False, False, True])
 
-    def test_two_databases_of_a_cluster_at_once(self) -> None:
+    def test_two_databases_of_a_cluster_are_bootstrapped_concurrently(self) -> None:
         names = ("north", "south", "east")
         made = at_once(
             *[lambda name=name: migrations.bootstrap(self.server.dsn(name)) for name in names]
@@ -121,26 +121,26 @@ class BootstrapTests(SynchronousTestCase):
             with closing(migrations.connect(self.server.dsn(name))) as connection:
                 self.assertEqual(provision.migrate(connection).updated, ("dinedesk_main",))
 
-    def test_a_database_whose_name_has_to_be_quoted(self) -> None:
+    def test_a_database_name_that_must_be_quoted(self) -> None:
         self.assertTrue(migrations.bootstrap(self.server.dsn('The "Shops"')))
 
-    def test_who_may_not_make_the_database_is_told_what_is_needed(self) -> None:
+    def test_a_user_without_rights_gets_the_required_role_in_the_error(self) -> None:
         self.client().run("CREATE ROLE somebody LOGIN")
         with self.assertRaisesRegex(SchemaError, "^bootstrap needs a superuser of the cluster: "):
             migrations.bootstrap(self.server.dsn("shops", "somebody"))
 
-    def test_who_is_not_let_in_at_all_gets_libpqs_own_words(self) -> None:
+    def test_a_failed_login_raises_libpqs_error(self) -> None:
         with self.assertRaisesRegex(psycopg2.OperationalError, "nobody_here"):
             migrations.bootstrap(self.server.dsn("shops", "nobody_here"))
 
-    def test_migrating_before_shows_the_way(self) -> None:
+    def test_migrate_before_bootstrap_names_bootstrap(self) -> None:
         with (
             closing(migrations.connect(self.server.dsn())) as connection,
             self.assertRaisesRegex(SchemaError, "posd_owner: run `posctl bootstrap`$"),
         ):
             provision.migrate(connection)
 
-    def test_a_main_schema_in_another_database_of_the_cluster_is_none_here(self) -> None:
+    def test_a_main_schema_in_another_database_does_not_count(self) -> None:
         migrations.bootstrap(self.server.dsn("shops"))
         with (
             closing(migrations.connect(self.server.dsn())) as connection,
@@ -181,7 +181,7 @@ class MainSchemaTests(SynchronousTestCase):
             )
         ]
 
-    def test_the_second_time_there_is_nothing_to_do(self) -> None:
+    def test_a_second_migration_changes_nothing(self) -> None:
         self.assertEqual(
             provision.migrate(self.connection),
             provision.MigrationReport(("dinedesk_main",), (), {}),
@@ -193,7 +193,7 @@ class MainSchemaTests(SynchronousTestCase):
         self.assertEqual(self.applied(), [*migrations.expected_files()["main"]])
         migrations.check_main(self.connection)
 
-    def test_a_file_that_fails_leaves_those_before_it_and_nothing_of_itself(self) -> None:
+    def test_a_failed_file_is_rolled_back_and_earlier_files_stay(self) -> None:
         self.write("main/090_good.sql", "CREATE TABLE dinedesk_main.good ();")
         self.write("main/091_bad.sql", "CREATE TABLE dinedesk_main.half (); SELECT 1 / 0;")
         with self.assertRaisesRegex(SchemaError, "^dinedesk_main: division by zero$"):
@@ -237,7 +237,7 @@ class MainSchemaTests(SynchronousTestCase):
         with self.assertRaisesRegex(SchemaError, "older than this posd: it lacks main/090_later"):
             migrations.check_main(self.connection)
 
-    def test_of_two_at_once_one_is_refused(self) -> None:
+    def test_one_of_two_concurrent_migrations_is_refused(self) -> None:
         with (
             closing(migrations.connect(self.dsn)) as other,
             migrations.administer(other),
@@ -246,7 +246,7 @@ class MainSchemaTests(SynchronousTestCase):
             provision.migrate(self.connection)
         self.assertEqual(provision.migrate(self.connection).updated, ("dinedesk_main",))
 
-    def test_nobody_is_kept_waiting_long_by_a_migration_that_waits(self) -> None:
+    def test_a_waiting_migration_does_not_block_others_for_long(self) -> None:
         provision.migrate(self.connection)
         self.write("main/090_alter.sql", "ALTER TABLE dinedesk_main.tenants ADD motto text;")
         other = self.other()
@@ -256,14 +256,14 @@ class MainSchemaTests(SynchronousTestCase):
                 provision.migrate(hasty)
         self.assertEqual(provision.migrate(self.connection).updated, ("dinedesk_main",))
 
-    def test_who_is_no_member_of_posd_owner_is_told_so(self) -> None:
+    def test_a_user_that_is_not_a_member_of_posd_owner_is_refused(self) -> None:
         with (
             closing(migrations.connect(str(make_dsn(self.dsn, user="posd")))) as connection,
             self.assertRaisesRegex(SchemaError, "needs a superuser or a member of posd_owner"),
         ):
             provision.migrate(connection)
 
-    def test_an_index_may_be_built_without_blocking_writers(self) -> None:
+    def test_an_index_can_be_built_concurrently(self) -> None:
         self.write(
             "main/090_index.sql",
             "-- no-transaction\n"
@@ -276,7 +276,7 @@ class MainSchemaTests(SynchronousTestCase):
         valid = f"SELECT indisvalid FROM pg_index WHERE indexrelid = {built}"
         self.assertTrue(self.other().value(valid))
 
-    def test_such_an_index_waits_for_older_transactions_as_long_as_they_take(self) -> None:
+    def test_a_concurrent_index_waits_for_older_transactions_without_timeout(self) -> None:
         provision.migrate(self.connection)
         self.write(
             "main/090_index.sql",
@@ -301,7 +301,7 @@ class MainSchemaTests(SynchronousTestCase):
         assert report is not None
         self.assertEqual(report.updated, ("dinedesk_main",))
 
-    def test_one_that_stops_in_the_middle_is_not_recorded_and_runs_again(self) -> None:
+    def test_an_interrupted_file_is_not_recorded_and_runs_again(self) -> None:
         self.write(
             "main/090_odd.sql",
             "-- no-transaction\nCREATE TABLE IF NOT EXISTS dinedesk_main.odd ();\nSELECT 1 / 0;\n",
@@ -319,9 +319,9 @@ class MainSchemaTests(SynchronousTestCase):
 
 
 class AdministrationTests(SchemaCase):
-    """The session of `posctl`."""
+    """The session settings of `posctl`."""
 
-    def test_functions_that_others_made_in_public_are_out_of_its_way(self) -> None:
+    def test_functions_in_public_are_not_in_the_search_path(self) -> None:
         with closing(migrations.connect(self.dsn)) as connection:
             client = Client(connection)
             self.assertEqual(client.value("SHOW search_path"), "pg_catalog, pg_temp")

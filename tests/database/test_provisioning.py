@@ -1,4 +1,4 @@
-"""Tenants: made, brought up to date one by one, and finished after a crash."""
+"""Tests of tenants: creation, migration one by one, and completion after a crash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProvisionCase(SchemaCase):
         self.addCleanup(self.connection.close)
 
     def refusal(self, slug: str, name: str = "N", **more: str) -> str:
-        """What an operator is told who tries to add this tenant."""
+        """Try to add a tenant, and return the error message."""
         options = {"currency": "GBP", "timezone": "Europe/London"} | more
         with self.assertRaises(SchemaError) as raised:
             provision.add_tenant(self.connection, slug, name, **options)
@@ -48,7 +48,7 @@ class ProvisionCase(SchemaCase):
 class AddTenantTests(ProvisionCase):
     """A new shop."""
 
-    def test_it_has_everything_at_once(self) -> None:
+    def test_a_new_tenant_is_complete(self) -> None:
         made = provision.add_tenant(
             self.connection, "bistro", "Le Bistro", currency="EUR", timezone="Europe/Paris"
         )
@@ -70,7 +70,7 @@ class AddTenantTests(ProvisionCase):
         self.admin.run("INSERT INTO dinedesk_bistro.orders (total_amount) VALUES (1)")
         self.assertEqual([(row.tenant_id, row.key) for row in self.admin.take() or ()], [(3, "1")])
 
-    def test_its_stream_begins_at_nothing(self) -> None:
+    def test_a_new_stream_is_empty(self) -> None:
         add(self.connection, "bistro")
         self.assertEqual(
             self.admin.rows(
@@ -94,7 +94,7 @@ class AddTenantTests(ProvisionCase):
         self.assertEqual(provision.migrate(self.connection).failed, {})
         self.assertIn("1 to 48", self.refusal(longest + "d"))
 
-    def test_a_malformed_slug_is_answered_with_the_rule(self) -> None:
+    def test_the_error_for_a_malformed_slug_gives_the_rule(self) -> None:
         for slug in ("Kitchen", "my_shop", "-shop", "shop-", "", "shop\n", "küche", 'a"b', "a b"):
             with self.subTest(slug=slug):
                 self.assertEqual(
@@ -103,13 +103,13 @@ class AddTenantTests(ProvisionCase):
                     " either end",
                 )
 
-    def test_a_reserved_slug_is_answered_with_the_reason(self) -> None:
+    def test_the_error_for_a_reserved_slug_gives_the_reason(self) -> None:
         for slug in ("main", "pos", "admin", "tenant", "super-admin", "customer", "auth", "health"):
             with self.subTest(slug=slug):
                 self.assertIn("reserved", self.refusal(slug))
 
-    def test_other_mistakes_are_told_in_a_sentence_too(self) -> None:
-        self.assertEqual(self.refusal("kitchen"), "there is a tenant 'kitchen' already")
+    def test_other_errors_have_a_message_too(self) -> None:
+        self.assertEqual(self.refusal("kitchen"), "the tenant 'kitchen' exists already")
         self.assertEqual(self.refusal("bistro", name=""), "a tenant needs a name")
         for wrong in ("euro", "XXQ", "eur"):
             self.assertIn("three capital letters", self.refusal("bistro", currency=wrong))
@@ -129,7 +129,7 @@ class AddTenantTests(ProvisionCase):
         ):
             add(connection, "bistro")
 
-    def test_in_two_databases_of_a_cluster_at_once_they_share_a_role(self) -> None:
+    def test_tenants_in_two_databases_of_a_cluster_share_a_role(self) -> None:
         server = test_server()
         # A name that no other test uses: the role must not be there yet.
         slug = f"chain-{secrets.token_hex(4)}"
@@ -151,7 +151,7 @@ class AddTenantTests(ProvisionCase):
             keys = client.rows("SELECT key FROM dinedesk_main.pos_outbox")
             self.assertEqual(keys, [("1",)])
 
-    def test_a_schema_that_is_not_posds_is_left_alone(self) -> None:
+    def test_a_schema_of_another_owner_is_not_changed(self) -> None:
         self.admin.run("CREATE SCHEMA dinedesk_bistro AUTHORIZATION posd_test_kitchen")
         self.assertEqual(
             self.refusal("bistro"),
@@ -162,11 +162,11 @@ class AddTenantTests(ProvisionCase):
         )
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_main.tenants"), 2)
 
-    def test_what_a_crash_left_half_done_is_said_and_finished_by_migrate(self) -> None:
+    def test_migrate_completes_an_interrupted_creation(self) -> None:
         (self.folder / "tenant/003_odd.sql").write_text("SELECT 1 / 0;")
         self.assertEqual(
             self.refusal("bistro"),
-            "the tenant 'bistro' is entered, but its schema is not ready (division by zero);"
+            "the tenant 'bistro' was created, but its schema is not ready (division by zero);"
             " `posctl migrate` tries again",
         )
         (self.folder / "tenant/003_odd.sql").unlink()
@@ -190,7 +190,7 @@ class AddTenantTests(ProvisionCase):
                     schema,
                 )
 
-    def test_nodes_that_run_are_told(self) -> None:
+    def test_running_nodes_are_notified_of_a_new_tenant(self) -> None:
         self.admin.told()
         add(self.connection, "bistro")
         self.assertEqual({*self.admin.told()}, {"tenant 3"})
@@ -206,7 +206,7 @@ class MigrateTenantsTests(ProvisionCase):
     def write(self, text: str) -> None:
         (self.folder / "tenant/003_news.sql").write_text(text)
 
-    def test_each_tenant_is_shown_updated_and_then_left_alone(self) -> None:
+    def test_each_tenant_is_migrated_once_with_progress(self) -> None:
         shown: list[tuple[str, int, int]] = []
         report = provision.migrate(self.connection, lambda *progress: shown.append(progress))
         self.assertEqual(shown, [("dinedesk_kitchen", 1, 2), ("dinedesk_grill", 2, 2)])
@@ -218,7 +218,7 @@ class MigrateTenantsTests(ProvisionCase):
         )
         self.assertEqual(provision.migrate(self.connection).updated, ())
 
-    def test_a_tenant_that_fails_is_reported_and_leaves_the_others_updated(self) -> None:
+    def test_a_failed_tenant_is_reported_and_other_tenants_are_migrated(self) -> None:
         self.write('CREATE TABLE :"schema".news (tenant_id integer DEFAULT :tenant_id);')
         self.admin.run("CREATE TABLE dinedesk_kitchen.news ()")
         report = provision.migrate(self.connection)
@@ -255,7 +255,7 @@ class MigrateTenantsTests(ProvisionCase):
         failed = provision.migrate(self.connection).failed
         self.assertIn('ALTER SCHEMA "dinedesk_kitchen" OWNER TO', failed["dinedesk_kitchen"])
 
-    def test_a_table_that_a_shop_has_locked_fails_that_shop_alone(self) -> None:
+    def test_a_locked_table_fails_only_that_tenant(self) -> None:
         self.patch(migrations, "_LOCK_SECONDS", 0.05)
         self.write('ALTER TABLE :"schema".orders ADD news text;')
         with closing(migrations.connect(self.dsn)) as connection, self.admin.transaction():
@@ -264,7 +264,7 @@ class MigrateTenantsTests(ProvisionCase):
         self.assertEqual(report.updated, ("dinedesk_grill",))
         self.assertIn("lock timeout", report.failed["dinedesk_kitchen"])
 
-    def test_stopped_in_the_middle_it_keeps_what_is_done_and_goes_on_from_there(self) -> None:
+    def test_an_interrupted_migration_continues_where_it_stopped(self) -> None:
         def stop(schema: str, number: int, total: int) -> None:
             if number == 2:
                 raise KeyboardInterrupt
@@ -276,14 +276,14 @@ class MigrateTenantsTests(ProvisionCase):
         self.assertEqual(report.updated, ("dinedesk_grill",))
         self.assertEqual(report.current, ("dinedesk_main", "dinedesk_kitchen"))
 
-    def test_a_connection_that_is_lost_is_no_tenants_fault(self) -> None:
+    def test_a_lost_connection_is_not_reported_as_a_failed_tenant(self) -> None:
         def cut(schema: str, number: int, total: int) -> None:
             self.admin.run("SELECT pg_terminate_backend(%s)", self.connection.info.backend_pid)
 
         with self.assertRaises(psycopg2.OperationalError):
             provision.migrate(self.connection, cut)
 
-    def test_nodes_are_told_of_the_tenants_that_changed(self) -> None:
+    def test_nodes_are_notified_of_migrated_tenants(self) -> None:
         self.admin.told()
         provision.migrate(self.connection)
         self.assertEqual({*self.admin.told()}, {"tenant 1", "tenant 2"})
@@ -292,7 +292,7 @@ class MigrateTenantsTests(ProvisionCase):
 
 
 class RenewalTests(ProvisionCase):
-    """Hooks that stand already, when `migrate` comes by."""
+    """The effect of `migrate` on installed hooks."""
 
     def migrated(self) -> tuple[str, ...]:
         return provision.migrate(self.connection).updated
@@ -300,7 +300,7 @@ class RenewalTests(ProvisionCase):
     def triggers(self) -> list[str]:
         return [name for (name,) in self.admin.rows(TRIGGERS, "dinedesk_kitchen.order%")]
 
-    def test_outdated_ones_are_renewed(self) -> None:
+    def test_outdated_hooks_are_replaced(self) -> None:
         self.assertEqual(self.migrated(), ())
         hooks = self.folder / "hooks.sql"
         hooks.write_text(hooks.read_text().replace("'placed'::text", "'ordre'::text"))
@@ -308,7 +308,7 @@ class RenewalTests(ProvisionCase):
         self.admin.run("INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (1)")
         self.assertEqual([row.type for row in self.admin.take() or ()], ["ordre"])
 
-    def test_a_table_that_was_made_anew_is_hooked_anew(self) -> None:
+    def test_a_table_that_was_created_again_is_hooked_again(self) -> None:
         before = self.triggers()
         self.admin.run("DROP TABLE dinedesk_kitchen.orders CASCADE")
         self.admin.run(
@@ -323,12 +323,12 @@ class RenewalTests(ProvisionCase):
         self.assertEqual(self.migrated(), ("dinedesk_kitchen",))
         self.assertEqual(self.triggers(), before)
 
-    def test_a_shop_that_has_dropped_its_tables_has_nothing_to_hook(self) -> None:
+    def test_a_shop_without_tables_is_not_hooked(self) -> None:
         self.admin.run("DROP TABLE dinedesk_kitchen.orders, dinedesk_kitchen.order_items")
         report = provision.migrate(self.connection)
         self.assertEqual((report.updated, report.failed), ((), {}))
 
-    def test_tables_that_are_the_shops_own_are_not_hooked_without_being_asked(self) -> None:
+    def test_the_shops_own_tables_are_not_hooked_by_migrate(self) -> None:
         self.admin.run("CREATE SCHEMA dinedesk_bistro AUTHORIZATION posd_owner")
         self.admin.run("CREATE TABLE dinedesk_bistro.orders (id bigint)")
         add(self.connection, "bistro")

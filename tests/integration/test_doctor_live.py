@@ -22,7 +22,7 @@ class LiveTests(WireCase):
         self.assertEqual([each for each in faults if not each.startswith(QUICK)], [])
         told = {line["part"]: line["what"] for line in lines}
         self.assertEqual(told["listener https"], f"posd {__version__} answers that it is ready")
-        self.assertIn("1 daemons are alive", told["outbox"])
+        self.assertIn("running daemons: 1", told["outbox"])
 
     def test_an_audit_finds_nothing_and_disturbs_no_till(self) -> None:
         self.key = self.shop.key("device", self.slug, "POS_1")

@@ -1,4 +1,4 @@
-"""Loyalty accounts that a shop's SQL has made under a number that nobody finds."""
+"""Tests of the check for loyalty accounts whose number, written by a shop's SQL, no till can find."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class AccountNumberTests(DatabaseCase):
         numbers = ("+447700900123", "+33612345678")
         self.assertEqual(self.unfound(*map(INSERT.format, numbers)), CheckOutcome(0, []))
 
-    def test_a_number_that_is_written_otherwise_is_named_by_its_account_alone(self) -> None:
+    def test_a_number_that_is_not_in_e164_form_is_reported_by_account_id(self) -> None:
         found = self.unfound(INSERT.format("+447700900123"), INSERT.format("+4407700900123"))
         self.assertEqual(found.total, 1)
         self.assertRegex(found.rows[0].row, r"^loyalty_accounts id \d+$")
-        self.assertIn("otherwise in E.164", found.rows[0].what)
+        self.assertIn("not in E.164 form", found.rows[0].what)
 
-    def test_what_is_no_number_at_all(self) -> None:
+    def test_texts_that_are_not_telephone_numbers_are_reported(self) -> None:
         found = self.unfound(INSERT.format("+44"), INSERT.format("+999999999999999"), most=1)
         self.assertEqual((found.total, len(found.rows)), (2, 1))
-        self.assertIn("no telephone number", found.rows[0].what)
+        self.assertIn("not a valid telephone number", found.rows[0].what)
 
     def test_all_pages_are_read(self) -> None:
         self.patch(account_numbers, "_PAGE", 2)

@@ -1,4 +1,4 @@
-"""The audit: whatever is damaged, the rows at fault are named, and nothing is in a database that is whole."""
+"""Tests of the audit: it names the faulty rows of each damage, and finds nothing in an undamaged database."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ALL = (*audit_damages.STREAM, *audit_damages.ORDERS, *audit_damages.MAIN, *ledge
 
 
 class WholeTests(AuditCase):
-    def test_nothing_is_wrong_after_a_busy_day(self) -> None:
+    def test_an_audit_after_a_busy_day_has_no_findings(self) -> None:
         self.assertEqual(self.audited(), [])
 
 
 class DamageTests(AuditCase):
-    """Somebody with a superuser's rights was there."""
+    """Damages by a superuser."""
 
     def check(self, damages: Iterable[Damage]) -> None:
         for each in damages:
@@ -31,19 +31,19 @@ class DamageTests(AuditCase):
                     self.assertRegex(found[row], what)
                 self.assertEqual(named.keys(), each.also, (found, named))
 
-    def test_of_a_stream_each_damage_is_found(self) -> None:
+    def test_each_damage_to_a_stream_is_found(self) -> None:
         self.check(audit_damages.STREAM)
 
-    def test_of_orders_and_reports_each_damage_is_found(self) -> None:
+    def test_each_damage_to_orders_and_reports_is_found(self) -> None:
         self.check(audit_damages.ORDERS)
 
-    def test_of_what_all_have_in_common_each_damage_is_found(self) -> None:
+    def test_each_damage_to_the_main_schema_is_found(self) -> None:
         self.check(audit_damages.MAIN)
 
-    def test_of_ledgers_each_damage_is_found(self) -> None:
+    def test_each_damage_to_ledgers_is_found(self) -> None:
         self.check(ledger_damages.LEDGERS)
 
-    def test_every_way_in_which_a_check_finds_something_is_tried(self) -> None:
+    def test_each_message_of_a_check_is_caused_by_a_damage(self) -> None:
         modules = (audit_main, audit_stream, audit_orders)
         checks = [check for module in modules for check in module.CHECKS]
         reasons = 0
@@ -63,12 +63,12 @@ class DamageTests(AuditCase):
 
 
 def _family(check: str) -> str:
-    """The checks of both ledgers are made from one text."""
+    """Return the name of a check without the ledger, since one text defines the checks of both ledgers."""
     return re.sub(" (gift cards|points)$", "", check)
 
 
 def _reasons(sql: str) -> Iterator[str]:
-    """The longest piece of text of each thing that a check can say."""
+    """Yield the longest literal of each message of a check."""
     for piece in re.split(r"\bTHEN\b", sql)[1:]:
         said = re.split(r"\b(?:WHEN|ELSE|END)\b", piece)[0]
         texts = [text.replace("''", "'") for text in re.findall("'((?:[^']|'')*)'", said)]

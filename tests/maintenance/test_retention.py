@@ -1,4 +1,4 @@
-"""Pruning that nobody asks for: what is due goes, quietly, on one node, and tenants in trouble wait alone."""
+"""Tests of the retention service: it prunes on one node, and a failing tenant does not stop other tenants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOGS = """
 
 class RetentionTests(StoreCase):
     async def retention(self, seconds: float = MONTH, *, runs: bool = True) -> Retention:
-        """One that looks when it is told to, and rests hardly at all between two batches."""
+        """Return a service that runs only on request, with short pauses between batches."""
         self.patch(module, "_PAUSE_SECONDS", 0.001)
         self.database = Pool(REACTOR, self.dsn, size=2, statement_timeout=5.0)
         self.database.startService()
@@ -38,7 +38,7 @@ class RetentionTests(StoreCase):
         return retention
 
     def overdue(self, days: float = 40) -> None:
-        """Five events of each shop, so old, and nothing was pruned since."""
+        """Insert five events of this age for each shop, and mark the shops as not pruned since."""
         self.admin.record(*[Entry(shop) for shop in (1, 2) for _ in range(5)])
         for slug in ("kitchen", "grill"):
             self.admin.run(
@@ -49,7 +49,7 @@ class RetentionTests(StoreCase):
             "UPDATE dinedesk_main.pos_heads SET pruned_before = now() - interval '60 days'"
         )
 
-    async def test_all_that_is_due_goes_batch_by_batch_and_is_counted_in_the_log(self) -> None:
+    async def test_expired_rows_are_deleted_in_batches_and_counted_in_the_log(self) -> None:
         self.overdue()
         self.patch(store, "BATCH", 2)
         retention = await self.retention()
@@ -59,12 +59,12 @@ class RetentionTests(StoreCase):
         counts = {each["tenant_id"]: each["events"] for each in logged if "events" in each}
         self.assertEqual(counts, {1: 5, 2: 5})
 
-    async def test_what_is_not_old_enough_stays(self) -> None:
+    async def test_rows_within_the_retention_time_stay(self) -> None:
         self.overdue(29)
         await (await self.retention()).look()
         self.assertEqual(self.admin.rows(LOGS), [(5, 5)])
 
-    async def test_where_little_is_kept_it_goes_on_the_same_day(self) -> None:
+    async def test_a_short_retention_time_prunes_on_the_same_day(self) -> None:
         self.overdue(0.1)
         retention = await self.retention()
         await retention.look()
@@ -75,7 +75,7 @@ class RetentionTests(StoreCase):
         await retention.look()
         self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
 
-    async def test_nothing_is_done_twice_in_a_night(self) -> None:
+    async def test_a_tenant_is_pruned_once_a_night(self) -> None:
         self.overdue()
         retention = await self.retention()
         await retention.look()
@@ -94,7 +94,7 @@ class RetentionTests(StoreCase):
         self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
         self.assertTrue(await store.renew_lease(self.database, other, 60), "it lets others")
 
-    async def test_a_tenant_that_cannot_be_pruned_is_told_of_once_and_stops_no_other(self) -> None:
+    async def test_a_failing_tenant_is_logged_once_and_does_not_stop_others(self) -> None:
         self.overdue()
         self.admin.run(
             "CREATE FUNCTION dinedesk_kitchen.refuse() RETURNS trigger LANGUAGE plpgsql AS"
@@ -107,10 +107,12 @@ class RetentionTests(StoreCase):
             await retention.look()
             await retention.look()
         told = [each["log_format"] for each in logged if each["log_level"].name == "error"]
-        self.assertEqual(told, ["tenant {tenant_id} cannot be pruned: {error}"])
+        self.assertEqual(
+            told, ["tenant {tenant_id} cannot be pruned: {error}; posd tries again in some minutes"]
+        )
         self.assertEqual(self.admin.rows(LOGS), [(5, 0)])
 
-    async def test_a_tenant_that_somebody_has_locked_stays_due(self) -> None:
+    async def test_a_locked_tenant_is_pruned_later(self) -> None:
         self.overdue()
         retention, other = await self.retention(), self.client()
         with other.transaction():
@@ -120,7 +122,7 @@ class RetentionTests(StoreCase):
         await retention.look()
         self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
 
-    async def test_what_a_deleted_tenant_had_goes_in_batches_and_no_other_loses_any(self) -> None:
+    async def test_rows_of_a_deleted_tenant_are_deleted_in_batches_and_no_others(self) -> None:
         bodies = [
             Entry(shop, order_id=str(n), status="new", version=1)
             for shop in (1, 2)
@@ -140,7 +142,7 @@ class RetentionTests(StoreCase):
         retention = await self.retention()
         with capturedLogs() as logged:
             await retention.look()
-        # With two epochs, since the streams of a copied database get new names.
+        # Two epochs, because the streams of a copied database get new names.
         self.assertEqual([each["rows"] for each in logged if "rows" in each], [14])
         left = {
             table: self.admin.rows(
@@ -160,7 +162,7 @@ class RetentionTests(StoreCase):
             },
         )
 
-    async def test_stored_answers_go_too(self) -> None:
+    async def test_stored_answers_are_deleted_too(self) -> None:
         self.overdue()
         self.admin.run(
             "INSERT INTO dinedesk_main.idempotency_keys VALUES (NULL, 'platform', 'POST /', 'k',"
@@ -170,7 +172,7 @@ class RetentionTests(StoreCase):
         count = "SELECT count(*) FROM dinedesk_main.idempotency_keys"
         self.assertEqual(self.admin.value(count), 0)
 
-    async def test_it_looks_by_itself_and_goes_on_after_trouble(self) -> None:
+    async def test_the_service_prunes_by_itself_and_continues_after_a_failure(self) -> None:
         self.overdue()
         self.patch(module, "_LOOK_SECONDS", 0.01)
         retention = await self.retention(runs=False)
@@ -191,7 +193,7 @@ class RetentionTests(StoreCase):
         await until(lambda: self.admin.rows(LOGS) == [(0, 0)], "the logs are empty")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    async def test_it_ends_at_once_when_it_is_to_stop(self) -> None:
+    async def test_the_service_stops_at_once(self) -> None:
         self.overdue()
         self.patch(store, "BATCH", 1)
         retention = await self.retention(runs=False)

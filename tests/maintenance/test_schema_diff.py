@@ -1,4 +1,4 @@
-"""What the migrations make, as a list; and whatever is taken off, changed or put in is found."""
+"""Tests of the comparison of schemas with the migrations: missing, changed and foreign objects are found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CARDS = "pos_gift_card_transactions"
 
 
 class ListTests(SynchronousTestCase):
-    def test_the_list_is_what_the_migrations_make(self) -> None:
+    def test_structure_json_lists_what_the_migrations_create(self) -> None:
         dsn = migrated_database()
         self.addCleanup(test_server().drop_database, dsn)
         written = structure.FILE.read_text("utf-8")
@@ -27,7 +27,7 @@ class ListTests(SynchronousTestCase):
 
 class SchemaCase(AuditCase):
     def lacks(self, *damages: str, warns: bool = False) -> dict[str, str]:
-        """What an audit finds about the schemas, by part."""
+        """Return the findings of an audit about the schemas, by object."""
         return {
             wrong.row: wrong.what
             for each in self.audited(*damages)
@@ -46,7 +46,7 @@ class DamageTests(SchemaCase):
     def test_a_constraint_that_was_dropped(self) -> None:
         self.check(
             f"constraint {CARDS}.gift_card_not_overdrawn",
-            r"is missing; it was made as: CHECK \(\(balance_after >= \(0\)::numeric\)\)",
+            r"is missing; expected: CHECK \(\(balance_after >= \(0\)::numeric\)\)",
             f"ALTER TABLE {CARDS} DROP CONSTRAINT gift_card_not_overdrawn",
         )
         self.check(
@@ -55,25 +55,25 @@ class DamageTests(SchemaCase):
             "ALTER TABLE pos_heads DROP CONSTRAINT pos_heads_check",
         )
 
-    def test_a_constraint_that_means_nothing_any_more(self) -> None:
+    def test_a_constraint_that_was_replaced_by_true(self) -> None:
         again = f"ALTER TABLE {CARDS} ADD CONSTRAINT gift_card_sum CHECK"
         drop = f"ALTER TABLE {CARDS} DROP CONSTRAINT gift_card_sum"
         row = f"constraint {CARDS}.gift_card_sum"
-        self.check(row, r"is: CHECK \(true\); it was made as", drop, f"{again} (true)")
+        self.check(row, r"is: CHECK \(true\); expected", drop, f"{again} (true)")
         same = "(balance_after = balance_before + amount) NOT VALID"
         self.check(row, "NOT VALID never validated;", drop, f"{again} {same}")
 
     def test_a_column_that_may_be_null(self) -> None:
         self.check(
             f"column {CARDS}.balance_before",
-            r"is: numeric\(14,3\); it was made as: numeric\(14,3\) not null",
+            r"is: numeric\(14,3\); expected: numeric\(14,3\) not null",
             f"ALTER TABLE {CARDS} ALTER balance_before DROP NOT NULL",
         )
 
     def test_an_index_that_was_dropped(self) -> None:
         self.check(
             "index pos_loyalty_transactions.loyalty_earned_once",
-            "is missing; it was made as: CREATE UNIQUE INDEX",
+            "is missing; expected: CREATE UNIQUE INDEX",
             "DROP INDEX loyalty_earned_once",
         )
 
@@ -94,7 +94,7 @@ class DamageTests(SchemaCase):
             [*found], ["constraint pos_order_terminals.pos_order_terminals_tenant_id_order_id_fkey"]
         )
 
-    def test_rows_that_are_hidden(self) -> None:
+    def test_row_security_that_hides_rows(self) -> None:
         self.check(
             "table pos_events",
             "is: table, owner posd_owner, row security;",
@@ -102,7 +102,7 @@ class DamageTests(SchemaCase):
             "CREATE POLICY all_rows ON dinedesk_main.pos_events USING (true)",
         )
 
-    def test_what_belongs_to_somebody_else(self) -> None:
+    def test_objects_with_another_owner(self) -> None:
         self.check(
             "table pos_order_terminals",
             "is: table, owner pg_monitor;",
@@ -115,7 +115,7 @@ class DamageTests(SchemaCase):
             "ALTER FUNCTION pos_insert_only() OWNER TO pg_monitor",
         )
 
-    def test_rights_that_were_given_or_taken(self) -> None:
+    def test_rights_that_were_granted_or_revoked(self) -> None:
         row = "rights pos_events"
         self.check(
             row, "is: posd DELETE, posd INSERT", "GRANT DELETE ON dinedesk_main.pos_events TO posd"
@@ -124,39 +124,39 @@ class DamageTests(SchemaCase):
         self.check(row, "is: posd SELECT;", "REVOKE INSERT ON dinedesk_main.pos_events FROM posd")
         self.check(
             "rights pos_tenant_files",
-            "were not given: posd INSERT",
+            "were not granted by a migration: posd INSERT",
             "GRANT INSERT ON pos_tenant_files TO posd",
         )
         self.check("schema", "posd CREATE,", "GRANT CREATE ON SCHEMA dinedesk_kitchen TO posd")
 
-    def test_rights_of_others_than_posd_are_the_operators_affair(self) -> None:
+    def test_rights_of_other_roles_than_posds_are_not_reported(self) -> None:
         self.assertEqual(self.lacks("GRANT SELECT ON dinedesk_main.pos_events TO pg_monitor"), {})
 
-    def test_a_function_that_everybody_may_call(self) -> None:
+    def test_a_function_that_every_role_may_call(self) -> None:
         self.check(
             "function pos_publish(slug text, type text, data jsonb)",
             "for PUBLIC, for posd, for posd_publisher;",
             "GRANT EXECUTE ON FUNCTION pos_publish TO PUBLIC",
         )
 
-    def test_a_function_that_looks_names_up_where_others_can_write(self) -> None:
+    def test_a_function_whose_search_path_others_can_write_to(self) -> None:
         self.check(
             "function pos_insert_only()",
-            r"is: owner posd_owner, set search_path=public; it was made as: .*pg_catalog, pg_temp",
+            r"is: owner posd_owner, set search_path=public; expected: .*pg_catalog, pg_temp",
             "ALTER FUNCTION pos_insert_only() SET search_path = public",
         )
 
-    def test_a_function_that_does_something_else(self) -> None:
+    def test_a_function_with_another_body(self) -> None:
         self.check(
             "function pos_insert_only()",
-            "does not do what it was made to do",
+            "has another body than in the migrations",
             "CREATE OR REPLACE FUNCTION dinedesk_main.pos_insert_only() RETURNS trigger"
             " LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
         )
-        # That of the other tenant is none of the kitchen's.
+        # The function of another tenant is not a function of the kitchen.
         self.check(
             "function posd_hooks.enqueue(kind text, keys text[])",
-            "does not do what it was made to do",
+            "has another body than in the migrations",
             "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('posd_hooks.enqueue$kitchen'::regproc),"
             " 'SELECT 1, kind', 'SELECT 2, kind'); END $$",
         )
@@ -175,7 +175,7 @@ class DamageTests(SchemaCase):
             " AND schema_name = 'dinedesk_kitchen'",
         )
 
-    def test_a_schema_that_is_too_old_is_all_that_is_said_of_a_tenant(self) -> None:
+    def test_an_old_schema_is_the_only_finding_of_a_tenant(self) -> None:
         newest = migrations.expected_files()["tenant"][-1]
         (found,) = self.audited(
             f"DELETE FROM schema_versions WHERE file = '{newest}' AND schema_name = 'dinedesk_kitchen'",
@@ -185,9 +185,9 @@ class DamageTests(SchemaCase):
 
 
 class StrangerTests(SchemaCase):
-    """What the migrations have not made."""
+    """Objects that no migration creates."""
 
-    def test_a_trigger_on_rows_of_posd_is_worth_a_warning(self) -> None:
+    def test_a_foreign_trigger_on_a_table_of_posd_is_a_warning(self) -> None:
         found = self.lacks(
             "CREATE TRIGGER mine BEFORE INSERT ON dinedesk_main.pos_events"
             " FOR EACH ROW EXECUTE FUNCTION pos_insert_only()",
@@ -195,12 +195,12 @@ class StrangerTests(SchemaCase):
         )
         self.assertEqual([*found], ["trigger pos_events.mine"])
 
-    def test_so_is_a_function_with_rights_of_posd(self) -> None:
+    def test_a_foreign_function_with_rights_of_posd_is_a_warning(self) -> None:
         make = "CREATE FUNCTION door() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
         own = "ALTER FUNCTION door() OWNER TO posd_owner"
         self.assertEqual([*self.lacks(make, own, warns=True)], ["function door()"])
 
-    def test_tables_and_functions_of_the_shop_are_not(self) -> None:
+    def test_tables_and_functions_of_the_shop_are_not_reported(self) -> None:
         self.assertEqual(
             self.audited(
                 "CREATE TABLE menu (id int PRIMARY KEY)",
@@ -213,7 +213,7 @@ class StrangerTests(SchemaCase):
 
 
 class ShopTests(SynchronousTestCase):
-    """Shops that had tables of their own before posd came."""
+    """Shops with tables from before the installation of posd."""
 
     def audited(self, *tables: str, adopted: bool = False) -> object:
         dsn = migrated_database()
@@ -232,17 +232,17 @@ class ShopTests(SynchronousTestCase):
         assert isinstance(ran.json, dict)
         return ran.json["faults"]
 
-    def test_own_orders_are_not_held_against_what_posd_would_have_made(self) -> None:
+    def test_the_shops_own_orders_are_not_compared_with_the_migrations(self) -> None:
         orders = ("orders (number text)", "order_items (number text)")
         self.assertEqual(self.audited(*orders), [])
 
-    def test_nor_are_those_that_were_adopted_but_their_hooks_have_to_be_there(self) -> None:
+    def test_adopted_tables_are_not_compared_but_their_hooks_are(self) -> None:
         own = (
             "orders (id int PRIMARY KEY, status text, total_amount numeric, created_at timestamptz)",
             "order_items (id int, order_id int, name text, price numeric, quantity int)",
         )
         self.assertEqual(self.audited(*own, adopted=True), [])
 
-    def test_nor_is_a_ledger_of_the_shops_own(self) -> None:
+    def test_the_shops_own_ledger_is_not_compared(self) -> None:
         own = ("gift_cards (number text)", "loyalty_accounts (number text)")
         self.assertEqual(self.audited(*own), [])

@@ -1,4 +1,4 @@
-"""What has changed in a shop's tables since they were adopted, and by which clock they are read."""
+"""Tests of the checks of adopted tables: changes since the adoption, and the option `--timestamps`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 class ClockTests(SynchronousTestCase):
     def judged(self, minutes: float, timezone: str, timestamps: str, count: int = 3) -> str | None:
-        """The verdict on orders that were published so long after they were made."""
+        """Judge orders that were published this long after they were created."""
         orders = [(NOON - timedelta(minutes=minutes), NOON)] * count
         return shop_changes.judge_timestamps(orders, timezone, timestamps)
 
-    def test_orders_that_are_off_by_the_time_zone_are_read_by_the_wrong_clock(self) -> None:
+    def test_orders_that_differ_by_the_utc_offset_have_the_wrong_timestamps_option(self) -> None:
         self.assertEqual(self.judged(120, "Europe/Paris", "local"), "utc")
         self.assertEqual(self.judged(-120, "Europe/Paris", "utc"), "local")
         self.assertEqual(self.judged(-239, "America/New_York", "local"), "utc")
 
-    def test_others_are_not(self) -> None:
+    def test_other_differences_are_no_reason_for_another_option(self) -> None:
         self.assertIsNone(self.judged(0, "Europe/Paris", "local"))
         self.assertIsNone(self.judged(45, "Europe/Paris", "local"))
         self.assertIsNone(self.judged(0, "Atlantic/Reykjavik", "local"))
@@ -59,10 +59,10 @@ class ChangeCase(DatabaseCase):
 class ChangeTests(ChangeCase):
     ORDERS = "ALTER TABLE dinedesk_kitchen.orders"
 
-    def test_what_was_adopted_has_not_changed(self) -> None:
+    def test_unchanged_tables_have_no_findings(self) -> None:
         self.assertEqual(self.changes(), [])
 
-    def test_each_change_is_named(self) -> None:
+    def test_each_change_is_reported(self) -> None:
         for statement, said in (
             (
                 f"{self.ORDERS} RENAME special_instructions TO remarks",
@@ -92,12 +92,12 @@ class ChangeTests(ChangeCase):
                 else:
                     self.assertIn(said, found)
 
-    def test_the_doctor_names_it_with_what_to_do(self) -> None:
+    def test_the_doctor_reports_a_change_with_a_remedy(self) -> None:
         line = self.only("tables", CheckState.FAULT, f"{self.ORDERS} ALTER tax TYPE text")
         self.assertEqual(line.what, "dinedesk_kitchen: orders.tax was numeric and is text")
         self.assertIn("posctl adopt kitchen", str(line.remedy))
 
-    def test_the_audit_names_it_and_accounts_that_nobody_finds(self) -> None:
+    def test_the_audit_reports_a_change_and_unreachable_accounts(self) -> None:
         execute(self.dsn, f"{self.ORDERS} RENAME special_instructions TO remarks")
         execute(
             self.dsn,
@@ -124,5 +124,5 @@ class ChangeTests(ChangeCase):
             " (tenant_id, order_id, snapshot, status, version, created_at, first_seq)"
             " SELECT 1, n, '{}', 'new', 1, now() - interval '9 hours', n FROM generate_series(1, 3) AS n",
         )
-        self.assertIn("off by the time zone Asia/Tokyo", line.what)
+        self.assertIn("wrong by the UTC offset of Asia/Tokyo", line.what)
         self.assertEqual(line.remedy, "posctl adopt kitchen --timestamps utc")

@@ -109,7 +109,7 @@ class Installations(SynchronousTestCase):
         told = {line["part"]: line["what"] for line in lines if line["state"] == "ok"}
         # The daemon's login and the administrator's, though root has neither.
         self.assertIn("posd may become posd", told["rights"])
-        self.assertIn("are read as posd_reader", told["reader_dsn"])
+        self.assertIn("posd reads shops' tables as posd_reader", told["reader_dsn"])
         self.assertIn("postgres may change schemas", told["admin_dsn"])
         self.assertIn("GiB are free", told["disk"])
         self.assertIn("answers that it is ready", told["listener https"])

@@ -1,7 +1,7 @@
-"""What may be wrong with an installation, and what to do about it: `posctl doctor`.
+"""Check an installation and say what to do about each problem: `posctl doctor`.
 
-Each module here looks at one part and says what it finds, in `CheckResult`s. None of them raises for what
-is wrong with the installation: that is what they are to tell. Blocking, and without a reactor.
+Each module checks one part of the installation and yields `CheckResult`s. A problem of the installation is
+a result, never an exception. The code blocks and needs no reactor.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from attrs import frozen
 
 
 class CheckState(enum.Enum):
-    """How a thing is."""
+    """The outcome of a check."""
 
     OK = "ok"
     WARNING = "warning"
     FAULT = "fault"
     UNKNOWN = "unknown"
-    """It could not be looked at, for a reason that is told elsewhere or is none of posd's business."""
+    """The check could not be made. The cause is reported by another check, or does not concern posd."""
 
 
 @frozen
 class CheckResult:
-    """One thing that was looked at: what was found, and for what is not as it should be what to do.
+    """The result of one check: what was found and, for a problem, the remedy.
 
-    `passing`: about what runs now and not about the configuration, such as a database that is away.
-    `stops`: posd does not start with it: `twistd posd` ends with status 78, and so does
-    `posctl check-config`.
+    `passing`: the problem is in the running system and not in the configuration; an unavailable database is
+    an example. `stops`: posd does not start with this problem: `twistd posd` and `posctl check-config` exit
+    with status 78.
     """
 
     part: str

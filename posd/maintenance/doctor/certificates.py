@@ -1,4 +1,4 @@
-"""The server's certificate and the tills' authority: whether tills will believe the one, and for how long."""
+"""Check the server's certificate and the CA of the tills: trust, names, purpose and dates."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _BLOCK: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE
 
 
 def examine(settings: TLSConfig, now: datetime) -> Iterator[CheckResult]:
-    """Everything about what the files of `[tls]` say; `now` is aware.
+    """Check the contents of the files of `[tls]`; `now` is aware.
 
-    Files that cannot be used are told by `files.load_configuration`.
+    `files.load_configuration` reports files that cannot be used.
     """
     reading = pem.PEMReading()
     chain = reading.certificates("certificate", settings.certificate)
@@ -42,7 +42,7 @@ def examine(settings: TLSConfig, now: datetime) -> Iterator[CheckResult]:
         yield from _order(chain, own_authorities(settings.certificate), system_roots())
         yield from _dates(_PART, chain, now)
         if not tls.problems(settings):
-            yield ok(_PART, f"{settings.certificate} and its key fit together")
+            yield ok(_PART, f"{settings.certificate} and its private key match")
     if authorities:
         yield from _authorities(authorities, now)
 
@@ -54,9 +54,9 @@ def _names(certificate: x509.Certificate) -> Iterator[CheckResult]:
         found = None
     if not found:
         what = (
-            "it names no server: it has no subject alternative names, and tills look nowhere else"
+            "it names no server: it has no subject alternative names, and tills use no other names"
         )
-        yield fault(_PART, what, "have it issued with the name that tills connect to")
+        yield fault(_PART, what, "request a certificate with the host name that tills connect to")
     else:
         yield ok(_PART, f"it is for {', '.join(str(each.value) for each in found)}")
 
@@ -68,7 +68,7 @@ def _uses(certificate: x509.Certificate) -> Iterator[CheckResult]:
         return
     if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*uses}:
         what = "it is not for servers: its extended key usage lacks serverAuth"
-        yield fault(_PART, what, "have it issued for a server")
+        yield fault(_PART, what, "request a certificate with extended key usage serverAuth")
 
 
 def _order(
@@ -76,48 +76,53 @@ def _order(
     beside: Sequence[x509.Certificate],
     roots: Sequence[x509.Certificate],
 ) -> Iterator[CheckResult]:
-    """Each is followed by its issuer, up to one that tills have."""
+    """Check that each certificate is followed by its issuer, and that a known authority issued the last.
+
+    `beside` are the authorities in the certificate's folder, and `roots` those of the system.
+    """
     for number, (each, issuer) in enumerate(pairwise(chain), 1):
         if not is_issued_by(each, issuer):
             what = f"certificate {number + 1} of the file is not the issuer of the one before it"
-            remedy = "put the server's certificate first and each one's issuer after it"
+            remedy = "put the server's certificate first, and after each certificate its issuer"
             yield fault(_PART, what, remedy)
             return
     last = chain[-1]
     if last.subject == last.issuer:
-        what = "it ends with a certificate that has issued itself"
+        what = "the chain ends with a self-signed certificate"
         if last.public_key() not in [root.public_key() for root in roots]:
-            what += "; each till needs that one"
+            what += ", which must be installed on each till"
         yield ok(_PART, what)
     elif any(is_issued_by(last, root) for root in roots):
-        yield ok(_PART, "it leads to an authority that this system knows")
+        yield ok(_PART, "it was issued by an authority that this system trusts")
     elif any(is_issued_by(last, root) for root in beside):
-        yield ok(_PART, "it is of the authority beside it, which each till needs")
+        yield ok(_PART, "it was issued by ca.pem beside it, which must be installed on each till")
     else:
         name = last.issuer.rfc4514_string()
-        what = f"its last issuer, {name}, is neither in the file nor known to this system"
-        remedy = "add the issuers' certificates to the file; a private authority's go to the tills"
+        what = f"its last issuer, {name}, is neither in the file nor trusted by this system"
+        remedy = "add the intermediate certificates to the file; install a private CA on the tills"
         yield warning(_PART, what, remedy)
 
 
 def _dates(
     part: str, certificates: Sequence[x509.Certificate], now: datetime
 ) -> Iterator[CheckResult]:
-    """Of the one that ends first, and of all that have ended or not begun."""
+    """Check the validity of each certificate, the one that expires first at the start."""
     for each in sorted(certificates, key=lambda each: each.not_valid_after_utc):
         validity = Validity.of(each)
         ends = f"{validity.ends:%Y-%m-%d}"
         name = each.subject.rfc4514_string() or "a certificate"
         match validity.state(now):
             case CertificateState.ENDED:
-                what = f"{name} ended on {ends}: it is refused everywhere"
-                yield fault(part, what, "renew it; a running posd takes the new files by itself")
+                what = f"{name} expired on {ends}: every peer rejects it"
+                yield fault(part, what, "renew it; a running posd loads the new files by itself")
             case CertificateState.FUTURE:
                 what = f"{name} is not valid before {validity.begins:%Y-%m-%d %H:%M} UTC"
-                yield fault(part, what, "set this machine's clock, or have it issued anew")
+                yield fault(
+                    part, what, "correct this machine's clock, or request a new certificate"
+                )
             case CertificateState.ENDING:
-                what = f"{name} ends on {ends}, in {validity.time_left(now)}"
-                yield warning(part, what, "renew it; a running posd takes the new files by itself")
+                what = f"{name} expires on {ends}, in {validity.time_left(now)}"
+                yield warning(part, what, "renew it; a running posd loads the new files by itself")
             case CertificateState.GOOD:
                 yield ok(part, f"{name} is valid until {ends}, for {validity.time_left(now)}")
 
@@ -129,13 +134,15 @@ def _authorities(authorities: Sequence[x509.Certificate], now: datetime) -> Iter
         except (x509.ExtensionNotFound, ValueError):
             is_authority = False
         if not is_authority:
-            what = f"{each.subject.rfc4514_string()} is no authority: it can have issued nothing"
-            yield fault(_CLIENTS, what, "name the file of who issues the tills' certificates")
+            what = f"{each.subject.rfc4514_string()} is not a CA certificate: it cannot issue certificates"
+            yield fault(
+                _CLIENTS, what, "set tls.client_ca to the CA that issues tills' certificates"
+            )
     yield from _dates(_CLIENTS, authorities, now)
 
 
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether one certificate was issued by another."""
+    """Return whether `issuer` issued the certificate."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -144,14 +151,14 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
 
 
 def own_authorities(certificate: str | None) -> Sequence[x509.Certificate]:
-    """The authority that `posctl make-cert` leaves beside a server's certificate."""
+    """Return the CA certificate that `posctl make-cert` writes beside a server's certificate."""
     if certificate is None:
         return ()
     return pem.PEMReading().certificates("ca", str(Path(certificate).parent / "ca.pem")) or ()
 
 
 def system_roots() -> Sequence[x509.Certificate]:
-    """The authorities that this system's programs trust, as far as they are in one file."""
+    """Return the authorities that this system trusts, from OpenSSL's CA file; empty if there is no file."""
     bundle = Path(ssl.get_default_verify_paths().cafile or _DEBIAN_BUNDLE)
     try:
         blocks = _BLOCK.findall(bundle.read_bytes())
@@ -159,7 +166,7 @@ def system_roots() -> Sequence[x509.Certificate]:
         return ()
     found = []
     with warnings.catch_warnings():
-        # Some old ones do not keep to all rules, which is neither posd's affair nor an operator's.
+        # cryptography warns of old root certificates that violate RFC 5280. An operator cannot mend them.
         warnings.simplefilter("ignore")
         for block in blocks:
             with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The database: whether it is one for posd, with the rights that posd needs and no others."""
+"""Check that posd can use the database, and that the roles have exactly the rights that posd needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LINKS: Final = 2 + SLOTS
 _REMEDIES: Final = {
     "42P01": "posctl bootstrap, then posctl migrate",  # undefined_table
     "3F000": "posctl bootstrap, then posctl migrate",  # invalid_schema_name
-    "42501": "posctl bootstrap and posctl migrate grant what is missing",  # insufficient_privilege
+    "42501": "posctl bootstrap, then posctl migrate: they grant missing rights",  # insufficient_privilege
 }
 _LOG: Final = (
     ("log_min_messages", ("log", "fatal", "panic")),
@@ -37,12 +37,12 @@ _LOG: Final = (
     ("log_statement", ("none", "ddl")),
     ("log_min_duration_statement", ("-1",)),
 )
-"""Settings with the values for which the daemon's rows do not come into PostgreSQL's own log."""
+"""Settings, with the values that keep the parameters of posd's statements out of PostgreSQL's log."""
 _RIGHTS: Final = ("rights", "schema", "function")
 
 
 async def examine(executor: Querier, config: Config | None) -> list[CheckResult]:
-    """Everything that the database itself tells; `config` is None where it could not be read."""
+    """Check the server, its settings, and the schemas. `config` is None if it cannot be used."""
     asked = datetime.now(UTC)
     server = await fitness.server_facts(executor)
     took = datetime.now(UTC) - asked
@@ -61,25 +61,29 @@ def _server(server: DatabaseServer) -> Iterator[CheckResult]:
         what = f"PostgreSQL {server.version_text} is too old"
         yield fault("database", what, "upgrade it: posd needs 14 or newer")
     elif server.is_standby:
-        what = "it is a standby, which nothing can be written to"
-        yield fault("database", what, "name the primary in database.dsn, or promote this one")
+        what = "the server is a standby, and a standby is read-only"
+        yield fault("database", what, "name the primary in database.dsn, or promote this server")
     else:
         yield ok("database", f"PostgreSQL {server.version_text} answers")
     if server.encoding != "UTF8":
-        what = f"its encoding is {server.encoding}"
+        what = f"the encoding of the database is {server.encoding}"
         yield fault(
-            "database", what, "make a database with ENCODING 'UTF8', as posctl bootstrap does"
+            "database", what, "create a database with ENCODING 'UTF8', as posctl bootstrap does"
         )
     if server.may_be_posd is None:
-        yield fault("database", "there is no role posd", "posctl bootstrap, then posctl migrate")
+        yield fault(
+            "database", "there is no role posd", "run posctl bootstrap, then posctl migrate"
+        )
     elif not server.may_be_posd:
-        what = f"{server.user} may not become posd, as the daemon does with each connection"
+        what = f"{server.user} may not SET ROLE posd, which the daemon does on each connection"
         yield fault("rights", what, f"GRANT posd TO {server.user}")
     elif server.is_superuser:
         what = f"database.dsn logs in as {server.user}, a superuser"
-        yield warning("rights", what, "log in as posd: it has all that the daemon needs")
+        yield warning(
+            "rights", what, "log in as posd: this role has all rights that the daemon needs"
+        )
     else:
-        yield ok("rights", f"{server.user} may become posd, and is no superuser")
+        yield ok("rights", f"{server.user} may become posd, and is not a superuser")
 
 
 def _settings(found: Mapping[str, str]) -> list[CheckResult]:
@@ -92,12 +96,12 @@ def _settings(found: Mapping[str, str]) -> list[CheckResult]:
         for name, bad, better, harm in (
             ("fsync", ("off",), "on", "a crash destroys the database"),
             ("full_page_writes", ("off",), "on", "a crash destroys the database"),
-            ("default_transaction_read_only", ("on",), "off", "posd can write nothing"),
+            ("default_transaction_read_only", ("on",), "off", "posd cannot write"),
             (
                 "default_transaction_isolation",
                 ("repeatable read", "serializable"),
                 "'read committed'",
-                "the sequencer sees an old moment and fails",
+                "the sequencer reads an old snapshot and fails",
             ),
         )
         if found.get(name) in bad
@@ -113,24 +117,26 @@ def _settings(found: Mapping[str, str]) -> list[CheckResult]:
                 "synchronous_commit",
                 ("on", "local", "remote_write", "remote_apply"),
                 "on",
-                "a crash of the server loses orders that were accepted",
+                "a crash of the server loses accepted orders",
             ),
-            ("autovacuum", ("on",), "on", "the outbox grows without end"),
+            ("autovacuum", ("on",), "on", "the outbox table grows without limit"),
             (
                 "idle_session_timeout",
                 ("0",),
                 "0",
-                "connections that wait are closed again and again",
+                "PostgreSQL closes posd's idle connections",
             ),
         )
         if name in found and found[name] not in good
     ]
     loud = [name for name, good in _LOG if name in found and found[name] not in good]
     if loud:
-        what = f"by {' and '.join(loud)} PostgreSQL's log has customers and orders in it"
-        remedy = "log in as posd, run posctl bootstrap again, and ALTER ROLE posd SET what is left"
+        what = f"{' and '.join(loud)}: PostgreSQL writes data of customers and orders to its log"
+        remedy = (
+            "log in as posd and run posctl bootstrap again; for other settings, ALTER ROLE posd SET"
+        )
         wrong.append(warning("settings", what, remedy))
-    return wrong or [ok("settings", "none of them does harm")]
+    return wrong or [ok("settings", "all checked settings are suitable")]
 
 
 def _room(room: ConnectionCapacity, config: Config) -> CheckResult:
@@ -138,25 +144,25 @@ def _room(room: ConnectionCapacity, config: Config) -> CheckResult:
     limits = [each for each in (room.of_role, room.of_database) if each is not None]
     left = min([room.most - room.others, *limits])
     if left >= wanted:
-        return ok("connections", f"{wanted} are wanted, and {left} can be had")
-    what = f"posd wants {wanted} connections, and {max(0, left)} can be had"
-    remedy = "raise max_connections or the limit of role or database, or lower database.pool_size"
+        return ok("connections", f"posd needs {wanted} connections, and {left} are available")
+    what = f"posd needs {wanted} connections, and {max(0, left)} are available"
+    remedy = "raise max_connections or CONNECTION LIMIT, or lower database.pool_size"
     return fault("connections", what, remedy)
 
 
 async def _regions(executor: Querier) -> list[CheckResult]:
-    """Whether telephone numbers are read as of the country that a shop is in."""
+    """Warn of each tenant whose region of telephone numbers is not the country of its time zone."""
     try:
         everyone = await tenants.list_tenants(executor)
     except (StatementFailed, Busy):
-        # What is missing is told by `_schemas`.
+        # `_schemas` reports the cause.
         return []
     return [
         warning(
             "region",
-            f"telephone numbers of {each.tenant.slug} are of {each.tenant.default_region}, and its time"
-            f" zone {each.tenant.timezone} is of {country}",
-            f"posctl tenant region {each.tenant.slug} {country}, unless it is meant",
+            f"the region of telephone numbers of {each.tenant.slug} is {each.tenant.default_region}, but"
+            f" the time zone {each.tenant.timezone} is in {country}",
+            f"posctl tenant region {each.tenant.slug} {country}, unless this is intended",
         )
         for each in everyone
         if (country := region_country(each.tenant)) not in (None, each.tenant.default_region)
@@ -164,7 +170,7 @@ async def _regions(executor: Querier) -> list[CheckResult]:
 
 
 async def _schemas(executor: Querier) -> list[CheckResult]:
-    """Whether the schemas are this posd's, and the rights on them as they were made."""
+    """Check the versions of all schemas, the rights on them, the outbox, and the shops' tables."""
     lines: list[CheckResult] = []
     main = await _schema(executor, None, lines)
     if main is None:
@@ -187,16 +193,18 @@ async def _schemas(executor: Querier) -> list[CheckResult]:
             lines += _zone(listed.tenant)
         fine += len(lines) == before
     if everyone:
-        lines.append(ok("tenants", f"{fine} of {len(everyone)} are in order"))
+        lines.append(ok("tenants", f"{fine} of {len(everyone)} are correct"))
     else:
-        lines.append(warning("tenants", "there is none", "posctl tenant add SLUG --name NAME"))
+        lines.append(
+            warning("tenants", "there are no tenants", "posctl tenant add SLUG --name NAME")
+        )
     return lines
 
 
 async def _schema(
     executor: Querier, tenant: Tenant | None, lines: list[CheckResult]
 ) -> structure.Schema | None:
-    """A schema that fits this posd; what is wrong with it goes into `lines`."""
+    """Load a schema and append its problems to `lines`. Return None if this posd does not support it."""
     name = MAIN if tenant is None else tenant.schema
     try:
         schema = await audit.load_schema(executor, tenant)
@@ -205,7 +213,7 @@ async def _schema(
         return None
     except StatementFailed as error:
         remedy = _REMEDIES.get(error.sqlstate, "see the log of PostgreSQL")
-        lines.append(fault("schema", f"{name} cannot be looked at: {error}", remedy))
+        lines.append(fault("schema", f"{name} cannot be read: {error}", remedy))
         return None
     schema_mismatch = schema.schema_mismatch()
     if schema_mismatch is not None:
@@ -218,57 +226,57 @@ async def _schema(
         if difference.ours and difference.wrong.row.startswith(_RIGHTS):
             wrong = difference.wrong
             what = f"{name}: {wrong.row} {wrong.what}"
-            lines.append(fault("rights", what, "GRANT or REVOKE what differs, as a superuser"))
+            lines.append(fault("rights", what, "GRANT or REVOKE the difference, as a superuser"))
         elif difference.ours and not _is_hook(difference.wrong.row):
             others.append(difference)
     if others:
-        what = f"{name}: {len(others)} things are not as the migrations have made them"
-        lines.append(fault("schema", what, "posctl audit names them; put them back as they were"))
+        what = f"{name} differs from the migrations; number of differences: {len(others)}"
+        lines.append(fault("schema", what, "posctl audit lists them; undo the changes"))
     elif tenant is None:
-        lines.append(ok("schema", f"{name} is what this posd needs"))
+        lines.append(ok("schema", f"{name} has the version that this posd needs"))
     return schema
 
 
 def _remedy(schema: structure.Schema) -> str:
     schema_mismatch = schema.schema_mismatch() or ""
-    for remedy in ("posctl migrate", "make a new database"):
+    for remedy in ("posctl migrate", "create a new database"):
         if remedy in schema_mismatch:
             return remedy
     return "install the newer posd again"
 
 
 def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[CheckResult]:
-    """A shop whose tables were hooked, and are not any more."""
+    """Report hooks that were installed on the shop's tables and are missing or disabled now."""
     if hooks_migration().file not in schema.applied:
         return
     wrong = [each.wrong.row for each in schema.differences() if _is_hook(each.wrong.row)]
     if wrong:
-        what = f"{tenant.schema}: {', '.join(wrong)} are missing or disabled, so orders are not noticed"
-        remedy = f"posctl adopt {tenant.slug}; where one is disabled, ALTER TABLE … ENABLE TRIGGER"
+        what = f"{tenant.schema}: {', '.join(wrong)} : missing or disabled, so posd misses orders"
+        remedy = f"posctl adopt {tenant.slug}; if a hook is disabled, ALTER TABLE … ENABLE TRIGGER"
         yield fault("hooks", what, remedy)
 
 
 async def _tables(executor: Querier, tenant: Tenant) -> list[CheckResult]:
-    """What has changed in a shop's own tables since they were adopted, and by which clock they are read."""
+    """Report changes of a shop's own tables since they were adopted, and a wrong `--timestamps`."""
     lines = []
     for each in await shop_changes.table_changes(executor, tenant):
-        help_ = " ".join(each.statements) or f"posctl adopt {tenant.slug}, if the change is meant"
+        help_ = (
+            " ".join(each.statements) or f"posctl adopt {tenant.slug}, if the change is intended"
+        )
         lines.append(fault("tables", f"{tenant.schema}: {each.what}", help_))
     other = await shop_changes.better_timestamps_option(executor, tenant)
     if other is not None:
-        what = f"orders.created_at of {tenant.slug} is off by the time zone {tenant.timezone}"
+        what = f"orders.created_at of {tenant.slug} is wrong by the UTC offset of {tenant.timezone}"
         lines.append(warning("tables", what, f"posctl adopt {tenant.slug} --timestamps {other}"))
     return lines
 
 
 def _zone(tenant: Tenant) -> Iterator[CheckResult]:
-    """A shop whose times are read by another clock than its own."""
+    """Warn of a tenant whose time zone does not exist."""
     if not is_zone(tenant.timezone):
-        what = (
-            f"{tenant.slug} has the unknown time zone {tenant.timezone}: its times are read as UTC"
-        )
-        remedy = "UPDATE dinedesk_main.tenants SET timezone = 'Europe/London', or what is right,"
-        yield warning("time zone", what, f"{remedy} WHERE slug = '{tenant.slug}'")
+        what = f"{tenant.slug} has the unknown time zone {tenant.timezone}: posd reads its times as UTC"
+        remedy = f"UPDATE dinedesk_main.tenants SET timezone = 'Europe/London' WHERE slug = '{tenant.slug}'"
+        yield warning("time zone", what, f"{remedy}, with the right zone")
 
 
 def _is_hook(row: str) -> bool:
@@ -277,35 +285,38 @@ def _is_hook(row: str) -> bool:
 
 def _waiting(nodes: int, rows: int) -> CheckResult:
     if rows and nodes:
-        what = f"{rows} rows of the outbox have waited for over a minute, and a daemon runs"
+        what = f"a daemon runs, but some rows have waited for over a minute: {rows}"
         return warning("outbox", what, "see `journalctl -u posd`: a shop's tables cannot be read")
     if rows:
-        what = f"{rows} rows of the outbox wait, and no daemon runs"
+        what = f"no daemon runs; waiting rows: {rows}"
         return warning("outbox", what, "systemctl start posd")
-    return ok("outbox", f"nothing waits; {nodes} daemons are alive")
+    return ok("outbox", f"no rows wait; running daemons: {nodes}")
 
 
 def examine_disk(server: DatabaseServer, found: Mapping[str, str]) -> CheckResult:
-    """Room where the database is, if that is on this machine and may be seen."""
+    """Check the free space at the database's files, if they are on this machine and the path is known."""
     folder = found.get("data_directory")
     if not server.is_local:
-        return unknown("disk", "the database is reached by network: look there")
+        return unknown("disk", "the database is on another machine: check the disk there")
     if folder is None:
-        return unknown("disk", "only database.admin_dsn may see where the database is")
+        return unknown(
+            "disk",
+            "only a superuser, such as the user of database.admin_dsn, can see data_directory",
+        )
     return machine.examine_disk("disk", Path(folder))
 
 
 async def examine_reader(executor: Querier) -> list[CheckResult]:
-    """Whether the login that shops' tables are read by is posd_reader, and nothing more."""
+    """Check that database.reader_dsn logs in as posd_reader."""
     server = await fitness.server_facts(executor)
     if server.user == "posd_reader":
-        return [ok("reader_dsn", "shops' tables are read as posd_reader")]
-    what = f"shops' tables are read as {server.user}: their code runs with its rights"
+        return [ok("reader_dsn", "posd reads shops' tables as posd_reader")]
+    what = f"posd reads shops' tables as {server.user}, so shops' code runs with the rights of that user"
     return [fault("reader_dsn", what, "name the user posd_reader in database.reader_dsn")]
 
 
 async def examine_administrator(executor: Querier) -> list[CheckResult]:
-    """Whether database.admin_dsn can be used for what it is there for, and what only it can tell."""
+    """Check that database.admin_dsn can change schemas, and check the disk, which needs this connection."""
     server = await fitness.server_facts(executor)
     lines = [examine_disk(server, await fitness.session_settings(executor))]
     if server.may_own is None or server.may_own or server.is_superuser:

@@ -1,4 +1,4 @@
-"""The configuration and the files that it names: what is wrong in them, who can read and write them."""
+"""Check the configuration and the files that it names: their contents, and who can read and write them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from posd.maintenance.doctor import CheckResult, CheckState, fault, ok, unknown,
 from posd.security import server_tls
 
 USER: Final = "posd"
-"""Whom the unit runs the daemon as."""
+"""The user of the daemon in the systemd unit."""
 
 CREDENTIALS: Final = Path("/run/credentials/posd.service")
-"""Where systemd keeps the unit's credentials while it runs, for root and the daemon (systemd.exec(5))."""
+"""The unit's credentials while it runs, readable for root and the daemon (systemd.exec(5))."""
 
 
 @frozen
 class FileReader:
-    """Somebody who reads files: a user with the groups that they are in."""
+    """A user and the groups of that user, for checks of file permissions."""
 
     name: str
     uid: int
     gids: frozenset[int]
 
     def may(self, path: Path, bit: int) -> bool:
-        """Whether the modes of a file let them; access control lists are not looked at."""
+        """Return whether the mode of a file grants `bit` (4 read, 1 search). ACLs are ignored."""
         found = path.stat()
         if self.uid == 0:
             return True
@@ -49,7 +49,7 @@ class FileReader:
         return bool(found.st_mode & bit)
 
     def can_read(self, path: Path) -> Path | None:
-        """None if they can, else what is in the way: the file or a folder above it."""
+        """Return None if the user can read the file, else the file or parent folder that prevents it."""
         for folder in reversed(path.resolve().parents):
             if not self.may(folder, 0o1):
                 return folder
@@ -57,7 +57,7 @@ class FileReader:
 
 
 def file_reader(name: str = USER) -> FileReader | None:
-    """The user of this name, or None if there is none on this machine."""
+    """Return the user of this name, or None if this machine has no such user."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
@@ -67,16 +67,16 @@ def file_reader(name: str = USER) -> FileReader | None:
 
 
 def runs_as_posd() -> bool:
-    """Whether this process sees of files what the daemon does."""
+    """Return whether this process has the user id of the daemon."""
     who = file_reader()
     return who is not None and who.uid == os.geteuid()
 
 
 @contextmanager
 def as_user(name: str | None) -> Iterator[None]:
-    """Be that user as far as others can see, where root asks and there is one of this name.
+    """Switch the effective user id to that of `name`, if the process is root and the user exists.
 
-    PostgreSQL's peer authentication asks the kernel who has connected, and gets the effective user.
+    PostgreSQL's peer authentication sees the effective user of the client.
     """
     who = None if name is None or os.geteuid() != 0 else file_reader(name)
     if who is None:
@@ -90,7 +90,7 @@ def as_user(name: str | None) -> Iterator[None]:
 
 
 def daemon_environment(environ: Mapping[str, str], folder: Path = CREDENTIALS) -> Mapping[str, str]:
-    """The environment with the credentials of the daemon in it, where it runs and they can be read."""
+    """Return the environment, with `CREDENTIALS_DIRECTORY` of the running daemon if it is readable."""
     if "CREDENTIALS_DIRECTORY" in environ or not os.access(folder, os.R_OK | os.X_OK):
         return environ
     return {**environ, "CREDENTIALS_DIRECTORY": str(folder)}
@@ -99,10 +99,10 @@ def daemon_environment(environ: Mapping[str, str], folder: Path = CREDENTIALS) -
 def load_configuration(
     path: Path, environ: Mapping[str, str]
 ) -> tuple[Config | None, list[CheckResult]]:
-    """Load the configuration as the daemon does; return it and one line for each problem.
+    """Load the configuration as the daemon does. Return the configuration and a result for each problem.
 
-    It is None if it cannot be used at all. One whose certificates alone cannot be used is returned
-    all the same, so that the rest of it can be examined.
+    The configuration is None if it cannot be used. If only the certificates cannot be used, the
+    configuration is returned, so that the other checks can be made.
     """
     try:
         found = config.load(path, environ, server_tls.problems, dsn_syntax.find_problem)
@@ -117,16 +117,16 @@ def load_configuration(
 
 
 def _problem(problem: str, environ: Mapping[str, str]) -> CheckResult:
-    """Tell one problem of the configuration. Each of them stops the daemon when it starts."""
+    """Return the result for one problem of the configuration. Each problem prevents a start of posd."""
     if "asks for the credential" in problem and "CREDENTIALS_DIRECTORY" not in environ:
-        remedy = "credentials are there while posd runs: ask again as root then"
+        remedy = "credentials exist only while posd runs: start posd and try again as root"
         return CheckResult("configuration", CheckState.WARNING, problem, remedy, stops=True)
     if ": tls." in problem and "(Permission denied)" in problem and not runs_as_posd():
-        # Whether posd can read it is told by `examine_permissions`.
+        # `examine_permissions` reports whether the user posd can read the file.
         return CheckResult(
-            "configuration", CheckState.UNKNOWN, problem, "ask again as root", stops=True
+            "configuration", CheckState.UNKNOWN, problem, "try again as root", stops=True
         )
-    remedy = "change the file and see `posctl check-config`; /etc/posd/posd.toml explains each key"
+    remedy = "correct the file and run `posctl check-config`; /etc/posd/posd.toml explains each key"
     if "cannot be read: Permission denied" in problem:
         remedy = "run this as root or as the user posd"
     return fault("configuration", problem, remedy, stops=True)
@@ -135,10 +135,11 @@ def _problem(problem: str, environ: Mapping[str, str]) -> CheckResult:
 def examine_permissions(
     path: Path, settings: Config | None, who: FileReader | None
 ) -> Iterator[CheckResult]:
-    """Who else can read or write what the daemon relies on."""
+    """Check who can read and write the files of the configuration, and whether `who` can read them."""
     if who is None:
         yield unknown(
-            "files", f"there is no user {USER!r} here, so nothing is said of rights on files"
+            "files",
+            f"this machine has no user {USER!r}, so it is unknown whether posd can read files",
         )
     secret = settings is not None and any(
         dsn is not None and _has_password(dsn)
@@ -168,7 +169,7 @@ def examine_permissions(
 
 
 def _of_dsn(key: str, dsn: str, who: FileReader | None) -> Iterator[CheckResult]:
-    """The files that libpq reads for the daemon. It says nothing of one that it cannot read."""
+    """Check the files that a connection string names. libpq ignores an unreadable file silently."""
     for option, path, consequence in dsn_syntax.named_files(dsn):
         try:
             path.stat()
@@ -186,9 +187,9 @@ def _of_dsn(key: str, dsn: str, who: FileReader | None) -> Iterator[CheckResult]
 
 
 def _is_too_open(option: str, path: Path) -> bool:
-    """Whether libpq passes over a password file, or refuses a key, since others may read it.
+    """Return whether libpq ignores a password file, or rejects a key, because other users can read it.
 
-    A key of root's may be read by its group (libpq manual, "Client Certificates").
+    The group may read a key that root owns (PostgreSQL manual, libpq, "Client Certificates").
     """
     found = path.stat()
     mine, grouped = not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO), found.st_uid == 0
@@ -203,26 +204,29 @@ def _file(part: str, path: Path, who: FileReader | None, *, secret: bool) -> Ite
         mode = path.stat().st_mode
         owner = path.stat().st_uid
         if mode & stat.S_IWOTH:
-            what = f"{path} can be written by everybody"
+            what = f"every user can write {path}"
             lines.append(fault(part, what, f"chmod o-w {path}"))
         if secret and mode & stat.S_IROTH:
-            what = f"{path} has a secret in it and can be read by everybody"
+            what = f"{path} contains a secret, and every user can read it"
             lines.append(fault(part, what, f"chown root:posd {path} && chmod 0640 {path}"))
         if who is not None:
             obstacle = who.can_read(path)
             if obstacle is not None:
-                what = f"{path} cannot be read by {who.name}"
+                what = f"{who.name} cannot read {path}"
                 remedy = f"chown root:{who.name} {path} && chmod 0640 {path}"
                 if obstacle != path:
-                    what, remedy = f"{what}: {obstacle} is in the way", f"chmod o+x {obstacle}"
+                    what, remedy = (
+                        f"{what}: no permission to search {obstacle}",
+                        f"chmod o+x {obstacle}",
+                    )
                 lines.append(fault(part, what, remedy, stops=True))
             elif owner not in (0, who.uid):
-                what = f"{path} belongs to neither root nor {who.name}"
+                what = f"the owner of {path} is neither root nor {who.name}"
                 lines.append(warning(part, what, f"chown root:{who.name} {path}"))
     except OSError as error:
-        # What cannot be used because of that is told where it is used.
+        # The check of the configuration reports a file that the daemon needs and cannot use.
         lines.append(unknown(part, f"{path}: {error.strerror}"))
-    yield from lines or [ok(part, f"{path} has the rights that it should have")]
+    yield from lines or [ok(part, f"the permissions of {path} are correct")]
 
 
 def _has_password(dsn: str) -> bool:

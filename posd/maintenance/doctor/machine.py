@@ -1,4 +1,4 @@
-"""The machine and its service manager: the clock, the unit, how many files may be open, room on the disk."""
+"""Check the machine and its service manager: clock, systemd unit, limit of open files, and disk."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PROPERTIES: Final = (
     *("LimitNOFILE", "Result"),
 )
 _BEFORE: Final = datetime(2026, 1, 1, tzinfo=UTC)
-"""No posd is older than that, so no clock is right that says so."""
+"""posd is newer than this date, so a clock that shows an earlier date is wrong."""
 
 _SPARE_FILES: Final = 200
-"""What posd opens besides connections of tills: the database, logs, modules, sockets of others."""
+"""Files that posd opens besides the connections of tills: database, logs, modules, listening sockets."""
 
 _SCARCE, _FULL = 0.10, 0.02
 _GIB: Final = 1 << 30
@@ -39,34 +39,32 @@ _Run = Callable[[Sequence[str]], str | None]
 def examine_clock(
     now: datetime, state: Callable[[], int | None] | None = None
 ) -> Iterator[CheckResult]:
-    """Whether the clock can be right, and whether something keeps it so."""
+    """Check that the clock is plausible and synchronised. `state` replaces adjtimex(2) in tests."""
     if now < _BEFORE:
-        what = f"it is said to be {now:%Y-%m-%d %H:%M} UTC"
-        yield fault(
-            "clock", what, "timedatectl set-ntp true, or set it by hand: no certificate is valid"
-        )
+        what = f"the clock shows {now:%Y-%m-%d %H:%M} UTC, so posd rejects all certificates"
+        yield fault("clock", what, "timedatectl set-ntp true, or set the clock by hand")
         return
     match (state or _kernel_clock)():
         case None:
-            yield unknown("clock", "the kernel does not say whether the clock is kept right")
+            yield unknown("clock", "the kernel does not say whether the clock is synchronised")
         case 5:  # TIME_ERROR of adjtimex(2)
-            what = "the kernel's clock is not synchronised with any other"
+            what = "the kernel's clock is not synchronised"
             yield warning("clock", what, "timedatectl set-ntp true, or install chrony")
         case _:
             yield ok("clock", "the kernel's clock is synchronised")
 
 
 def _kernel_clock() -> int | None:
-    """What adjtimex(2) returns, asked for nothing else; None where there is none."""
+    """Return the clock state of adjtimex(2), or None if the system has no such call. Changes nothing."""
     try:
-        # struct timex, all zero: `modes` 0 changes nothing. It has some 200 bytes.
+        # A zeroed struct timex: `modes` 0 changes nothing. The struct has about 200 bytes.
         return int(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024)))
     except (AttributeError, OSError):
         return None
 
 
 def compare_clocks(local: datetime, database: datetime, took: timedelta) -> CheckResult:
-    """This machine's clock and that of the database, which was asked meanwhile."""
+    """Compare this machine's clock with the database's. The query began at `local` and lasted `took`."""
     off = abs(database - local)
     seconds = max(0.0, (off - took).total_seconds())
     if seconds >= 60:
@@ -79,10 +77,10 @@ def compare_clocks(local: datetime, database: datetime, took: timedelta) -> Chec
 
 
 def examine_unit(settings: Config | None, run: _Run | None = None) -> Iterator[CheckResult]:
-    """How the service manager sees the daemon, or its instances where there are several."""
+    """Check the state of the systemd unit, or of each used instance if there are several."""
     states = _states(run)
     if states is None:
-        yield unknown("daemon", "there is no systemd here to ask")
+        yield unknown("daemon", "systemd does not run on this machine")
         return
     services = [each for each in states if each["Id"].endswith(".service")]
     used = [each for each in services if each.get("ActiveState") != "inactive"]
@@ -93,13 +91,13 @@ def examine_unit(settings: Config | None, run: _Run | None = None) -> Iterator[C
 
 
 def is_socket_activated(run: _Run | None = None) -> bool:
-    """Whether systemd listens in the place of a daemon that does not run: who connects would start it."""
+    """Return whether systemd listens for a stopped daemon, so that a connection would start it."""
     active = [each["Id"] for each in _states(run) or () if each.get("ActiveState") == "active"]
     return bool(active) and all(name.endswith(".socket") for name in active)
 
 
 def is_running(run: _Run | None = None) -> bool:
-    """Whether systemd says that a daemon runs, so that a port which is slow to answer may be its own."""
+    """Return whether systemd says that a daemon runs, so that a slow listener may be the daemon's."""
     return any(
         each["Id"].endswith(".service") and each.get("ActiveState") in ("active", "reloading")
         for each in _states(run) or ()
@@ -107,7 +105,7 @@ def is_running(run: _Run | None = None) -> bool:
 
 
 def _states(run: _Run | None) -> list[dict[str, str]] | None:
-    """The daemon's units as `systemctl show` tells of them; of instances those that systemd has loaded."""
+    """Return the properties of the daemon's units and loaded instances; None if systemd does not answer."""
     asked = [*_UNITS, f"--property={','.join(_PROPERTIES)}"]
     shown = (run or _systemctl)(["show", *asked])
     if shown is None:
@@ -125,11 +123,11 @@ def _judge(
     name = state["Id"]
     part = "daemon" if name == UNIT else f"daemon {name.removesuffix('.service')}"
     if state.get("LoadState") == "not-found":
-        yield unknown(part, f"systemd knows no {name}")
+        yield unknown(part, f"systemd has no unit {name}")
         return
     yield evolve(_activity(state), part=part)
     if state.get("NeedDaemonReload") == "yes":
-        what = f"{name} has changed since systemd read it"
+        what = f"{name} has changed since systemd loaded it"
         yield warning(part, what, "systemctl daemon-reload")
     if not at_boot:
         yield warning(part, f"{name} is not started at boot", f"systemctl enable {name}")
@@ -147,28 +145,28 @@ def _activity(state: Mapping[str, str]) -> CheckResult:
                 )
             return ok("daemon", f"it runs{': ' + status if status else ''}")
         case "activating":
-            what = f"it is being started{': ' + status if status else ''}"
+            what = f"it is starting{': ' + status if status else ''}"
             return warning("daemon", what, "see `journalctl -u posd`")
         case "failed":
-            what = f"it has failed ({state.get('Result', 'no reason')})"
+            what = f"it has failed ({state.get('Result', 'unknown result')})"
             return fault("daemon", what, "see `journalctl -u posd`, then systemctl start posd")
         case _:
             return warning("daemon", "it does not run", "systemctl start posd")
 
 
 def _open_files(settings: Config, state: Mapping[str, str]) -> CheckResult:
-    """Each till is an open file."""
+    """Check that the limit of open files allows `limits.connections`: each connection is an open file."""
     allowed = state.get("LimitNOFILE", "")
     wanted = settings.limits.connections + settings.database.pool_size + _SPARE_FILES
     if not re.fullmatch("[0-9]+", allowed) or int(allowed) >= wanted:
-        return ok("open files", f"{allowed or 'any number'} may be open, {wanted} are enough")
-    what = f"{allowed} files may be open; limits.connections asks for {wanted}"
-    remedy = f"LimitNOFILE={wanted} by `systemctl edit posd`, or a smaller limits.connections"
+        return ok("open files", f"the limit is {allowed or 'unknown'}, and posd needs {wanted}")
+    what = f"the limit is {allowed}, and posd needs {wanted} for limits.connections"
+    remedy = f"LimitNOFILE={wanted} with `systemctl edit posd`, or lower limits.connections"
     return fault("open files", what, remedy)
 
 
 def examine_disk(part: str, path: Path) -> CheckResult:
-    """Room where something is written, or at the nearest folder above it that can be looked at."""
+    """Check the free space at `path`, or at its nearest parent folder that can be examined."""
     place = path
     while True:
         try:
@@ -181,16 +179,16 @@ def examine_disk(part: str, path: Path) -> CheckResult:
     free = usage.free / usage.total if usage.total else 1.0
     what = f"{usage.free / _GIB:.1f} GiB are free at {place}, {free:.0%}"
     if free < _FULL:
-        return fault(part, what, "make room: a full disk stops the database, and with it all tills")
+        return fault(part, what, "free disk space: a full disk stops the database and all tills")
     if free < _SCARCE and usage.free < 10 * _GIB:
         return warning(
-            part, what, "make room, or keep events for a shorter time: delivery.retention"
+            part, what, "free disk space, or keep events for a shorter time: delivery.retention"
         )
     return ok(part, what)
 
 
 def _systemctl(arguments: Sequence[str]) -> str | None:
-    """What systemctl prints; None where there is no systemd, or it does not answer."""
+    """Return the output of systemctl, or None if systemd does not run or does not answer in 5 seconds."""
     program = shutil.which("systemctl")
     if program is None or not Path("/run/systemd/system").is_dir():
         return None

@@ -1,7 +1,7 @@
-"""What decides whether posd starts: the configuration, its files, its certificates, its listeners.
+"""Check everything that can prevent a start of posd: the configuration, files, certificates, listeners.
 
-`posctl check-config` and `posctl doctor` both ask `examine`, so they say the same of the same thing.
-A line with `stops` is one for which `twistd posd` ends with status 78.
+`posctl check-config` and `posctl doctor` both call `examine`, so their results agree. If a result has
+`stops`, `twistd posd` exits with status 78.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from posd.maintenance.doctor import CheckResult, certificates, fault, files, lis
 def examine(
     path: Path, environ: Mapping[str, str], now: datetime
 ) -> tuple[Config | None, list[CheckResult]]:
-    """Examine everything that the configuration at `path` names, but for the database.
+    """Check the configuration at `path` and everything that it names, except the database.
 
-    `environ` has `CREDENTIALS_DIRECTORY` where credentials are used; `now` is aware. The
-    configuration is None if it cannot be used.
+    `environ` contains `CREDENTIALS_DIRECTORY` if the configuration uses credentials; `now` is aware. The
+    returned configuration is None if it cannot be used.
     """
     found: Config | None = None
 
@@ -37,7 +37,7 @@ def examine(
 
 
 def _examine_usable(config: Config, now: datetime) -> Iterator[CheckResult]:
-    """Examine what a usable configuration names."""
+    """Check the certificates and listeners of a usable configuration."""
     if any(each.tls for each in config.listen):
         yield from guard("certificate", lambda: certificates.examine(config.tls, now))
     asleep, running = machine.is_socket_activated(), machine.is_running()
@@ -45,11 +45,11 @@ def _examine_usable(config: Config, now: datetime) -> Iterator[CheckResult]:
 
 
 def guard(part: str, examination: Callable[[], Iterable[CheckResult]]) -> list[CheckResult]:
-    """Return the lines of an examination; an unexpected exception in it becomes one more line."""
+    """Return the results of an examination. An unexpected exception becomes one more result."""
     lines: list[CheckResult] = []
     try:
         lines.extend(examination())
     except Exception as error:
-        what = f"this could not be looked at: {type(error).__name__}: {error}"
-        lines.append(fault(part, what, "this is a mistake of posd's: please report it"))
+        what = f"the check failed: {type(error).__name__}: {error}"
+        lines.append(fault(part, what, "this is a bug in posd: please report it"))
     return lines

@@ -1,4 +1,4 @@
-"""What the doctor says of certificates: whether tills will believe them, and for how long."""
+"""Tests of the checks of certificates: trust, names, purpose and dates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW = datetime.now(UTC)
 
 
 class Authority:
-    """Somebody who issues certificates, and is issued one by another authority or by itself."""
+    """A CA. Its certificate is self-signed or issued by another CA."""
 
     def __init__(self, name: str, issuer: Authority | None = None) -> None:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -72,7 +72,7 @@ class CertificateCase(SynchronousTestCase):
         return [*certificates.examine(settings, now)]
 
     def only(self, settings: TLSConfig, state: CheckState, now: datetime = NOW) -> CheckResult:
-        """The one line that is not as it should be."""
+        """Return the only result that is not OK."""
         wrong = [line for line in self.found(settings, now) if line.state is not CheckState.OK]
         self.assertEqual([line.state for line in wrong], [state], wrong)
         return wrong[0]
@@ -83,47 +83,47 @@ def of(made: IssuedCertificate) -> TLSConfig:
 
 
 class ServerTests(CertificateCase):
-    def test_one_of_an_own_authority_is_good_and_all_that_matters_is_said(self) -> None:
+    def test_a_certificate_of_a_private_ca_is_ok_and_is_described(self) -> None:
         lines = self.found(of(self.made()))
         self.assertEqual({line.state for line in lines}, {CheckState.OK})
         told = " ".join(line.what for line in lines)
-        for part in ("pos.example.net", "authority beside it", "fit together", "is valid until"):
+        for part in ("pos.example.net", "ca.pem beside it", "private key match", "is valid until"):
             self.assertIn(part, told)
 
-    def test_files_that_cannot_be_used_are_left_to_who_reads_the_configuration(self) -> None:
+    def test_unusable_files_are_left_to_the_check_of_the_configuration(self) -> None:
         made = self.made()
         made.key_path.unlink()
         lines = self.found(of(made))
         self.assertEqual({line.state for line in lines}, {CheckState.OK})
-        self.assertNotIn("fit together", " ".join(line.what for line in lines))
+        self.assertNotIn("private key match", " ".join(line.what for line in lines))
 
-    def test_one_that_ends_soon_has_ended_or_has_not_begun(self) -> None:
+    def test_a_certificate_that_expires_soon_is_expired_or_is_not_valid_yet(self) -> None:
         made = self.made(days=60)
         ends = made.expires_at
         self.assertRegex(
             self.only(of(made), CheckState.WARNING, ends - timedelta(days=13)).what,
-            "ends on .* 13 days",
+            "expires on .* 13 days",
         )
-        self.assertIn("ended on", self.only(of(made), CheckState.FAULT, ends).what)
+        self.assertIn("expired on", self.only(of(made), CheckState.FAULT, ends).what)
         before = ends - timedelta(days=61)
         line = self.only(of(made), CheckState.FAULT, before)
         self.assertIn("is not valid before", line.what)
         self.assertIn("clock", str(line.remedy))
 
-    def test_one_without_names_is_refused_by_every_till(self) -> None:
+    def test_a_certificate_without_names_is_a_fault(self) -> None:
         root, key = Authority("root"), ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pos.example.net")])
         own = root.issue(subject, key.public_key(), names=())
         settings = self.written(own, root.certificate, key=key)
         self.assertIn("names no server", self.only(settings, CheckState.FAULT).what)
 
-    def test_one_that_is_for_something_else(self) -> None:
+    def test_a_certificate_that_is_not_for_servers_is_a_fault(self) -> None:
         root, key = Authority("root"), ec.generate_private_key(ec.SECP256R1())
         own = root.issue(root.name, key.public_key(), use=ExtendedKeyUsageOID.CLIENT_AUTH)
         settings = self.written(own, root.certificate, key=key)
         self.assertIn("not for servers", self.only(settings, CheckState.FAULT).what)
 
-    def test_issuers_have_to_follow_one_another(self) -> None:
+    def test_each_certificate_must_be_followed_by_its_issuer(self) -> None:
         root = Authority("root")
         between, key = Authority("between", root), ec.generate_private_key(ec.SECP256R1())
         own = between.issue(x509.Name([]), key.public_key())
@@ -132,23 +132,23 @@ class ServerTests(CertificateCase):
         mixed = self.written(own, root.certificate, between.certificate, key=key)
         self.assertIn("certificate 2 of the file", self.only(mixed, CheckState.FAULT).what)
 
-    def test_an_issuer_that_nobody_knows_may_be_missing_or_private(self) -> None:
+    def test_an_unknown_issuer_is_a_warning(self) -> None:
         root = Authority("root")
         between, key = Authority("between", root), ec.generate_private_key(ec.SECP256R1())
         own = between.issue(x509.Name([]), key.public_key())
         line = self.only(self.written(own, key=key), CheckState.WARNING)
-        self.assertIn("CN=between, is neither in the file nor known", line.what)
+        self.assertIn("CN=between, is neither in the file nor trusted", line.what)
 
-    def test_an_authority_of_this_system_is_known(self) -> None:
+    def test_an_authority_of_this_system_is_trusted(self) -> None:
         root, key = Authority("root"), ec.generate_private_key(ec.SECP256R1())
         settings = self.written(root.issue(x509.Name([]), key.public_key()), key=key)
         self.patch(certificates, "system_roots", lambda: [root.certificate])
         told = [line.what for line in self.found(settings)]
-        self.assertIn("it leads to an authority that this system knows", told)
+        self.assertIn("it was issued by an authority that this system trusts", told)
 
 
 class ClientAuthorityTests(CertificateCase):
-    def test_an_authority_is_good_and_its_end_counts(self) -> None:
+    def test_a_client_ca_is_ok_until_it_expires(self) -> None:
         made = self.made()
         settings = evolve(of(made), client_ca=str(made.ca_path))
         self.assertEqual({line.state for line in self.found(settings)}, {CheckState.OK})
@@ -156,9 +156,9 @@ class ClientAuthorityTests(CertificateCase):
         told = [line for line in self.found(settings, late) if line.part == "client CA"]
         self.assertEqual([line.state for line in told], [CheckState.WARNING])
 
-    def test_what_is_no_authority_can_have_issued_nothing(self) -> None:
+    def test_a_client_ca_must_be_a_ca_certificate(self) -> None:
         made = self.made()
         settings = evolve(of(made), client_ca=str(made.certificate_path))
         line = self.only(settings, CheckState.FAULT)
         self.assertEqual(line.part, "client CA")
-        self.assertIn("is no authority", line.what)
+        self.assertIn("is not a CA certificate", line.what)

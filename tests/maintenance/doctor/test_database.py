@@ -1,4 +1,4 @@
-"""What the doctor says of the database, on a real PostgreSQL."""
+"""Tests of the checks of the database, with a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def wrong(lines: list[CheckResult]) -> list[CheckResult]:
 
 
 class DatabaseCase(SynchronousTestCase):
-    """Two shops. What is done to them is done in a transaction that is never committed."""
+    """A database with two shops. Statements run in a transaction that is never committed."""
 
     def setUp(self) -> None:
         self.dsn = test_server().fresh_database(test_server().template(two_shops))
         self.addCleanup(test_server().drop_database, self.dsn)
 
     def found(self, *changes: str, config: Config | None = CONFIG) -> list[CheckResult]:
-        """What is not as it should be after these statements, but for what tests do to be quick."""
+        """Return the problems after these statements, without those of the tests' fast settings."""
         with closing(psycopg2.connect(self.dsn)) as connection:
             with connection.cursor() as cursor:
                 for change in changes:
                     cursor.execute(change)
-                # Become the daemon, as the login is seen.
+                # The checks see the login of the daemon.
                 cursor.execute("SET LOCAL SESSION AUTHORIZATION posd")
             lines = run_to_completion(database.examine(SnapshotQuerier(connection), config))
         return [line for line in wrong(lines) if line.part != "settings"]
 
-    def test_shops_tables_are_read_by_nobody_but_posd_reader(self) -> None:
+    def test_only_posd_reader_reads_shops_tables(self) -> None:
         for role, state in (
             ("posd_reader", CheckState.OK),
             ("posd", CheckState.FAULT),
@@ -95,24 +95,24 @@ class DatabaseCase(SynchronousTestCase):
 
 
 class WholeTests(DatabaseCase):
-    def test_a_database_as_posctl_makes_it_is_good_for_the_daemon(self) -> None:
+    def test_a_database_created_by_posctl_has_no_problems(self) -> None:
         self.assertEqual(self.found(), [])
 
-    def test_tenants_are_counted_and_none_at_all_is_worth_a_warning(self) -> None:
+    def test_tenants_are_counted_and_an_installation_without_tenants_is_a_warning(self) -> None:
         with closing(psycopg2.connect(self.dsn)) as connection:
             lines = run_to_completion(database.examine(SnapshotQuerier(connection), CONFIG))
-        self.assertIn("2 of 2 are in order", [line.what for line in lines])
+        self.assertIn("2 of 2 are correct", [line.what for line in lines])
         self.only("tenants", CheckState.WARNING, "DELETE FROM dinedesk_main.tenants")
 
 
 class RightsTests(DatabaseCase):
-    def test_what_the_daemon_may_and_should_not_is_named(self) -> None:
+    def test_a_right_too_many_is_a_fault(self) -> None:
         line = self.only(
             "rights", CheckState.FAULT, "GRANT DELETE ON dinedesk_kitchen.pos_events TO posd"
         )
         self.assertRegex(line.what, "dinedesk_kitchen: rights pos_events is: posd DELETE")
 
-    def test_so_is_what_it_should_and_may_not(self) -> None:
+    def test_a_missing_right_is_a_fault(self) -> None:
         line = self.only(
             "rights",
             CheckState.FAULT,
@@ -120,15 +120,15 @@ class RightsTests(DatabaseCase):
         )
         self.assertIn("function pos_take", line.what)
 
-    def test_rights_to_make_tables_and_functions(self) -> None:
+    def test_a_right_to_create_objects_is_a_fault(self) -> None:
         line = self.only("rights", CheckState.FAULT, "GRANT CREATE ON SCHEMA dinedesk_main TO posd")
         self.assertIn("posd CREATE", line.what)
 
-    def test_rights_over_the_cluster(self) -> None:
+    def test_a_right_over_the_cluster_is_a_fault(self) -> None:
         line = self.only("rights", CheckState.FAULT, "ALTER ROLE posd CREATEROLE")
         self.assertEqual(line.what, "role posd may make roles")
 
-    def test_a_login_that_may_not_become_posd_or_is_a_superuser(self) -> None:
+    def test_the_login_must_be_able_to_become_posd_and_not_be_a_superuser(self) -> None:
         for server, state in (
             (SERVER, CheckState.OK),
             (evolve(SERVER, may_be_posd=False), CheckState.FAULT),
@@ -139,7 +139,7 @@ class RightsTests(DatabaseCase):
 
 
 class SchemaTests(DatabaseCase):
-    def test_a_schema_that_is_too_old_is_migrated(self) -> None:
+    def test_the_remedy_for_an_old_schema_is_posctl_migrate(self) -> None:
         for schema, kind in (("dinedesk_main", "main"), ("dinedesk_grill", "tenant")):
             with self.subTest(schema=schema):
                 newest = migrations.expected_files()[kind][-1]  # type: ignore[index]
@@ -152,7 +152,7 @@ class SchemaTests(DatabaseCase):
                 self.assertIn(f"{schema}: the schema is older", line.what)
                 self.assertEqual(line.remedy, "posctl migrate")
 
-    def test_a_schema_that_is_too_new_wants_the_posd_that_made_it(self) -> None:
+    def test_the_remedy_for_a_new_schema_is_the_newer_posd(self) -> None:
         line = self.only(
             "schema",
             CheckState.FAULT,
@@ -161,20 +161,20 @@ class SchemaTests(DatabaseCase):
         self.assertIn("main/999_x.sql", line.what)
         self.assertIn("newer", str(line.remedy))
 
-    def test_things_that_are_gone_are_counted_and_left_to_the_audit(self) -> None:
+    def test_differences_are_counted_and_left_to_the_audit(self) -> None:
         line = self.only(
             "schema",
             CheckState.FAULT,
             "ALTER TABLE dinedesk_main.pos_heads DROP CONSTRAINT pos_heads_check",
         )
-        self.assertIn("1 things", line.what)
+        self.assertIn("number of differences: 1", line.what)
         self.assertIn("posctl audit", str(line.remedy))
 
-    def test_a_schema_that_is_not_there_is_no_reason_to_stop(self) -> None:
+    def test_a_missing_schema_does_not_end_the_checks(self) -> None:
         lines = self.found("DROP SCHEMA dinedesk_grill CASCADE")
         self.assertIn("schema", [line.part for line in lines])
 
-    def test_hooks_that_are_gone_or_disabled_are_put_on_again(self) -> None:
+    def test_the_remedy_for_missing_or_disabled_hooks_is_posctl_adopt(self) -> None:
         orders = "dinedesk_kitchen.orders"
         for change in (
             f"ALTER TABLE {orders} DISABLE TRIGGER pos_orders_updated",
@@ -185,7 +185,7 @@ class SchemaTests(DatabaseCase):
                 self.assertIn("trigger orders.pos_orders_updated", line.what)
                 self.assertIn("posctl adopt kitchen", str(line.remedy))
 
-    def test_a_time_zone_that_is_none_is_named_with_its_shop(self) -> None:
+    def test_an_unknown_time_zone_is_reported_with_its_tenant(self) -> None:
         line = self.only(
             "time zone",
             CheckState.WARNING,
@@ -210,11 +210,11 @@ class OutboxTests(DatabaseCase):
         " VALUES (1, 'order', '1', now() - interval '2 minutes')"
     )
 
-    def test_what_waits_without_a_daemon_waits_for_one(self) -> None:
+    def test_the_remedy_for_waiting_rows_without_a_daemon_is_to_start_posd(self) -> None:
         line = self.only("outbox", CheckState.WARNING, self.OLD)
         self.assertEqual(line.remedy, "systemctl start posd")
 
-    def test_what_waits_though_one_runs_is_told_so(self) -> None:
+    def test_rows_that_wait_while_a_daemon_runs_are_a_warning(self) -> None:
         node = (
             "INSERT INTO dinedesk_main.pos_nodes VALUES (gen_random_uuid(), now() + interval '9 s')"
         )
@@ -227,21 +227,21 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual([line.state for line in lines], [state])
         self.assertIn(what, lines[0].what)
 
-    def test_one_that_is_too_old(self) -> None:
+    def test_a_server_that_is_too_old_is_a_fault(self) -> None:
         self.check(CheckState.FAULT, "13.9 is too old", version=130009, version_text="13.9")
 
-    def test_one_that_is_a_standby(self) -> None:
+    def test_a_standby_is_a_fault(self) -> None:
         self.check(CheckState.FAULT, "standby", is_standby=True)
 
-    def test_one_of_another_encoding(self) -> None:
+    def test_another_encoding_is_a_fault(self) -> None:
         self.check(CheckState.FAULT, "LATIN1", encoding="LATIN1")
 
-    def test_one_without_the_role(self) -> None:
+    def test_a_missing_role_posd_is_a_fault(self) -> None:
         self.check(CheckState.FAULT, "no role posd", may_be_posd=None)
 
 
 class SettingTests(DatabaseCase):
-    def test_each_setting_that_does_harm_is_told_with_what_it_does(self) -> None:
+    def test_each_harmful_setting_is_reported_with_its_effect(self) -> None:
         self.assertEqual(wrong(database._settings(SAFE)), [])
         for name, value, state in (
             ("fsync", "off", CheckState.FAULT),
@@ -257,7 +257,7 @@ class SettingTests(DatabaseCase):
                 self.assertEqual(line.state, state)
                 self.assertIn(f"{name} is {value}", line.what)
 
-    def test_what_lets_customers_into_the_log_of_postgresql_is_named(self) -> None:
+    def test_settings_that_log_customers_are_reported(self) -> None:
         for name, value in (
             ("log_min_messages", "warning"),
             ("log_min_error_statement", "error"),
@@ -267,9 +267,9 @@ class SettingTests(DatabaseCase):
             with self.subTest(name=name):
                 (line,) = database._settings({**SAFE, name: value})
                 self.assertEqual(line.state, CheckState.WARNING)
-                self.assertIn(f"by {name} ", line.what)
+                self.assertIn(f"{name}: ", line.what)
 
-    def test_a_login_as_posd_is_one_of_whose_rows_nothing_is_logged(self) -> None:
+    def test_a_login_as_posd_logs_no_customers(self) -> None:
         for user, logged in (("posd", False), ("postgres", True)):
             with closing(psycopg2.connect(self.dsn, user=user)) as connection:
                 lines = database._settings(
@@ -284,7 +284,7 @@ class SettingTests(DatabaseCase):
                 run_to_completion(fitness.session_settings(executor)).keys(), {*fitness.SETTINGS}
             )
 
-    def test_there_have_to_be_connections_enough(self) -> None:
+    def test_too_few_connections_are_a_fault(self) -> None:
         for room, state in (
             (ConnectionCapacity(97, 10, None, None), CheckState.OK),
             (ConnectionCapacity(97, 90, None, None), CheckState.FAULT),
@@ -295,7 +295,7 @@ class SettingTests(DatabaseCase):
             with self.subTest(room=room):
                 self.assertEqual(database._room(room, CONFIG).state, state)
 
-    def test_a_pool_that_is_larger_than_the_server(self) -> None:
+    def test_a_pool_larger_than_max_connections_is_a_fault(self) -> None:
         many = Config(DatabaseSettings("postgresql:///posd", pool_size=100_000))
         self.only("connections", CheckState.FAULT, config=many)
 
@@ -305,18 +305,18 @@ class AdministrationTests(DatabaseCase):
         with closing(psycopg2.connect(dsn)) as connection:
             return run_to_completion(database.examine_administrator(SnapshotQuerier(connection)))
 
-    def test_who_may_change_schemas_may_also_see_where_the_database_is(self) -> None:
+    def test_an_administrator_can_change_schemas_and_see_the_disk(self) -> None:
         disk, rights = self.asked(self.dsn)
         self.assertEqual(disk.part, "disk")
         self.assertIn("GiB", disk.what)
         self.assertEqual(rights.state, CheckState.OK)
 
-    def test_who_may_not_is_told(self) -> None:
+    def test_an_administrator_without_rights_is_a_warning(self) -> None:
         disk, rights = self.asked(as_role(self.dsn, "posd"))
         self.assertEqual(disk.state, CheckState.UNKNOWN)
         self.assertEqual(rights.state, CheckState.WARNING)
         self.assertIn("GRANT posd_owner TO posd", str(rights.remedy))
 
-    def test_a_database_on_another_machine_is_looked_at_there(self) -> None:
+    def test_the_disk_of_another_machine_is_unknown(self) -> None:
         line = database.examine_disk(evolve(SERVER, is_local=False), {})
         self.assertEqual(line.state, CheckState.UNKNOWN)

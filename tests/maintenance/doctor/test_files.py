@@ -1,4 +1,4 @@
-"""What the doctor says of the configuration, and of who can read and write the files."""
+"""Tests of the checks of the configuration and of file permissions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = Config(DatabaseConfig("postgresql:///posd"), (ListenerConfig("web", "tc
 
 class FilesCase(SynchronousTestCase):
     def setUp(self) -> None:
-        # Not where trial works, whose folder others may not be let into.
+        # Outside trial's folder, which other users may not be allowed to search.
         self.folder = Path(tempfile.mkdtemp(prefix="posd-doctor-"))
         self.addCleanup(shutil.rmtree, self.folder)
         self.folder.chmod(0o755)
@@ -33,12 +33,12 @@ class FilesCase(SynchronousTestCase):
 
 
 class ConfigurationTests(FilesCase):
-    def test_one_that_can_be_used_is_given_with_one_good_line(self) -> None:
+    def test_a_usable_configuration_has_one_result_that_is_ok(self) -> None:
         found, lines = files.load_configuration(self.path, {})
         self.assertEqual(found, CONFIG)
         self.assertEqual([line.state for line in lines], [CheckState.OK])
 
-    def test_every_problem_is_a_fault_of_its_own(self) -> None:
+    def test_each_problem_is_a_fault(self) -> None:
         self.path.write_text("[database]\npoolsize = 3\n[limits]\nconnections = -1\n")
         found, lines = files.load_configuration(self.path, {})
         self.assertIsNone(found)
@@ -46,11 +46,11 @@ class ConfigurationTests(FilesCase):
         for key in ("database.poolsize", "database.dsn", "limits.connections"):
             self.assertEqual(sum(f": {key}: " in line.what for line in lines), 1)
 
-    def test_who_may_not_read_it_is_told_as_whom_to_ask(self) -> None:
+    def test_an_unreadable_configuration_names_the_user_to_run_as(self) -> None:
         (line,) = [files._problem(f"{self.path}: cannot be read: Permission denied; …", {})]
         self.assertEqual(line.remedy, "run this as root or as the user posd")
 
-    def test_a_certificate_that_cannot_be_used_leaves_the_rest_to_be_examined(self) -> None:
+    def test_an_unusable_certificate_does_not_end_the_checks(self) -> None:
         self.path.write_text(
             f'{PLAIN}tls = true\n[tls]\ncertificate = "/nowhere/c.pem"\nprivate_key = "/nowhere/k.pem"\n'
         )
@@ -61,13 +61,13 @@ class ConfigurationTests(FilesCase):
         )
         self.assertIn("tls.certificate: /nowhere/c.pem cannot be read", lines[0].what)
 
-    def test_a_key_that_only_the_asker_may_not_read_is_no_fault(self) -> None:
+    def test_a_key_that_only_this_user_cannot_read_is_not_a_fault(self) -> None:
         problem = "posd.toml: tls.private_key: /k.pem cannot be read (Permission denied); …"
         for asks_as_posd, state in ((False, CheckState.UNKNOWN), (True, CheckState.FAULT)):
             self.patch(files, "runs_as_posd", lambda answer=asks_as_posd: answer)
             self.assertEqual(files._problem(problem, {}).state, state)
 
-    def test_a_credential_is_found_where_systemd_keeps_it_for_the_unit(self) -> None:
+    def test_credentials_of_the_running_unit_are_used(self) -> None:
         self.path.write_text(PLAIN.replace('"postgresql:///posd"', '{ credential = "dsn" }'))
         (line,) = files.load_configuration(self.path, {})[1]
         self.assertEqual(line.state, CheckState.WARNING)
@@ -102,7 +102,7 @@ class PermissionTests(FilesCase):
         self, config: Config | None = None, who: FileReader | None = None
     ) -> list[CheckResult]:
         found = files.examine_permissions(self.path, config or self.config, who or self.reader)
-        # Where the tests do not run as root, the files are not root's, of which there is a warning.
+        # If the tests do not run as root, root does not own the files, which causes a warning.
         good = (CheckState.OK,) if os.geteuid() == 0 else (CheckState.OK, CheckState.WARNING)
         return [line for line in found if line.state not in good]
 
@@ -112,42 +112,42 @@ class PermissionTests(FilesCase):
         self.assertRegex(line.what, what)
         self.assertRegex(str(line.remedy), remedy)
 
-    def test_files_with_the_rights_that_they_should_have_are_good(self) -> None:
+    def test_correct_permissions_are_ok(self) -> None:
         told = [line for line in self.lines() if line.state is CheckState.FAULT]
         self.assertEqual(told, [])
 
-    def test_a_key_that_everybody_can_read(self) -> None:
+    def test_a_key_that_every_user_can_read_is_a_fault(self) -> None:
         self.key.chmod(0o644)
-        self.wrong(r"privkey\.pem has a secret in it", "chown root:posd .* && chmod 0640")
+        self.wrong(r"privkey\.pem contains a secret", "chown root:posd .* && chmod 0640")
 
-    def test_a_configuration_that_everybody_can_write(self) -> None:
+    def test_a_configuration_that_every_user_can_write_is_a_fault(self) -> None:
         self.path.chmod(0o666)
-        self.wrong(r"posd\.toml can be written by everybody", "chmod o-w")
+        self.wrong(r"every user can write .*posd\.toml", "chmod o-w")
 
-    def test_a_password_in_a_configuration_that_everybody_can_read(self) -> None:
+    def test_a_password_that_every_user_can_read_is_a_fault(self) -> None:
         database = DatabaseConfig("postgresql://posd:secret@db/posd")
         self.wrong(
-            r"posd\.toml has a secret", "0640", config=evolve(self.config, database=database)
+            r"posd\.toml contains a secret", "0640", config=evolve(self.config, database=database)
         )
         self.assertNotIn("secret@", str(self.lines(evolve(self.config, database=database))))
 
-    def test_a_key_that_the_daemon_cannot_read(self) -> None:
+    def test_a_key_that_the_daemon_cannot_read_is_a_fault(self) -> None:
         self.key.chmod(0o600)
-        self.wrong(r"privkey\.pem cannot be read by posd$", "chown root:posd")
+        self.wrong(r"posd cannot read .*privkey\.pem$", "chown root:posd")
 
-    def test_a_folder_that_is_in_the_way(self) -> None:
+    def test_a_folder_that_the_daemon_cannot_search_is_a_fault(self) -> None:
         self.folder.chmod(0o700)
         lines = self.lines()
         self.assertEqual({line.remedy for line in lines}, {f"chmod o+x {self.folder}"})
 
-    def test_a_file_that_is_not_there_is_told_elsewhere(self) -> None:
+    def test_a_missing_file_is_unknown_here(self) -> None:
         self.key.unlink()
         (line,) = self.lines()
         self.assertEqual(
             (line.state, line.what), (CheckState.UNKNOWN, f"{self.key}: No such file or directory")
         )
 
-    def test_where_there_is_no_such_user_only_rights_of_others_are_looked_at(self) -> None:
+    def test_without_a_user_posd_only_the_rights_of_other_users_are_checked(self) -> None:
         self.assertIsNone(files.file_reader("nobody-of-this-name"))
         lines = [*files.examine_permissions(self.path, self.config, None)]
         self.assertEqual(lines[0].state, CheckState.UNKNOWN)
@@ -161,7 +161,7 @@ class PermissionTests(FilesCase):
 
 
 class AskingTests(SynchronousTestCase):
-    """As whom others see the one who asks."""
+    """The effective user of the checks."""
 
     def seen(self, asker: int, name: str | None) -> list[int]:
         became: list[int] = []
@@ -172,12 +172,12 @@ class AskingTests(SynchronousTestCase):
             became.append(-1)
         return became
 
-    def test_root_is_the_daemon_to_the_database_and_root_again(self) -> None:
+    def test_root_becomes_the_daemons_user_and_root_again(self) -> None:
         self.assertEqual(self.seen(0, "posd"), [SOMEBODY.uid, -1, 0])
 
-    def test_root_stays_root_where_there_is_no_such_user(self) -> None:
+    def test_root_stays_root_without_such_a_user(self) -> None:
         self.assertEqual(self.seen(0, "postgres"), [-1])
         self.assertEqual(self.seen(0, None), [-1])
 
-    def test_anybody_else_stays_who_they_are(self) -> None:
+    def test_another_user_stays_the_same(self) -> None:
         self.assertEqual(self.seen(1000, "posd"), [-1])

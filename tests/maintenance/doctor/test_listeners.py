@@ -1,4 +1,4 @@
-"""What the doctor says of the places where the daemon listens, with real sockets."""
+"""Tests of the checks of listeners, with real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING = Config(DatabaseConfig("postgresql:///posd"))
 
 
 class Answering(HTTPServer):
-    """Somebody who listens, and answers each request alike."""
+    """A server that sends the same response to each request."""
 
     server_name_told = f"posd/{__version__}"
     status = 200
@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(server.body)
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 class ListenerCase(SynchronousTestCase):
@@ -91,7 +91,7 @@ class ListenerCase(SynchronousTestCase):
 
 
 def unused() -> int:
-    """A port where nobody listens."""
+    """Return a free port."""
     with reserve() as reservation:
         return reservation.number
 
@@ -101,11 +101,11 @@ def at(server: Answering) -> str:
 
 
 class FreeTests(ListenerCase):
-    def test_a_port_where_nobody_listens_is_free(self) -> None:
+    def test_an_unused_port_is_free(self) -> None:
         line = self.only(f"tcp:port={unused()}:interface=127.0.0.1", CheckState.OK)
         self.assertIn("is free", line.what)
 
-    def test_an_address_that_this_machine_does_not_have(self) -> None:
+    def test_an_address_of_another_machine_is_a_fault(self) -> None:
         line = self.only(f"tcp:port={unused()}:interface=192.0.2.1", CheckState.FAULT)
         self.assertIn("no interface of this machine has the address 192.0.2.1", line.what)
 
@@ -114,10 +114,10 @@ class FreeTests(ListenerCase):
         self.addCleanup(shutil.rmtree, folder)
         self.assertIn("is free", self.only(f"unix:{folder}/socket:mode=660", CheckState.OK).what)
 
-    def test_a_socket_whose_folder_systemd_makes(self) -> None:
+    def test_a_socket_in_a_folder_that_systemd_creates(self) -> None:
         self.only("unix:/run/posd-nowhere/local.sock:mode=660", CheckState.UNKNOWN)
 
-    def test_a_socket_that_a_posd_has_left_will_be_replaced(self) -> None:
+    def test_a_socket_of_a_posd_that_has_ended_will_be_replaced(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="posd-doctor-"))
         self.addCleanup(shutil.rmtree, folder)
         path = folder / "socket"
@@ -127,47 +127,47 @@ class FreeTests(ListenerCase):
         (folder / "socket.lock").symlink_to("1234567")
         self.only(f"unix:{path}", CheckState.OK)
 
-    def test_what_systemd_hands_over_is_for_posd_alone(self) -> None:
+    def test_a_socket_of_systemd_is_unknown(self) -> None:
         self.only("systemd:domain=INET:name=https", CheckState.UNKNOWN)
 
-    def test_a_daemon_that_sleeps_is_not_woken(self) -> None:
+    def test_a_stopped_daemon_is_not_started(self) -> None:
         listener = ListenerConfig("https", at(self.somebody()))
         (line,) = listeners.examine(evolve(NOTHING, listen=(listener,)), asleep=True)
         self.assertEqual(line.state, CheckState.UNKNOWN)
 
 
 class HeldTests(ListenerCase):
-    def test_posd_that_is_ready_is_good(self) -> None:
+    def test_posd_that_is_ready_is_ok(self) -> None:
         self.assertIn("ready", self.only(at(self.somebody()), CheckState.OK).what)
 
-    def test_over_tls_too(self) -> None:
+    def test_posd_that_is_ready_over_tls_is_ok(self) -> None:
         made = self.made()
         self.assertIn("ready", self.only(at(self.somebody(made)), CheckState.OK, made).what)
 
-    def test_posd_that_lacks_something_is_nobodys_mistake(self) -> None:
+    def test_posd_that_is_not_ready_is_a_passing_fault(self) -> None:
         server = self.somebody()
         server.status, server.body = 503, b'{"status":"unavailable","missing":["database"]}'
         line = self.only(at(server), CheckState.FAULT)
         self.assertTrue(line.passing)
-        self.assertIn("cannot serve: database", line.what)
+        self.assertIn("is not ready: database", line.what)
 
-    def test_posd_of_another_version_waits_for_a_restart(self) -> None:
+    def test_posd_of_another_version_needs_a_restart(self) -> None:
         server = self.somebody()
         server.server_name_told = "posd/0.0.1"
         _, line = self.found(at(server))
         self.assertEqual((line.state, line.remedy), (CheckState.WARNING, "systemctl restart posd"))
 
-    def test_another_certificate_than_that_of_the_file_waits_for_a_reload(self) -> None:
+    def test_another_certificate_than_in_the_file_needs_a_reload(self) -> None:
         _, line = self.found(at(self.somebody(self.made("old"))), made=self.made("new"))
         self.assertEqual(line.state, CheckState.WARNING)
-        self.assertIn("shows another certificate", line.what)
+        self.assertIn("uses another certificate", line.what)
 
-    def test_another_program_is_named_as_it_names_itself(self) -> None:
+    def test_another_program_is_named_by_its_server_field(self) -> None:
         server = self.somebody()
         server.server_name_told = "nginx"
         self.assertIn("nginx answers", self.only(at(server), CheckState.FAULT).what)
 
-    def test_what_is_slow_to_answer_may_be_a_posd_that_runs(self) -> None:
+    def test_a_slow_listener_may_be_the_running_posd(self) -> None:
         self.patch(listeners, "_SECONDS", 0.1)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             endpoint = f"tcp:port={silent.getsockname()[1]}:interface=127.0.0.1"
@@ -181,25 +181,25 @@ class HeldTests(ListenerCase):
                 (line.state, line.passing, line.stops), (CheckState.FAULT, False, True)
             )
 
-    def test_a_program_that_speaks_no_tls(self) -> None:
+    def test_a_program_without_tls_is_another_program(self) -> None:
         line = self.only(at(self.somebody()), CheckState.FAULT, self.made())
-        self.assertIn("is held by another program", line.what)
+        self.assertIn("is in use by another program", line.what)
 
-    def test_who_wants_a_clients_certificate_is_as_configured(self) -> None:
+    def test_a_required_client_certificate_is_ok_if_configured(self) -> None:
         made = self.made()
         line = self.only(at(self.somebody(made, mutual=True)), CheckState.OK, made, mutual=True)
-        self.assertIn("asks for a client's certificate, as configured", line.what)
+        self.assertIn("requires a client certificate, as configured", line.what)
 
-    def test_who_wants_one_that_is_not_configured_is_another_program(self) -> None:
+    def test_a_required_client_certificate_that_is_not_configured_is_another_program(self) -> None:
         made = self.made()
         line = self.only(at(self.somebody(made, mutual=True)), CheckState.FAULT, made)
-        self.assertIn("is held by another program", line.what)
+        self.assertIn("is in use by another program", line.what)
 
-    def test_who_only_hangs_up_is_not_taken_for_one_who_wants_a_certificate(self) -> None:
+    def test_a_listener_that_only_closes_does_not_require_a_certificate(self) -> None:
         line = self.only(at(self.somebody()), CheckState.FAULT, self.made(), mutual=True)
-        self.assertIn("is held by another program", line.what)
+        self.assertIn("is in use by another program", line.what)
 
-    def test_a_program_that_speaks_no_http(self) -> None:
+    def test_a_program_without_http_is_another_program(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             thread = threading.Thread(target=_hang_up, args=(server,))
             thread.start()
@@ -207,7 +207,7 @@ class HeldTests(ListenerCase):
                 f"tcp:port={server.getsockname()[1]}:interface=127.0.0.1", CheckState.FAULT
             )
             thread.join()
-        self.assertIn("is held by another program", line.what)
+        self.assertIn("is in use by another program", line.what)
 
 
 def _hang_up(server: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What the doctor says of the clock, the unit, open files and disks."""
+"""Tests of the checks of the clock, the systemd unit, open files and disks."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class ClockTests(SynchronousTestCase):
         (line,) = machine.examine_clock(now, lambda: kernel)
         return line.state
 
-    def test_one_that_is_kept_right_is_good(self) -> None:
+    def test_a_synchronised_clock_is_ok(self) -> None:
         self.assertEqual(self.state(NOW, 0), CheckState.OK)
 
-    def test_one_that_nobody_keeps_right_is_worth_a_warning(self) -> None:
+    def test_an_unsynchronised_clock_is_a_warning(self) -> None:
         self.assertEqual(self.state(NOW, 5), CheckState.WARNING)
 
-    def test_where_the_kernel_says_nothing_nothing_is_said(self) -> None:
+    def test_an_unknown_state_of_the_clock_is_unknown(self) -> None:
         self.assertEqual(self.state(NOW, None), CheckState.UNKNOWN)
 
-    def test_one_from_before_posd_was_written_is_wrong(self) -> None:
+    def test_a_clock_before_posds_first_release_is_a_fault(self) -> None:
         self.assertEqual(self.state(datetime(1970, 1, 1, tzinfo=UTC), 0), CheckState.FAULT)
 
-    def test_this_kernel_can_be_asked(self) -> None:
+    def test_this_kernel_tells_the_state_of_the_clock(self) -> None:
         self.assertIn(machine._kernel_clock(), (None, *range(-1, 6)))
 
-    def test_the_databases_clock_has_to_agree_but_for_the_time_it_took_to_ask(self) -> None:
+    def test_the_databases_clock_may_differ_by_the_duration_of_the_query(self) -> None:
         for seconds, took, state in (
             (1.0, 0.0, CheckState.OK),
             (-3.0, 2.0, CheckState.OK),
@@ -63,7 +63,7 @@ class ClockTests(SynchronousTestCase):
 
 
 def shown(*units: Mapping[str, str]) -> Callable[[Sequence[str]], str]:
-    """A systemctl that tells of these units."""
+    """Return a systemctl that shows these units."""
 
     def systemctl(arguments: Sequence[str]) -> str:
         assert arguments[:2] == ["show", "posd.service"]
@@ -79,23 +79,23 @@ class UnitTests(SynchronousTestCase):
         self.assertEqual(line.state, state)
         return line
 
-    def test_one_that_runs_is_good_and_says_what_it_does(self) -> None:
+    def test_a_running_unit_is_ok_and_has_its_status_text(self) -> None:
         (line,) = machine.examine_unit(None, shown(RUNNING))
         self.assertEqual((line.state, line.what), (CheckState.OK, "it runs: 7 terminals connected"))
 
-    def test_one_that_waits_for_something_is_nobodys_mistake(self) -> None:
+    def test_a_waiting_unit_is_a_passing_fault(self) -> None:
         line = self.only(CheckState.FAULT, StatusText="waiting for database: connection refused")
         self.assertTrue(line.passing)
         self.assertIn("connection refused", line.what)
 
-    def test_one_that_has_failed_and_one_that_is_stopped(self) -> None:
+    def test_a_failed_unit_is_a_fault_and_a_stopped_one_a_warning(self) -> None:
         failed = self.only(CheckState.FAULT, ActiveState="failed", Result="exit-code")
         self.assertIn("exit-code", failed.what)
         stopped = self.only(CheckState.WARNING, ActiveState="inactive")
         self.assertEqual(stopped.remedy, "systemctl start posd")
         self.only(CheckState.WARNING, ActiveState="activating")
 
-    def test_of_several_instances_each_that_is_used_is_told_of(self) -> None:
+    def test_each_used_instance_is_reported(self) -> None:
         units = (
             {**RUNNING, "ActiveState": "inactive", "UnitFileState": "disabled"},
             {**RUNNING, "Id": "posd@1.service"},
@@ -107,23 +107,23 @@ class UnitTests(SynchronousTestCase):
             lines, [("daemon posd@1", CheckState.OK), ("daemon posd@2", CheckState.FAULT)]
         )
 
-    def test_a_unit_that_is_not_what_systemd_has_read(self) -> None:
+    def test_a_changed_unit_needs_a_daemon_reload(self) -> None:
         line = self.only(CheckState.WARNING, NeedDaemonReload="yes")
         self.assertEqual(line.remedy, "systemctl daemon-reload")
 
-    def test_a_unit_that_neither_boot_nor_a_till_starts(self) -> None:
+    def test_a_unit_that_is_not_started_at_boot_is_a_warning(self) -> None:
         self.only(CheckState.WARNING, UnitFileState="disabled")
         socket = {"Id": "posd.socket", "ActiveState": "active", "UnitFileState": "enabled"}
         service = {**RUNNING, "UnitFileState": "disabled"}
         states = {line.state for line in machine.examine_unit(None, shown(service, socket))}
         self.assertEqual(states, {CheckState.OK})
 
-    def test_where_there_is_no_unit_or_no_systemd_nothing_is_said(self) -> None:
+    def test_without_a_unit_or_systemd_the_state_is_unknown(self) -> None:
         self.only(CheckState.UNKNOWN, LoadState="not-found")
         (line,) = machine.examine_unit(None, lambda arguments: None)
         self.assertEqual(line.state, CheckState.UNKNOWN)
 
-    def test_each_till_is_an_open_file(self) -> None:
+    def test_the_limit_of_open_files_must_allow_all_connections(self) -> None:
         many = evolve(CONFIG, limits=LimitsConfig(connections=70_000))
         for config, allowed, state in (
             (CONFIG, "65536", CheckState.OK),
@@ -141,11 +141,11 @@ class SocketTests(SynchronousTestCase):
         socket_unit = {"Id": "posd.socket", "ActiveState": socket}
         return machine.is_socket_activated(shown({**RUNNING, "ActiveState": service}, socket_unit))
 
-    def test_a_daemon_that_systemd_would_start_for_the_first_till_is_not_woken(self) -> None:
+    def test_a_socket_activated_daemon_is_recognised(self) -> None:
         self.assertTrue(self.sleeps("active", "inactive"))
         self.assertTrue(self.sleeps("active", "failed"))
 
-    def test_one_that_runs_and_one_without_a_socket_can_be_asked(self) -> None:
+    def test_a_running_daemon_is_not_socket_activated(self) -> None:
         self.assertFalse(self.sleeps("active", "active"))
         self.assertFalse(self.sleeps("inactive", "inactive"))
         self.assertFalse(machine.is_socket_activated(lambda arguments: None))
@@ -157,14 +157,14 @@ class DiskTests(SynchronousTestCase):
         self.patch(shutil, "disk_usage", lambda path: usage)
         return machine.examine_disk("disk", Path("/var/lib")).state
 
-    def test_room_is_good_and_what_is_scarce_is_told(self) -> None:
+    def test_little_free_space_is_reported(self) -> None:
         self.assertEqual(self.state(50 * GIB, 100 * GIB), CheckState.OK)
         self.assertEqual(self.state(5 * GIB, 100 * GIB), CheckState.WARNING)
         self.assertEqual(self.state(1 * GIB, 100 * GIB), CheckState.FAULT)
 
-    def test_of_a_large_disk_a_small_part_is_much(self) -> None:
+    def test_a_small_part_of_a_large_disk_is_enough(self) -> None:
         self.assertEqual(self.state(500 * GIB, 8000 * GIB), CheckState.OK)
 
-    def test_a_folder_that_may_not_be_seen_is_on_the_disk_of_the_one_above(self) -> None:
+    def test_an_unreadable_folder_is_on_the_disk_of_its_parent(self) -> None:
         line = machine.examine_disk("disk", Path(self.mktemp()).absolute() / "not" / "there")
         self.assertNotEqual(line.state, CheckState.UNKNOWN)
