@@ -1,13 +1,14 @@
-"""posd beside what it replaces, in one run.
+"""Measure posd and other servers side by side.
 
-    python -m bench                        # what `make bench` runs: about five minutes
-    python -m bench --full                 # `make bench-full`: every row, more rounds
+    python -m bench                        # the same as `make bench`: about five minutes
+    python -m bench --full                 # the same as `make bench-full`: all rows, more rounds
     python -m bench fanout publish         # some rows
     python -m bench publish --subjects posd,shop-pool --rounds 5 --seconds 3 --json FILE
 
-Starts a PostgreSQL with fsync, posd and its peers with TLS 1.3 and one certificate, on loopback. The server
-that is measured has one processor, the load client and PostgreSQL have the others. The subjects take turns;
-printed are medians with the least and the greatest of the rounds. bench/README.md explains the rows.
+The benchmark starts a PostgreSQL server with fsync, and posd and its peers with TLS 1.3 and the same
+certificate, on loopback. The measured server runs on one processor, the load client and PostgreSQL on the
+others. The servers are measured in turn. The output shows the median, minimum and maximum of the rounds.
+bench/README.md explains the rows.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ ROWS = (*delivery_rows.ROWS, *connection_rows.ROWS, *call_rows.ROWS)
 
 
 def run(row: Row, world: World, options: argparse.Namespace) -> report.Result:
-    """One row: each round measures its subjects in turn. What fails is noted, and the others go on."""
+    """Measure a row. Each round measures the subjects in turn. A failure does not stop the others."""
     result = report.Result(row)
     if options.subjects:
         chosen = options.subjects.split(",")
-        result.not_run = {name: "not asked for" for name in row.subjects if name not in chosen}
+        result.not_run = {name: "not in --subjects" for name in row.subjects if name not in chosen}
     rounds = options.rounds or row.rounds
     for _ in range(rounds if row.fresh else 1):
         with ExitStack() as stack:
@@ -58,7 +59,7 @@ def prepared(
     result: report.Result,
     stack: ExitStack,
 ) -> list[tuple[Subject, Loader]]:
-    """The subjects of a row, started and with their tills, until the stack is left."""
+    """Start and prepare the subjects of a row. The stack stops them."""
     ready = []
     for name in row.subjects:
         if name in result.not_run:
@@ -70,7 +71,7 @@ def prepared(
         except NotRun as error:
             result.not_run[name] = str(error)
         except Failed as error:
-            result.failed.setdefault(name, []).append(f"before it was measured: {error}")
+            result.failed.setdefault(name, []).append(f"preparation: {error}")
         else:
             ready.append((subject, loader))
     return ready
@@ -84,17 +85,15 @@ def arguments() -> argparse.Namespace:
     )
     names = [row.name for row in ROWS]
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(names))
-    parser.add_argument("--full", action="store_true", help="all rows, and five rounds of each")
-    parser.add_argument("--subjects", help="some of posd and its peers, with commas between them")
-    parser.add_argument("--rounds", type=int, help="how often each subject is measured")
-    parser.add_argument("--seconds", type=float, help="of one measurement")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--full", action="store_true", help="all rows, with five rounds each")
+    parser.add_argument("--subjects", help="the servers to measure, separated by commas")
+    parser.add_argument("--rounds", type=int, help="the number of measurements of each server")
+    parser.add_argument("--seconds", type=float, help="the length of one measurement")
+    parser.add_argument("--json", type=Path, help="the file to write all figures to")
     options = parser.parse_args()
     unknown = set(options.rows) - set(names)
     if unknown:
-        parser.error(
-            f"there is no row {', '.join(sorted(unknown))}: choose from {', '.join(names)}"
-        )
+        parser.error(f"unknown row {', '.join(sorted(unknown))}; the rows are {', '.join(names)}")
     return options
 
 
@@ -124,7 +123,7 @@ def main() -> int:
             results.append(run(row, world, options))
             print("\n".join(results[-1].lines()), flush=True)
     print("", *report.table(results), "", sep="\n")
-    print(report.ceiling(results) or "", f"It took {time.time() - began:.0f} seconds.")
+    print(report.ceiling(results) or "", f"The run took {time.time() - began:.0f} seconds.")
     if options.json:
         about = {
             "began": began,

@@ -1,22 +1,24 @@
-"""What the bell costs the shops, and how soon an order is with a till.
+"""Measure the cost of the bell for shops, and the delay from COMMIT to the till.
 
     python bench/bell.py commits [--rounds 5] [--seconds 5] [--sessions 16] [--standby-ms 20]
     python bench/bell.py busy [--rounds 5] [--seconds 5]
     python bench/bell.py latency [--seconds 20]
 
-`commits`: posd does not run. pgbench inserts orders into a hooked table, one a transaction, in turn with
-the bell, with `posd.notify = 'off'`, and with a NOTIFY for each order. Prints the commits a second of each
-round and the median ratio to `off`. With `--standby-ms`, each COMMIT waits for a standby that is so far away.
+`commits`: posd does not run. pgbench inserts orders into a hooked table, one in each transaction, in turn
+with the bell, with `posd.notify = 'off'`, and with a NOTIFY for each order. The program prints the commits
+per second of each round, and the median ratio to `off`. With `--standby-ms`, each COMMIT waits for a
+standby with this round-trip time.
 
-`busy`: posd delivers 500 orders a second that pgbench inserts, in turn with the bell and with
-`posd.notify = 'off'`. Prints how long a transaction of the shop takes, and the median ratio of the p99.
+`busy`: posd delivers 500 orders per second that pgbench inserts, in turn with the bell and with
+`posd.notify = 'off'`. The program prints the duration of the shop's transactions, and the median ratio of
+the p99.
 
-`latency`: posd runs, with TLS and a till. Prints how long it takes from when COMMIT is sent until the till
-has the order, of lone orders and at 100 a second, and the same while another shop has a transaction open
-that has placed an order. Prints also what an idle doorman costs in each state: processor time of posd and of
-the server process of its connection.
+`latency`: posd runs, with TLS and a till. The program prints the time from sending COMMIT until the till has
+the order, for single orders and for 100 orders per second, also while another shop's transaction that has
+placed an order is open. It also prints the cost of an idle doorman in each state: processor time of posd
+and of the server process of its connection.
 
-PostgreSQL is started with fsync on. pgbench is searched for on PATH and in /usr/lib/postgresql.
+PostgreSQL runs with fsync. pgbench is searched in PATH and in /usr/lib/postgresql.
 """
 
 from __future__ import annotations
@@ -51,11 +53,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def pgbench() -> str:
-    """The newest pgbench that is installed."""
+    """Return the path of pgbench."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))
     path = shutil.which("pgbench") or (str(found[-1]) if found else None)
     if path is None:
-        raise SystemExit("not run: there is no pgbench (Debian: postgresql)")
+        raise SystemExit("not run: pgbench is not installed (Debian: postgresql)")
     return path
 
 
@@ -80,7 +82,7 @@ def commits(options: argparse.Namespace) -> None:
 
 
 def rate(shop: Shop, method: str, sessions: int, seconds: int) -> float:
-    """Commits a second. Where a session has the doorman's first lock everybody rings."""
+    """Return commits per second. Every COMMIT notifies while a session holds the doorman's first lock."""
     shop.query(
         "TRUNCATE dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions,"
         " dinedesk_kitchen.orders CASCADE"
@@ -95,7 +97,7 @@ def rate(shop: Shop, method: str, sessions: int, seconds: int) -> float:
 
 
 def insert(shop: Shop, method: str, *options: str) -> str:
-    """Have pgbench insert orders, one a transaction; what it prints."""
+    """Insert orders with pgbench, one in each transaction. Return its output."""
     parts = parse_dsn(shop.dsn)
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(PLACE.format(slug="kitchen") + ";\n")
@@ -139,7 +141,7 @@ def busy(options: argparse.Namespace) -> None:
 
 
 def times(shop: Shop, method: str, seconds: int) -> list[float]:
-    """How many milliseconds each transaction takes, at 500 a second."""
+    """Return the milliseconds of each transaction, at 500 per second."""
     with tempfile.TemporaryDirectory() as folder:
         log = f"--log-prefix={folder}/times"
         insert(shop, method, "--client=8", f"--time={seconds}", "--rate=500", "--log", log)
@@ -148,12 +150,12 @@ def times(shop: Shop, method: str, seconds: int) -> list[float]:
             for path in Path(folder).iterdir()
             for line in path.read_text("ascii").splitlines()
         ]
-    # The third field has the time with what the transaction was late by, which is the seventh.
+    # The third field is the latency including the schedule lag, which is the seventh field.
     return [(int(each[2]) - int(each[6])) / 1000 for each in lines]
 
 
 class Watched:
-    """A till that notes when it has which order."""
+    """A till that records when each order arrives."""
 
     def __init__(self, posd: Daemon, key: str) -> None:
         self.came: dict[str, float] = {}
@@ -173,7 +175,7 @@ class Watched:
 
 
 def place(shop: Shop, rate_: float, seconds: float) -> dict[str, float]:
-    """Place orders at this rate; by id, when COMMIT was sent."""
+    """Place orders at a rate. Return the time of sending COMMIT by order id."""
     sent = {}
     with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
         ends = due = time.perf_counter()
@@ -190,7 +192,7 @@ def place(shop: Shop, rate_: float, seconds: float) -> dict[str, float]:
 
 @contextmanager
 def opened(shop: Shop, is_open: bool) -> Iterator[None]:
-    """Another shop's transaction that stays open, and has placed an order while the doorman was awake."""
+    """Hold a transaction of another shop open that has placed an order while the doorman was awake."""
     place(shop, 50, 0.1)
     with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
         if is_open:
@@ -225,7 +227,7 @@ def latency(options: argparse.Namespace) -> None:
                     )
                 idle(shop, posd, options.seconds, "dozing" if is_open else "asleep")
         with closing(shop.connect()) as connection, connection.cursor() as cursor:
-            # While the doorman is awake it has neither lock, and then it gets neither.
+            # An awake doorman holds neither lock. If we hold both, it cannot fall asleep again.
             for key in (10, 11):
                 got = False
                 while not got:
@@ -257,7 +259,7 @@ def idle(shop: Shop, posd: Daemon, seconds: float, name: str) -> None:
 
 
 def costs(shop: Shop, posd: Daemon) -> tuple[float, float]:
-    """Seconds of processor time of posd, and of the process that serves its doorman."""
+    """Return the seconds of processor time of posd and of the doorman's backend."""
     ((pid,),) = shop.query("SELECT backend_pid FROM dinedesk_main.pos_doorman")
     return _spent(posd.pid), _spent(pid)
 

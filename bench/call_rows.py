@@ -1,4 +1,4 @@
-"""Rows about the calls of tills: what is pending, and gift cards."""
+"""Rows about calls of tills: open orders and gift cards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BALANCE: Final = 90_000.0
 _ORDERS: Final = 50
 _POSTERS: Final = 8
 _TENANT: Final = 2
-"""It has no log from other rows."""
+"""A tenant that no other row publishes to."""
 _ITEMS: Final = [
     {"name": "Naan with garlic", "quantity": 2, "price": 3.5},
     {"name": "Lamb rogan josh", "quantity": 1, "price": 11.25},
@@ -43,7 +43,7 @@ def _order(number: int) -> dict[str, object]:
 
 
 def _snapshot(number: int) -> dict[str, object]:
-    """The same order with the members that posd answers with: the peers store it as it goes out."""
+    """Return the order as posd answers it. The peers store and answer this text."""
     unknown = "customerEmail paymentMethod voucherCode specialInstructions notes deliveryAddress"
     return {
         **_order(number),
@@ -64,7 +64,7 @@ def _snapshot(number: int) -> dict[str, object]:
 
 
 def _stock(subject: Subject, loader: Loader) -> None:
-    """The cards and the orders of the subject's database, where they are missing."""
+    """Create the cards and orders in the subject's database, if they are missing."""
     if subject.name == "posd":
         _stock_posd(subject.world, loader)
     else:
@@ -97,7 +97,7 @@ def _stock_peers(world: World) -> None:
 
 
 def _row(name: str, title: str, requests: Callable[[], Sequence[bytes]], *, tills: int = 0) -> Row:
-    """Calls of eight tills with one key, each on its connection, as fast as answers come."""
+    """A row: eight tills with one key, each with a connection, repeat calls without a pause."""
     sent = requests()
 
     def prepare(subject: Subject, loader: Loader) -> None:

@@ -1,4 +1,4 @@
-"""Rows about connections: what one costs while nothing happens, to open it, and when all come at once."""
+"""Rows about connections: an idle one, opening one, and many at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IDLE: Final = range(1, 101)
 _MANY: Final = range(1, 201)
 _MISSED: Final = 10
 _AWAY: Final = "AWAY"
-"""A named till goes on where it was. What these have missed would come to the tills of other rows."""
+"""The device ids of these tills. With those of other rows, missed events would be replayed there."""
 _SETTLE_SECONDS: Final = 1.5
 _HEADS: Final = """
     SELECT substr(slug, 6)::integer, last_seq
@@ -23,7 +23,7 @@ _HEADS: Final = """
 
 
 def _memory(subject: Subject, loader: Loader, seconds: float) -> Figures:
-    # What the first till of a tenant brings is not what a till costs.
+    # The first till of a tenant also loads data of the tenant. Do not count it.
     loader.open(named(_IDLE, 1))
     loader.close()
     time.sleep(_SETTLE_SECONDS)
@@ -68,7 +68,7 @@ def _handshakes(subject: Subject, loader: Loader, seconds: float) -> Figures:
 
 
 def _miss(subject: Subject, loader: Loader) -> None:
-    """What the tills miss; and the first visit of each, which registers its name."""
+    """Publish the events that the tills will miss, and connect each till once to register its device id."""
     if subject.name == "posd":
         loader.load([publishing(tenant, _MISSED) for tenant in _MANY], 0, posters=4)
     loader.open(named(_MANY, 10, _AWAY))

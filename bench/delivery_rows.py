@@ -1,4 +1,4 @@
-"""Rows about events: fan-out, publishing by REST, and how soon a till has what was published."""
+"""Rows about events: fan-out, publishing by REST, and the delay to the till."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bench.world import CROWDED, opening, publishing
 _PLACE: Final = "INSERT INTO dinedesk_{}.orders (customer_name, total_amount) VALUES (%s, 5)"
 _BACKLOG: Final = 20_000
 _QUIET_TENANT: Final = 3
-"""Its log is of this row alone."""
+"""A tenant that only this row publishes to."""
 _SIZES: Final = {"200 B": 50, "1 KB": 820, "10 KB": 10_000, "100 KB": 100_000}
-"""Of the text in the data of an event; the message around it has about 180 bytes."""
+"""The lengths of the text in an event. The message without the text has about 180 bytes."""
 
 
 def _waves(
     tenant: int, tills: int, events: int
 ) -> tuple[Callable[[Subject, Loader], None], Callable[[Subject, Loader, float], Figures]]:
-    """Messages a second when the next request is sent after all tills have the last one's events."""
+    """Measure messages per second. A request is sent when all tills have the events of the previous one."""
     requests = [publishing(tenant, None if events == 1 else events)]
 
     def prepare(subject: Subject, loader: Loader) -> None:
@@ -53,7 +53,7 @@ def _waves(
 def _publish(
     tenants: Sequence[int], tills: int, posters: int, rate: float = 0.0, batch: int | None = None
 ) -> tuple[Callable[[Subject, Loader], None], Callable[[Subject, Loader, float], Figures]]:
-    """Events a second by REST, to `tills` of each tenant, and how late answers and messages are."""
+    """Measure events per second by REST to `tills` of each tenant, and the delays of answers and messages."""
     requests = [publishing(tenant, batch) for tenant in tenants]
     size = batch or 1
 
@@ -98,7 +98,7 @@ def _publish_row(
 def _commits(
     tenants: Sequence[int], tills: int, rate: float
 ) -> tuple[Callable[[Subject, Loader], None], Callable[[Subject, Loader, float], Figures]]:
-    """How soon the tills have an order that a shop writes into its table by SQL."""
+    """Measure the delay to the tills of orders that a shop writes by SQL."""
 
     def place(subject: Subject, loader: Loader, seconds: float) -> dict[str, Any]:
         orders = int(rate * seconds)
@@ -134,8 +134,8 @@ def _commit_row(
 
 
 def _place(dsn: str, tenants: Sequence[int], orders: int, rate: float) -> None:
-    """Insert orders at a rate, each with the time at which its statement is sent, which commits it."""
-    # The load client begins to count first.
+    """Insert orders at a rate, in autocommit mode. Each has the time at which its statement is sent."""
+    # The load client must begin to count before the first order.
     due = time.monotonic() + 0.2
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
@@ -151,7 +151,7 @@ def _publish_backlog(subject: Subject, loader: Loader) -> None:
 
 
 def _backlog(subject: Subject, loader: Loader, seconds: float) -> Figures:
-    """Events a second to one till that comes back and has missed many."""
+    """Measure events per second to one till that reconnects after it has missed many events."""
     ((head,),) = subject.world.shop.query(
         "SELECT last_seq FROM dinedesk_main.pos_heads JOIN dinedesk_main.tenants AS t"
         " ON t.id = tenant_id WHERE slug = %s",
@@ -171,11 +171,11 @@ def _backlog(subject: Subject, loader: Loader, seconds: float) -> Figures:
 
 
 def _growth(subject: Subject, loader: Loader, seconds: float) -> Figures:
-    """Events a second over all tenants, and how that compares with one tenant; nobody is connected."""
+    """Measure events per second of all tenants in turn, and of one tenant, without tills."""
     found = {}
     for name, tenants in (("one", 1), ("all", subject.world.tenants)):
         requests = [publishing(1 + n % tenants) for n in range(max(tenants, 32))]
-        # A key is looked up for each tenant, and remembered for ten seconds.
+        # Warm up: posd looks up a key for each tenant and caches it for ten seconds.
         loader.load(requests, 0, posters=32)
         result, used = costs(subject, partial(loader.load, requests, seconds, posters=32))
         found[f"{name} events/s"] = result["in_time"] / seconds
@@ -189,7 +189,7 @@ def _open_ten(subject: Subject, loader: Loader) -> None:
 
 
 def _sizes(subject: Subject, loader: Loader, seconds: float) -> Figures:
-    """Events a second by REST to ten tills, and what an event costs, as its data grows."""
+    """Measure events per second by REST to ten tills, and the cost of an event, for several sizes."""
     found = {}
     for name, size in _SIZES.items():
         requests = [publishing(1, text_bytes=size)]

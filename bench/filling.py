@@ -1,7 +1,7 @@
-"""Databases with many tenants or a long log, for `bench/growth.py`.
+"""Fill databases with many tenants or a long event log, for `bench/growth.py`.
 
-Everything is written by one INSERT for each table, so that ten million events take minutes. What is written
-is consistent: `posctl audit` finds nothing.
+One INSERT for each table writes the rows, so that ten million events take minutes. The rows are consistent:
+`posctl audit` finds no fault.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from posd.database import provisioning as provision
 from posd.testing.server import PostgresServer
 
 OPEN_ORDERS: Final = 20
-"""Of each tenant: these have the last events and are not printed."""
+"""For each tenant. These orders have the last events and are not printed."""
 EVENTS_OF_ORDER: Final = 5
 DAYS: Final = 35
 """The age of the oldest event."""
@@ -35,7 +35,7 @@ _CURSORS: Final = """
       FROM dinedesk_main.pos_devices AS d JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET acked_seq = excluded.acked_seq
 """
-# Five events of about 800 bytes for each order, the tenants in turn, as a log of many shops is.
+# Five events of about 800 bytes for each order. The events of the tenants alternate.
 _CONTENT: Final = """
     concat('{{"orderId":"', {order}, '","orderNumber":"', {order}, '","status":"', {status}, '","version":',
            {version}, ',"paymentStatus":"paid","orderType":"delivery","customerName":"Ann ',
@@ -77,7 +77,7 @@ _HEADS: Final = """
 
 
 def add_tenants(dsn: str, tenants: int, devices: int) -> None:
-    """Make the tenants 1 to `tenants` of a database, those that are missing, with devices."""
+    """Create the missing ones of the tenants 1 to `tenants`, with devices."""
     with closing(migrations.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM dinedesk_main.tenants")
         ((there,),) = cursor.fetchall()
@@ -88,7 +88,7 @@ def add_tenants(dsn: str, tenants: int, devices: int) -> None:
 
 
 def add_events(dsn: str, tenants: int, events: int) -> None:
-    """Give the tenants 1 to `tenants` so many events in all, and the orders that they are about."""
+    """Insert `events` events in all for the tenants 1 to `tenants`, and their orders."""
     each = max(EVENTS_OF_ORDER, events // tenants // EVENTS_OF_ORDER * EVENTS_OF_ORDER)
     events, orders = each * tenants, each * tenants // EVENTS_OF_ORDER
     first_open = max(0, each // EVENTS_OF_ORDER - OPEN_ORDERS)
@@ -108,7 +108,7 @@ def add_events(dsn: str, tenants: int, events: int) -> None:
 
 
 def create(server: PostgresServer, name: str, template: str | None = None) -> str:
-    """Make a database of posd's, or a copy of one; its connection string."""
+    """Create a database with posd's schemas, or a copy of `template`. Return its connection string."""
     dsn = server.dsn(name)
     if template is None:
         migrations.bootstrap(dsn)
@@ -116,10 +116,10 @@ def create(server: PostgresServer, name: str, template: str | None = None) -> st
             provision.migrate(connection)
         return dsn
     copy(server, name, template)
-    # A copy has everything of its template but the rights on the database itself.
+    # CREATE DATABASE does not copy the rights on the database itself.
     migrations.bootstrap(dsn)
     with closing(migrations.connect(dsn)) as connection, connection.cursor() as cursor:
-        # A copy is another database, in which streams have other names.
+        # Give the streams of the copy new ids, because it is another database.
         cursor.execute("SELECT dinedesk_main.pos_recognise()")
     return dsn
 
@@ -130,7 +130,7 @@ def copy(server: PostgresServer, name: str, template: str) -> None:
 
 
 def sizes(dsn: str) -> dict[str, Any]:
-    """How many rows and bytes the log of a database has."""
+    """Return the numbers of events and tenants, and the size of a database in bytes."""
     with closing(migrations.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT (SELECT sum(last_seq)::bigint FROM dinedesk_main.pos_heads),"

@@ -1,18 +1,18 @@
-"""What an event costs with more tenants and with a longer log.
+"""Measure the cost of an event in PostgreSQL with more tenants and with a longer event log.
 
     python bench/growth.py        # 1 to 1,000 tenants, 10³ to 10⁷ events: a quarter of an hour
     python bench/growth.py --tenants 1,1000 --events 1000,100000 --rounds 20 --json growth.json
 
-Starts a PostgreSQL with fsync and makes a database for each size. In each round it does the same work in
-all of them, in a random order, with the statements of the daemon and as its role. For each step it prints
-the median cost in the smallest database, and the ratio of each other database to it: the median of the
-ratios of the rounds, with their quartiles. A step is for 30 events of up to 30 tenants; `publish to one` is
-for 30 events of one tenant, so that it tells what the tenants cost that have no part in a batch.
+The program starts a PostgreSQL server with fsync and creates a database for each size. Each round does the
+same work in all databases, in random order, with the statements and the role of the daemon. For each step
+the program prints the median cost in each database, and its ratio to the smallest one: the median and the
+quartiles of the ratios of the rounds. A step handles 30 events of up to 30 tenants. `publish to one`
+handles 30 events of one tenant, to show the cost of tenants that are not in a batch.
 
-There are two costs: `cpu` is the processor time of the PostgreSQL process (proc(5), schedstat), which the
-load of the machine changes little; `wall` is the time that the caller waits, with COMMIT.
+`cpu` is the processor time of the PostgreSQL backend (proc(5), schedstat), which other load on the machine
+changes little. `wall` is the time that the caller waits, including COMMIT.
 
-Ten million events need 14 GB of disk and are removed at the end.
+Ten million events need 14 GB of disk. They are removed at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _KEPT_DAYS: Final = 30
 
 @define(eq=False)
 class Subject:
-    """One database, a session of the daemon's in it, and what was measured there."""
+    """A database, a session with the daemon's settings, and the measurements."""
 
     name: str
     connection: Any
@@ -63,7 +63,7 @@ class Subject:
     heads: dict[TenantId, StreamHead] = field(factory=dict)
     numbers: Iterator[int] = field(factory=partial(count, 10**9))
     costs: dict[str, list[tuple[float, float]]] = field(factory=dict)
-    """By step, for each round: processor time and time in milliseconds."""
+    """For each step and round: processor time and elapsed time, in milliseconds."""
 
     @classmethod
     def open(cls, server: PostgresServer, name: str, tenants: int) -> Subject:
@@ -87,12 +87,12 @@ class Subject:
         return BlockingExecutor(self.connection)
 
     def some(self, count: int = BATCH) -> list[TenantId]:
-        """So many tenants, in turns, where there are fewer."""
+        """Return `count` random tenants. They repeat if there are fewer."""
         chosen = random.sample(self.tenants, min(count, len(self.tenants)))
         return [chosen[number % len(chosen)] for number in range(count)]
 
     def processor(self) -> float:
-        """Milliseconds of processor time that this session's process has used."""
+        """Return the milliseconds of processor time of this session's backend."""
         pid = self.connection.info.backend_pid
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e6
 
@@ -103,7 +103,7 @@ class Subject:
         self.costs.setdefault(step, []).append(spent)
 
     def round(self) -> None:
-        """Every step once."""
+        """Measure each step once."""
         executor = self.executor
         tenants = self.some()
         self.heads = run_to_completion(stream.load_heads(executor, set(tenants)))
@@ -122,7 +122,7 @@ class Subject:
         executor, number = self.executor, next(self.numbers)
         entries = []
         for each in range(len(tenants)):
-            # As a shop's own ids are: one after the other, so that they are near each other in the index.
+            # Consecutive ids, as shops have them, are near each other in the index.
             order_id = f"{number}-{each}"
             items = [{"name": "Dish " + "x" * 60, "price": 3, "quantity": 2}] * 6
             content = {"orderId": order_id, "status": "new", "version": 1, "items": items}
@@ -188,7 +188,7 @@ class Subject:
         )
 
     def prune(self, tenant_id: TenantId) -> None:
-        """A batch of retention, rolled back so that the next round finds it again."""
+        """Run a batch of retention, and roll it back for the next round."""
         run_to_completion(self.executor.execute("BEGIN"))
         before = run_to_completion(retention.cutoff_time(self.executor, _KEPT_DAYS * 86400))
         run_to_completion(retention.prune(self.executor, tenant_id, before, FINAL_STATUSES, PRUNED))
@@ -196,10 +196,10 @@ class Subject:
 
 
 def compare(subjects: Sequence[Subject], rounds: int) -> list[dict[str, Any]]:
-    """Measure the databases by turns; the first one is what the others are held against."""
-    # PostgreSQL writes a page whole to its log when it is changed for the first time after a checkpoint. So
-    # all tenants get events before it is measured, and no checkpoint begins meanwhile. The first rounds also
-    # fill caches, and make PostgreSQL settle on its plans.
+    """Measure the databases in turn. Return the costs and their ratios to the first database."""
+    # PostgreSQL writes a full page to the WAL at the first change after a checkpoint. So all tenants get
+    # events before the measurement, and no checkpoint starts meanwhile. The first rounds also fill caches
+    # and let PostgreSQL choose generic plans.
     for subject in subjects:
         for first in range(1, 1 + len(subject.tenants), BATCH):
             subject.publish(
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--fsync", choices=("on", "off"), default="on")
     parser.add_argument("--shared-buffers", default="256MB")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="the file to write the figures to")
     options = parser.parse_args()
     settings = {
         "shared_buffers": options.shared_buffers,

@@ -1,17 +1,17 @@
-"""What an event costs a daemon with few tenants and one with many.
+"""Measure the cost of an event in posd and PostgreSQL with few and with many tenants.
 
     python bench/growth_daemon.py                        # 1 and 1,000 tenants; ten minutes
     python bench/growth_daemon.py --tenants 1,100 --rounds 10 --json daemon.json
 
-Starts a PostgreSQL with fsync, a database and a posd with TLS for each number of tenants. Each tenant has a
-named till that acknowledges what it gets. In each round a batch of events is published by REST to each posd
-in turn, one event a request, to the tenants by turns, and is over when all of it has come to the tills.
-`--publishers 1` publishes one event after the other; with many, several events are numbered in one batch and
-one till may get several at once, which is cheaper for the posd that has only one tenant.
+The program starts a PostgreSQL server with fsync, and a database and a posd with TLS for each number of
+tenants. Each tenant has a till that acknowledges events. Each round publishes a batch of events by REST to
+each posd, one event in each request, to the tenants in turn, and waits until the tills have all of them.
+With `--publishers 1` events are published one after the other. With more publishers, posd numbers several
+events in one batch and may send several to a till at once, which is cheaper with one tenant only.
 
-Printed are the processor time of posd and that of PostgreSQL for an event (proc(5), schedstat), less what
-the same time without events has cost, and the ratios to the first posd; the same without events, in
-milliseconds a second; the time to start, to reload, and the memory.
+The output has the processor time of posd and of PostgreSQL for an event (proc(5), schedstat), minus that of
+the same time without events, and the ratios to the first posd; the processor time without events, in
+milliseconds per second; the times to start and to reload; and the memory.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Subject:
     _arrived: asyncio.Event = field(init=False, factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(init=False, factory=list)
     costs: list[tuple[float, float, float]] = field(init=False, factory=list)
-    """Of each round: milliseconds of posd and of PostgreSQL for an event, and its time."""
+    """For each round: milliseconds of posd and of PostgreSQL for an event, and elapsed milliseconds."""
     idle: list[tuple[float, float]] = field(init=False, factory=list)
-    """Milliseconds of posd and of PostgreSQL in a second without events."""
+    """For each round: milliseconds of posd and of PostgreSQL per second without events."""
 
     async def connect(self) -> None:
         gate = asyncio.Semaphore(16)
@@ -100,11 +100,11 @@ class Subject:
                     self._arrived.set()
 
     async def dial(self, publishers: int) -> list[Stream]:
-        """Connections to publish on. posd closes them when nothing comes for some time."""
+        """Open connections for a batch. posd would close them when they are idle."""
         return [await self.target(1).dial() for _ in range(publishers)]
 
     async def publish(self, streams: Sequence[Stream]) -> None:
-        """A batch, until all of it is with the tills."""
+        """Publish a batch, and wait until the tills have all events."""
         wanted = self.came + BATCH
         target = self.target(1)
         numbers = iter(range(BATCH))
@@ -127,7 +127,7 @@ class Subject:
             writer.close()
 
     def processor(self) -> tuple[float, float]:
-        """Milliseconds of processor time: of posd, of PostgreSQL's processes for it."""
+        """Return the milliseconds of processor time of posd and of its backends in PostgreSQL."""
         backends = [
             pid
             for (pid,) in self.shop.query(
@@ -144,14 +144,14 @@ class Subject:
         await asyncio.sleep(seconds)
         after, took = self.processor(), time.perf_counter() - began
         idle = (after[0] - before[0]) / took, (after[1] - before[1]) / took
-        # A key is looked up for each tenant, and remembered for ten seconds.
+        # Warm up: posd looks up a key for each tenant and caches it for ten seconds.
         for _ in range(0, self.tenants, BATCH):
             await self.publish(await self.dial(publishers))
         await asyncio.sleep(1.2)
         streams = await self.dial(publishers)
         middle, began = self.processor(), time.perf_counter()
         await self.publish(streams)
-        # What is written and marked after the events belongs to them.
+        # posd writes cursors and print statuses after the events. These belong to their cost.
         await asyncio.sleep(1.2)
         after, took = self.processor(), time.perf_counter() - began
         posd, postgres = (
@@ -175,7 +175,7 @@ class Subject:
 
 
 def used(pid: int) -> float:
-    """Milliseconds of processor time that all threads of a process have used."""
+    """Return the milliseconds of processor time of all threads of a process."""
     total = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -186,7 +186,7 @@ def used(pid: int) -> float:
 async def measure(subjects: Sequence[Subject], options: argparse.Namespace) -> list[dict[str, Any]]:
     for subject in subjects:
         await subject.connect()
-        # Each tenant's pages are written whole to the log once after a checkpoint: not in what is measured.
+        # After a checkpoint the first change of a page writes it to the WAL in full. Do that now.
         for _ in range(1 + max(each.tenants for each in subjects) // BATCH):
             await subject.publish(await subject.dial(options.publishers))
     for _ in range(options.rounds):
@@ -220,7 +220,7 @@ def start(server: PostgresServer, name: str, tenants: int) -> Subject:
         cursor.execute("CHECKPOINT")
     shop = Shop.at(server.dsn(name), [], server=server)
     keys = {"platform": shop.key("platform", None), "tenant": shop.key("tenant", "shop-1")}
-    # One key for all tenants: what is measured is not how keys are made.
+    # One key for all tenants, because the creation of keys is not measured.
     shop.query(
         "INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, key_sha256, preview)"
         " SELECT id, 'tenant', %s, 'test' FROM dinedesk_main.tenants WHERE id > 1",
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--publishers", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--idle", type=float, default=3.0, help="seconds without events in a round")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="the file to write the figures to")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

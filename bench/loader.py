@@ -1,4 +1,4 @@
-"""The load client (bench/c): built with cc, one process, driven by commands. See `c/jobs.c` for them."""
+"""Build and control the load client (bench/c), a process that takes commands. `c/jobs.c` describes them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ SOURCES: Final = {
     "floor": ("floor",),
 }
 STAMP: Final = "@" * 19
-"""In a request: replaced by CLOCK_MONOTONIC when it is sent, in nanoseconds."""
+"""The load client replaces this text in a request by CLOCK_MONOTONIC at sending, in nanoseconds."""
 COUNTER: Final = "#" * 16
-"""In a request: replaced by a number that no other request has."""
+"""The load client replaces this text in a request by a unique number."""
 
 
 class NotRun(Exception):
-    """Something that is needed is not on this machine; the text says what."""
+    """A program that is needed is not on this machine. The text names it."""
 
 
 class Failed(Exception):
-    """A job went wrong: events that did not come or came out of order, refused requests, lost tills."""
+    """A job failed: events were missing or out of order, requests refused, or tills disconnected."""
 
 
 def build(program: str) -> Path:
-    """Compile one of the programs where its sources are newer; its path. Raises `NotRun`."""
+    """Compile a program if its sources are newer, and return its path. Raises `NotRun`."""
     folder = Path(__file__).parent / "c"
     sources = [folder / f"{name}.c" for name in SOURCES[program]]
     path = BUILD / program
@@ -43,7 +43,7 @@ def build(program: str) -> Path:
     ):
         return path
     BUILD.mkdir(parents=True, exist_ok=True)
-    # Another process may build or run the program at the same time, as tests do.
+    # Tests may build or run the program at the same time. So the new file replaces the old one at once.
     made = path.with_name(f"{program}.{os.getpid()}")
     command = ["cc", "-O2", "-Wall", "-Wextra", "-std=gnu11", "-o", str(made)]
     try:
@@ -56,7 +56,7 @@ def build(program: str) -> Path:
     except FileNotFoundError:
         raise NotRun("there is no C compiler (Debian: gcc)") from None
     if "openssl/ssl.h" in ran.stderr or "crt1.o" in ran.stderr or "-lssl" in ran.stderr:
-        raise NotRun("the headers of OpenSSL are missing (Debian: libssl-dev)")
+        raise NotRun("the development files of OpenSSL are missing (Debian: libssl-dev)")
     if ran.returncode:
         raise AssertionError(f"bench/c does not compile:\n{ran.stderr}")
     made.replace(path)
@@ -65,7 +65,7 @@ def build(program: str) -> Path:
 
 @define(eq=False)
 class Loader:
-    """A load client of one server. A context: leaving it ends the client and closes its tills."""
+    """A load client of one server. The end of its context ends the client and its tills."""
 
     _process: subprocess.Popen[str]
     _folder: tempfile.TemporaryDirectory[str] = field(factory=tempfile.TemporaryDirectory)
@@ -97,11 +97,11 @@ class Loader:
     def open(
         self, openings: Sequence[bytes], *, at_once: int = 64, missed: int = 0
     ) -> dict[str, Any]:
-        """Open these tills; done when each has its greeting and `missed` events."""
+        """Open tills, and wait until each has its `connected` message and `missed` events."""
         return self._run("open", openings, at_once, missed)
 
     def waves(self, requests: Sequence[bytes], seconds: float, events: int = 1) -> dict[str, Any]:
-        """One poster sends the next request when all tills have the `events` of the last one."""
+        """Send requests one by one, each when all tills have the `events` of the previous one."""
         return self._run("waves", requests, seconds, events)
 
     def load(
@@ -113,7 +113,7 @@ class Loader:
         rate: float = 0.0,
         deliveries: int = 0,
     ) -> dict[str, Any]:
-        """Send requests, as fast as answers come or at a rate; wait for what each brings to the tills.
+        """Send requests without a pause or at a rate, and wait for their messages at the tills.
 
         With 0 seconds each request is sent once.
         """
@@ -122,11 +122,11 @@ class Loader:
     def churn(
         self, openings: Sequence[bytes], seconds: float, *, at_once: int = 16
     ) -> dict[str, Any]:
-        """Open tills and close each when it has its greeting."""
+        """Open tills, and close each after its `connected` message."""
         return self._run("churn", openings, seconds, at_once)
 
     def wait(self, events: int, seconds: float) -> dict[str, Any]:
-        """Wait until the tills have so many events in all, which somebody else publishes meanwhile."""
+        """Wait until the tills have `events` events in all, which another client publishes."""
         return self._command(f"wait {events} {seconds}")
 
     def close(self) -> None:

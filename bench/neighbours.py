@@ -1,15 +1,16 @@
-"""What one tenant's load does to the orders of another tenant.
+"""Measure the effect of one tenant's load on the orders of another tenant.
 
     python bench/neighbours.py                         # every load, about eight minutes
     python bench/neighbours.py wrong_keys gets --json  # some; the figures as one JSON object
 
-Starts a PostgreSQL with fsync and a posd with TLS. A quiet tenant publishes 20 events a second by REST to
-one named till. For each load of `noise.py` its latencies are measured without the load, during it, and after
-it: *publish* from the request to its answer, *deliver* from the request to the message at the till. The
-publisher, the till and the load run on the same processors as posd, the load with the lowest priority.
+The program starts a PostgreSQL server with fsync and a posd with TLS. A quiet tenant publishes 20 events
+per second by REST to one till. For each load of `noise.py` its latencies are measured before, during and
+after the load: *publish* is the time from the request to its answer, *deliver* the time from the request
+to the message at the till. The publisher, the till and the load run on the same processors as posd, the
+load with the lowest priority.
 
-The bound for p99 during a load is twice the quiet value, or 25 ms where that is more. Exits with 1 if a
-load exceeds it, if the quiet tenant is refused, or if its till did not get an event.
+During a load, p99 must not exceed twice the quiet value, or 25 ms if that is more. The exit status is 1 if
+a load exceeds this bound, if posd refuses the quiet tenant, or if its till misses an event.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _PAUSE_SECONDS = 3.0
 
 @frozen
 class Window:
-    """What the quiet tenant saw for some seconds: latencies in milliseconds, and what went wrong."""
+    """The measurements of the quiet tenant: latencies in milliseconds, missing events, refused requests."""
 
     published: Sequence[float]
     delivered: Sequence[float]
@@ -69,7 +70,7 @@ class Neighbour:
     _number: int = 0
 
     async def listen(self) -> None:
-        """Be its till: acknowledge every event, note when it came, and connect again when cut off."""
+        """Run the till: acknowledge each event, record its arrival, and reconnect when disconnected."""
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
                 reader, writer = await self.target.till("QUIET_1")
@@ -86,7 +87,7 @@ class Neighbour:
             await asyncio.sleep(0.5)
 
     async def publish(self, seconds: float) -> Window:
-        """Publish steadily for some seconds, and wait for the last events to arrive."""
+        """Publish at a constant rate for some seconds, and wait for the last events."""
         stream = await self.target.dial()
         sent: dict[str, float] = {}
         answered: list[float] = []
@@ -157,7 +158,7 @@ async def measure(shop: Shop, posd: Daemon, options: argparse.Namespace) -> list
 
 
 async def start(load: str, posd: Daemon, keys: dict[str, str]) -> asyncio.subprocess.Process:
-    """Start one of the loads in a process of its own."""
+    """Start a load in another process."""
     target = {"load": load, "port": posd.port, "ca": str(posd.ca), "slug": NOISY, "keys": keys}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, str(Path(__file__).with_name("noise.py")), json.dumps(target)),
@@ -168,7 +169,7 @@ async def start(load: str, posd: Daemon, keys: dict[str, str]) -> asyncio.subpro
 
 
 async def watched(work: Awaitable[T], pid: int) -> tuple[T, int]:
-    """Await `work`; its result and the most memory that the process had meanwhile."""
+    """Await `work`. Return its result and the maximal resident memory of a process meanwhile."""
     task, most = asyncio.ensure_future(work), 0
     while not task.done():
         most = max(most, resident(pid))
@@ -177,12 +178,12 @@ async def watched(work: Awaitable[T], pid: int) -> tuple[T, int]:
 
 
 def resident(pid: int) -> int:
-    """The process's resident memory in bytes (proc(5), statm)."""
+    """Return the resident memory of a process in bytes (proc(5), statm)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def figures(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
+    """Return the median and the 99th percentile."""
     if len(milliseconds) < 2:
         return {"p50": math.inf, "p99": math.inf}
     cuts = statistics.quantiles(milliseconds, n=100)
@@ -190,7 +191,7 @@ def figures(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Format a row of the table."""
     cells = []
     for name in ("publish", "deliver"):
         windows = (row[name][when] for when in ("quiet", "loud", "after"))
@@ -205,7 +206,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def fill(shop: Shop) -> None:
-    """Give the noisy tenant pending orders that make a large answer."""
+    """Create open orders of the noisy tenant that make a large answer."""
     with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO dinedesk_{NOISY}.orders (customer_name, total_amount,"
@@ -221,7 +222,9 @@ def main() -> int:
     )
     parser.add_argument("loads", nargs="*", help=", ".join(LOADS))
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a measurement")
-    parser.add_argument("--warm", type=float, default=4.0, help="seconds of load before it")
+    parser.add_argument(
+        "--warm", type=float, default=4.0, help="seconds of load before a measurement"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.loads = options.loads or list(LOADS)

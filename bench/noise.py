@@ -1,7 +1,7 @@
-"""Clients that load a posd as a hostile or careless client would, each at a stated rate.
+"""Loads of hostile or careless clients, each with a fixed rate.
 
-Run by `neighbours.py`, each in a process of its own with the lowest priority, since such clients run on
-other machines. Every function keeps its load up until it is cancelled.
+`neighbours.py` runs each load in a process with the lowest priority, because in reality such clients run on
+other machines. Each function of `LOADS` runs until it is cancelled.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _HOST: Final = "localhost"
 
 @define
 class Target:
-    """The posd to load, and the credentials of the tenant that does it."""
+    """The posd to load, and the keys of the tenant that causes the load."""
 
     port: int
     ca: str
     slug: str
     keys: Mapping[str, str]
-    """By kind: tenant, platform."""
+    """Keys by kind: `tenant`, `platform`."""
     outcomes: Counter[str] = field(factory=Counter)
-    """HTTP status codes and other outcomes, with how often they came."""
+    """Counts of HTTP status codes and other outcomes."""
     _tls: ssl.SSLContext = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._tls = ssl.create_default_context(cafile=self.ca)
 
     async def dial(self, limit: int = 2**16) -> Stream:
-        """A TLS connection, with a full handshake."""
+        """Open a TLS connection with a full handshake."""
         return await asyncio.open_connection(
             _HOST, self.port, ssl=self._tls, server_hostname=_HOST, limit=limit
         )
@@ -58,7 +58,7 @@ class Target:
         body: bytes = b"",
         headers: Mapping[str, str] = {},
     ) -> bytes:
-        """The bytes of one request on a connection that is kept."""
+        """Return the bytes of a request on a persistent connection."""
         lines = [
             f"{method} {path} HTTP/1.1",
             f"Host: {_HOST}",
@@ -70,7 +70,7 @@ class Target:
         return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
     async def ask(self, stream: Stream, request: bytes) -> int:
-        """Send a request and read its answer; the status."""
+        """Send a request, read the response, and return its status."""
         reader, writer = stream
         writer.write(request)
         await writer.drain()
@@ -86,7 +86,7 @@ class Target:
         return status
 
     async def till(self, device: str | None = None) -> Stream:
-        """A connected WebSocket, its greeting not read yet."""
+        """Open a WebSocket. The `connected` message is not read yet."""
         reader, writer = await self.dial()
         headers = {
             "Upgrade": "websocket",
@@ -108,7 +108,7 @@ class Target:
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """A masked, unfragmented frame (RFC 6455 section 5.2). The mask is zero: masking is not the load."""
+    """Return a masked, unfragmented frame (RFC 6455 §5.2). The mask is zero, to save time."""
     if len(payload) < 126:
         head = struct.pack("!BB", 0x80 | opcode, 0x80 | len(payload))
     elif len(payload) < 65536:
@@ -119,7 +119,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """The opcode and payload of the next frame of a server."""
+    """Return the opcode and the payload of the next frame of a server."""
     head = await reader.readexactly(2)
     length = head[1] & 0x7F
     if length == 126:
@@ -130,7 +130,7 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 async def paced(rate: float, work: Callable[[], Awaitable[object]], workers: int) -> None:
-    """Call `work` `rate` times a second, at most `workers` at a time."""
+    """Call `work` `rate` times per second, with at most `workers` calls at a time."""
     loop = asyncio.get_running_loop()
     began, done = loop.time(), 0
 
@@ -148,7 +148,7 @@ async def paced(rate: float, work: Callable[[], Awaitable[object]], workers: int
 
 
 def kept(target: Target, make: Callable[[], bytes]) -> Callable[[], Awaitable[None]]:
-    """Requests on connections that are kept and taken in turn; one that was closed is made anew."""
+    """Return a function that sends a request on a pooled connection. A closed connection is replaced."""
     idle: list[Stream] = []
 
     async def work() -> None:
@@ -164,7 +164,7 @@ def kept(target: Target, make: Callable[[], bytes]) -> Callable[[], Awaitable[No
 
 
 async def handshakes(target: Target) -> None:
-    """200 full TLS handshakes a second, on which nothing follows."""
+    """200 full TLS handshakes per second, without a request."""
 
     async def work() -> None:
         _, writer = await target.dial()
@@ -175,14 +175,14 @@ async def handshakes(target: Target) -> None:
 
 
 async def wrong_keys(target: Target) -> None:
-    """1,000 requests a second with keys that nobody has, on 1,000 connections."""
+    """1,000 requests per second with unknown keys, on 1,000 connections."""
     path = f"/api/{target.slug}/orders/pending"
     make = lambda: target.request("GET", path, key=f"pos_{secrets.token_hex(32)}")  # noqa: E731
     await paced(1000, kept(target, make), 1000)
 
 
 async def gets(target: Target) -> None:
-    """A tenant's own GET requests on 50 connections, each as fast as it is answered."""
+    """GET requests with a valid key on 50 connections, without a pause."""
     path = f"/api/{target.slug}/orders/pending?limit=1"
     request = target.request("GET", path, key=target.keys["tenant"])
     await paced(100_000, kept(target, lambda: request), 50)
@@ -192,7 +192,7 @@ _NUMBERS: Final = b"[" + b",".join([b"1e399"] * 170_000) + b"]"
 
 
 async def hostile_reports(target: Target) -> None:
-    """20 MB a second of JSON whose numbers are expensive to expand, by POST."""
+    """20 MB per second of JSON whose numbers are expensive to convert, by POST."""
     body = b'{"reportDate":"2026-01-02","totalSales":1,"totalOrders":1,"data":{"n":%b}}' % _NUMBERS
     path = f"/api/{target.slug}/reports/daily"
     request = target.request("POST", path, key=target.keys["tenant"], body=body)
@@ -200,18 +200,18 @@ async def hostile_reports(target: Target) -> None:
 
 
 async def hostile_messages(target: Target) -> None:
-    """20 MB a second of such JSON in WebSocket messages of 64 KB, from four tills."""
+    """20 MB per second of the same JSON in WebSocket messages of 64 KB, from four tills."""
     payload = b'{"type":"status","n":' + _NUMBERS[:61_000].rpartition(b",")[0] + b"]}"
     await _messages(target, frame(TEXT, payload), 320)
 
 
 async def pings(target: Target) -> None:
-    """20,000 ping frames of 125 bytes a second, from four tills."""
+    """20,000 ping frames of 125 bytes per second, from four tills."""
     await _messages(target, frame(PING, b"x" * 125) * 50, 400)
 
 
 async def chatter(target: Target) -> None:
-    """4,000 small text messages a second, from four tills."""
+    """4,000 small text messages per second, from four tills."""
     await _messages(target, frame(TEXT, b'{"type":"ping"}') * 20, 200)
 
 
@@ -240,7 +240,7 @@ async def _messages(target: Target, data: bytes, rate: float) -> None:
 
 
 async def unread_answers(target: Target) -> None:
-    """108 connections that ask for a thousand pending orders of 35 KB each, again and again, unread."""
+    """108 connections that request a thousand open orders of 35 KB repeatedly and do not read the answers."""
     path = f"/api/{target.slug}/orders/pending?limit=1000"
     request = target.request("GET", path, key=target.keys["tenant"])
 
@@ -261,7 +261,7 @@ async def unread_answers(target: Target) -> None:
 
 
 async def unread_streams(target: Target) -> None:
-    """100 server-sent streams that ask for everything there is and are never read."""
+    """100 server-sent event streams from the first event on, which are not read."""
     headers = {"Last-Event-ID": "0"}
     path = f"/api/{target.slug}/events/stream"
     request = target.request("GET", path, key=target.keys["tenant"], headers=headers)
@@ -277,7 +277,7 @@ async def unread_streams(target: Target) -> None:
 
 
 async def acknowledgements(target: Target) -> None:
-    """150 named tills that each acknowledge every event, of which there are ten a second."""
+    """150 tills with device ids that acknowledge ten events per second each."""
 
     async def member(number: int) -> None:
         while True:
@@ -308,7 +308,7 @@ async def acknowledgements(target: Target) -> None:
 
 
 async def reconnections(target: Target) -> None:
-    """100 named tills that connect together, leave after two seconds, and come again."""
+    """100 tills with device ids that connect together, disconnect after two seconds, and reconnect."""
     while True:
 
         async def member(number: int) -> None:
@@ -321,7 +321,7 @@ async def reconnections(target: Target) -> None:
 
 
 async def points(target: Target) -> None:
-    """60,000 points added to an account at a time, as fast as it is answered, on four connections."""
+    """Additions of 60,000 points to accounts, without a pause, on four connections."""
     body = json.dumps({"points": 60000}).encode()
     number = 0
 
@@ -336,7 +336,7 @@ async def points(target: Target) -> None:
 
 
 async def publishing(target: Target) -> None:
-    """Bodies of 500 events, as fast as they are answered, on eight connections."""
+    """Bodies of 500 events, without a pause, on eight connections."""
     event = {"type": "notice", "data": {"text": "x" * 1500}}
     body = json.dumps({"events": [event] * 500}).encode()
     request = target.request(
@@ -357,7 +357,7 @@ LOADS: Final[Mapping[str, Callable[[Target], Awaitable[None]]]] = {
 async def _main(arguments: dict[str, Any]) -> None:
     target = Target(arguments["port"], arguments["ca"], arguments["slug"], arguments["keys"])
     work = asyncio.ensure_future(LOADS[arguments["load"]](target))
-    # The end of standard input is the sign to stop.
+    # A line or the end of standard input stops the load.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     work.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):

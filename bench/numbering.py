@@ -1,11 +1,10 @@
-"""What it costs to number and store a batch, by the size of the batch and by how many tenants there are.
+"""Measure the time to number and store a batch, by its size and the number of tenants.
 
     python bench/numbering.py [--tenants 1,100,1000] [--rounds 15]
 
-It starts a PostgreSQL of its own with fsync on and calls `posd.store.sequencing.record_entries`, each
-batch with its
-COMMIT. It prints the median and the fastest of the rounds in milliseconds. A posd of another version is
-measured by running this file with that version first on PYTHONPATH.
+The program starts a PostgreSQL server with fsync and calls `posd.store.sequencing.record_entries` with a
+COMMIT after each batch. It prints the median and the minimum of the rounds in milliseconds. To measure
+another version of posd, put that version first on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def event(tenant_id: int, size: int) -> LogEntry:
 
 
 def order(tenant_id: int, number: int, size: int) -> LogEntry:
-    """A new order: items, which compress as well as real ones do."""
+    """Return a new order with items that compress as well as real ones."""
     items = [
         {"name": f"Dish {n} of {uuid4().hex[:12]}", "price": n / 10, "quantity": 1 + n % 3}
         for n in range(size // 75)

@@ -1,7 +1,7 @@
-"""The tables of docs/performance.md, from what `python -m bench --full --json bench/results.json` has found.
+"""Print the tables of docs/performance.md, from the results of a benchmark in bench/results.json.
 
-python -m bench.page        # print them
-python -m bench.page FILE   # those of other results
+python -m bench.page        # the results of `python -m bench --full --json bench/results.json`
+python -m bench.page FILE   # other results
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIZES: Final = ("200 B", "1 KB", "10 KB", "100 KB")
 
 
 def costs(results: Mapping[str, Result]) -> list[str]:
-    """What an operation costs, in microseconds of processor time."""
+    """Return the table of the costs of operations, in microseconds of processor time."""
     lines = ["| what | row | posd | PostgreSQL |", "| --- | --- | --- | --- |"]
     for what, row, unit in _COSTS:
         per = f"/{unit}" if unit else ""
@@ -48,7 +48,7 @@ def costs(results: Mapping[str, Result]) -> list[str]:
 
 
 def sizes(results: Mapping[str, Result]) -> list[str]:
-    """Publishing as events grow: events a second, and microseconds of processor time an event."""
+    """Return the table of publishing by the size of events: events per second, and microseconds per event."""
     found = results["sizes"]
     lines = [
         "| data of an event | posd, events/s | shop-pool, events/s | posd, µs | PostgreSQL, µs |",
@@ -69,7 +69,7 @@ def sizes(results: Mapping[str, Result]) -> list[str]:
 
 
 def capacity(results: Mapping[str, Result]) -> list[str]:
-    """Events and tills that 2, 4 and 8 processors carry, computed from the costs of one."""
+    """Return the table of the capacity of 2, 4 and 8 processors, computed from the costs."""
 
     def cost(row: str, name: str) -> float:
         return median(results[row].values("posd", name))
@@ -95,14 +95,14 @@ def capacity(results: Mapping[str, Result]) -> list[str]:
 
 
 _BUSY: Final = 0.5
-"""The share of the processors that events may take. The rest is for what comes at once."""
+"""The share of processor time for events. The rest is a reserve for peaks."""
 _BACK_SECONDS: Final = 15
-"""In which all tills are back after a restart."""
+"""Seconds after a restart in which all tills must have reconnected."""
 _TILLS_OF_A_SHOP: Final = 4
 
 
 def tables(stored: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    """The tables of the page, by the name of their place in it."""
+    """Return the tables of the page by name."""
     results = from_json(ROWS, stored)
     named = {each.row.name: each for each in results}
     return {

@@ -1,4 +1,4 @@
-"""Processors and memory of other processes: which they run on, and what they have used (proc(5))."""
+"""Pin processes to processors, and read their processor time and memory (proc(5))."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Final
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _CHILDREN_TIME: Final = slice(13, 15)
-"""`cutime` and `cstime`, counted from the process's state."""
+"""The fields `cutime` and `cstime` of `_fields`, whose first one is the state."""
 
 
 def share() -> int | None:
-    """Keep one processor for the servers that are measured, and move this process to the others.
+    """Reserve a processor for the measured servers, and move this process to the other processors.
 
-    What this process starts afterwards, PostgreSQL and the load client, runs beside it; `pin` moves a server.
-    Returns None, and does nothing, where there is only one processor.
+    Processes that are started later, such as PostgreSQL and the load client, run on the others too. `pin`
+    moves a server to the reserved one. Returns the reserved processor, or None if there is only one.
     """
     available = sorted(os.sched_getaffinity(0))
     if len(available) < 2:
@@ -34,7 +34,7 @@ def pin(pid: int, processor: int | None) -> None:
 
 
 def used(pid: int) -> float:
-    """Seconds of processor time that all threads of a process have used."""
+    """Return the seconds of processor time of all threads of a process."""
     total = 0
     for task in _tasks(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -43,7 +43,7 @@ def used(pid: int) -> float:
 
 
 def used_with_children(pid: int) -> float:
-    """The same of a process and all that it has forked, those that have ended included: a PostgreSQL."""
+    """Return the same for a process and its children, including ended ones, such as a PostgreSQL server."""
     ended = sum(map(int, _fields(Path(f"/proc/{pid}"))[_CHILDREN_TIME])) / _TICKS
     children = 0.0
     for process in Path("/proc").iterdir():
@@ -55,7 +55,7 @@ def used_with_children(pid: int) -> float:
 
 
 def memory(pid: int) -> int:
-    """Bytes of memory that the process has for itself, and its part of what it shares."""
+    """Return the proportional set size (PSS) of a process, in bytes."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return 1024 * int(line.split()[1])
@@ -67,5 +67,5 @@ def _tasks(pid: int) -> Iterator[Path]:
 
 
 def _fields(process: Path) -> list[str]:
-    """What stands in `stat` behind the name of the program: the state, the parent, …"""
+    """Return the fields of `stat` after the name of the program: the state, the parent, …"""
     return (process / "stat").read_text("ascii").rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What was measured, as a table and as JSON: medians with the least and the greatest, ratios first."""
+"""Format the results of a benchmark: as text, as a table, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from attrs import define, field
 from bench.rows import Figures, Row, Target
 
 _CLIENT: Final = "client "
-"""Figures of the load client are not the subject's."""
+"""The prefix of figures of the load client, which are not printed for a subject."""
 _BUSY: Final = 0.9
 
 
 @define(eq=False)
 class Result:
-    """The figures of a row: of each subject, one for each round.
+    """The figures of a row: for each subject, one set for each round.
 
-    `not_run` says why a subject was not started, `failed` what went wrong in its rounds.
+    `not_run` has the reason why a subject was not started, `failed` the errors of its rounds.
     """
 
     row: Row
@@ -31,12 +31,12 @@ class Result:
         return [each[figure] for each in self.figures.get(subject, ())]
 
     def ratios(self, figure: str, other: str) -> list[float]:
-        """posd's figure to the other's, round by round."""
+        """Return the ratio of posd's figure to that of another subject for each round."""
         pairs = zip(self.values("posd", figure), self.values(other, figure), strict=False)
         return [mine / theirs for mine, theirs in pairs if theirs]
 
     def lines(self) -> list[str]:
-        """The row for people."""
+        """Return the lines to print for the row."""
         lines = [f"{self.row.name}: {self.row.title}"]
         for figure, target in self.row.targets.items():
             lines.append(f"  {figure:24} {self._judge(figure, target)}")
@@ -55,12 +55,12 @@ class Result:
             ]
             busy = median(each.get("client busy", 0.0) for each in rounds)
             if busy > _BUSY:
-                shown.append(f"the load client was busy for {busy:.0%}: a lower bound")
+                shown.append(f"the load client was {busy:.0%} busy, so this is a lower bound")
             lines.append(f"  {subject:12} " + "; ".join(shown))
         return lines
 
     def _costs(self) -> list[str]:
-        """Ratios of processor time, which the other work of a machine changes least."""
+        """Return lines with ratios of processor time, which other load on the machine changes least."""
         others = {target.of: None for target in self.row.targets.values() if target.of}
         names = {name: None for each in self.figures.get("posd", ()) for name in each}
         return [
@@ -79,7 +79,7 @@ class Result:
         return f"{spread(found)}{unit}; target {target}: {verdict(found, target)}"
 
     def found(self, figure: str, target: Target) -> list[float]:
-        """What the target judges, round by round: a ratio, or the figure itself."""
+        """Return the value that the target compares, for each round: a ratio, or the figure itself."""
         if target.of is None:
             return self.values("posd", figure)
         return self.ratios(figure, target.of)
@@ -101,7 +101,7 @@ class Result:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """The targets of all rows: ratios first, then posd's figure and that of what it is compared with."""
+    """Return a table of the targets of all rows: ratios, posd's figures, and those of the other subject."""
     lines = [
         "| row | what | found | target | | posd | compared with |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -121,7 +121,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def ceiling(results: Sequence[Result]) -> str | None:
-    """How many messages the load client can take in a second, from its own processor time."""
+    """Return a sentence about the maximal rate of the load client, from its processor time per message."""
     cheapest = [
         each["client µs/message"]
         for result in results
@@ -131,7 +131,7 @@ def ceiling(results: Sequence[Result]) -> str | None:
     ]
     if not cheapest:
         return None
-    return f"The load client can take {number(1e6 / min(cheapest))} messages/s."
+    return f"The load client can receive {number(1e6 / min(cheapest))} messages/s."
 
 
 def verdict(found: Sequence[float], target: Target) -> str:
@@ -141,7 +141,7 @@ def verdict(found: Sequence[float], target: Target) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, and in parentheses the least and the greatest."""
+    """Format the median, with the minimum and maximum in parentheses."""
     if not values:
         return "–"
     if len(values) == 1:
@@ -150,14 +150,14 @@ def spread(values: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that mean something."""
+    """Format a number with three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def from_json(rows: Iterable[Row], stored: Mapping[str, Any]) -> list[Result]:
-    """The results of `as_json`, in the order of `rows`; of these it has one or none each."""
+    """Return the results that `as_json` has stored, in the order of `rows`. Missing rows are left out."""
     found = stored["rows"]
     return [
         Result(row, **{name: found[row.name][name] for name in ("figures", "not_run", "failed")})

@@ -1,4 +1,4 @@
-"""What a row of the table is, and what its measurements have in common."""
+"""The rows of the benchmark, and functions that their measurements share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ WARM_SECONDS: Final = 1.0
 
 @frozen
 class Target:
-    """What a figure of posd's must be: at least or at most `bound`, times the figure of `of` if given."""
+    """The bound of a figure of posd: a minimum, or with `at_most` a maximum.
+
+    If `of` is a subject, `bound` is a factor of its figure.
+    """
 
     bound: float
     of: str | None = None
@@ -32,10 +35,11 @@ class Target:
 
 @frozen
 class Row:
-    """A measurement that is made of each subject in turn, `rounds` times.
+    """A measurement of several subjects in turn, `rounds` times.
 
-    `prepare` is called once for each subject, `measure` in every round with the seconds it may take.
-    A `fresh` row starts every subject anew in every round: a process that has worked has memory to reuse.
+    `prepare` is called once for each subject, and `measure` in each round with the length of the measurement
+    in seconds. A `fresh` row restarts the subjects in each round, because a process that has worked reuses
+    its memory.
     """
 
     name: str
@@ -51,16 +55,16 @@ class Row:
 
 
 def nothing(subject: Subject, loader: Loader) -> None:
-    """For a row that has nothing to prepare."""
+    """Do nothing: the `prepare` of rows without preparation."""
 
 
 def named(tenants: Sequence[int], each: int, name: str = "TILL") -> list[bytes]:
-    """The openings of so many named tills of each of these tenants."""
+    """Return the opening requests of `each` tills with device ids for each tenant."""
     return [opening(tenant, f"{name}_{n}") for tenant in tenants for n in range(each)]
 
 
 def costs(subject: Subject, run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Figures]:
-    """Run a job; its result, and the microseconds of processor time of server, PostgreSQL and client."""
+    """Run a job. Return its result, and microseconds of processor time of server, PostgreSQL and client."""
     before, began = subject.processor(), time.monotonic()
     result = run()
     after, took = subject.processor(), time.monotonic() - began

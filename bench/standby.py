@@ -1,4 +1,4 @@
-"""A synchronous standby that is some milliseconds away, for `bench/bell.py`."""
+"""A synchronous standby with a given round-trip time, for `bench/bell.py`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PATIENCE_SECONDS = 30.0
 
 @contextmanager
 def far_standby(server: PostgresServer, milliseconds: float) -> Iterator[None]:
-    """Have each COMMIT on `server` wait for a standby; an answer takes so long to come back.
+    """Make each COMMIT on `server` wait for a standby with a round-trip time.
 
-    The standby connects by way of a relay that passes everything on after half of that time.
+    The standby connects through a relay that delays data by half of that time in each direction.
     """
     parts = parse_dsn(server.dsn())
     with server.standby() as standby, tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def _wait(server: PostgresServer, question: str) -> None:
 
 
 def _relay(target: str, folder: Path, seconds: float) -> None:
-    """Listen in `folder`, for any user of this machine, and pass everything on later."""
+    """Listen on a socket in `folder`, for all users, and forward data to `target` with a delay."""
     loop = asyncio.new_event_loop()
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

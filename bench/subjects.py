@@ -1,4 +1,4 @@
-"""The servers that are measured: posd, and what else a shop could run (bench/peers)."""
+"""Start the servers that are measured: posd and its peers (bench/peers)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ publish_per_second_per_tenant = 1000000
 requests_per_second_per_credential = 1000000
 bytes_per_second_per_credential = "1GiB"
 """
-"""A benchmark is one client with one key."""
+"""Raised limits, because the benchmark is one client with one key."""
 _START_SECONDS: Final = 20.0
 
 
@@ -43,18 +43,18 @@ class Subject:
     world: World
 
     def processor(self) -> tuple[float, float]:
-        """Seconds of processor time so far: of the server, and of PostgreSQL."""
+        """Return the seconds of processor time of the server and of PostgreSQL so far."""
         postgres = processor.used_with_children(self.world.server.pid)
         return processor.used(self.pid), postgres
 
     def memory(self) -> int:
-        """Bytes that the server has for itself."""
+        """Return the memory of the server in bytes."""
         return processor.memory(self.pid)
 
 
 @contextmanager
 def started(name: str, world: World, on: int | None) -> Iterator[Subject]:
-    """Start a server on a processor of its own, and stop it at the end. Raises `NotRun`."""
+    """Start a server on a processor, and stop it at the end. Raises `NotRun`."""
     with _posd(world) if name == "posd" else _peer(name, world) as (port, pid):
         processor.pin(pid, on)
         yield Subject(name, port, pid, world)
@@ -96,10 +96,10 @@ def _command(name: str, world: World, port: int) -> tuple[Sequence[str], dict[st
 
 @functools.cache
 def _node() -> tuple[str, Path]:
-    """Node and the folder of the peers' modules, which npm installs once. Raises `NotRun`."""
+    """Return the path of Node and the folder of the peers' modules, which npm installs. Raises `NotRun`."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
-        raise NotRun("there is no node or no npm (Debian: nodejs, npm)")
+        raise NotRun("node or npm is not installed (Debian: nodejs, npm)")
     folder = BUILD / "node"
     wanted = (PEERS / "package.json").read_text()
     mark = folder / "installed.json"

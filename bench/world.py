@@ -1,4 +1,4 @@
-"""What the subjects of a benchmark share: a PostgreSQL with fsync, tenants, keys, a certificate, requests."""
+"""The PostgreSQL server, tenants, keys, certificate and requests that all subjects of a benchmark share."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.integration.harness import Shop
 
 TENANTS: Final = 201
 CROWDED: Final = 201
-"""The tenant of the fan-out. It has 1,000 devices then, and may have no others."""
+"""The tenant of the fan-out. Its 1,000 devices are the maximum, so no other row uses it."""
 TILL_KEY: Final = "pos_" + "1" * 64
 PLATFORM_KEY: Final = "pos_" + "2" * 64
-"""One key for all tenants and every subject: what is measured is not how keys are made."""
+"""One key for all tenants and all subjects, because the creation of keys is not measured."""
 TEXT_BYTES: Final = 820
-"""Of the text in an event: the message to the till has about 1,000 bytes."""
+"""The length of the text in an event. The message to the till then has about 1,000 bytes."""
 
 
 @define(eq=False)
 class World:
-    """The databases: one of posd's, and one of the peers' (peers/shop.sql)."""
+    """The databases of posd and of its peers (peers/shop.sql)."""
 
     server: PostgresServer
     shop: Shop
@@ -58,7 +58,7 @@ class World:
         return self.shop.ca.with_name("privkey.pem")
 
     def peers_connection(self) -> str:
-        """The peers' database, as JSON for node's `pg`."""
+        """Return the connection parameters of the peers' database, as JSON for `pg` of Node."""
         parts = parse_dsn(self.peers_dsn)
         names = {"host": "host", "port": "port", "dbname": "database", "user": "user"}
         return json.dumps({theirs: parts[ours] for ours, theirs in names.items()})
@@ -102,7 +102,7 @@ def _query(dsn: str, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
 
 
 def opening(tenant: int, device: str | None = None, after: int | None = None) -> bytes:
-    """The bytes with which a till opens its WebSocket, resuming after a position or not."""
+    """Return the opening handshake of a till, which resumes after a position if it is given."""
     query = "" if after is None else f"?last_event_id={after}"
     name = "" if device is None else f"X-Device-ID: {device}\r\n"
     return (
@@ -115,7 +115,7 @@ def opening(tenant: int, device: str | None = None, after: int | None = None) ->
 def request(
     method: str, path: str, key: str, body: object = None, repeatable: bool = False
 ) -> bytes:
-    """An HTTP request on a connection that stays open; `repeatable` with an Idempotency-Key."""
+    """Return an HTTP request on a persistent connection, with an Idempotency-Key if `repeatable`."""
     content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
     more = f"Idempotency-Key: bench-{COUNTER}\r\n" if repeatable else ""
     if body is not None:
@@ -125,7 +125,7 @@ def request(
 
 
 def publishing(tenant: int, events: int | None = None, text_bytes: int = TEXT_BYTES) -> bytes:
-    """A request that publishes one event, or a list of so many. Each has its time in it."""
+    """Return a request that publishes one event, or a list of `events`, with the time of sending."""
     event = {"type": "notice", "data": {"t": STAMP, "text": "x" * text_bytes}}
     body = event if events is None else {"events": [event] * events}
     return request("POST", f"/api/shop-{tenant}/events", PLATFORM_KEY, body)

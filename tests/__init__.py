@@ -1,8 +1,8 @@
 """Tests of posd, one file for each module; run them with `python -m tests -j4 tests` (`tests.__main__`).
 
-Hypothesis looks at the same examples in every run, so that a run says something about the change
-and not about luck; HYPOTHESIS_PROFILE=explore looks at new ones, and at ten times as many. Time
-limits for an example are off: these tests run on busy machines.
+Hypothesis uses the same examples in every run, so that a result depends on the change and not on chance.
+HYPOTHESIS_PROFILE=explore uses new examples, and ten times as many. There are no time limits for an
+example, because the tests run on busy machines.
 """
 
 import os

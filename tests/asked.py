@@ -1,4 +1,4 @@
-"""A request without a connection, for tests of what is behind the connection."""
+"""A request without a connection, for tests of the code behind the connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from posd.web.http.headers import Fields, keys_in, read_fields
 
 
 class FakeRequest(DummyRequest):
-    """Has what a `BoundedRequest` has beyond a request of Twisted's, and keeps what it is answered."""
+    """Has the additional members of a `BoundedRequest`, and keeps the response."""
 
     account: RateAccount | None = None
     over_rate: TooManyRequests | None = None

@@ -1,4 +1,4 @@
-"""Work that is done in pieces, done at once: for tests that run no reactor."""
+"""Run divided work without a reactor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posd.web.http import stepwise as pieces
 
 
 def run_pieces_at_once(case: SynchronousTestCase) -> None:
-    """In this test `in_pieces` gives no other connection a turn."""
+    """Let `in_pieces` run all pieces at once in this test, without other work in between."""
 
     def now(tick: Callable[[], None]) -> Any:
         tick()

@@ -1,7 +1,7 @@
-"""A kitchen that has had a busy day, and an auditor who looks at it while somebody damages it.
+"""A tenant `kitchen` after a busy day, and an auditor for damaged data.
 
-Nobody's work is undone: each damage is done in a transaction, looked at in that same transaction, and rolled
-back, so that all tests share one database.
+A test damages data in a transaction, audits it in the same transaction, and rolls back. So all tests
+share one database.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.schema_case import Client, two_shops
 from tests.store_case import GRILL, KITCHEN
 
 _CTID: Final = re.compile(r"ctid \(\d+,\d+\)")
-"""Where a row is; what was rolled back leaves gaps."""
+"""A ctid. Rolled-back rows leave gaps."""
 NODE: Final = UUID("7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10")
 FRONT: Final = "FRONT"
 PHONE: Final = "+447700900123"
@@ -52,7 +52,7 @@ _KEY: Final = """
 
 
 def after_a_busy_day(dsn: str) -> None:
-    """Fill a database, for `TestServer.template`: the shops `kitchen`, which is busy, and `grill`."""
+    """Fill a database, for `TestServer.template`, with the busy shop `kitchen` and the shop `grill`."""
     two_shops(dsn)
     with closing(migrations.connect(dsn)) as connection:
         client = Client(connection)
@@ -69,7 +69,7 @@ def after_a_busy_day(dsn: str) -> None:
         client.run("SELECT dinedesk_main.pos_publish('kitchen', 'menu_updated', '{\"menuId\": 7}')")
         client.run("SELECT dinedesk_main.pos_publish('kitchen', 'new_order', '[]')")
         _number(client)
-        # Too large for tills: logged as failed, and kept with the order.
+        # Too large for tills: posd logs it as failed and keeps the order.
         client.run(
             "UPDATE dinedesk_kitchen.orders SET special_instructions = repeat('x', 5000) WHERE id = 3"
         )
@@ -82,7 +82,7 @@ def after_a_busy_day(dsn: str) -> None:
 
 
 def _number(client: Client) -> None:
-    """What the sequencer does with what is in the outbox."""
+    """Number the rows of the outbox, as the sequencer does."""
     numbering = BatchTransaction(Clock(), NODE, 4096, lambda tenant_id: 0)
     fence = client.value("SELECT dinedesk_main.pos_claim_lease(%s, 'test')", str(NODE))
     portions = []
@@ -108,7 +108,7 @@ class Numbered(BlockingExecutor):
 
 
 def _move(executor: BlockingExecutor) -> None:
-    """Two cards and two accounts; on the first of each every kind of movement."""
+    """Make two cards and two accounts, and every kind of movement on the first of each."""
     shop = MovementCause("platform", key="sale")
     run_to_completion(giftcards.purchase(executor, KITCHEN, "GIFT-CARD-1", 50, shop))
     run_to_completion(
@@ -128,7 +128,7 @@ def _move(executor: BlockingExecutor) -> None:
     run_to_completion(
         giftcards.reverse(executor, KITCHEN, "GIFT-CARD-3", MovementCause("platform"), key="never")
     )
-    # The till does not know that the platform has said so before.
+    # The till does not know that the platform has already reversed it.
     run_to_completion(giftcards.reverse(executor, KITCHEN, "GIFT-CARD-3", till, key="never"))
     earned = MovementCause("platform", order_id="1", key="earned")
     run_to_completion(loyalty.add(executor, KITCHEN, PHONE, 100, earned, joining=True))
@@ -150,7 +150,7 @@ def _move(executor: BlockingExecutor) -> None:
 
 
 def _tell(executor: BlockingExecutor) -> None:
-    """What tills say: the first two orders are on paper, or should be, and all is received up to 4."""
+    """Send messages of tills: the first two orders are printed or should be, and all up to 4 are received."""
     for order, said in (
         ("1", ReportedStatus.ACCEPTED),
         ("1", ReportedStatus.PRINTED),
@@ -172,7 +172,7 @@ def _tell(executor: BlockingExecutor) -> None:
 
 
 def _keep(executor: BlockingExecutor) -> None:
-    """A day's report in three revisions, and an answer that was given."""
+    """Store a day's report in three revisions, and an answer."""
     for total in (100, 110, 120):
         figures = ReportFigures({"total_sales": Decimal(total)}, {}, 7, None)
         run_to_completion(
@@ -191,7 +191,7 @@ def database() -> str:
 
 
 class AuditCase(SynchronousTestCase):
-    """The kitchen after a busy day, in a transaction that is never committed."""
+    """The tenant `kitchen`, in a transaction that is never committed."""
 
     def setUp(self) -> None:
         connection = psycopg2.connect(database())
@@ -199,10 +199,10 @@ class AuditCase(SynchronousTestCase):
         self.connection = connection
 
     def audited(self, *damages: str, most: int = 10) -> list[AuditFinding]:
-        """What an audit of the kitchen finds after somebody has run these statements as a superuser."""
+        """Return the findings of an audit after a superuser has run these statements."""
         self.connection.rollback()
         with self.connection.cursor() as cursor:
-            # Neither triggers nor foreign keys act.
+            # Triggers and foreign keys are off.
             cursor.execute("SET LOCAL session_replication_role = replica")
             cursor.execute("SET LOCAL search_path = dinedesk_kitchen, dinedesk_main")
             for damage in damages:
@@ -215,7 +215,7 @@ class AuditCase(SynchronousTestCase):
         return auditor.audit.findings
 
     def named(self, *damages: str) -> dict[str, dict[str, str]]:
-        """What is wrong, by check and row, without what the schema itself lacks."""
+        """Return the faults by check and row, except those of the schema."""
         return {
             each.check: {_CTID.sub("ctid …", wrong.row): wrong.what for wrong in each.found.rows}
             for each in self.audited(*damages)

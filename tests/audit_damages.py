@@ -1,7 +1,8 @@
-"""Everything that can be wrong in the rows, done to the kitchen of `tests.audit_case`.
+"""All possible damages of rows, for the tenant of `tests.audit_case`.
 
-For each way in which a check finds something: what somebody does to the data, who has taken off
-whatever would refuse it, and which rows an audit names for it. Ledgers: `tests.ledger_damages`.
+For each fault that a check finds, this module has the statements that cause it, after the constraints are
+removed that would prevent it, and the rows that an audit reports. `tests.ledger_damages` has those of
+ledgers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from attrs import frozen
 
 @frozen
 class Damage:
-    """What the `check` finds, row by row in a pattern, after these statements; and which others do `also`."""
+    """After these statements, `check` finds the rows that match the patterns, and the checks of `also` find
+    faults too.
+    """
 
     check: str
     rows: Mapping[str, str]
@@ -27,7 +30,7 @@ def damage(check: str, rows: Mapping[str, str], *statements: str, also: str = ""
 
 
 def without(table: str, *constraints: str) -> str:
-    """Take constraints off a table, and what depends on them."""
+    """Drop constraints of a table, with dependent objects."""
     drops = ", ".join(f"DROP CONSTRAINT {each} CASCADE" for each in constraints)
     return f"ALTER TABLE {table} {drops}"
 

@@ -1,4 +1,4 @@
-"""Both broadcasters, through the same tests, against a real server on the loopback interface."""
+"""The tests of both broadcasters, against a real server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ STATUS = {
 
 @frozen
 class Asked:
-    """A request as the server saw it."""
+    """A request as the server received it."""
 
     method: str
     path: str
@@ -58,7 +58,7 @@ class Asked:
 
 
 class Shop(Resource):
-    """Answers each request with the next of `answers`, or with a success when there is none."""
+    """Answers each request with the next of `answers`, or with a success if there is none."""
 
     isLeaf = True
 
@@ -108,17 +108,17 @@ def silence(request: Any) -> object:
 
 
 class BroadcasterCase(TestCase):
-    """What both transports must do; a subclass says how to make one and how to call it."""
+    """The requirements for both transports. A subclass creates and calls a broadcaster."""
 
     timeout = 300
 
     @abstractmethod
     def broadcaster(self, url: str, **options: Any) -> Any:
-        """Make one that is stopped at the end of the test."""
+        """Make a broadcaster that is stopped at the end of the test."""
 
     @abstractmethod
     def constructed(self, url: str, key: str) -> tuple[object, ...]:
-        """The arguments of the constructor."""
+        """Return the arguments of the constructor."""
 
     @abstractmethod
     def call(self, name: str, *arguments: Any, **options: Any) -> Deferred[Any]:
@@ -135,7 +135,7 @@ class BroadcasterCase(TestCase):
         await self.listen(Site(self.shop))
 
     async def listen(self, factory: Any, *, tls_name: str | None = None) -> None:
-        """Serve, on a new port; the broadcaster is made anew for it."""
+        """Serve on a new port, and make a broadcaster for it."""
         endpoint: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
         if tls_name is not None:
             made = make(self.folder, [tls_name])
@@ -149,7 +149,7 @@ class BroadcasterCase(TestCase):
         self.made = self.broadcaster(self.url, ca=self.folder / "ca.pem" if tls_name else None)
 
     async def failure(self, name: str, *arguments: Any) -> CallFailed:
-        """How a call fails, which it must."""
+        """Return the failure of a call, which must fail."""
         try:
             await self.call(name, *arguments)
         except CallFailed as failure:
@@ -188,14 +188,14 @@ class BroadcasterCase(TestCase):
             ["order_updated", "gift_card_purchased", "loyalty_updated", "table_booked"],
         )
 
-    async def test_an_order_from_elsewhere_is_not_sent(self) -> None:
+    async def test_an_order_that_is_not_online_is_not_sent(self) -> None:
         order = {"id": 1, "order_source": "till"}
         for name in ("broadcast_new_order", "broadcast_order_update"):
             publication = await self.call(name, "kitchen", order)
             self.assertEqual((publication.id, publication.dropped), (None, True))
         self.assertEqual(self.shop.asked, [])
 
-    async def test_each_call_has_a_key_of_its_own_and_every_attempt_the_same(self) -> None:
+    async def test_all_attempts_of_a_call_have_the_same_idempotency_key(self) -> None:
         self.shop.answers = [answer(503, {"code": "unavailable"}), hang_up]
         await self.call("broadcast_new_order", "kitchen", ORDER)
         await self.call("broadcast_new_order", "kitchen", ORDER)
@@ -205,7 +205,7 @@ class BroadcasterCase(TestCase):
         self.assertEqual(keys[1], keys[2])
         self.assertEqual(len(set(keys)), 2)
 
-    async def test_a_key_of_the_callers_is_used(self) -> None:
+    async def test_an_idempotency_key_of_the_caller_is_used(self) -> None:
         await self.call("broadcast_new_order", "kitchen", ORDER, idempotency_key="order-17")
         self.assertEqual(self.shop.asked[0].headers["idempotency-key"], "order-17")
 
@@ -214,12 +214,12 @@ class BroadcasterCase(TestCase):
         publication = await self.call("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual(publication.id, 1042)
 
-    async def test_an_event_that_told_nothing_new_has_no_id(self) -> None:
+    async def test_an_unchanged_order_has_no_id(self) -> None:
         self.shop.answers = [answer(200, {"success": True, "id": None, "connections": 1})]
         publication = await self.call("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual(publication, PublishedEvent(None, 1))
 
-    async def test_a_refusal_is_not_asked_for_again(self) -> None:
+    async def test_a_refused_call_is_not_repeated(self) -> None:
         body = {"success": False, "code": "invalid_event", "error": "data has no usable orderId."}
         self.shop.answers = [answer(422, body)]
         failure = await self.failure("publish", "kitchen", "new_order", {})
@@ -230,7 +230,7 @@ class BroadcasterCase(TestCase):
         self.assertEqual(len(self.shop.asked), 1)
         self.assertEqual(failure.idempotency_key, self.shop.asked[0].headers["idempotency-key"])
 
-    async def test_a_server_that_stays_in_trouble_is_given_up(self) -> None:
+    async def test_attempts_at_a_failing_server_end(self) -> None:
         self.shop.answers = [answer(503, b"<html>proxy</html>") for _ in range(9)]
         failure = await self.failure("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual((failure.status, failure.code), (503, "unexpected_answer"))
@@ -242,21 +242,21 @@ class BroadcasterCase(TestCase):
         self.assertEqual(failure.status, 307)
         self.assertEqual(len(self.shop.asked), 1)
 
-    async def test_a_success_that_is_not_posds_is_none(self) -> None:
+    async def test_a_success_of_another_server_is_a_failure(self) -> None:
         for body in (b"OK", {"success": True}, {"id": "1042", "connections": 3}, [1]):
             self.shop.answers = [answer(200, body)]
             failure = await self.failure("broadcast_new_order", "kitchen", ORDER)
             self.assertEqual((failure.status, failure.code), (200, "unexpected_answer"))
 
-    async def test_a_server_that_does_not_answer_is_given_up(self) -> None:
-        # So long that each attempt reaches the server, also where the machine is busy.
+    async def test_attempts_at_a_silent_server_end(self) -> None:
+        # Long enough that each attempt reaches the server on a busy machine.
         self.patch(calls, "ATTEMPT_TIMEOUT", 0.3)
         self.shop.answers = [silence] * ATTEMPTS
         failure = await self.failure("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual((failure.status, failure.code), (None, "unreachable"))
         self.assertEqual(len(self.shop.asked), ATTEMPTS)
 
-    async def test_nobody_at_the_other_end_is_unreachable(self) -> None:
+    async def test_a_refused_connection_is_unreachable(self) -> None:
         await self.port.stopListening()
         failure = await self.failure("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual((failure.status, failure.code), (None, "unreachable"))
@@ -267,7 +267,7 @@ class BroadcasterCase(TestCase):
             await self.call("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual(len(self.shop.peers), 1)
 
-    async def test_a_private_authority_is_trusted_when_it_is_given(self) -> None:
+    async def test_a_given_private_authority_is_trusted(self) -> None:
         await self.listen(Site(self.shop), tls_name="127.0.0.1")
         publication = await self.call("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual(publication.id, 1042)
@@ -285,7 +285,7 @@ class BroadcasterCase(TestCase):
         self.assertEqual((failure.status, failure.code), (None, "tls_failed"))
         self.assertEqual(self.shop.asked, [])
 
-    async def test_what_does_not_speak_http_is_unreachable(self) -> None:
+    async def test_a_server_without_http_is_unreachable(self) -> None:
         class Greeter(Protocol):
             def connectionMade(self) -> None:
                 assert self.transport is not None
@@ -296,7 +296,7 @@ class BroadcasterCase(TestCase):
         failure = await self.failure("broadcast_new_order", "kitchen", ORDER)
         self.assertEqual((failure.status, failure.code), (None, "unreachable"))
 
-    async def test_the_state_of_the_tills_is_told(self) -> None:
+    async def test_connection_stats_are_returned(self) -> None:
         self.shop.answers = [answer(200, STATUS)]
         stats = await self.call("get_connection_stats", "kitchen")
         self.assertEqual((stats.active, stats.last_event_id, stats.undelivered), (2, 1042, 5))
@@ -306,7 +306,7 @@ class BroadcasterCase(TestCase):
         self.assertEqual((asked.method, asked.path), ("GET", "/api/kitchen/pos-status"))
         self.assertEqual(asked.headers["x-api-key"], KEY)
 
-    async def test_a_state_that_cannot_be_had_is_not_called_a_publication(self) -> None:
+    async def test_a_failure_of_connection_stats_is_not_publish_failed(self) -> None:
         self.shop.answers = [answer(401, {"error": "A valid key.", "code": "unauthorized"})]
         failure = await self.failure("get_connection_stats", "kitchen")
         self.assertEqual((type(failure), failure.code), (CallFailed, "unauthorized"))
@@ -315,7 +315,7 @@ class BroadcasterCase(TestCase):
         await self.call("publish", "a/../b", "x", {})
         self.assertEqual(self.shop.asked[0].path, "/api/a%2F..%2Fb/events")
 
-    async def test_what_json_cannot_say_is_an_error_of_the_caller(self) -> None:
+    async def test_a_value_without_a_form_in_json_raises_type_or_value_error(self) -> None:
         for data in ({"a": object()}, {1: "a"}):
             with self.assertRaises(TypeError):
                 await self.call("publish", "kitchen", "x", data)
@@ -327,7 +327,7 @@ class BroadcasterCase(TestCase):
     def test_the_key_is_not_shown(self) -> None:
         self.assertEqual(KEY in repr(self.made), False)
 
-    def test_a_url_or_key_that_cannot_be_used_is_refused_at_once(self) -> None:
+    def test_an_invalid_url_or_key_is_refused_at_once(self) -> None:
         for url, key in (
             ("http://pos.example.com", KEY),
             ("wss://pos.example.com", KEY),

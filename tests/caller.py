@@ -1,4 +1,4 @@
-"""A client that speaks first, as soon as whatever connects it lets it."""
+"""A client that sends first, as soon as it is connected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 
 class SpeakFirstClient(Protocol):
-    """Says its `words`; `heard` has the first that it is answered, or fails with what stood in the way."""
+    """Sends its `words`. `heard` fires with the first data that it receives, or with a failure."""
 
     words: ClassVar[bytes]
 

@@ -1,4 +1,4 @@
-"""Run `posctl` in this process, as its users do, and see what they see."""
+"""Run `posctl` in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posd.testing.postgres import test_server
 
 @frozen
 class Ran:
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -27,7 +27,7 @@ class Ran:
 
     @property
     def json(self) -> object:
-        """The one line of JSON that was printed."""
+        """The line of JSON that was printed."""
         return decode(self.out)
 
 
@@ -37,7 +37,7 @@ def posctl(
     environ: Mapping[str, str] | None = None,
     stdin: str | None = None,
 ) -> Ran:
-    """Run a command; an exception that it does not turn into a line is raised here."""
+    """Run a command. An exception that it does not handle is raised."""
     connection = () if dsn is None else ("--dsn", dsn)
     ran = CliRunner().invoke(
         command,
@@ -52,7 +52,7 @@ def posctl(
 
 
 def migrated_database() -> str:
-    """A database with the main schema and the tenant `kitchen`, and nothing else; its DSN."""
+    """Return the DSN of a database with only the main schema and the tenant `kitchen`."""
     server = test_server()
     return server.fresh_database(server.template(with_kitchen))
 
@@ -68,12 +68,12 @@ def with_kitchen(dsn: str) -> None:
 
 
 def as_role(dsn: str, role: str) -> str:
-    """The same database as somebody with fewer rights; members see what `posd` sees."""
+    """Return a DSN of the same database for another role. Members of `posd` have its rights."""
     return str(make_dsn(dsn, user=role))
 
 
 def execute(dsn: str, statement: str, *parameters: object) -> list[tuple[object, ...]]:
-    """Run a statement as the superuser; its rows, if it has any."""
+    """Run a statement as the superuser. Return its rows, if it has any."""
     with closing(migrations.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute(statement, parameters or None)
         return list(cursor.fetchall()) if cursor.description else []

@@ -1,4 +1,4 @@
-"""Tests that talk to a real PostgreSQL through the reactor."""
+"""Tests that use a real PostgreSQL through the reactor."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DEADLINE: Final = 300.0
 
 
 class DatabaseCase(TestCase):
-    """A database of its own for each test, a copy of `template`.
+    """A database for each test, a copy of `template`.
 
-    What is logged as an error fails a test, also what is found out only when memory is freed.
+    An error in the log fails a test, also an error that is logged only when memory is freed.
     """
 
     timeout = 600
@@ -35,36 +35,36 @@ class DatabaseCase(TestCase):
         server = test_server()
         self.dsn = server.fresh_database(self.template())
         self.addCleanup(self._free)
-        # Of all objects only those that the test makes are looked at: the rest took 0.1 s for each test.
+        # Collect only objects that the test has made: the others took 0.1 s for each test.
         gc.freeze()
         self.addCleanup(server.drop_database, self.dsn)
         self.admin = self.client()
 
     def template(self) -> str | None:
-        """The name of the database to copy; None for an empty one."""
+        """Return the name of the database to copy, or None for an empty one."""
         return None
 
     def client(self) -> Client:
-        """A session of the superuser, in autocommit, that blocks."""
+        """Return a blocking session of the superuser, in autocommit mode."""
         connection = psycopg2.connect(self.dsn)
         connection.autocommit = True
         self.addCleanup(connection.close)
         return Client(connection)
 
     def _free(self) -> None:
-        """Free the cycles that the test has left, so that what they log counts for it."""
+        """Free the reference cycles of the test, so that errors logged by that count for it."""
         gc.collect()
         gc.unfreeze()
 
     async def up(self, link: ReconnectingConnection) -> ReconnectingConnection:
-        """Start a link, stop it at the end of the test, and wait until it is up."""
+        """Start a link, wait until it is up, and stop it at the end of the test."""
         link.startService()
         self.addCleanup(link.stopService)
         await until(lambda: link.up, "the link is up")
         return link
 
     def run_elsewhere(self, *statements: str) -> None:
-        """Run statements on a connection that is closed again, whatever becomes of them."""
+        """Run statements on another connection, and close it in any case."""
         with closing(psycopg2.connect(self.dsn)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -72,7 +72,7 @@ class DatabaseCase(TestCase):
                     cursor.execute(statement)
 
     def backends(self, name: str) -> list[int]:
-        """The processes that serve the sessions of this name, in this database."""
+        """Return the process ids of the sessions with this application name in this database."""
         rows = self.admin.rows(
             "SELECT pid FROM pg_stat_activity"
             " WHERE application_name = %s AND datname = current_database() ORDER BY pid",
@@ -82,7 +82,7 @@ class DatabaseCase(TestCase):
 
 
 async def until(happened: Callable[[], bool], what: str) -> None:
-    """Wait for what happens in another process, and is not reported."""
+    """Wait until a condition in another process holds."""
     deadline = REACTOR.seconds() + DEADLINE
     while not happened():
         if REACTOR.seconds() > deadline:
@@ -91,7 +91,7 @@ async def until(happened: Callable[[], bool], what: str) -> None:
 
 
 def begin(work: Awaitable[T]) -> Deferred[T]:
-    """Begin something whose end the test awaits later."""
+    """Begin work whose end the test awaits later."""
 
     async def whole() -> T:
         return await work

@@ -1,4 +1,4 @@
-"""Programs that tests want and posd does not: those of this machine, or out of Debian's packages."""
+"""Programs that tests need and posd does not, from this machine or from Debian's packages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 class Missing(Exception):
-    """A program is neither installed nor to be had; the text says why."""
+    """A program is not installed and cannot be downloaded. The text has the reason."""
 
 
 @cache
 def program(name: str, package: str, *libraries: str) -> Path:
-    """A program's path. It is unpacked from Debian's package, not installed, where there is none.
+    """Return the path of a program. If it is not installed, unpack it from Debian's package.
 
-    `libraries` are the packages that it needs then and that a plain system lacks. Raises `NotFoundResource`.
+    `libraries` are packages that it needs on a minimal system. Raises `Missing`.
     """
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if found is not None:
@@ -27,9 +27,9 @@ def program(name: str, package: str, *libraries: str) -> Path:
         raise Missing(f"there is no {name}, nor apt-get to fetch it (Debian: {package})")
     folder = Path(tempfile.mkdtemp(prefix=f"posd-{name}-"))
     atexit.register(shutil.rmtree, folder)
-    # Whoever runs the program may be another account.
+    # The account that runs the program may be another one.
     folder.chmod(0o755)
-    # Lists of its own, since a machine may have none, and those that it has are not ours to change.
+    # Use separate package lists: the machine may have none, and its own must not change.
     (folder / "lists/partial").mkdir(parents=True)
     for task in (("update",), ("download", package, *libraries)):
         apt = ("apt-get", "--quiet", "--option", f"Dir::State::Lists={folder}/lists", *task)

@@ -1,4 +1,4 @@
-"""The description of the API as the daemon serves it, for tests that hold something against it."""
+"""The description of the API as the daemon serves it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from posd.web.openapi.document import document
 
 @cache
 def operations() -> tuple[Operation, ...]:
-    """All rows of a posd."""
+    """Return all rows of the operations of a posd."""
     return Application(
         MemoryReactorClock(), Config(database=DatabaseConfig(dsn="dbname=posd"))
     ).operations
@@ -26,18 +26,18 @@ def operations() -> tuple[Operation, ...]:
 
 @cache
 def described() -> dict[str, Any]:
-    """The document, as it comes over the wire."""
+    """Return the document as it is sent."""
     return decoded(document(operations()))
 
 
 def decoded(value: object) -> dict[str, Any]:
-    """What a reader of its JSON has; `jsonschema` knows no decimals, so they are floats."""
+    """Return the document as a JSON reader has it. `jsonschema` needs floats instead of decimals."""
     return cast("dict[str, Any]", _floats(jsontext.decode(jsontext.encode(value))))
 
 
 @frozen
 class Shape:
-    """A schema of a document, whose references lead into it."""
+    """A schema of a document, with references into the document."""
 
     schema: dict[str, Any]
     document: dict[str, Any]
@@ -47,7 +47,7 @@ class Shape:
         return cls({"$ref": f"#/components/schemas/{name}"}, document)
 
     def objections(self, value: Any) -> list[str]:
-        """What the schema has against a value."""
+        """Return the errors of a value according to the schema."""
         whole = {**self.schema, "components": self.document["components"]}
         return [each.message for each in Draft202012Validator(whole).iter_errors(value)]
 

@@ -1,8 +1,7 @@
-"""What the documents show: fenced blocks, tables and words in code, for tests that hold it against
-the code.
+"""Fenced blocks, tables and code words of the documents, for tests that compare them with the code.
 
-The first word behind a fence is the block's language, the others say whose it is, as in
-```json till. Browsers and editors look at the first word only.
+The first word after a fence is the language of the block. The other words name its reader, as in ```json
+till. Browsers and editors use only the first word.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 @frozen
 class Block:
-    """A fenced block: its language, the further words behind its fence, and its line."""
+    """A fenced block: its language, the further words after its fence, and its line."""
 
     language: str
     words: tuple[str, ...]
@@ -30,31 +29,31 @@ class Block:
     section: str
 
     def of(self, language: str, *words: str) -> bool:
-        """Whether this is a block of that language and those are among its words."""
+        """Return whether this is a block of that language with these words."""
         return self.language == language and set(words) <= set(self.words)
 
 
 @frozen
 class Table:
-    """A table of a document: a row is the source text of its cells. The header is not in it."""
+    """A table of a document. A row has the source text of its cells. The header is not a row."""
 
     section: str
     rows: Sequence[Sequence[str]]
 
     def column(self, index: int = 0) -> list[str]:
-        """One column, without the marks of code around a cell."""
+        """Return a column, without the backticks around a cell."""
         return [row[index].strip("`") for row in self.rows]
 
 
 @cache
 def text(name: str) -> str:
-    """A document's source, by its path in the checkout."""
+    """Return the source of a document, by its path in the checkout."""
     return (ROOT / name).read_text("utf-8")
 
 
 @cache
 def blocks(name: str) -> Sequence[Block]:
-    """The fenced blocks of a document, in their order."""
+    """Return the fenced blocks of a document, in order."""
     found = []
     for section, token in _sections(name):
         if token.type == "fence":
@@ -66,7 +65,7 @@ def blocks(name: str) -> Sequence[Block]:
 
 @cache
 def tables(name: str) -> Sequence[Table]:
-    """The tables of a document, in their order."""
+    """Return the tables of a document, in order."""
     found: list[Table] = []
     rows: list[list[str]] = []
     in_cell = False
@@ -86,13 +85,13 @@ def tables(name: str) -> Sequence[Table]:
 
 
 def table(name: str, section: str) -> Table:
-    """The only table under a heading."""
+    """Return the only table under a heading."""
     (only,) = (each for each in tables(name) if each.section == section)
     return only
 
 
 def words_in_code(source: str) -> set[str]:
-    """What stands between backticks in a piece of Markdown."""
+    """Return the texts between backticks in Markdown."""
     return {
         child.content
         for token in _MARKDOWN.parse(source)
@@ -102,7 +101,7 @@ def words_in_code(source: str) -> set[str]:
 
 
 def _sections(name: str) -> Iterator[tuple[str, Token]]:
-    """Each token of a document with the heading that it stands under."""
+    """Yield each token of a document with its heading."""
     section, heading = "", False
     for token in _MARKDOWN.parse(text(name)):
         if token.type == "heading_open":

@@ -1,7 +1,7 @@
-"""Counts what posd's own code executes: the same number on every machine, whatever else it does.
+"""Count the instructions of posd's own code. The number is the same on every machine.
 
 Processor time differs by a third between two runs on a shared machine. The number of instructions that
-the interpreter executes does not: it depends on the code, its input and the version of Python.
+the interpreter executes depends only on the code, its input and the version of Python.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ _OWN: Final = str(Path(posd.__file__).parent)
 
 @define
 class Work:
-    """What was executed: `instructions` of posd's code, and `calls` from there to other code.
+    """The executed code: `instructions` of posd, and `calls` from posd to other code.
 
-    `by_function` has the instructions of each function of posd's. A call to a library counts as one,
-    whatever the library does.
+    `by_function` has the instructions of each function of posd. A call of a library counts as one.
     """
 
     instructions: int = 0
@@ -39,14 +38,14 @@ class Work:
         return Work(self.instructions - other.instructions, self.calls - other.calls, functions)
 
     def most(self, count: int = 12) -> str:
-        """The functions in which most is executed, a line each."""
+        """Return a line for each of the functions with the most instructions."""
         return "\n".join(
             f"{instructions:8} {name}" for name, instructions in self.by_function.most_common(count)
         )
 
 
 def count(run: Callable[[], object]) -> Work:
-    """Call it once, and count. It must not set a trace function of its own."""
+    """Call a function once and count. It must not set a trace function."""
     instructions: Counter[CodeType] = Counter()
     calls = 0
     own: dict[CodeType, bool] = {}

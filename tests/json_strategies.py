@@ -1,4 +1,4 @@
-"""Hypothesis strategies for JSON as strangers write it, and for orders made of it."""
+"""Hypothesis strategies for arbitrary JSON, and for orders made of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 from hypothesis import strategies as st
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
-"""As decoding leaves them: no surrogates and no NUL."""
+"""Texts as they are after decoding, without surrogates and NUL."""
 
 decimals = st.builds(
     lambda sign, digits, exponent: Decimal((sign, digits, exponent)),
@@ -51,11 +51,11 @@ _fitting: dict[str, st.SearchStrategy[object]] = {
     "order": words,
     "tatus": words,
 }
-"""Values that belong into members with such a part in their names."""
+"""Values for members with such a part in their names."""
 
 
 def _object(names: str) -> st.SearchStrategy[dict[str, object]]:
-    """An object with some of `names`, each with a value that may or may not belong there."""
+    """An object with some of `names`. Each value may or may not fit its name."""
     pairs = []
     for name in names.split():
         fitting = [strategy for part, strategy in _fitting.items() if part in name]
@@ -75,11 +75,11 @@ _ORDER = """orderId order_id id orderNumber order_number customerName customer_p
 _fitting["elected"] = st.lists(_object(_ADDON) | values, max_size=2)
 _fitting["items"] = st.lists(_object(_ITEM) | values, max_size=3)
 order_data = _object(_ORDER)
-"""Any object with members called as in an order, and values of every kind."""
+"""Any object with members of an order and values of every kind."""
 
 named_orders = st.builds(
     lambda order, order_id: {**order, "orderId": order_id},
     order_data,
     st.integers(1, 10**12) | st.text("AB-0123", min_size=1, max_size=8),
 )
-"""The same with an id that can be used."""
+"""The same with a usable id."""

@@ -1,4 +1,4 @@
-"""Everything that can be wrong in the ledgers: see `tests.audit_damages`."""
+"""All possible damages of ledgers; see `tests.audit_damages`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def in_both(
     *statements: str,
     also: str = "",
 ) -> tuple[Damage, Damage]:
-    """The same damage to both ledgers; `{t}` is the table, `{amount}` and `{owner}` its columns."""
+    """Return the same damage for both ledgers. `{t}` is the table; `{amount}` and `{owner}` are columns."""
     found = []
     for name, table, amount, owner, prefix, rows in (
         ("gift cards", CARDS, "amount", "card_number", "gift_card", cards),
@@ -36,7 +36,7 @@ def in_both(
     return found[0], found[1]
 
 
-# What would refuse a row: all of it but what a generated column needs.
+# Drop all that could refuse a row, except what a generated column needs.
 BARE: Final = (
     "ALTER TABLE {t} DROP CONSTRAINT {prefix}_sum, DROP CONSTRAINT {prefix}_not_overdrawn,"
     " DROP CONSTRAINT {prefix}_begins_at_zero, DROP CONSTRAINT {prefix}_first_follows_none,"

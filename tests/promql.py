@@ -1,4 +1,4 @@
-"""What an expression of PromQL asks for: metrics, labels and their values."""
+"""The metrics, labels and values in a PromQL expression."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from promql_parser import (
 
 @frozen
 class Selected:
-    """A metric and the labels by which some of its series are chosen."""
+    """A metric, and the label matchers of a selector."""
 
     name: str
     labels: frozenset[str]
 
 
 def selected(expression: str) -> Iterator[Selected]:
-    """All metrics that an expression asks for. Raises ValueError for what is none."""
+    """Return all selectors of an expression. Raises ValueError for an invalid one."""
     for each in _walk(promql_parser.parse(expression)):
         if isinstance(each, VectorSelector):
             labels = frozenset(matcher.name for matcher in each.matchers.matchers)
@@ -36,7 +36,7 @@ def selected(expression: str) -> Iterator[Selected]:
 
 
 def grouped(expression: str) -> Iterator[str]:
-    """All labels by which an expression puts series together or holds them against each other."""
+    """Return all labels by which an expression aggregates or matches series."""
     for each in _walk(promql_parser.parse(expression)):
         if isinstance(each, AggregateExpr) and each.modifier is not None:
             yield from each.modifier.labels

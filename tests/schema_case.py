@@ -1,4 +1,4 @@
-"""A database with posd's schema and two shops in it, and everybody who meets there."""
+"""A database with posd's schema and two shops, and the roles that use it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ T = TypeVar("T")
 KITCHEN_SHOP: Final = "posd_test_kitchen"
 GRILL_SHOP: Final = "posd_test_grill"
 CASHIER: Final = "posd_test_cashier"
-"""Roles that log in: each shop with all rights on its own rows, and one that may only insert orders
-into the kitchen's tables."""
+"""Roles that log in: one for each shop, with all rights on its rows, and one that may only insert orders of
+`kitchen`.
+"""
 
 DEADLINE: Final = 300.0
 NODE: Final = UUID("7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10")
@@ -69,7 +70,7 @@ ENDLESS = """
         END;
     END LOOP
 """
-"""Code of a shop that a cancellation does not end."""
+"""Code of a shop that ignores a cancellation."""
 
 
 @frozen
@@ -85,7 +86,7 @@ class Taken:
 
 @frozen
 class Entry:
-    """An event as pos_record() is given it, JSON members as text."""
+    """An event as pos_record() takes it, with JSON members as text."""
 
     tenant_id: int = 1
     type: str = "new_order"
@@ -102,7 +103,7 @@ class Entry:
 
 @define(eq=False)
 class Client:
-    """Somebody's session; every statement is its own transaction but for `transaction`."""
+    """A session. Every statement is a transaction of its own, except in `transaction`."""
 
     connection: Any
 
@@ -115,7 +116,7 @@ class Client:
         self.rows(statement, *parameters)
 
     def value(self, statement: str, *parameters: object) -> Any:
-        """The one value of the one row."""
+        """Return the single value of the single row."""
         ((value,),) = self.rows(statement, *parameters)
         return value
 
@@ -142,8 +143,8 @@ class Client:
         return int(self.connection.info.backend_pid)
 
     def notifications(self) -> list[tuple[str, str]]:
-        """What has been heard since the last call, by channel and payload."""
-        # Whatever was committed before is delivered before the answer to this.
+        """Return the notifications since the last call: channel and payload."""
+        # PostgreSQL delivers earlier notifications before the answer to this statement.
         self.run("SELECT 1")
         self.connection.poll()
         heard = [(notify.channel, notify.payload) for notify in self.connection.notifies]
@@ -151,14 +152,14 @@ class Client:
         return heard
 
     def told(self) -> list[str]:
-        """What nodes have been told since the last call."""
+        """Return the messages to the nodes since the last call."""
         rows = self.rows("DELETE FROM dinedesk_main.pos_control RETURNING id, what")
         return [what for _, what in sorted(rows)]
 
     def look(
         self, at_most: int = 500, aside: Sequence[int] = (), one: int | None = None
     ) -> list[tuple[int, int]]:
-        """What the sequencer sees: tenant and id of each row."""
+        """Return what the sequencer sees: tenant and id of each row."""
         return self.rows(
             "SELECT tenant_id, id FROM dinedesk_main.pos_look(%s, %s::integer[], '{}', '{}', '{}',"
             " %s::integer)",
@@ -174,7 +175,9 @@ class Client:
         *,
         seen: Sequence[tuple[int, int]] | None = None,
     ) -> list[Taken]:
-        """What the sequencer takes of what it has `seen`, or sees now. It waits while another one works."""
+        """Take rows as the sequencer does: those in `seen`, or all visible ones. Waits for another
+        sequencer.
+        """
         rows_seen = self.look(at_most, aside) if seen is None else seen
         self.run(
             "UPDATE dinedesk_main.pos_doorman SET node_id = %s WHERE node_id IS NULL", str(NODE)
@@ -190,7 +193,7 @@ class Client:
         return [Taken(*row[:5]) for row in rows if row[1] is not None]
 
     def record(self, *entries: Entry, node: UUID = NODE) -> list[tuple[int | None, int]]:
-        """What became of each event: its position, and its tenant's connections on other nodes."""
+        """Record events. Return the position of each, and its tenant's connections on other nodes."""
         columns = [
             [getattr(entry, attribute.name) for entry in entries] for attribute in fields(Entry)
         ]
@@ -204,7 +207,7 @@ class Client:
         return [(seq, elsewhere) for _, seq, _, _, elsewhere in sorted(rows)]
 
     def sequence(self) -> int:
-        """Take and record as a sequencer does, in one transaction; how many rows there were."""
+        """Take and record in one transaction, as a sequencer does. Return the number of rows."""
         with self.transaction():
             rows = self.take() or []
             if rows:
@@ -217,7 +220,7 @@ class Client:
         return len(rows)
 
     def touched(self) -> list[str | None]:
-        """The orders that the hooks have noted, of all tenants, in their order; the outbox is empty then."""
+        """Return the orders that the hooks have noted, of all tenants, in order. Empty the outbox."""
         return [row.key for row in self.take() or ()]
 
 
@@ -231,9 +234,9 @@ class SchemaCase(SynchronousTestCase):
         self.admin = self.connect()
 
     def connect(self, role: str | None = None, dsn: str | None = None) -> Client:
-        """A session of that role, which logs in, or of the superuser.
+        """Open a session of a login role, or of the superuser.
 
-        What waits for ever is a failure and not a test that hangs.
+        Timeouts make endless waits fail, so that no test hangs.
         """
         options = {} if role is None else {"user": role}
         connection = psycopg2.connect(make_dsn(dsn or self.dsn, **options))
@@ -253,17 +256,17 @@ def two_shops(dsn: str) -> None:
             add(connection, slug)
         with connection.cursor() as cursor:
             cursor.execute(_ROLES)
-            # For `Client.take`. Any node gets the lease that claims it.
+            # For `Client.take`. Any node that claims the lease gets it.
             cursor.execute("UPDATE dinedesk_main.pos_doorman SET node_id = %s", (str(NODE),))
 
 
 def add(connection: Any, slug: str) -> None:
-    """Add a shop about whom nothing matters but the slug."""
+    """Add a shop of which only the slug matters."""
     provision.add_tenant(connection, slug, f"The {slug}", currency="GBP", timezone="Europe/London")
 
 
 def at_once(*jobs: Callable[[], T]) -> list[T]:
-    """Do things in threads that begin at the same moment; their results, in that order."""
+    """Run functions in threads that begin at the same moment. Return their results in order."""
     ready = Barrier(len(jobs))
 
     def begin(job: Callable[[], T]) -> T:
@@ -276,7 +279,7 @@ def at_once(*jobs: Callable[[], T]) -> list[T]:
 
 
 def eventually(happened: Callable[[], bool], what: str) -> None:
-    """Wait for what another session does and nobody reports."""
+    """Wait until a condition in another session holds."""
     deadline = time.monotonic() + DEADLINE
     while not happened():
         if time.monotonic() > deadline:
@@ -285,7 +288,7 @@ def eventually(happened: Callable[[], bool], what: str) -> None:
 
 
 def until_blocked(watcher: Client, pid: int) -> None:
-    """Wait until a session waits for somebody's lock."""
+    """Wait until a session waits for a lock."""
     eventually(
         lambda: bool(watcher.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", pid)),
         f"backend {pid} waits for a lock",

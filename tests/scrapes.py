@@ -1,4 +1,4 @@
-"""What a scrape says, for tests: values by name and labels."""
+"""The values of a scrape by name and labels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 Series = tuple[str, ...]
-"""A name and the values of its labels, in the order of their names."""
+"""A name, and the values of its labels in the order of their names."""
 
 
 def read_samples(text: str) -> dict[Series, float]:
-    """The values of a scrape."""
+    """Return the values of a scrape."""
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -19,7 +19,7 @@ def read_samples(text: str) -> dict[Series, float]:
 
 
 def nonzero_samples(registry: CollectorRegistry) -> dict[Series, float]:
-    """What a registry has counted, without what is 0."""
+    """Return the values of a registry that are not 0."""
     found = read_samples(generate_latest(registry).decode())
     return {
         series: value
@@ -29,7 +29,7 @@ def nonzero_samples(registry: CollectorRegistry) -> dict[Series, float]:
 
 
 def families(text: str) -> set[str]:
-    """The names of a scrape, as their values have them: with `_total` where they are counted."""
+    """Return the names of the samples in a scrape: counters have the suffix `_total`."""
     return {
         f"{family.name}_total" if family.type == "counter" else family.name
         for family in text_string_to_metric_families(text)

@@ -1,4 +1,4 @@
-"""Sequencers at work on the shops `kitchen` (tenant 1) and `grill` (tenant 2)."""
+"""Sequencers for the shops `kitchen` (tenant 1) and `grill` (tenant 2)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SequencerCase(DatabaseCase):
         return connection
 
     async def readers(self) -> ShopReaders:
-        """The connections that read shops' tables, all of them up."""
+        """Return the reader sessions for shops' tables, all of them connected."""
         readers = ShopReaders(REACTOR, with_reader_user(self.dsn))
         readers.startService()
         self.addCleanup(readers.stopService)
@@ -93,7 +93,7 @@ class SequencerCase(DatabaseCase):
         connection: ReconnectingConnection | None = None,
         appended: Callable[[AppendedEvents], None] = lambda each: None,
     ) -> Sequencer:
-        """A sequencer whose clock is the test's, for the times for which tenants are left out."""
+        """Start a sequencer with the clock of the test, which controls the pauses of tenants."""
         connection, node_id = connection or await self.linked(), uuid4()
         sequencer = Sequencer(
             self.clock,
@@ -123,7 +123,7 @@ class SequencerCase(DatabaseCase):
         return sequencer
 
     async def hand_over(self, sequencer: Sequencer) -> None:
-        """Let the doorman's lease lapse, and this node get it. The node that had it does not know yet."""
+        """Let the doorman's lease expire, and give it to this node. The old node does not know yet."""
         self.admin.run(
             "UPDATE dinedesk_main.pos_doorman SET node_id = NULL, lease_until = '-infinity'"
         )
@@ -133,12 +133,12 @@ class SequencerCase(DatabaseCase):
         await until(lambda: doorman._claim is None, "the lease was claimed")
 
     def publish(self, kind: str, data: object, tenant_id: int = KITCHEN) -> int:
-        """Publish by SQL; the row's id in the outbox."""
+        """Publish by SQL. Return the id of the row in the outbox."""
         publish = "SELECT dinedesk_main.pos_publish(%s, %s, %s)"
         return int(self.admin.value(publish, SLUGS[tenant_id], kind, Json(data)))
 
     def place_order(self, tenant_id: int = KITCHEN, name: str = "Ann") -> str:
-        """Place an order in the shop's own tables; its id."""
+        """Insert an order into the shop's own tables. Return its id."""
         schema = SCHEMAS[tenant_id]
         partition_key = (
             f"INSERT INTO {schema}.orders (customer_name, total_amount) VALUES (%s, 5) RETURNING id"
@@ -157,13 +157,14 @@ class SequencerCase(DatabaseCase):
 
     @property
     def waiting(self) -> int:
-        """How many rows the outbox has."""
+        """Return the number of rows in the outbox."""
         return int(self.admin.value("SELECT count(*) FROM dinedesk_main.pos_outbox"))
 
     async def emptied(self, sequencer: Sequencer) -> None:
-        """Wait until it has numbered everything.
+        """Wait until all rows are numbered.
 
-        On a busy machine a shop's tables may take so long to read that it pauses: its time passes.
+        On a busy machine, reading a shop's tables may take so long that the shop is paused. Advance the
+        clock then.
         """
 
         def empty() -> bool:
@@ -182,11 +183,11 @@ class SequencerCase(DatabaseCase):
         await until(lambda: self.rests(sequencer), "the sequencer rests")
 
     def rests(self, sequencer: Sequencer) -> bool:
-        """Whether nothing is numbered and no shop's tables are read."""
+        """Return whether nothing is being numbered and no shop's tables are being read."""
         return not sequencer._working and not sequencer._outbox.reading
 
     async def answered(self, running: Deferred[Any]) -> Any:
-        """What comes of it, with time that passes for requests that are tried again."""
+        """Return the result of work, and advance the clock for retries."""
 
         def done() -> bool:
             self.clock.advance(0.001)
@@ -196,7 +197,7 @@ class SequencerCase(DatabaseCase):
         return await running
 
     async def rested(self, sequencer: Sequencer) -> None:
-        """Wake it and let it do what it can."""
+        """Wake it and wait until it rests."""
         sequencer.wake()
         await until(lambda: self.rests(sequencer), "the sequencer rests")
 
@@ -207,7 +208,7 @@ def publication(
     key: str | None = None,
     fingerprint: bytes = b"f",
 ) -> Publication:
-    """What a publisher asks for, perhaps with an Idempotency-Key."""
+    """Return a request to publish, with or without an Idempotency-Key."""
     call = None
     if key is not None:
         call = IdempotencyKey(tenant_id, "platform", "POST /events", key, fingerprint.ljust(32))

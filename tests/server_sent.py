@@ -1,4 +1,4 @@
-"""Server-sent events as a client reads them (WHATWG HTML, "Interpreting an event stream")."""
+"""Parse server-sent events (WHATWG HTML, "Interpreting an event stream")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 @frozen
 class ServerSent:
-    """One event that was dispatched; `id` is what a client names when it comes back."""
+    """A dispatched event. A client sends its `id` when it reconnects."""
 
     type: str
     data: str
@@ -26,7 +26,7 @@ class ServerSent:
 
 
 def events_in(data: bytes) -> list[ServerSent]:
-    """The whole events of a stream; comments and an unfinished event at the end are dropped."""
+    """Return the complete events of a stream, without comments and an incomplete event at the end."""
     events, fields, texts = [], dict[str, str](), list[str]()
     for line in _LINE_END.split(data.decode())[:-1]:
         if not line:

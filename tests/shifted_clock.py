@@ -1,6 +1,6 @@
-"""This process with a clock that is wrong, while the database's is right.
+"""A wrong clock in this process, while that of the database is right.
 
-Every module of posd gets a `datetime` whose `now()` is shifted, and `time.time` is shifted for all.
+Every module of posd gets a `datetime` with a shifted `now()`. `time.time` is shifted for all.
 """
 
 from __future__ import annotations

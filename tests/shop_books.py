@@ -1,8 +1,8 @@
-"""What is right in a shop, kept by the plainest arithmetic there is: cards, points, orders, sales.
+"""The expected state of a shop, computed with simple arithmetic: cards, points, orders, sales.
 
-Everything is done to one subject at a time, and each deed is answered with what has to come of it.
-`Books.told` are the events that tills must be told of each subject, in their order. Nothing of posd is
-used here: what the two agree about they have both worked out.
+All deeds concern one subject at a time. Each returns the expected outcome. `Books.told` has the events
+that tills must receive about each subject, in order. This module does not use posd, so that both compute
+the results independently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WAY: Final = (
     *("pending", "confirmed", "preparing", "ready", "out_for_delivery", "delivered"),
     *("completed", "cancelled", "refunded"),
 )
-"""The statuses of an order, in the order in which it gets there."""
+"""The statuses of an order, in order."""
 _STEPS_AT_THE_END: Final[Mapping[str, tuple[str, ...]]] = {
     "delivered": ("completed", "refunded"),
     "completed": ("refunded",),
@@ -33,11 +33,11 @@ _STEPS_AT_THE_END: Final[Mapping[str, tuple[str, ...]]] = {
     "refunded": (),
 }
 PRINTS: Final = ("pending", "sent_to_pos", "failed", "printed")
-"""How far an order is on paper; it never goes back."""
+"""The print statuses of an order, which never go back."""
 TENDERS: Final = {"cash": "cashSales", "card": "cardSales", "gift_card": "giftCardSales"} | {
     "online": "onlineSales"
 }
-"""By what an order is paid, and where a report has it."""
+"""The ways to pay for an order, and their members in a report."""
 _SALES: Final = ("purchase", "activate")
 _NULLABLE: Final = (
     *("customerName", "customerPhone", "customerEmail", "paymentMethod", "voucherCode"),
@@ -47,10 +47,10 @@ _NULLABLE: Final = (
 
 @frozen
 class Outcome:
-    """What has to come of a deed: a refusal's code, or one of the words below.
+    """The expected result of a deed: the code of a refusal, or one of the words below.
 
-    `made`; `replayed`, it was there already; `unchanged`, there was nothing new in it; `tombstoned`,
-    it is not to come any more. `after` is the balance, `version` the order's.
+    `made`; `replayed` (it already existed); `unchanged` (nothing new); `tombstoned` (it must not happen
+    any more). `after` is the balance, `version` that of the order.
     """
 
     code: str
@@ -64,7 +64,7 @@ class Outcome:
 
 @frozen
 class Told:
-    """An event that tills must be told; `says` are members of its data."""
+    """An event that tills must receive. `says` has members of its data."""
 
     type: str
     says: Mapping[str, object]
@@ -85,7 +85,7 @@ class Line:
 
 @define(eq=False)
 class Account:
-    """A card, or a customer who collects points. Unknown: only a reversal has named it."""
+    """A card or a loyalty account. An unknown one was only named by a reversal."""
 
     ledger: str
     subject: str
@@ -99,7 +99,7 @@ class Account:
 
     @property
     def initial(self) -> Amount:
-        """What it was sold for."""
+        """Return its initial balance."""
         return [line.change for line in self.lines if line.kind in _SALES][-1]
 
     @property
@@ -110,12 +110,12 @@ class Account:
 
     @property
     def is_sold(self) -> bool:
-        """Whether somebody has paid for what is on it; then it cannot be sold to another."""
+        """Return whether the card was sold; then it cannot be sold again."""
         paid = (*_SALES, "top_up")
         return any(line.kind in paid and not line.is_taken_back for line in self.lines)
 
     def earlier(self, by: str, key: str | None) -> Line | None:
-        """The line that this key has made; a platform's reversal that came first counts for all."""
+        """Return the line of a key. A platform's reversal that came first counts for all."""
         own = [line for line in self.lines if key and line.key == key and line.by == by]
         of_platform = [
             line
@@ -133,7 +133,7 @@ class Account:
 
 @define(eq=False)
 class Order:
-    """An order as tills have it; `row` is what the shop's own table says, where it is in there."""
+    """An order as tills have it. `row` is the row of the shop's own table, if there is one."""
 
     content: dict[str, Any]
     row: dict[str, Any] | None = None
@@ -151,7 +151,7 @@ class Order:
 
 @define(eq=False)
 class Books:
-    """A shop's cards, customers and orders, and what its tills have to be told of them."""
+    """The cards, customers and orders of a shop, and the events about them."""
 
     cards: dict[str, Account] = field(factory=dict)
     customers: dict[str, Account] = field(factory=dict)
@@ -160,7 +160,7 @@ class Books:
 
     @property
     def head(self) -> int:
-        """How many events tills have been told."""
+        """Return the number of events."""
         return sum(len(told) for told in self.told.values())
 
     def accounts(self, ledger: str) -> dict[str, Account]:
@@ -210,7 +210,7 @@ class Books:
         return self._made(account, account.append(kind, change, by, key, order))
 
     def take_back(self, ledger: str, subject: str, by: str, key: str) -> Outcome:
-        """Reverse what this key has made, or see to it that it makes nothing any more."""
+        """Reverse the movement of a key, or prevent a later one."""
         account = self.accounts(ledger).setdefault(subject, Account(ledger, subject))
         named = [line for line in account.lines if line.key == key]
         lines = [line for line in named if line.by == by]
@@ -233,7 +233,7 @@ class Books:
         )
 
     def block(self, number: str, *, blocked: bool) -> Outcome:
-        """What a shop does by SQL."""
+        """Block a card, as a shop does by SQL."""
         card = self.cards[number]
         card.is_blocked = blocked
         says = {"change": Decimal(), "balance": card.balance, "transactionType": "status"}
@@ -250,7 +250,7 @@ class Books:
         row: bool = False,
         strictly: bool = False,
     ) -> Outcome:
-        """An order, or one that is there already; `strictly` another one must not take its id."""
+        """Place an order. If it exists already, `strictly` refuses it."""
         order = self.orders.get(order_id)
         if order is not None:
             if strictly and _differs(order, content):
@@ -264,7 +264,7 @@ class Books:
         return Outcome("made", version=1)
 
     def change(self, order_id: str, members: Mapping[str, Any], *, row: bool = False) -> Outcome:
-        """Whatever somebody says of an order, and is believed."""
+        """Apply a change of an order without conditions."""
         order = self.orders[order_id]
         if row and order.row is not None:
             order.row.update(members)
@@ -281,7 +281,7 @@ class Books:
     def ask_change(
         self, order_id: str, members: Mapping[str, Any], expected: int | None
     ) -> Outcome:
-        """A change that only an order takes which is where the platform thinks it is."""
+        """Apply a change that requires the status that the platform expects."""
         order = self.orders.get(order_id)
         if order is None:
             return Outcome("unknown_order")
@@ -292,13 +292,13 @@ class Books:
         return self.change(order_id, members)
 
     def printed(self, order_id: str, status: str) -> Outcome:
-        """What a till says of an order's way to paper."""
+        """Apply the print report of a till."""
         order = self.orders[order_id]
         order.print_status = max(order.print_status, status, key=PRINTS.index)
         return Outcome("made")
 
     def sales(self) -> dict[str, Amount]:
-        """What a till reports of the day: money in whole pennies, and all of it."""
+        """Return the day's report of a till: money in pennies, and all members."""
         paid = [order for order in self.orders.values() if order.is_paid]
         figures: dict[str, Amount] = {name: Decimal() for name in TENDERS.values()}
         for order in paid:
@@ -319,7 +319,7 @@ class Books:
 
 
 def may_become(before: str, after: str) -> bool:
-    """Whether a platform may take an order there."""
+    """Return whether a platform may change an order to a status."""
     if before == after:
         return True
     if before in _STEPS_AT_THE_END:
@@ -328,12 +328,12 @@ def may_become(before: str, after: str) -> bool:
 
 
 def movements(account: Account) -> Iterator[Line]:
-    """The lines that have moved something."""
+    """Return the lines that have moved something."""
     return (line for line in account.lines if line.kind != "tombstone")
 
 
 def _movement(account: Account, line: Line) -> tuple[str, dict[str, object]]:
-    """The event of a line, by its type and what it says."""
+    """Return the event of a line: its type and members."""
     if account.ledger == POINTS:
         kind = line.kind if line.kind in ("add", "redeem") else "adjust"
         moved = {"pointsChange": line.change, "newBalance": line.after, "transactionType": kind}
@@ -359,12 +359,12 @@ def _insufficient(account: Account) -> Outcome:
 
 
 def _back(key: str) -> str:
-    """Under which name the books find a reversal again; posd gives it none."""
+    """Return the name of a reversal in these books, because posd gives it none."""
     return f"{key} taken back"
 
 
 def _paired(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Members with those that say the same."""
+    """Return members together with their aliases."""
     twins = {"discount": "discountAmount", "specialInstructions": "notes"}
     return {**members} | {twins[name]: members[name] for name in twins if name in members}
 

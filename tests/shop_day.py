@@ -1,11 +1,11 @@
-"""A day of a restaurant, made up from a seed: who does what, on which road, and what has to come of it.
+"""Generate a day of a restaurant from a seed: the deeds, their ways to posd, and the expected results.
 
     day = ShopDay.of(seed=1)          # the same for the same seed, on every machine
-    for moment in day.moments: …      # what happens at once: about different orders, cards and customers
-    day.books                         # how everything has to stand in the evening
+    for moment in day.moments: …      # deeds at the same time, about different orders, cards and customers
+    day.books                         # the expected state in the evening
 
-Nothing is played here. Deeds of one moment may be done in any order, and at the same time; those of
-the next moment come after all that this one leads to.
+This module only plans. The deeds of one moment may be done in any order, and concurrently. The deeds of the
+next moment come after all consequences of this one.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ from tests.shop_guests import CONTENT, MALFORMED, NAMES, PHONES, WISHES
 
 @define(eq=False)
 class ShopDay:
-    """A day as it is being made up, and then as it was."""
+    """A day while it is planned, and afterwards."""
 
     seed: int
     books: Books = field(factory=Books)
     moments: list[Moment] = field(factory=list)
     _chance: random.Random = field(init=False)
     _due: list[tuple[str, Callable[[], Happening]]] = field(factory=list)
-    """What follows from what has happened, and about which subject."""
+    """The follow-up deeds, by subject."""
     _busy: set[str] = field(factory=set)
     _away: set[str] = field(factory=set)
     _count: int = 0
@@ -73,7 +73,7 @@ class ShopDay:
 
     @classmethod
     def of(cls, seed: int, moments: int = 45) -> Self:
-        """Make up a whole day."""
+        """Plan a whole day."""
         day = cls(seed)
         for _ in range(moments):
             day._moment(day._chance.randrange(5, 11))
@@ -110,7 +110,7 @@ class ShopDay:
         self.moments.append(Moment(moment, self.books.head))
 
     def _settle_up(self) -> None:
-        """Nobody leaves before all is done that follows from something, and every till is there."""
+        """Plan the remaining follow-up deeds, and bring all tills back."""
         while self._due:
             self._moment(0)
         back = [self._walk(till) for till in sorted(self._away)]
@@ -149,7 +149,7 @@ class ShopDay:
         return Happening(SHOP, Placed(order_id, content, road), outcome)
 
     def _place_again(self) -> Happening | None:
-        """What a platform does whose program was interrupted, or that uses an id twice."""
+        """Repeat an order, as a platform does after an interruption, or reuse an id."""
         if (found := self._order(lambda order: order.row is None)) is None:
             return None
         order_id, order = found
@@ -160,7 +160,7 @@ class ShopDay:
         return Happening(PLATFORM, Placed(order_id, content, Road.REST), outcome)
 
     def _step(self) -> Happening | None:
-        """An order gets further, or is said to."""
+        """Change the status of an order."""
         if (found := self._order(lambda order: order.status not in OVER)) is None:
             return None
         order_id, order = found
@@ -172,7 +172,7 @@ class ShopDay:
         if order.row is not None:
             happening = self._by_sql(order_id, members)
             if self._chance.random() < 0.3:
-                # Deployed platforms write the row and call the broadcaster, which is one change.
+                # Existing platforms write the row and call the broadcaster, which is one change.
                 told = {"status": order.status}
                 self._follow(order_id, lambda: self._by_call(order_id, told, Road.BROADCAST))
             return happening
@@ -180,7 +180,7 @@ class ShopDay:
         return self._by_call(order_id, members, road)
 
     def _step_back(self) -> Happening | None:
-        """What a platform asks for that is too late, or thinks of an order that has changed."""
+        """Plan a request of a platform that is too late, or that expects an older state of an order."""
         if (found := self._order(lambda order: True)) is None:
             return None
         order_id, order = found
@@ -191,7 +191,7 @@ class ShopDay:
         return Happening(PLATFORM, deed, outcome)
 
     def _by_sql(self, order_id: str, members: Mapping[str, Any]) -> Happening:
-        """The shop's own row; it has learned meanwhile what was paid."""
+        """Write the row of an order, with the payment that the shop knows by now."""
         content = self.books.orders[order_id].content
         paid = {name: content[name] for name in ("paymentStatus", "paymentMethod")}
         members = {**paid, **members}
@@ -208,7 +208,7 @@ class ShopDay:
         return Happening(PLATFORM, Changed(order_id, members, road, expected), outcome)
 
     def _print(self) -> Happening | None:
-        """How far an order is on paper; at times somebody says so again, or too late."""
+        """Report printing of an order; sometimes again, or too late."""
         again = self._chance.random() < 0.4
         found = self._order(lambda order: not again or order.print_status in PRINTS[2:])
         if found is None:
@@ -224,7 +224,7 @@ class ShopDay:
     # -- Payments --------------------------------------------------------------------------
 
     def _pay(self) -> Happening | None:
-        """A guest pays at the counter: by card, in cash, or with a gift card that has enough on it."""
+        """Pay at the counter: by card, in cash, or with a gift card that has enough on it."""
         if (found := self._order(_is_to_be_paid)) is None:
             return None
         order_id, order = found
@@ -244,7 +244,7 @@ class ShopDay:
         return Happening(FRONT, deed, outcome, self._chance.choice((0, 1)))
 
     def _refund(self) -> Happening | None:
-        """A guest gets it all back: what a card has paid on that card."""
+        """Refund an order, on the gift card if one has paid."""
         found = self._order(lambda order: order.is_paid and order.status in _REFUNDABLE)
         if found is None or self._chance.random() < 0.5:
             return None
@@ -288,7 +288,7 @@ class ShopDay:
         return self._honestly(actor, Sold(number, amount, key), outcome)
 
     def _spend(self) -> Happening | None:
-        """Money for something that nobody has ordered; at times more than there is."""
+        """Spend money without an order; sometimes more than there is."""
         if (card := self._card(lambda card: True)) is None:
             return None
         actor = self._chance.choice((FRONT, FRONT, OFFICE, PLATFORM, SHOP))
@@ -297,7 +297,7 @@ class ShopDay:
         return self._moved(actor, CARDS, card.subject, "deduct", -self._price(3000))
 
     def _load(self) -> Happening | None:
-        """A shop puts money on a card by SQL."""
+        """Add money to a card by SQL."""
         if (card := self._card(lambda card: card.is_sold and not card.is_blocked)) is None:
             return None
         return self._moved(SHOP, CARDS, card.subject, "top_up", self._price(2000))
@@ -310,14 +310,14 @@ class ShopDay:
         return Happening(SHOP, Blocked(card.subject, blocked), outcome)
 
     def _collect(self) -> Happening | None:
-        """Points for an order, which it gives once; a second till may not know."""
+        """Add points for an order. A second till may repeat the call."""
         if (found := self._order(lambda order: order.is_paid)) is None:
             return None
         return self._earn(found[0])
 
     def _earn(self, order_id: str) -> Happening:
         order = self.books.orders[order_id]
-        # Whoever else has to do with this customer at this moment does it for another order, later.
+        # Other deeds with this customer at this moment must be about other orders, and later.
         phone = order.content["customerPhone"]
         if not self._takes(phone):
             self._follow(order_id, lambda: self._earn(order_id))
@@ -334,7 +334,7 @@ class ShopDay:
         return self._moved(actor, POINTS, phone, "redeem", -self._chance.randrange(1, 40))
 
     def _adjust(self) -> Happening | None:
-        """A shop corrects somebody's points by SQL."""
+        """Correct the points of an account by SQL."""
         found = [name for name, one in sorted(self.books.customers.items()) if one.is_known]
         if not found or not self._takes(phone := self._chance.choice(found)):
             return None
@@ -342,7 +342,7 @@ class ShopDay:
         return self._moved(SHOP, POINTS, phone, "adjust", points)
 
     def _reverse(self) -> Happening | None:
-        """Somebody takes back what was a mistake; what has paid for an order stays."""
+        """Reverse a movement that did not pay for an order."""
         ledger = self._chance.choice((CARDS, POINTS))
         accounts = self.books.accounts(ledger).items()
         found = [
@@ -363,7 +363,7 @@ class ShopDay:
         return self._taken_back(actor, account, line.key)
 
     def _forestall(self) -> Happening | None:
-        """A till whose call got no answer takes it back, and only then does the call arrive."""
+        """Reverse a call that got no answer before the call itself arrives."""
         if (card := self._card(lambda card: True)) is None:
             return None
         key, amount = f"{OFFICE}-{self._next()}", self._price(500)
@@ -396,7 +396,7 @@ class ShopDay:
         return Happening(actor, deed, outcome, 0 if actor == SHOP else self._chance.choice((0, 1)))
 
     def _honestly(self, actor: str, deed: Deed, outcome: Outcome) -> Happening:
-        """A call that may be made again, after an answer or for want of one."""
+        """Return a call that may be repeated after an answer, or without one."""
         if actor == SHOP:
             return Happening(actor, deed, outcome)
         repeats = self._chance.choice((0, 0, 1, 2))
@@ -406,12 +406,12 @@ class ShopDay:
     # -- Everything else -------------------------------------------------------------------
 
     def _look(self) -> Happening:
-        """A call that leads to nothing."""
+        """Plan a read."""
         actor, method, path, body, status, code = self._chance.choice(MALFORMED)
         return Happening(actor, Malformed(method, path, body, status), Outcome(code))
 
     def _wander(self) -> Happening | None:
-        """A till that has not said yet that it keeps what it is told must not leave."""
+        """Let a till leave, but not before posd knows that it acknowledges."""
         till = self._chance.choice(WANDERERS)
         has_news = bool(self.moments) and self.moments[-1].head > 0
         return self._walk(till) if has_news and self._takes(till) else None
@@ -425,7 +425,7 @@ class ShopDay:
         return Decimal(self._chance.randrange(1, most)).scaleb(-2)
 
     def _order(self, fits: Callable[[Order], bool]) -> tuple[str, Order] | None:
-        """An order that nobody else has to do with at this moment."""
+        """Return an order that is free at this moment."""
         found = [
             (name, order)
             for name, order in self.books.orders.items()
@@ -438,7 +438,7 @@ class ShopDay:
         return chosen
 
     def _card(self, fits: Callable[[Account], bool]) -> Account | None:
-        """A card that was sold once, and that nobody else has in hand at this moment."""
+        """Return a sold card that is free at this moment."""
         found = [
             card
             for name, card in self.books.cards.items()
@@ -451,7 +451,7 @@ class ShopDay:
         return card
 
     def _takes(self, subject: str) -> bool:
-        """Whether something can be done about a subject at this moment."""
+        """Return whether a subject is free at this moment."""
         is_free = subject not in self._busy
         self._busy.add(subject)
         return is_free

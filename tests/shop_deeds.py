@@ -1,4 +1,4 @@
-"""What can happen in a shop on one day, whoever does it and on whatever road."""
+"""The deeds of a shop's day, by all actors and on all ways to posd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATE: Final = "2026-11-22"
 
 
 class Road(Enum):
-    """By what somebody reaches posd."""
+    """A way to reach posd."""
 
     REST = "rest"
     SQL = "sql"
@@ -29,7 +29,7 @@ class Road(Enum):
 
 @frozen
 class Placed:
-    """An order; a shop may change its mind and roll it back, and its own walk-in guests are no news."""
+    """An order is placed. A shop may roll back, and its own walk-in orders are no events."""
 
     order_id: str
     content: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Placed:
 
 @frozen
 class Changed:
-    """Members of an order have other values now."""
+    """Members of an order change."""
 
     order_id: str
     members: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Changed:
 
 @frozen
 class Said:
-    """What a till says of an order."""
+    """A report of a till about an order."""
 
     order_id: str
     word: str
@@ -60,7 +60,7 @@ class Said:
 
 @frozen
 class Sold:
-    """A card was sold."""
+    """A card is sold."""
 
     number: str
     amount: Decimal
@@ -69,7 +69,7 @@ class Sold:
 
 @frozen
 class Moved:
-    """Something is spent or earned; `change` has its sign."""
+    """Something is spent or earned. `change` has a sign."""
 
     ledger: str
     subject: str
@@ -81,7 +81,7 @@ class Moved:
 
 @frozen
 class TakenBack:
-    """A movement is reversed, the one that this key has made."""
+    """The movement of a key is reversed."""
 
     ledger: str
     subject: str
@@ -90,7 +90,7 @@ class TakenBack:
 
 @frozen
 class Blocked:
-    """A shop says whether a card can be used."""
+    """A shop blocks or unblocks a card."""
 
     number: str
     is_blocked: bool
@@ -98,7 +98,7 @@ class Blocked:
 
 @frozen
 class Malformed:
-    """A call that leads to nothing; `about` names what stands in its address."""
+    """An invalid call. `about` names the part of its address."""
 
     method: str
     path: str
@@ -108,7 +108,7 @@ class Malformed:
 
 @frozen
 class Reported:
-    """A till counts up. `is_deployed`: it names things as deployed tills do."""
+    """A daily report of a till. `is_deployed`: with the member names of deployed tills."""
 
     figures: Mapping[str, Amount]
     is_deployed: bool
@@ -116,7 +116,7 @@ class Reported:
 
 @frozen
 class Walked:
-    """A till goes away, or is there again."""
+    """A till leaves or comes back."""
 
     is_back: bool
 
@@ -128,9 +128,9 @@ Deed: TypeAlias = (
 
 @frozen
 class Happening:
-    """Somebody does something.
+    """A deed of an actor.
 
-    `repeats`: how often it is done again, honestly. `is_lost`: the first time nobody reads the answer.
+    `repeats` is the number of honest repetitions. `is_lost`: the first answer is not read.
     """
 
     actor: str
@@ -142,7 +142,7 @@ class Happening:
 
 @frozen
 class Moment:
-    """What happens at once; afterwards so many events have been told altogether."""
+    """Deeds at the same time, and the total number of events after them."""
 
     happenings: Sequence[Happening]
     head: int

@@ -1,6 +1,6 @@
-"""Who comes to a shop and what they want, made up by chance; and what nobody can have.
+"""Random customers and their orders, and invalid values.
 
-Guests are people of no country: their numbers are from the range that is kept free for stories.
+The telephone numbers are from ranges that are reserved for fiction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DISHES: Final = (
     ("Thali", Decimal("14.10")),
     ("Mango lassi", Decimal("4.05")),
 )
-"""Of different lengths: a dish's number is made of its name's."""
+"""Names of different lengths, because the number of a dish is computed from its name."""
 CONTENT: Final = (
     "orderNumber",
     "customerName",
@@ -64,7 +64,7 @@ MALFORMED: Final[tuple[tuple[str, str, str, object, int, str], ...]] = (
 
 
 def content(chance: random.Random, order_id: str) -> dict[str, Any]:
-    """What a guest orders; every penny of it adds up."""
+    """Return the content of an order. Its amounts add up."""
     lines = [_line(chance, number) for number in range(1, chance.randrange(2, 5))]
     subtotal = sum((_worth(line) for line in lines), Decimal())
     fee, discount = chance.choice(_FEES), chance.choice(_DISCOUNTS)

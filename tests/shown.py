@@ -1,7 +1,7 @@
-"""Whether what a page shows is what a terminal showed.
+"""Compare an example output in a document with the real output.
 
-A line `…` of the page stands for any lines, and a `…` within a line for anything. What is another one in
-each run may differ: times and dates, and how wide the columns of a table are.
+A line `…` of the document stands for any lines, and `…` within a line for any text. Times, dates and the
+widths of table columns may differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHANCE: Final = (
 
 
 def matches_output(page: str, came: str) -> bool:
-    """Whether a page shows what came, but for chance and what it leaves out."""
+    """Return whether an output matches the document."""
     pattern = ""
     for line in _lines(page):
         if line == "…":

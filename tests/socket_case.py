@@ -1,4 +1,4 @@
-"""The WebSocket face on a site in memory, and the till's end of its sockets, byte by byte."""
+"""WebSockets on a site in memory, with the till's end byte by byte."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UPGRADE = (
 
 
 def masked(opcode: int, payload: bytes = b"", *, final: bool = True, mask: bool = True) -> bytes:
-    """A client's frame (RFC 6455 §5.2), with the mask that changes nothing."""
+    """Return a client's frame (RFC 6455 §5.2) with a mask of zeros."""
     length, bit = len(payload), 0x80 if mask else 0
     first = (0x80 if final else 0) | opcode
     if length <= 125:
@@ -48,7 +48,7 @@ def text(message: bytes) -> bytes:
 
 
 class Upgrades(Resource):
-    """Every request becomes the WebSocket that the test says."""
+    """Upgrades every request to the WebSocket that the test sets."""
 
     isLeaf = True
 
@@ -68,7 +68,7 @@ class Upgrades(Resource):
 
 
 class Socket(StringTransport):
-    """A till's socket; `protocol` is who has it on posd's side."""
+    """A till's socket. `protocol` is posd's end."""
 
     protocol: Any
     no_delay = False
@@ -81,17 +81,17 @@ class Socket(StringTransport):
         self.protocol.dataReceived(data)
 
     def stall(self) -> None:
-        """The transport has enough."""
+        """Let the transport pause its producer."""
         assert self.producer is not None
         self.producer.pauseProducing()
 
     def drain(self) -> None:
-        """The transport has sent everything."""
+        """Let the transport send everything."""
         assert self.producer is not None
         self.producer.resumeProducing()
 
     def hang_up(self) -> None:
-        """The connection is gone."""
+        """Lose the connection."""
         self.lost = True
         self.protocol.connectionLost(Failure(ConnectionDone()))
         self.producer = None
@@ -102,7 +102,7 @@ class Socket(StringTransport):
 
     @property
     def frames(self) -> list[tuple[int, bytes]]:
-        """What came after the handshake."""
+        """Return the frames after the handshake."""
         return list(frames_in(self.value().partition(b"\r\n\r\n")[2]))
 
     @property
@@ -115,13 +115,13 @@ class Socket(StringTransport):
 
     @property
     def close_code(self) -> int | None:
-        """The code of the Close frame, after which there must be nothing."""
+        """Return the code of the Close frame, which must be the last frame."""
         opcode, payload = self.frames[-1]
         return int.from_bytes(payload[:2], "big") if opcode == CLOSE else None
 
 
 class SocketCase(HubCase):
-    """Every request is upgraded, without being asked who it is."""
+    """Every request is upgraded without authentication."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -134,12 +134,12 @@ class SocketCase(HubCase):
         self.site = BoundedSite(resource, self.clock, most_channels=100)
 
     def session(self) -> Session:
-        """The only session there is."""
+        """Return the only session."""
         (connection,) = self.hub._registry
         return connection.session
 
     def dial(self) -> Socket:
-        """A connection on which nothing was said yet."""
+        """Open a connection without a handshake."""
         channel = cast(BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)))
         socket = Socket(peerAddress=IPv4Address("TCP", "192.0.2.7", 4711))
         socket.protocol = channel
@@ -149,7 +149,7 @@ class SocketCase(HubCase):
     def open(
         self, connecting: Terminal | None = None, acked: int | None = None, headers: bytes = b""
     ) -> Socket:
-        """A connection that is a till's."""
+        """Open the connection of a till."""
         self.upgrades.next.append((connecting or terminal(), session_start(self.log.last, acked)))
         socket = self.dial()
         socket.send(UPGRADE % headers)

@@ -1,4 +1,4 @@
-"""How deep the stack of calls is."""
+"""The depth of the call stack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def stack_depth() -> int:
-    """The number of frames below this call; `inspect.stack` looks for the source of each of them."""
+    """Return the number of frames below this call. `inspect.stack` is slow, because it reads sources."""
     frame, count = sys._getframe(), 0
     while (below := frame.f_back) is not None:
         frame, count = below, count + 1

@@ -1,4 +1,4 @@
-"""Tests of the store: its statements on a real database, with the daemon's rights."""
+"""Tests of the store: its statements on a real database, with the rights of the daemon."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class StoreCase(DatabaseCase):
         )
 
     def stream(self) -> StreamName:
-        """The kitchen's stream, under its present name."""
+        """Return the current stream id of `kitchen`."""
         name = "SELECT stream_id::text FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
         return 1, UUID(self.admin.value(name))
 
     async def refused(
         self, code: str, call: Awaitable[object], kind: type[Refusal] = Refusal
     ) -> Refusal:
-        """Make a call that is to be refused with this code."""
+        """Assert that a call is refused with this code."""
         try:
             await call
         except kind as refusal:

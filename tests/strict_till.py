@@ -1,7 +1,7 @@
-"""A till as strict as the deployed generation that loses an order for one value of a wrong type.
+"""A till as strict as the deployed generation, which loses an order if one value has a wrong type.
 
-It reads a whole message as bytes, with a JSON reader of its own, and raises `TillError` with the
-path of the first value that is not exactly what it wants. Members it does not know it ignores.
+It reads a whole message as bytes, with its own JSON reader. It raises `TillError` with the path of the
+first wrong value, and ignores unknown members.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 class TillError(AssertionError):
-    """The till threw an exception while it read a message, and the order is lost."""
+    """The till raised an exception while it read a message, so the order is lost."""
 
 
 def read(message: bytes) -> dict[str, Any]:
-    """Read one message; the answer is the whole of it."""
+    """Read one message. Return all of it."""
     whole: dict[str, Any] = json.loads(
         message.decode(),
         object_pairs_hook=_object,
@@ -50,7 +50,7 @@ def read(message: bytes) -> dict[str, Any]:
 
 
 def receive(draft: EventDraft) -> dict[str, Any]:
-    """Publish `draft` as posd does, and read what comes over the wire."""
+    """Publish `draft` as posd does, and read the message that is sent."""
     event = Event(7, draft.type, encode(draft.data), _NOW, encode(draft.extra_members))
     return read(event_text(event, "kitchen"))
 

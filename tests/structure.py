@@ -1,10 +1,9 @@
-"""Write `sql/structure.json` anew: what the migrations make of an empty database.
+"""Write `sql/structure.json`: the objects that the migrations create in an empty database.
 
     python -m tests.structure
 
-Run it when a file in `sql/` has changed; `tests.maintenance.test_schema_diff` fails until then. The result is
-the same on
-PostgreSQL 15 and 18.
+Run it after a change in `sql/`; otherwise `tests.maintenance.test_schema_diff` fails. PostgreSQL 15 and 18
+give the same result.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ KITCHEN: Final = Tenant(1, "kitchen", "The Kitchen", "dinedesk_kitchen")
 
 
 def describe_database(dsn: str) -> dict[str, dict[str, str]]:
-    """What a database with the tenant `kitchen` is made of."""
+    """Return the structure of a database with the tenant `kitchen`."""
     with closing(migrations.connect(dsn)) as connection:
         executor = BlockingExecutor(connection)
         return {
@@ -41,7 +40,7 @@ def describe_database(dsn: str) -> dict[str, dict[str, str]]:
 
 
 def structure_text(found: dict[str, dict[str, str]]) -> str:
-    """As it stands in the file: a line for each thing."""
+    """Return the text of the file: a line for each object."""
     return json.dumps(found, indent=0, sort_keys=True, ensure_ascii=False) + "\n"
 
 

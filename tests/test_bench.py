@@ -1,4 +1,4 @@
-"""The benchmarks: the load client counts what tills get and sees what is missing; the page has all rows."""
+"""The benchmarks: the load client counts events and detects missing ones, and the page has all rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PageTests(SynchronousTestCase):
 
 
 class LoadClientTests(SynchronousTestCase):
-    """Against a server in C that is right, and against servers that are not."""
+    """The load client, with a correct server in C, and with faulty servers."""
 
     def setUp(self) -> None:
         try:
@@ -74,7 +74,7 @@ class LoadClientTests(SynchronousTestCase):
         load = loader.load([publishing(1)] * 40, 0, posters=4, deliveries=5)
         self.assertEqual((load["requests"], load["messages"]), (40, 200))
         with self.assertRaisesRegex(Failed, "missing 1"):
-            # It takes a fifth of a second to see that nothing comes.
+            # The load client waits a fifth of a second for missing events.
             loader.wait(1, 0.2)
         self.assertGreater(loader.churn([opening(1)], 0.05, at_once=2)["done"], 0)
 
@@ -93,7 +93,7 @@ class LoadClientTests(SynchronousTestCase):
             self.answered(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
 
     def answered(self, *pieces: bytes) -> None:
-        """Open a till at a server that answers this, and wait for two events."""
+        """Open a till at a server with this answer, and wait for two events."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.tls.certificate_path, self.tls.key_path)
         listener = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""CHANGELOG.md: entries that two branches add are both kept, and the result is still a changelog."""
+"""CHANGELOG.md: a merge keeps the entries of both branches, and the result is valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VERSION = re.compile(r"^## \[(.+?)\]", re.M)
 
 
 def entries(text: str) -> list[str]:
-    """The entries, each in one line."""
+    """Return the entries, each in one line."""
     found = re.findall(r"^- (?:.+\n)(?:  .+\n)*", text, re.M)
     return [" ".join(each[2:].split()) for each in found]
 
@@ -28,11 +28,11 @@ class ChangelogTests(SynchronousTestCase):
     def test_it_begins_with_what_is_not_released(self) -> None:
         versions = _VERSION.findall(self.text)
         self.assertEqual(versions[0], "Unreleased")
-        # Before its first release posd has a version, and the changelog none.
+        # Before its first release posd has a version, but the changelog has none.
         self.assertIn(versions[1:2], ([], [posd.__version__]))
 
     def test_no_heading_and_no_entry_is_there_twice(self) -> None:
-        """As a merge may leave them."""
+        """A merge could duplicate them."""
         for part in _VERSION.split(self.text):
             headings = re.findall(r"^### .+$", part, re.M)
             self.assertEqual(sorted(headings), sorted(set(headings)))
@@ -47,7 +47,7 @@ class ChangelogTests(SynchronousTestCase):
                 self.assertRegex(each, r"[.:]$")
 
     def test_everything_is_an_entry_or_a_heading(self) -> None:
-        """A conflict that was not resolved, or a line that a merge has torn from its entry, is neither."""
+        """An unresolved conflict, or a line that a merge has separated from its entry, is neither."""
         _, _, body = self.text.partition("## [Unreleased]\n")
         left = re.sub(r"^- (?:.+\n)(?:  .+\n)*|^###? .+\n|^\n", "", body, flags=re.M)
         self.assertEqual(left, "")

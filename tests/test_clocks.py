@@ -1,8 +1,8 @@
-"""Which modules read this machine's clock, and why that is right there.
+"""The modules that read this machine's clock, with the reasons.
 
-A time that the database has written is compared with the database's clock, in the statement or by a time
-that a statement has returned: the clock of the machine may be another one by a day. A module that reads
-the machine's clock and is not in the table fails the test; so does a row that is no longer needed.
+A time that the database has written must be compared with the database's clock, in a statement or with a
+time from a statement, because the machine's clock may differ by a day. A module that reads the machine's
+clock and has no row in the table fails the test. So does a row that is no longer needed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CLOCKS |= {("time", "time"), ("time", "time_ns"), ("time", "gmtime"), ("time", 
 
 
 def readings(tree: ast.AST) -> Iterator[str]:
-    """Where a piece of code names a clock that tells the time of day."""
+    """Yield the places where code names a clock of the time of day."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Name(id=module), attr=name) if (module, name) in _CLOCKS:

@@ -1,4 +1,4 @@
-"""What is counted on the way from the log to a till, and what its last line in the log has."""
+"""The counts between the log and a till, and the last log line of a till."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.scrapes import nonzero_samples
 
 
 class CountTests(SessionCase):
-    """A second after all events were committed."""
+    """The counts one second after all events were committed."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -72,7 +72,7 @@ class CountTests(SessionCase):
 
 class LastLineTests(SessionCase):
     def last_line(self) -> dict[str, object]:
-        """The last line of a till that was sent two events and has acknowledged one, as JSON."""
+        """Return the last line, as JSON, of a till that was sent two events and has acknowledged one."""
         till = self.named()
         self.channel.wake(self.log.commit(2))
         self.hear(till, type="ack", id=11)
@@ -118,7 +118,7 @@ class LastLineTests(SessionCase):
             )
             log.ended(door, by="till", code=1006, why="", seconds=0.1)
         lines = [(event["device"], event["unsaid"]) for event in logged]
-        # In five minutes 600 connections of each.
+        # 600 connections of each kind in five minutes.
         for device in ("BAR", None):
             unsaid = [unsaid for each, unsaid in lines if each == device]
             self.assertEqual(unsaid[:5], [0] * 5)

@@ -1,8 +1,8 @@
-"""Whatever happens in whichever order: every till sees every event after its position, in order, once.
+"""Every till receives every event after its position, in order, once, for all orders of actions.
 
-A machine commits events, connects tills of every kind, lets them read slowly or not at all, leave,
-acknowledge and refuse; it loses, repeats and invents wakes, polls late, lets reads of the log take
-their time or fail, restores backups, and takes memory away. What must hold is the invariants.
+A state machine commits events, connects tills of every kind, and lets them read slowly or not at all,
+leave, acknowledge and refuse. It loses, repeats and invents wakes, polls late, delays reads of the log or
+lets them fail, restores backups, and limits memory. The invariants must hold.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from posd.values import (
 from tests.delivery_case import KITCHEN, NOON, FakeTransport, event, said, terminal
 from tests.hub_case import FakeProgressStore, Store, wake
 
-# An event is some 200 to 1,000 bytes here.
+# An event has about 200 to 1,000 bytes here.
 OUTBOX_BYTES = 1_200
 OUTBOX_TOTAL = 1_300
 TRANSPORT_BYTES = 400
@@ -61,15 +61,15 @@ indexes = st.integers(0, 11)
 
 @define(eq=False)
 class Till(FakeTransport):
-    """A till's end of the line: what it has read, and what is still on its way to it."""
+    """A till's end of a connection: received data, and data that is under way."""
 
     start: Seq = 0
     asked: bool = False
     """Whether it named a position."""
     received: list[tuple[Seq, str]] = field(factory=list)
-    """Positions, and the names that the stream had when the events were committed."""
+    """Positions, and the stream ids at the commit of the events."""
     shared: list[Seq] = field(factory=list)
-    """What was left of its stream at each change of the name since it was let in."""
+    """The position up to which its stream was kept at each change of the id since its admission."""
     reading: bool = True
     device: str | None = None
 
@@ -97,14 +97,14 @@ class Till(FakeTransport):
 
 @define
 class Device:
-    """A named terminal, as the database has it."""
+    """A terminal with a device id, as stored in the database."""
 
     acked: Seq
     legacy: bool = True
 
 
 class Books(FakeProgressStore):
-    """Cursors as the statements of `posd.store.presence` move them."""
+    """Cursors, as the statements of `posd.store.presence` move them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,11 +158,11 @@ class Delivery(RuleBasedStateMachine):
         self.tills: dict[Till, Session] = {}
         self.pruned: Seq = 0
         self.trouble = False
-        """Whether a read may have failed since the database was looked at."""
+        """Whether a read may have failed since the last query of the database."""
         self.looked_up: list[tuple[Terminal, SessionStart]] = []
         self.polled: list[Any] = []
         self.logs: list[dict[Seq, str]] = []
-        """What was in the log when it had an earlier name."""
+        """The content of the log under its earlier ids."""
 
     def teardown(self) -> None:
         try:
@@ -180,7 +180,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), size=st.sampled_from([0, 0, 0, 100, 800]))
     def publish(self, count: int, size: int) -> None:
-        """As it is on a good day."""
+        """Publish normally."""
         for _ in range(count):
             self.commit(size)
         self.wake()
@@ -188,7 +188,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), size=st.sampled_from([0, 0, 0, 100, 800]))
     def publish_here(self, count: int, size: int) -> None:
-        """The sequencer of this node has committed them."""
+        """Publish with the sequencer of this node."""
         for _ in range(count):
             self.commit(size)
         self.hub.channels.append(
@@ -200,14 +200,14 @@ class Delivery(RuleBasedStateMachine):
         self.log.events.append(self.signed(event(self.log.last + 1), size))
 
     def signed(self, event: Event, size: int = 0) -> Event:
-        """An event that says of which history it is."""
+        """Return an event that contains its stream id."""
         history = self.log.stream_id.hex.encode()
         return evolve(event, data=b'{"text":"%b %b"}' % (history, b"x" * size))
 
     @rule(keep=st.integers(0, 20))
     def prune(self, keep: int) -> None:
-        # Tills that are connected and behind lose what is pruned: they are told to reload. Here
-        # only what nobody connected still needs is pruned, so that nothing excuses a gap.
+        # A connected till that is behind loses pruned events and is told to reload. Prune only events that
+        # no connected till needs, so that gaps are always faults.
         needed = [session.position for session in self.tills.values()]
         needed += [
             seq for _, session_start in self.looked_up for seq in [session_start.head.pruned_seq]
@@ -228,7 +228,7 @@ class Delivery(RuleBasedStateMachine):
 
     @property
     def names(self) -> dict[Seq, str]:
-        """The events by their positions: the name that the stream had when each was committed."""
+        """Return the stream ids at the commit of the events, by position."""
         return {each.seq: each.data[9:41].decode() for each in self.log.events}
 
     # -- the feed ----------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class Delivery(RuleBasedStateMachine):
     @precondition(lambda self: len(self.tills) < 8)
     @rule(back=st.none() | st.integers(0, 12), reading=st.booleans())
     def till_comes(self, back: int | None, reading: bool) -> None:
-        """As most of them do: with a position that is not long ago, or none."""
+        """Connect a till as usual: with a recent position, or without one."""
         asked = None if back is None else max(self.pruned, self.log.last - back)
         self.till_is_looked_up(None, asked, "this")
         self.till_is_connected(-1, reading)
@@ -322,7 +322,7 @@ class Delivery(RuleBasedStateMachine):
         till.asked = connecting.position is not None
         till.start = expected_start(connecting, session_start)
         if session_start.head.stream_id != self.log.stream_id:
-            # It was looked up before the name changed.
+            # It was looked up before the id changed.
             till.shared.append(self.store.ends[session_start.head.stream_id].shared)
         session = self.hub.open(connecting, session_start, till)
         self.tills[till] = session
@@ -404,7 +404,8 @@ class Delivery(RuleBasedStateMachine):
             before: tuple[Seq, str] | None = None
             for seq, name in till.received:
                 if before is None or seq <= before[0]:
-                    # Only a deployed till, which knows of no positions, is sent others under the same ones.
+                    # Only a legacy till, which has no positions, may receive other events with the same
+                    # positions.
                     first = before is None and seq == till.start + 1
                     assert first or (not till.asked and seq - 1 in till.shared), till.received
                 else:
@@ -444,7 +445,7 @@ class Delivery(RuleBasedStateMachine):
             return
         for session in self.tills.values():
             if session._channel.stream_id != self.log.stream_id:
-                # There is nothing to read under its name: the next poll finds the new one.
+                # There is nothing to read under its id. The next poll finds the new id.
                 continue
             if session.state is SessionState.CATCHING_UP and session.send_queue.has_room:
                 ahead = session.position > session._channel.tail
@@ -479,7 +480,7 @@ class Delivery(RuleBasedStateMachine):
             self.exchange_looks()
             while self.log.waiting:
                 self.log.answer()
-        # Those that have to come back are closed one after the other.
+        # Tills that must reconnect are closed one after the other.
         self.clock.advance(5)
         self.nobody_is_closed_without_a_reason()
 
@@ -499,7 +500,7 @@ class Delivery(RuleBasedStateMachine):
 
 
 def expected_start(connecting: Terminal, session_start: SessionStart) -> Seq:
-    """Where a till goes on, said once more in other words than `posd.protocol.cursor` does."""
+    """Return where a till starts, computed independently of `posd.protocol.cursor`."""
     head, asked = session_start.head, connecting.position
     if asked is None:
         if session_start.acked is None or session_start.legacy:

@@ -1,4 +1,4 @@
-"""All documents: their links lead somewhere, their commands exist, the first screen works."""
+"""All documents: their links are valid, their commands exist, and the output on the first page is right."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LONGEST = 110
 _FIRST_SCREEN = 24
 _PATIENCE = 300.0
 
-# What is another one in each run: the process, folders, times of day, and how long it took.
+# Texts that differ in each run: process ids, folders, times of day, and durations.
 _CHANCE = re.compile(
     r"process \d+|[^\s']*/posd-(pg|demo)-\w+|^\d\d:\d\d:\d\d|[\d.]+ ms$|PostgreSQL \d+", re.M
 )
 
 
 def anchors(name: str) -> set[str]:
-    """The names by which the headings of a document are linked to."""
+    """Return the anchors of the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", documents.text(name), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -72,7 +72,7 @@ class LinkTests(SynchronousTestCase):
 
 
 def typed(page: str, program: str) -> set[str]:
-    """The first words after a program's name, wherever the page shows how it is called."""
+    """Return the first words after a program's name, in all examples of a page."""
     calls = [line for block in documents.blocks(page) for line in block.text.splitlines()]
     calls += documents.words_in_code(documents.text(page))
     words = re.compile(rf"{program}(?: --\w+ \S+)* ([a-z][a-z-]*)(?!\S)")
@@ -80,7 +80,7 @@ def typed(page: str, program: str) -> set[str]:
 
 
 class CommandTests(SynchronousTestCase):
-    """What a reader is told to type."""
+    """Commands of the documents."""
 
     def check(self, program: str, known: set[str]) -> None:
         used = {name for page in PAGES for name in typed(page, program)}
@@ -96,7 +96,7 @@ class CommandTests(SynchronousTestCase):
 
 
 class FirstScreenTests(SynchronousTestCase):
-    """What a technician sees first."""
+    """The first page of the README."""
 
     def test_it_has_the_commands_for_the_demonstration_and_the_tests(self) -> None:
         screen = documents.text("README.md").splitlines()[:_FIRST_SCREEN]
@@ -108,8 +108,8 @@ class FirstScreenTests(SynchronousTestCase):
         self.assertEqual(self.demo(orders=2), _CHANCE.sub("…", two_orders(block.text)))
 
     def demo(self, orders: int) -> str:
-        """What the demonstration prints until so many orders have come."""
-        # Where posctl is in PATH, the commands that are shown are short.
+        """Return the output of the demonstration until so many orders have arrived."""
+        # If posctl is in PATH, the printed commands are short.
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
         (folder / "posctl").symlink_to(sys.executable)
@@ -139,6 +139,6 @@ class FirstScreenTests(SynchronousTestCase):
 
 
 def two_orders(shown: str) -> str:
-    """The beginning of what is shown, up to the second order."""
+    """Return the beginning of an output, up to the second order."""
     end = shown.index("\n", shown.index("DEMO-0002")) + 1
     return shown[:end]

@@ -1,4 +1,4 @@
-"""docs/data-model.md, held against a database that was made by the migrations."""
+"""docs/data-model.md, compared with a database that the migrations have made."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class AuditTests(SynchronousTestCase):
 
 
 class SettingTests(SynchronousTestCase):
-    """What is in no table of the database."""
+    """Settings that are not in a table of the database."""
 
     def test_the_channels_are_those_that_are_notified_or_listened_to(self) -> None:
         shown = documents.table(PAGE, "Notifications").column()

@@ -60,7 +60,7 @@ class MemberTests(SynchronousTestCase):
 
 
 class WordTests(SynchronousTestCase):
-    """Names and limits of the code that are in the page."""
+    """Names and limits of the code on the page."""
 
     def test_the_reserved_types_are_named(self) -> None:
         self.assertLessEqual(normalise._RESERVED, words_in_code(documents.text(PAGE)))

@@ -1,4 +1,4 @@
-"""docs/protocol.md, held against the code: its members, its codes, its addresses."""
+"""docs/protocol.md, compared with the code: members, codes and addresses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _FORMS: Mapping[Callable[..., object], str] = {
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:
-    """The machine-readable codes that a module gives out, in whichever way it does."""
+    """Return the error codes that a module sends, in any form."""
     for node in ast.walk(tree):
         match node:
             case ast.keyword(arg="code", value=ast.Constant(value=str(code))):
@@ -81,7 +81,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
 
 
 def codes() -> set[str]:
-    """Those of the daemon."""
+    """Return the error codes of the daemon."""
     root = Path(posd.__file__).parent
     return {
         code
@@ -92,12 +92,12 @@ def codes() -> set[str]:
 
 
 class MemberTests(SynchronousTestCase):
-    """The tables of what tills get."""
+    """The tables of messages to tills."""
 
     def check(
         self, shown: documents.Table, members: Members, least: Mapping[str, object], *also: str
     ) -> None:
-        """`least` is an event as it is when as little as possible is known."""
+        """Compare a table with events. `least` is an event with as few known values as possible."""
         known = [*also, *(member.name for member in members.members)]
         self.assertEqual(shown.column(), known)
         forms = {member.name: _FORMS[member.read] for member in members.members}
@@ -147,7 +147,7 @@ class MemberTests(SynchronousTestCase):
             least = normalise.draft(kind, {name: "1"}).data
             shown = documents.table(PAGE, kind)
             if kind == "loyalty_updated":
-                # Named by the one or the other; by itself each may be unknown.
+                # An event has one of these members at least. Each may be unknown.
                 least = {**least, name: None}
             with self.subTest(type=kind):
                 self.check(shown, normalise._TABLES[kind], least)
@@ -159,7 +159,7 @@ class MemberTests(SynchronousTestCase):
 
 
 class CodeTests(SynchronousTestCase):
-    """Error codes, close codes, kinds of keys."""
+    """Error codes, close codes, and kinds of keys."""
 
     def test_every_code_that_the_daemon_gives_out_is_explained_and_no_other(self) -> None:
         self.assertEqual(
@@ -207,7 +207,7 @@ class CodeTests(SynchronousTestCase):
 
 
 class NumberTests(SynchronousTestCase):
-    """Figures that the page has from the code."""
+    """Numbers of the code on the page."""
 
     def test_they_are_those_of_the_code(self) -> None:
         page = " ".join((documents.text(PAGE) + documents.text("docs/rest.md")).split())
@@ -235,13 +235,13 @@ class NumberTests(SynchronousTestCase):
 
 
 def closings() -> list[CloseReason]:
-    """All that posd may close a till's connection with."""
+    """Return all reasons for which posd may close a till's connection."""
     found = [*vars(values).values(), *vars(ws).values()]
     return [each for each in found if isinstance(each, CloseReason)]
 
 
 def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[errors.Refusal]]:
-    """Every class of refusals that is loaded."""
+    """Return all loaded classes of refusals."""
     for each in kind.__subclasses__():
         yield each
         yield from refusals(each)

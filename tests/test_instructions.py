@@ -1,8 +1,8 @@
-"""The hot paths execute no more of posd's code than they did when this table was written.
+"""The hot paths execute at most the number of instructions of this table.
 
-A count above its budget is a regression, or has a reason; one far below it is a gain that the table
-should hold. Either way the table is changed together with the code, and the commit says why. What
-libraries do is not counted, so that a release of theirs changes nothing here.
+If a count exceeds its budget, that is a regression or has a reason. If it is far below, the table should
+keep the gain. In both cases change the table with the code, and give the reason in the commit.
+Instructions of libraries are not counted, so a new release of a library changes nothing here.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from tests.socket_case import Socket, text
 from tests.transports_case import TransportCase, reply
 
 _PYTHON: Final = (3, 11)
-"""Another version of Python compiles to other instructions."""
+"""Other versions of Python compile to other instructions."""
 _TOLERANCE: Final = 0.06
 _GAIN: Final = 0.15
 _ROUNDING: Final = 0.5
-"""Less than one: the cheapest path makes one call, and a second one is a regression."""
+"""Less than one, because the cheapest path makes one call, and a second one is a regression."""
 
 
 @frozen
 class Budget:
-    """Instructions of posd's, and calls from there to other code, for one of what is counted."""
+    """Instructions of posd, and calls from posd to other code, for one unit."""
 
     instructions: int
     calls: int
@@ -84,7 +84,7 @@ _ORDER: Final = json.dumps(
 
 
 class Numbers:
-    """The sequencer: it gives out positions without a database."""
+    """A sequencer that gives out positions without a database."""
 
     event_bytes = 128 * 1024
 
@@ -98,7 +98,7 @@ def send(till: Socket, frames: Sequence[bytes]) -> None:
 
 
 class InstructionTests(TransportCase):
-    """A tenant's tills by WebSocket, and its platform."""
+    """The tills of a tenant by WebSocket, and its platform."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -117,7 +117,7 @@ class InstructionTests(TransportCase):
         )
 
     def keeps(self, what: str, work: Work, share: int = 1) -> None:
-        """`share` of what is counted cost this much."""
+        """Assert that `share` units cost at most the budget."""
         budget = BUDGETS[what]
         for unit, found, most in (
             ("instructions of posd", work.instructions / share, budget.instructions),
@@ -138,7 +138,7 @@ class InstructionTests(TransportCase):
         return [self.websocket() for _ in range(count)]
 
     def published(self, tills: int, events: int) -> Work:
-        """What events of one turn cost where so many tills are connected."""
+        """Return the cost of the events of one iteration of the reactor with so many connected tills."""
         sockets = self.tills(tills)
         self.commit(events)
         for socket in sockets:
@@ -209,7 +209,7 @@ class InstructionTests(TransportCase):
         self.keeps("an event that is published by REST, up to the sequencer", more, 20)
 
     def one_more_in_a_batch(self, event: bytes) -> Work:
-        """What twenty of these events more in a batch cost."""
+        """Return the cost of twenty more events of this kind in a batch."""
 
         def publish(events: int) -> Work:
             body = b'{"events":[%b]}' % b",".join([event] * events)

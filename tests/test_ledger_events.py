@@ -1,4 +1,4 @@
-"""From a movement on a ledger to the event that tells of it, whoever wrote the row."""
+"""The events of ledger movements, for all writers of the rows."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Counted:
 
 
 class StatementLink(ReconnectingConnection):
-    """A link that keeps the statements of each of its transactions."""
+    """A link that records the statements of each transaction."""
 
     transactions: list[list[str]]
 
     def most(self) -> int:
-        """How many statements the longest transaction since the last call had."""
+        """Return the number of statements of the longest transaction since the last call."""
         most = max(map(len, self.transactions))
         self.transactions.clear()
         return most

@@ -1,7 +1,7 @@
-"""A card and an account against a simple model: whatever is done to them, in whatever order.
+"""A card and an account, compared with a simple model, for all sequences of steps.
 
-The model is a list of movements and the rules of the contract; it knows nothing of SQL. After each step
-balance, answer and refusal must be the model's.
+The model is a list of movements and the rules of the protocol, without SQL. After each step, balance,
+answer and refusal must equal those of the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AMOUNTS: Final = st.sampled_from([1, 5, 20, 30])
 
 @define(eq=False)
 class Blocking:
-    """A session on psycopg2, for coroutines that never have to wait."""
+    """A session on psycopg2, for coroutines that never wait."""
 
     connection: Any
 
@@ -50,7 +50,7 @@ class Blocking:
 
 
 def at_once(call: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing."""
+    """Return the result of a coroutine that never waits."""
     try:
         call.send(None)
     except StopIteration as end:
@@ -61,7 +61,7 @@ def at_once(call: Coroutine[Any, Any, T]) -> T:
 
 @define
 class Entry:
-    """A movement as the model has it; `undone` is the number of the one that reversed it."""
+    """A movement in the model. `undone` is the number of its reversal."""
 
     kind: str
     amount: int
@@ -73,7 +73,7 @@ class Entry:
 
 @define
 class Model:
-    """What a chain has to be. A step answers with a code, or with `made`/`replayed` and a number."""
+    """The expected chain. A step returns a code, or `made`/`replayed` and a number."""
 
     entries: list[Entry] = field(factory=list)
     blocked: bool = False
@@ -83,7 +83,7 @@ class Model:
         return sum(entry.amount for entry in self.entries)
 
     def move(self, entry: Entry, *, lacking: str) -> tuple[str, int | None]:
-        """Append, unless it was there already or must not be."""
+        """Append a movement, unless it exists or is not allowed."""
         if entry.key is not None and (earlier := self._known(entry)) is not None:
             found = self.entries[earlier]
             if found.kind == "tombstone":
@@ -103,7 +103,7 @@ class Model:
     def undo(
         self, principal: str, key: str | None, number: int | None, *, lacking: str
     ) -> tuple[str, int | None]:
-        """Reverse what has this key, or this number."""
+        """Reverse the movement of this key or number."""
         if number is None:
             found = self._mine(principal, key)
             if not found and principal == PLATFORM:
@@ -149,7 +149,7 @@ class Model:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Steps on one chain; the subclasses say on which."""
+    """Steps on a chain. The subclasses define which chain."""
 
     executor: ClassVar[Executor]
     numbers: ClassVar[count[int]] = count(1)
@@ -160,7 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ids: list[int] = []
 
     def same(self, expected: tuple[str, int | None], call: Coroutine[Any, Any, Any]) -> None:
-        """The ledger answers as the model does."""
+        """Assert that the ledger answers as the model does."""
         outcome, number = expected
         try:
             moved = at_once(call)

@@ -1,4 +1,4 @@
-"""No amount is a binary float: not in a request, an answer, a column, nor in the code that moves it."""
+"""No amount is a binary float: in requests, answers, columns, and code."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MOVERS: Final = (
     *("web/api/giftcards", "web/api/loyalty", "web/api/reports", "web/api/orders"),
     "web/api/order_fields",
 )
-"""The modules through which amounts and points go."""
+"""The modules that process amounts and points."""
 
 
 def floats(source: str) -> list[int]:
-    """The lines in which a binary float is named or written out, but for the examples of the API."""
+    """Return the lines that name or contain a binary float, except in the examples of the API."""
     return [
         node.lineno
         for node in code(ast.parse(source))
@@ -37,7 +37,7 @@ def floats(source: str) -> list[int]:
 
 
 def code(node: ast.AST) -> Iterator[ast.AST]:
-    """A piece of code and all that is in it."""
+    """Yield a code object and all code objects in it."""
     yield node
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.keyword) and child.arg == "example"):
@@ -52,7 +52,7 @@ def below(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def types_in(described: Any) -> Iterator[Any]:
-    """Everything that a type is made of, itself too."""
+    """Yield all parts of a type, including the type itself."""
     yield described
     for name in ("type", "types", "item_type", "key_type", "value_type"):
         part = getattr(described, name, ())

@@ -1,4 +1,4 @@
-"""One concept has one name, and one name one concept: class names, and what packages are for."""
+"""One concept has one name, and one name has one concept: class names and purposes of packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import posd
 ROOT = Path(posd.__file__).parent
 
 SHARED: dict[str, str] = {}
-"""Class names that two modules define, because they are the same thing on both sides of a wire."""
+"""Class names that two modules define, because they are the same on both sides of a connection."""
 
 OLD = {
     *(
@@ -55,11 +55,11 @@ OLD = {
     ),
     *("Mentions", "Parts", "Instruments", "Survey", "Lag", "Ending", "Next"),
 }
-"""Class names of the first version. CONTRIBUTING.md has a glossary with the terms that replace them."""
+"""Class names of the first version. CONTRIBUTING.md has a glossary of the terms that replace them."""
 
 
 def classes() -> dict[str, list[str]]:
-    """The modules that define each class name, at any depth."""
+    """Return the modules that define each class name, at any depth."""
     found = defaultdict(list)
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

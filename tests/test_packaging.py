@@ -1,7 +1,7 @@
-"""What is shipped: the sdist, the wheel made from it, and an editable installation.
+"""The shipped files: the source distribution, the wheel built from it, and an editable installation.
 
-Each is built by setuptools alone, without a network, from a copy of the checkout, and used by an
-interpreter that can see nothing else of it.
+Each is built with setuptools alone, without a network, from a copy of the checkout, and used by an
+interpreter that sees no other part of the checkout.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ _LOOK_AROUND = """
 
 
 def build(what: str, into: Path, source: Path, umask: str = "022") -> Path:
-    """Have an sdist, a wheel or an editable one made of some sources."""
+    """Build a source distribution, a wheel or an editable wheel."""
     return into / run(_BUILD, what, str(into), umask, cwd=source)
 
 
 def run(code: str, *arguments: str, cwd: Path) -> str:
-    """Run Python in a folder with nothing of the checkout in its path; its last line."""
+    """Run Python in a folder without the checkout in its path. Return its last line."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", textwrap.dedent(code), *arguments],
@@ -87,19 +87,19 @@ def run(code: str, *arguments: str, cwd: Path) -> str:
 
 @frozen
 class Built:
-    """Where a copy of the checkout is, and what was made from it."""
+    """The copy of the checkout, and the built files."""
 
     place: Path
     source: Path
     sdist: Path
     wheel: Path
     project: Path
-    """The sdist, unpacked."""
+    """The unpacked source distribution."""
 
 
 @cache
 def built() -> Built:
-    """Build once for all tests, in trial's working folder, which the next run empties."""
+    """Build once for all tests, in trial's folder, which the next run empties."""
     place = Path(tempfile.mkdtemp(prefix="packaging-", dir=".")).absolute()
     source = place / "source"
     left = ("__pycache__", "_trial_temp*", "build", "dist", "*.egg-info")
@@ -116,7 +116,7 @@ class PackagingTests(SynchronousTestCase):
         self.built = built()
 
     def seen_by(self, wheel: Path) -> dict[str, Any]:
-        """What an interpreter finds where this wheel is installed and the checkout is not."""
+        """Return what an interpreter finds with this wheel installed and without the checkout."""
         site = Path(self.mktemp()).absolute()
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
@@ -206,7 +206,7 @@ class LockTests(SynchronousTestCase):
 
 
 def requires_of(wheel: Path) -> list[str]:
-    """The `Requires-Dist` lines of a wheel's metadata."""
+    """Return the `Requires-Dist` lines of a wheel's metadata."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"posd-{posd.__version__}.dist-info/METADATA").decode()
     return re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)

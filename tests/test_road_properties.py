@@ -1,11 +1,9 @@
-"""Whichever roads a till takes, in whichever order: it misses nothing, and nothing comes twice to it if
-it names its position.
+"""A till that changes between transports misses no event, and receives none twice if it names its position.
 
-A machine commits events, lets a standby take over, and has tills change between WebSocket,
-server-sent events and polls at any moment: with a read of the log on its way, with an answer that is
-lost, with a connection that posd takes for open, with what was sent and never read. One kind of till
-names the last event that it stored, the other names nothing and relies on what it acknowledged, by a
-message or by a call.
+A state machine commits events, promotes a standby, and lets tills change between WebSocket, server-sent
+events and polls at any time: during a read of the log, with a lost answer, with a connection that posd
+believes open, with sent data that was not read. One kind of till names the last event that it stored. The
+other kind relies on its cursor, which it moves by messages or by calls.
 """
 
 from __future__ import annotations
@@ -58,7 +56,7 @@ indexes = st.integers(0, 5)
 
 @define(eq=False)
 class Road(FakeTransport):
-    """A connection; what is written to it is read at once, later, or never."""
+    """A connection. Data written to it is read at once, later, or never."""
 
     reading: bool = True
     stored: Callable[[Seq], None] = lambda seq: None
@@ -91,11 +89,11 @@ class Road(FakeTransport):
 
 @define(eq=False)
 class Till:
-    """A till: what it has stored, up to `last`, and the road that it is on."""
+    """A till: its stored events, up to `last`, and its current connection."""
 
     device: str | None
     names: bool
-    """Whether it names its position; if not, it relies on its cursor."""
+    """Whether it names its position. If not, it relies on its cursor."""
     start: Seq
     stream_id: UUID
     last: Seq = field(init=False)
@@ -121,7 +119,7 @@ class Device:
 
 
 class Books(FakeProgressStore):
-    """Cursors as the statements of `posd.store.presence` move them."""
+    """Cursors, as the statements of `posd.store.presence` move them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +137,7 @@ class Books(FakeProgressStore):
 
 
 class Shop(Store):
-    """Knows of every device where it stands, by the books."""
+    """Returns the stored position of every device."""
 
     def __init__(self, progress_store: Books) -> None:
         super().__init__()
@@ -206,7 +204,7 @@ class Roads(RuleBasedStateMachine):
         for device, names in (("BAR", True), (None, True), ("KITCHEN", False)):
             till = Till(device, names, self.log.last, self.log.stream_id)
             self.tills.append(till)
-        # From its first poll on it relies on its cursor.
+        # From its first poll on, it relies on its cursor.
         self.begin_poll(self.tills[-1], PollQuery())
         assert self.tills[-1].poll is None
 
@@ -240,7 +238,7 @@ class Roads(RuleBasedStateMachine):
 
     @rule(looks=st.booleans())
     def a_standby_takes_over_that_has_everything(self, looks: bool) -> None:
-        """No till reloads, and none misses anything: `resync` and gaps fail the test."""
+        """No till reloads or misses an event: `resync` and gaps fail the test."""
         self.store.rename(uuid4())
         if looks:
             self.the_feed_looks()
@@ -329,7 +327,7 @@ class Roads(RuleBasedStateMachine):
             assert len(self.hub._polls) == waiting
 
     def in_the_end_every_till_has_everything(self) -> None:
-        """Whatever it was up to, a till that comes back has it all."""
+        """A till that reconnects has all events, whatever happened before."""
         self.log.at_once = True
         self.reads_return()
         for till in self.tills:
@@ -360,7 +358,7 @@ class Roads(RuleBasedStateMachine):
 
     def polled(self, batch: PollPage, till: Till, polling: Deferred[PollPage]) -> None:
         if till.poll is not polling:
-            # It has gone meanwhile: the answer is lost.
+            # It has gone meanwhile, so the answer is lost.
             return
         till.poll = till.leave = None
         assert batch.resync is None
@@ -378,7 +376,7 @@ class Roads(RuleBasedStateMachine):
             till.poll = till.leave = None
 
     def leave(self, till: Till, silently: bool) -> None:
-        """Leave the road; what is still on its way is lost. `silently`: posd is not told."""
+        """Leave the connection. Data under way is lost. `silently`: posd does not notice."""
         if till.session is not None:
             assert till.road is not None
             till.road.stored = lambda seq: None
@@ -391,7 +389,7 @@ class Roads(RuleBasedStateMachine):
         till.session = till.road = till.poll = till.leave = None
 
     def now(self, work: Any) -> Any:
-        """What comes of work that does not have to wait."""
+        """Return the result of work that does not wait."""
         results: list[Any] = []
         Deferred.fromCoroutine(work).addBoth(results.append)
         (result,) = results

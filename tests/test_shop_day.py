@@ -1,4 +1,4 @@
-"""The day that is made up for `tests.integration.test_shop_day`: what it is worth as a test."""
+"""The generated day of `tests.integration.test_shop_day`: whether it tests enough."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REFUSALS = {
 
 
 def _subject(happening: Happening) -> str | None:
-    """The order, card, customer or till that a happening is about; None for what leads to nothing."""
+    """Return the order, card, customer or till of a deed, or None for an invalid call."""
     deed = happening.deed
     if isinstance(deed, Placed | Changed | Said):
         return deed.order_id

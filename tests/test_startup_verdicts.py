@@ -1,8 +1,8 @@
-"""A configuration is judged three times, and each time alike: check-config, doctor, the start.
+"""check-config, doctor and the start judge a configuration alike.
 
-Each case is a configuration that differs in one thing from one that is in order. What `posctl
-check-config` calls a problem is what `posctl doctor --json` marks with `preventsStart`, and what ends
-`twistd posd` with status 78.
+Each case is a configuration with one difference from a valid one. The problems of `posctl check-config`
+are those that `posctl doctor --json` marks with `preventsStart`, and that end `twistd posd` with status
+78.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECONDS = 300.0
 
 @frozen
 class Setting:
-    """What a configuration is made of; `environ` is what posd and posctl are started with."""
+    """The parts of a configuration. `environ` is the environment of posd and posctl."""
 
     folder: Path
     dsn: str = "host=/nowhere dbname=posd"
@@ -69,7 +69,7 @@ class VerdictCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir(parents=True)
-        # This machine's own posd, if there is one, is not the question.
+        # Ignore a posd of this machine.
         self.patch(files, "file_reader", lambda *_: None)
         self.patch(machine, "_systemctl", lambda arguments: None)
         made = private_ca.make(self.folder / "tls", ["localhost"])
@@ -81,7 +81,7 @@ class VerdictCase(SynchronousTestCase):
         )
 
     def judged(self, setting: Setting, stops: bool, *words: str) -> str:
-        """Check that all three agree; each names what is wrong by these words."""
+        """Check that all three agree, and name the problem with these words."""
         path = setting.write()
         checked = posctl("--config", path, "check-config", environ=setting.environ)
         self.assertEqual(checked.code, os.EX_CONFIG if stops else 0, checked)
@@ -100,7 +100,7 @@ class VerdictCase(SynchronousTestCase):
         return checked.err
 
     def started(self, path: Path, environ: dict[str, str], stops: bool) -> str:
-        """Start a daemon; it has to end with 78, or else to listen."""
+        """Start a daemon. It must end with 78, or listen."""
         log = self.folder / "log"
         log.unlink(missing_ok=True)
         arguments = ["--nodaemon", "--pidfile=", "posd", "--config", str(path)]
@@ -126,7 +126,7 @@ class VerdictCase(SynchronousTestCase):
 
 @contextmanager
 def stranger() -> Iterator[int]:
-    """A port of 127.0.0.1 where another program listens, and answers nothing sensible."""
+    """Return a port of 127.0.0.1 where another program listens, without a sensible answer."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -134,7 +134,7 @@ def stranger() -> Iterator[int]:
 
 
 class DsnTests(VerdictCase):
-    """`database.dsn`, as libpq reads it."""
+    """`database.dsn`, as libpq parses it."""
 
     def test_a_dsn_that_libpq_refuses_is_named(self) -> None:
         for dsn, word in (
@@ -232,7 +232,7 @@ class FileTests(VerdictCase):
 
 
 class ListenerTests(VerdictCase):
-    """The places where posd is to listen."""
+    """The addresses of the listeners."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -267,7 +267,7 @@ class ListenerTests(VerdictCase):
             self.judged(held, True, str(port))
 
     def test_an_address_that_this_machine_does_not_have(self) -> None:
-        # TEST-NET-1 (RFC 5737) is nobody's.
+        # TEST-NET-1 (RFC 5737) is used by no machine.
         self.judged(evolve(self.plain, endpoints=("tcp:port=0:interface=192.0.2.1",)), True)
 
     def test_an_address_of_another_machine_within_haproxy_is_a_problem(self) -> None:
@@ -278,7 +278,7 @@ class ListenerTests(VerdictCase):
         self.judged(evolve(self.plain, endpoints=("carrier-pigeon:coop=3",)), True, "pigeon")
 
     def test_paths_of_sockets(self) -> None:
-        # The path of a socket has at most 107 bytes (unix(7)); a checkout may itself have a longer one.
+        # The path of a socket has at most 107 bytes (unix(7)). That of a checkout may be longer.
         short = tempfile.TemporaryDirectory()
         self.addCleanup(short.cleanup)
         folder = Path(short.name)

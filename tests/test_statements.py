@@ -1,7 +1,7 @@
-"""What bandit is told not to look for, looked at more closely: see `[tool.bandit]` in pyproject.toml.
+"""A closer check than that of bandit for composed SQL; see `[tool.bandit]` in pyproject.toml.
 
-Bandit finds that SQL is put together, and cannot see out of what. Here it is seen: of constants of the
-module, and of identifiers that were quoted. Nothing that anybody sends is put into a statement as text.
+Bandit reports that SQL is composed, but does not see of what. This test checks that statements consist of
+constants of the module and of quoted identifiers. No input is put into a statement as text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SQL = re.compile(
 )
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _QUOTING = ("schema", "shop", "_quoted", "_named")
-"""Functions that make an identifier of what they are given, whatever is in it."""
+"""Functions that quote any text as an identifier."""
 _KNOWN = {
     (
         "posd.maintenance.doctor.database",
@@ -46,11 +46,11 @@ _KNOWN = {
     ): "advice for people; one of the columns that are needed",
     ("posd.database.adoption_rules", "kind"): "advice for people; as PostgreSQL writes the type",
 }
-"""What is put in besides, and what it is."""
+"""Other parts of statements, and what they are."""
 
 
 def composed(tree: ast.AST) -> Iterator[tuple[int, ast.expr]]:
-    """What is put into statements, wherever one is composed, with its line."""
+    """Yield the parts of all composed statements, with their lines."""
     for node in ast.walk(tree):
         match node:
             case ast.JoinedStr(values=[ast.Constant(value=str(begin)), *_]) if _SQL.match(begin):
@@ -72,7 +72,7 @@ def _is_sql(node: ast.expr) -> bool:
 
 
 def _is_statement(tree: ast.AST, name: str) -> bool:
-    """Whether a constant of the module is one."""
+    """Return whether a constant of the module is a statement."""
     return any(
         isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)
@@ -84,7 +84,7 @@ def _is_statement(tree: ast.AST, name: str) -> bool:
 
 
 def quoted(tree: ast.AST, node: ast.expr) -> bool:
-    """Whether something is a constant, or an identifier that was quoted, here or where it got its name."""
+    """Return whether an expression is a constant or a quoted identifier, directly or through a name."""
     match node:
         case ast.Constant():
             return True
@@ -142,7 +142,7 @@ class StatementTests(SynchronousTestCase):
 
 
 class ChanceTests(SynchronousTestCase):
-    """`random` is for turns and pauses; what nobody may guess is made by `secrets`."""
+    """`random` is for turns and pauses; secrets come from `secrets`."""
 
     def test_only_those_import_it_who_wait_or_make_up_samples(self) -> None:
         importing = {

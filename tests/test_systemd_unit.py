@@ -1,4 +1,4 @@
-"""The units with which systemd runs posd say what the daemon relies on, and systemd accepts them."""
+"""The systemd units have the settings that the daemon relies on, and systemd accepts them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def text(name: str) -> str:
 
 
 def parsed(name: str) -> configparser.ConfigParser:
-    # Not strict: a unit may say the same key twice, and means both.
+    # Not strict, because a unit may repeat a key.
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read_string(text(name))
@@ -38,7 +38,7 @@ def parsed(name: str) -> configparser.ConfigParser:
 
 
 def settings(name: str) -> list[str]:
-    """The lines that systemd reads."""
+    """Return the lines that systemd reads."""
     return [line for line in text(name).splitlines() if line and not line.startswith("#")]
 
 
@@ -82,7 +82,7 @@ class TheUnit(SynchronousTestCase):
     def test_the_limits_of_the_unit_are_above_those_of_posd(self) -> None:
         limits = LimitsConfig()
         held = limits.send_queue_total + MOST_BYTES + MOST_UNFINISHED_BYTES
-        # And as much again for the interpreter, tills and what is being worked on.
+        # The same again for the interpreter, tills and current work.
         self.assertLess(2 * held, 2**30)
 
     def test_long_answers_are_given_back_to_the_system(self) -> None:
@@ -162,7 +162,7 @@ class ToSystemd(SynchronousTestCase):
         there = shutil.which("true")
         assert there is not None
         for name in (*SERVICES, *SOCKETS):
-            # A program that is there, since posd is not installed where it is tested.
+            # A program that exists, because posd is not installed where this test runs.
             (self.folder / name).write_text(text(name).replace("/opt/posd/bin/twistd", there))
 
     def said(self, *arguments: str) -> tuple[int, str, str]:
@@ -177,7 +177,7 @@ class ToSystemd(SynchronousTestCase):
         return done.returncode, done.stdout, done.stderr
 
     def test_there_is_nothing_to_say_against_the_units(self) -> None:
-        # It exits 0 for a key that it does not know, so what counts is that it is silent.
+        # systemd-analyze exits with 0 for an unknown key, so check that it prints nothing.
         paths = [f"./{name}" for name in (*SERVICES, *SOCKETS)]
         self.assertEqual(self.said("verify", *paths), (0, "", ""))
 

@@ -1,4 +1,4 @@
-"""`twistd posd`: how it starts, what it refuses to start with, how it is reloaded and stopped."""
+"""`twistd posd`: its start, refused configurations, reload and stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECONDS = 300.0
 
 
 def run(arguments: list[str], folder: Path, program: str = "twistd") -> tuple[int, str]:
-    """Run posd to its end, which has to come by itself: exit status, and what it printed."""
+    """Run posd until it ends by itself. Return its exit status and output."""
     before = [] if program == "twist" else ["-n"]
     ended = subprocess.run(
         [str(Path(sys.executable).with_name(program)), *before, "posd", *arguments],
@@ -53,7 +53,7 @@ def eventually(happened: Callable[[], bool], what: str) -> None:
 
 
 class RefusingTests(SynchronousTestCase):
-    """What a retry would not mend: a line, and status 78."""
+    """Permanent errors: a line, and status 78."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
@@ -61,7 +61,7 @@ class RefusingTests(SynchronousTestCase):
         self.made = certificates.make(self.folder / "tls", ["localhost"])
 
     def configured(self, **values: object) -> Path:
-        """A configuration that would do, but for what is given."""
+        """Return a valid configuration, except for the given values."""
         settings = {
             "dsn": "host=/nowhere dbname=posd",
             "endpoint": "tcp:port=0:interface=127.0.0.1",
@@ -80,7 +80,7 @@ class RefusingTests(SynchronousTestCase):
 
     @contextmanager
     def taken(self) -> Iterator[int]:
-        """A port that somebody listens on."""
+        """A port that another socket listens on."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -218,7 +218,7 @@ class RunningTests(SynchronousTestCase):
         key, before = self.shop.key(), self.served(daemon)
         till = Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": key})
         self.addCleanup(till.hang_up)
-        # A bad one between two good ones, and in its company a limit that is good.
+        # One bad value between two good ones, with a good limit in the same file.
         path = self.shop.folder / f"posd-{daemon.port}.toml"
         good, certificate = path.read_text(), self.shop.folder / "tls" / "fullchain.pem"
         intact = certificate.read_bytes()
@@ -250,7 +250,7 @@ class RunningTests(SynchronousTestCase):
         till = Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": self.shop.key()})
         self.addCleanup(till.hang_up)
         with closing(self.shop.connect()) as connection, connection.cursor() as cursor:
-            # Without the trigger that tells every posd of it, as after a restored backup.
+            # Without the trigger that notifies every posd, as after a restored backup.
             cursor.execute("SET session_replication_role = replica")
             cursor.execute("UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()")
         self.reload(daemon, "#info] reloaded", 1)
@@ -305,7 +305,7 @@ class RunningTests(SynchronousTestCase):
 
     @contextmanager
     def manager(self) -> Iterator[socket.socket]:
-        """The service manager's end of what daemons that are started now tell it."""
+        """The service manager's end of the notifications of daemons that start now."""
         address = str(self.shop.folder / "notify")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(address)
@@ -314,7 +314,7 @@ class RunningTests(SynchronousTestCase):
             yield manager
 
     def heard(self, manager: socket.socket, words: str) -> str:
-        """The next that is told and begins like this."""
+        """Return the next notification with this beginning."""
         while not (told := manager.recv(4096).decode()).startswith(words):
             pass
         return told
@@ -327,12 +327,12 @@ class RunningTests(SynchronousTestCase):
         return daemon.request("GET", "/api/kitchen/pos-status", key="pos_wrong").status
 
     def reload_failed(self, daemon: Daemon) -> bool:
-        """What the metrics say of it."""
+        """Return the metric of a failed reload."""
         answered = daemon.request("GET", "/metrics", key=self.shop.key("admin", None))
         return bool(read_samples(answered.content.decode())["posd_reload_failed",])
 
     def served(self, daemon: Daemon) -> bytes:
-        """The certificate that is served."""
+        """Return the certificate that the server sends."""
         pem = ssl.get_server_certificate(("127.0.0.1", daemon.port))
         return pem.encode()
 
@@ -357,7 +357,7 @@ class OutageTests(SynchronousTestCase):
         daemon.wait_ready()
 
         def published(call: str) -> int:
-            """The position, for a publisher who tries until it is told."""
+            """Return the position, for a publisher that tries until it is answered."""
             headers = {"Idempotency-Key": call}
             for _ in range(200):
                 answer = daemon.request(
@@ -402,7 +402,7 @@ class LocalTests(SynchronousTestCase):
         with socket.socket() as everywhere:
             everywhere.bind(("0.0.0.0", 0))
             everywhere.listen()
-            # As systemd does: the descriptor is 3, and the variables name the process itself.
+            # Like systemd: the descriptor is 3, and the variables name the process itself.
             script = (
                 "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
                 "os.execv(sys.argv[2], sys.argv[2:])"

@@ -1,4 +1,4 @@
-"""After pruning, erasing and replaying a busy shop, an audit finds nothing wrong."""
+"""After pruning, erasing and replaying in a busy shop, an audit finds no fault."""
 
 from __future__ import annotations
 

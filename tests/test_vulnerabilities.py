@@ -1,4 +1,4 @@
-"""`make vulnerabilities`: what is found fails, and what was not asked is never passed over in silence."""
+"""`make vulnerabilities`: findings fail, and packages that were not checked are reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.documents import ROOT
 
 
 def judge(out: object, err: str = "") -> tuple[int, list[str]]:
-    """The script's own; it has no suffix, so it is loaded by its path."""
+    """Load the script by its path, because its name has no suffix."""
     loader = SourceFileLoader("vulnerabilities", str(ROOT / ".ci" / "vulnerabilities"))
     spec = spec_from_loader("vulnerabilities", loader)
     assert spec is not None

@@ -1,8 +1,8 @@
-"""No waiter runs inside another: how many wait has nothing to do with how deep the stack is.
+"""Waiters do not run inside each other: the depth of the stack does not depend on their number.
 
-A lock, semaphore or queue of Twisted's runs the next waiter in the stack of the one that releases it. If
-that one is done at once, as all are while a connection is lost, it runs the next one in its own stack, and
-so on. Some hundred waiters end in `RecursionError`, and what they held is never given back.
+A lock, semaphore or queue of Twisted runs the next waiter in the stack of the one that releases it. If
+that one finishes at once, as all do while a connection is lost, it runs the next one in its own stack.
+Some hundred waiters end in `RecursionError`, and what they held is never released.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NESTING: Final = ("DeferredLock", "DeferredSemaphore", "DeferredQueue", "Deferr
 
 
 def names(tree: ast.AST) -> Iterator[str]:
-    """Every name in a module, imported, used or reached as an attribute."""
+    """Return all names in a module that are imported, used or accessed as attributes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             yield node.id
@@ -70,7 +70,7 @@ class NestingTests(SynchronousTestCase):
 
 
 class CrowdTests(SynchronousTestCase):
-    """Each place where many may wait, with thousands that are done as soon as they are told."""
+    """Each place with many waiters, with thousands of waiters that finish as soon as they are fired."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -131,11 +131,11 @@ class CrowdTests(SynchronousTestCase):
         for each in calls:
             self.failureResultOf(each, Unavailable)
         self.assert_flat()
-        # Each of them raises it again, which makes its traceback longer.
+        # Each waiter raises it again, which makes its traceback longer.
         self.assertLess(len([*walk_tb(away.__traceback__)]), 10)
 
     def test_terminals_whose_key_is_found_when_the_database_goes_away(self) -> None:
-        """Each looks up a second thing then, which fails at once."""
+        """Each then looks up a second value, which fails at once."""
         answer: Deferred[list[Credential | None]] = Deferred()
 
         async def find(
@@ -152,7 +152,7 @@ class CrowdTests(SynchronousTestCase):
             await lookup.find(CredentialQuery("kitchen", b"", None))
             await lookup.find(CredentialQuery("kitchen", b"", f"till-{number}"))
 
-        # As many as are told at once, without another turn of the reactor.
+        # As many as are fired at once, in one iteration of the reactor.
         calls = [self.call(partial(both, number)) for number in range(50)]
         answer.callback([None])
         self.clock.pump([0] * len(calls))
@@ -171,7 +171,7 @@ class CrowdTests(SynchronousTestCase):
         self.assert_flat()
 
     def test_terminals_that_come_together(self) -> None:
-        """One of them has refused events, which is looked up in its tenant's schema."""
+        """One of them has refused events, which are looked up in its tenant's schema."""
         runs: list[int] = []
         gates: list[Deferred[None]] = []
 
@@ -205,20 +205,22 @@ class CrowdTests(SynchronousTestCase):
 
         calls = [ask(f"till-{number}") for number in range(_CROWD)]
         gates[0].callback(None)
-        # Each is upgraded and greeted then, so that only some go on in one turn.
+        # Each is upgraded and gets its first message, so only some proceed in one iteration.
         self.assertLess(sum(each.called for each in calls), 50)
         self.clock.pump([0.0] * _CROWD)
         answers: list[SessionStart | None] = [self.successResultOf(each) for each in calls]
         self.assertEqual([n for n, each in enumerate(answers) if each is None], [13])
         refusing = answers[7]
         assert refusing is not None
-        # What was refused right after the cursor is passed.
+        # The refusals just after the cursor are skipped.
         self.assertEqual((refusing.acked, refusing.refused), (7, {9}))
         self.assertEqual(runs, [1, 500, 500, 500, 499])
         self.assert_flat()
 
     def test_messages_of_a_till_that_are_taken_at_once(self) -> None:
-        """As prints are while the database is away: each is refused in the turn in which it is taken."""
+        """As print reports while the database is unavailable: each is refused in the iteration in which it
+        is taken.
+        """
         taken: list[bytes] = []
 
         async def work(message: bytes) -> None:
@@ -292,7 +294,7 @@ class CrowdTests(SynchronousTestCase):
         self.assert_flat()
 
     def test_publications_that_are_refused_together(self) -> None:
-        """They are told in several turns of the reactor, since each of them is answered by HTTP."""
+        """They are answered in several iterations of the reactor, because each has an HTTP answer."""
         connection = ReconnectingConnection(self.clock, "", name="", statement_timeout=5)
         sequencer = Sequencer(
             self.clock,
@@ -311,7 +313,7 @@ class CrowdTests(SynchronousTestCase):
 
         self.patch(connection, "transaction", transaction)
         sequencer.startService()
-        # As many as may wait, of as many tenants as that takes.
+        # The maximal number of waiting requests, of as many tenants as that takes.
         publications = [
             Publication(each, [normalise.draft("note", {})]) for each in range(5)
         ] * 2000

@@ -1,4 +1,4 @@
-"""A server's end of a till's connection that does exactly what a test says, in memory."""
+"""A server's end of a till's connection that a test controls, in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY = "pos_" + "5e" * 32
 
 
 class Desk(WebSocketServerProtocol):  # type: ignore[misc]
-    """The server's end of one connection, and what came in through it."""
+    """The server's end of one connection, and the data that it has received."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class Desk(WebSocketServerProtocol):  # type: ignore[misc]
             )
 
     def hang_up(self, code: int, reason: str = "") -> None:
-        """Close with any code, as a server may; `sendClose` allows an application's only."""
+        """Close with any code, as a server may. `sendClose` permits only codes for applications."""
         self.sendCloseFrame(code=code, reasonUtf8=reason.encode())
 
 
 class Curt(Protocol):
-    """A server that gives one prepared answer to whatever is asked."""
+    """A server that gives one prepared answer to any request."""
 
     answers: list[list[bytes]]
 
@@ -95,13 +95,13 @@ class Curt(Protocol):
 
 
 def refusal(status: str, body: bytes = b"", *headers: bytes) -> list[bytes]:
-    """An HTTP answer whose header and body come separately, as they may on a network."""
+    """Return an HTTP answer whose header and body arrive separately, as on a network."""
     head = [b"HTTP/1.1 " + status.encode(), b"Content-Length: %d" % len(body), *headers]
     return [b"\r\n".join([*head, b"", b""]), body]
 
 
 class TillCase(SynchronousTestCase):
-    """A till of the tenant `kitchen`, not started, and the world around it."""
+    """A till of the tenant `kitchen`, not started, and its environment."""
 
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
@@ -120,7 +120,7 @@ class TillCase(SynchronousTestCase):
         self.reactor.listenTCP(9010, factory)
 
     def refuse(self, *answers: list[bytes]) -> None:
-        """From now on the server answers with these, one each."""
+        """Let the server answer with these from now on, one for each request."""
         queue = list(answers)
         factory = Factory.forProtocol(Curt)
         Curt.answers = queue
@@ -157,7 +157,7 @@ class TillCase(SynchronousTestCase):
         self.handled.append(event.id)
 
     def connect(self) -> Desk:
-        """Let the attempt under way succeed, and return the server's end."""
+        """Let the current attempt succeed. Return the server's end."""
         pump = self.completer.succeedOnce()
         assert pump is not None, "the till has not tried"
         self.pumps.append(pump)
@@ -177,7 +177,7 @@ class TillCase(SynchronousTestCase):
         return bool(self.reactor.tcpClients)
 
     def wait_for_attempt(self) -> float:
-        """Advance until the till tries again; return how long that took."""
+        """Advance the clock until the till tries again. Return the time that this took."""
         waited = 0.0
         while not self.is_trying():
             self.advance(0.125)

@@ -1,4 +1,4 @@
-/* Clocks, samples, and what is said of them. */
+/* Clocks, samples, and their quantiles as JSON. */
 #include "loader.h"
 
 #include <stdarg.h>
@@ -25,7 +25,7 @@ uint64_t processor_ns(void)
     return nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
 }
 
-/* Keep the first complaint, as text that JSON can quote. */
+/* Store the first complaint, without characters that JSON must escape. */
 void complain(const char *format, ...)
 {
     if (*complaint)
@@ -55,7 +55,7 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* One more member of a JSON object, in milliseconds; nothing if there are no values. */
+/* Print a member of a JSON object, in milliseconds. Print nothing if there are no values. */
 void sample_print(const char *name, struct sample *sample)
 {
     size_t count = sample->count;

@@ -1,7 +1,7 @@
-/* floor PORT CERTIFICATE KEY: the smallest server of tills, which shows what the load client can take.
+/* floor PORT CERTIFICATE KEY: a minimal server, which shows the maximal rate of the load client.
  *
- * GET opens a WebSocket; POST sends its body's `data` to all of them, and is answered after that. There are
- * no keys, no tenants, no database, and a message that cannot be written at once is a till that is closed.
+ * GET opens a WebSocket. POST sends the `data` of its body to all WebSockets, and is then answered. There are
+ * no keys, tenants and database. If a message cannot be written at once, the connection is closed.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -95,7 +95,7 @@ static void greet(struct peer *peer)
     tills[till_count++] = peer;
 }
 
-/* False if the peer is gone. What a till sends is not looked at. */
+/* Return false if the peer is gone. Data of tills is ignored. */
 static bool serve(struct peer *peer)
 {
     char bytes[16384];
@@ -164,7 +164,7 @@ int main(int count, char **arguments)
     struct epoll_event event = {.events = EPOLLIN};
     epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
     for (;;) {
-        /* One at a time: what is published may drop another peer. */
+        /* Handle one event at a time, because publishing may drop another peer. */
         if (epoll_wait(epoll, &event, 1, -1) != 1)
             continue;
         struct peer *peer = event.data.ptr;

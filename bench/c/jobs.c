@@ -1,13 +1,13 @@
-/* What is measured. A job begins with a command, and ends with one line of JSON:
+/* The measurements. A job begins with a command, and ends with one line of JSON:
  *
- *   open FILE WINDOW MISSED     open a till for each opening, WINDOW at a time; until each has its MISSED events
- *   waves FILE SECONDS EVENTS   one poster; the next request when all tills have the EVENTS of the last one
+ *   open FILE WINDOW MISSED     open the tills, WINDOW at a time; wait until each has MISSED events
+ *   waves FILE SECONDS EVENTS   one poster sends a request when all tills have the EVENTS of the previous one
  *   load FILE SECONDS POSTERS RATE DELIVERIES
- *                               POSTERS connections, as fast as answers come or RATE requests a second, or
- *                               with 0 SECONDS each request once; then wait for the DELIVERIES to tills that
- *                               each request is worth
- *   wait EVENTS SECONDS         until the tills have so many events in all, which somebody else publishes
- *   churn FILE SECONDS WINDOW   open a till, close it when it has its greeting, open the next one
+ *                               POSTERS connections send requests without a pause, or RATE requests per
+ *                               second, or with 0 SECONDS each request once; then wait until the tills have
+ *                               DELIVERIES events for each request
+ *   wait EVENTS SECONDS         wait until the tills have EVENTS events in all, which another client publishes
+ *   churn FILE SECONDS WINDOW   open a till, close it after its `connected` message, open the next one
  *   close                       close the tills
  */
 #include "jobs.h"
@@ -178,7 +178,7 @@ void job_timer(void)
     }
 }
 
-/* Room for a till for each opening in the file, or for `count` of them. */
+/* Allocate a till for each opening in the file, or `count` of them. */
 static bool read_openings(const char *path, size_t count)
 {
     close_tills();

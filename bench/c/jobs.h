@@ -1,11 +1,11 @@
-/* The job that runs: what jobs.c and posters.c know of it. */
+/* The current job, as jobs.c and posters.c use it. */
 #ifndef JOBS_H
 #define JOBS_H
 
 #include "loader.h"
 
 #define SECOND 1000000000ull
-/* How long a job waits for what does not come. */
+/* How long a job waits for missing data. */
 #define PATIENCE (15 * SECOND)
 
 enum work { IDLE, OPENING, WAVES, LOADING, SETTLING, WAITING, CHURNING };
@@ -13,15 +13,15 @@ enum work { IDLE, OPENING, WAVES, LOADING, SETTLING, WAITING, CHURNING };
 struct job {
     enum work what;
     uint64_t began, ends;
-    uint64_t processor; /* what this process had used when the job began */
+    uint64_t processor; /* processor time of this process at the beginning of the job */
 
     struct requests openings;
     struct link *tills;
     size_t till_count, tills_up;
-    size_t window;       /* how many are opened at a time */
+    size_t window;       /* number of concurrent openings */
     size_t done, failed; /* tills */
-    size_t lost;         /* tills that were lost between two jobs */
-    long each_till;      /* events that each till has to get: after it is opened, or for a request */
+    size_t lost;         /* tills that were disconnected between two jobs */
+    long each_till;      /* events for each till: after its opening, or for a request */
     long messages;
 
     struct requests bodies;
@@ -31,8 +31,8 @@ struct job {
     bool once;            /* each request once */
     long requests_sent, answered, refused;
     long in_time;    /* answers before the end */
-    long deliveries; /* events to tills that each request is worth, or that are waited for */
-    size_t next_item; /* of the openings or the bodies */
+    long deliveries; /* events at the tills for each request, or in all */
+    size_t next_item; /* index of the next opening or request */
     struct sample answers;
 };
 

@@ -22,12 +22,12 @@ void links_start(int on, uint16_t port)
     epoll = on;
     context = SSL_CTX_new(TLS_client_method());
     SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION);
-    /* The server is our own child on loopback. Each handshake is a full one: no session is kept. */
+    /* The server is a child on loopback, so its certificate is not checked. Sessions are not resumed. */
     SSL_CTX_set_verify(context, SSL_VERIFY_NONE, NULL);
     SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
                                   SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    /* One recv(2) for a record instead of one for its header and one for the rest. */
+    /* Read a record with one recv(2) instead of one for its header and one for the rest. */
     SSL_CTX_set_read_ahead(context, 1);
     address.sin_family = AF_INET;
     address.sin_port = htons(port);
@@ -78,7 +78,7 @@ void link_dial(struct link *link)
     watch(link, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
 }
 
-/* The server frees its side at once: a close_notify is not waited for. */
+/* Close without waiting for a close_notify, so that the server frees its side at once. */
 void link_close(struct link *link)
 {
     if (link->state == CLOSED)
@@ -95,7 +95,7 @@ void link_close(struct link *link)
     ERR_clear_error();
 }
 
-/* Whether the connection is still up. */
+/* Return whether the connection is still open. */
 static bool flush(struct link *link)
 {
     while (link->out_at < link->out_length) {
@@ -179,7 +179,7 @@ static void receive(struct link *link)
             return;
         }
         length += (size_t)got;
-        /* More in the socket makes epoll report it again; more in OpenSSL does not. */
+        /* epoll reports more data in the socket again, but not more data in OpenSSL. */
         if (!SSL_has_pending(link->ssl))
             break;
     }

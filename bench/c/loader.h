@@ -1,4 +1,4 @@
-/* The load client of the benchmarks: what its files share. README.md says what it does. */
+/* The declarations that the files of the load client share. README.md describes the load client. */
 #ifndef LOADER_H
 #define LOADER_H
 
@@ -11,10 +11,10 @@
 
 /* Nineteen digits of CLOCK_MONOTONIC nanoseconds replace this text in a request when it is sent. */
 #define STAMP "@@@@@@@@@@@@@@@@@@@"
-/* A number of sixteen digits replaces this text; no two requests get the same one. */
+/* A unique number of sixteen digits replaces this text in a request. */
 #define COUNTER "################"
 
-/* A request or a WebSocket opening, as bytes to send, and where the placeholders are in it. */
+/* The bytes of a request or a WebSocket opening, and the places of the placeholders. */
 struct request {
     char *bytes;
     size_t length;
@@ -37,19 +37,19 @@ struct link {
     enum kind kind;
     enum state state;
     bool wants_out;
-    char *in; /* received, and not yet a whole message */
+    char *in; /* received data without a complete message */
     size_t in_length;
-    char *out; /* not yet accepted by OpenSSL */
+    char *out; /* data that OpenSSL has not accepted yet */
     size_t out_length, out_at;
-    unsigned dials; /* tells the handlers of one connection that it is another one now */
-    uint64_t began; /* when dialled; of a poster, when its request was due */
-    /* Of a till. */
+    unsigned dials; /* counts connections, so that a handler notices a new one */
+    uint64_t began; /* time of the connection attempt; for a poster, the due time of its request */
+    /* Only for tills. */
     const struct request *opening;
-    int64_t last; /* the id of the last event; -1 before the greeting */
+    int64_t last; /* id of the last event; -1 before `connected` */
     long messages;
 };
 
-/* Values of one job, kept whole: quantiles are exact. */
+/* All values of one job, for exact quantiles. */
 struct sample {
     uint32_t *tenths; /* of a microsecond */
     size_t count, capacity;
@@ -63,7 +63,7 @@ void link_send_request(struct link *link, const struct request *request, uint64_
 void link_ready(struct link *link, uint32_t events);
 void link_close(struct link *link);
 
-/* What link.c calls. `received` returns how many bytes it has used. */
+/* Functions that link.c calls. `received` returns the number of bytes that it has used. */
 void link_opened(struct link *link);
 size_t link_received(struct link *link, char *bytes, size_t length);
 void link_lost(struct link *link, const char *why);
@@ -72,15 +72,15 @@ void link_lost(struct link *link, const char *why);
 void till_opened(struct link *till);
 size_t till_received(struct link *till, char *bytes, size_t length);
 
-/* What tills.c calls: the greeting came; an event came. */
+/* Functions that tills.c calls after a `connected` message and after an event. */
 void till_greeted(struct link *till);
 void till_event(struct link *till, uint64_t now);
 
-extern long disorder;         /* events whose id was not the last one plus one */
-extern char complaint[400];   /* the first thing that went wrong, for a person */
+extern long disorder;         /* events whose id is not the previous one plus one */
+extern char complaint[400];   /* the first error, as text */
 extern struct sample latency; /* from the stamp in an event to its arrival */
 
-/* figures.c: clocks, samples, and what is said of them. */
+/* figures.c: clocks, samples, and their quantiles. */
 uint64_t now_ns(void);
 uint64_t processor_ns(void);
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -90,7 +90,7 @@ void sample_print(const char *name, struct sample *sample);
 /* main.c */
 bool requests_read(struct requests *requests, const char *path);
 
-/* jobs.c: what is measured, one job after the other. */
+/* jobs.c: the measurements, one job after the other. */
 void jobs_start(int epoll);
 void job_command(const char *line);
 void job_timer(void);

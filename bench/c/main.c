@@ -22,7 +22,7 @@ static void find(const struct request *request, const char *mark, size_t **place
     }
 }
 
-/* A file of requests: the length in decimal, a newline, that many bytes; and so on. */
+/* Read a file of requests: for each the length in decimal, a newline, and its bytes. */
 bool requests_read(struct requests *requests, const char *path)
 {
     FILE *file = fopen(path, "rb");
@@ -74,7 +74,7 @@ int main(int count, char **arguments)
     setvbuf(stdout, NULL, _IOLBF, 0);
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     links_start(epoll, (uint16_t)atoi(arguments[1]));
-    /* What is not a link: stdin is marked by a null pointer, the timer by this one. */
+    /* Descriptors that are not links: a null pointer marks stdin, and this one the timer. */
     static int timer_mark;
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN};
@@ -97,7 +97,7 @@ int main(int count, char **arguments)
                 link_ready(ready[i].data.ptr, ready[i].events);
             }
         }
-        /* Last, since a command may free links that are among `ready`. */
+        /* Handle commands last, because they may free links that are in `ready`. */
         if (commanded && !commands())
             return 0;
     }

@@ -1,4 +1,4 @@
-/* Posters: HTTP requests on connections that stay open, and when the next one is sent. */
+/* Posters: HTTP requests on persistent connections, and their timing. */
 #include "jobs.h"
 
 #include <stdlib.h>
@@ -40,7 +40,7 @@ static bool more(uint64_t now)
     return now < job.ends && !(job.once && job.next_item >= job.bodies.count);
 }
 
-/* At a rate, a request that finds no idle poster is late. Its latency counts from when it was due. */
+/* With a rate, a request without an idle poster is late. Its latency counts from its due time. */
 void load_goes_on(void)
 {
     struct link *poster;

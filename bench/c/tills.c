@@ -15,7 +15,7 @@ void till_opened(struct link *till)
     link_send_request(till, till->opening, 0);
 }
 
-/* The digits behind `name` in the text, or -1. */
+/* Return the number after `name` in the text, or -1. */
 static int64_t number_after(const char *text, size_t length, const char *name)
 {
     size_t size = strlen(name);
@@ -57,14 +57,14 @@ static void message(struct link *till, const char *text, size_t length)
     till->messages++;
     uint64_t now = now_ns();
     int64_t sent = number_after(text, length, "\"t\":\"");
-    if (sent < 0) /* an order has no member that is free for it */
+    if (sent < 0) /* an order has the time in another member */
         sent = number_after(text, length, "\"customerName\":\"");
     if (sent > 0)
         sample_add(&latency, now - (uint64_t)sent);
     till_event(till, now);
 }
 
-/* A frame of less than 126 bytes, masked with zeros, which RFC 6455 §5.3 leaves to the client. */
+/* Write a frame of less than 126 bytes. Its mask is zero: RFC 6455 §5.3 lets the client choose it. */
 static void reply(struct link *till, int opcode, const char *payload, size_t length)
 {
     char frame[6 + 125] = {(char)(0x80 | opcode), (char)(0x80 | length)};

@@ -1,8 +1,8 @@
-"""Autobahn as it comes: a WebSocket server of Twisted's whose events go out by `sendPreparedMessage`.
+"""Autobahn without changes: a WebSocket server on Twisted that sends events with `sendPreparedMessage`.
 
     python bench/peers/autobahn_tills.py PORT CERTIFICATE KEY
 
-Tills and publishing, with no keys and no database, as `shop.js alone`.
+It has tills and publishing, without keys and database, like `shop.js alone`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Till(WebSocketServerProtocol):  # type: ignore[misc]
     """One connected till."""
 
     def onOpen(self) -> None:
-        # Autobahn's own attempt to set it fails silently on Twisted.
+        # Autobahn's own attempt to set TCP_NODELAY fails silently on Twisted.
         self.transport.setTcpNoDelay(True)
         self.factory.tills.add(self)
         greeting = {"type": "connected", "lastEventId": self.factory.last, "resumedFrom": None}

@@ -1,11 +1,11 @@
-/* node shop.js MODE PORT CERTIFICATE KEY [CONNECTION]: what a shop would write instead of using posd.
+/* node shop.js MODE PORT CERTIFICATE KEY [CONNECTION]: a server that a shop could write instead of using posd.
  *
- *   alone     tills and publishing, with no keys and no database: Node `ws` by itself
- *   pool      keys, and PostgreSQL by a pool of eight: COMMIT, then push, then answer
- *   deployed  keys, and a fresh connection to PostgreSQL for each statement
+ *   alone     tills and publishing, without keys and database: Node `ws` by itself
+ *   pool      keys, and PostgreSQL with a pool of eight connections: COMMIT, then push, then answer
+ *   deployed  keys, and a new connection to PostgreSQL for each statement
  *
- * One process, the roads and the JSON of posd. `id` is counted for each tenant, in memory, when an event is
- * pushed: unlike posd's it is not durable, and a till cannot resume after it. CONNECTION is JSON for `pg`.
+ * It is one process with the addresses and the JSON of posd. `id` is a counter in memory for each tenant:
+ * unlike that of posd it is not durable, and a till cannot resume after it. CONNECTION is JSON for `pg`.
  */
 "use strict";
 const { createHash, randomUUID } = require("node:crypto");
@@ -15,7 +15,7 @@ const { WebSocketServer } = require("ws");
 const pg = require("pg");
 
 const [mode, port, certificate, privateKey, connection] = process.argv.slice(2);
-const KEY_SECONDS = 10; // How long a key is remembered, as posd does.
+const KEY_SECONDS = 10; // How long a key is cached, as in posd.
 
 const options = connection ? JSON.parse(connection) : null;
 const pool = mode === "pool" ? new pg.Pool({ ...options, max: 8 }) : null;
@@ -31,7 +31,7 @@ async function query(text, values) {
     }
 }
 
-/* Tenants, by slug: their id, the tills that are connected, the last id pushed. */
+/* Tenants by slug: id, connected tills, last id. */
 const tenants = new Map();
 
 function tenantOf(slug) {
@@ -42,7 +42,7 @@ function tenantOf(slug) {
 
 const keys = new Map();
 
-/* What the key may do for this tenant: {tenantId, kind}, or undefined. */
+/* Return the rights of a key for this tenant: {tenantId, kind}, or undefined. */
 async function authenticate(request, slug) {
     const given = request.headers["x-api-key"] || "";
     const hash = createHash("sha256").update(given).digest();
@@ -61,7 +61,7 @@ async function authenticate(request, slug) {
     return found;
 }
 
-/* One frame of text for all tills of a tenant: encoded once. */
+/* Send a text frame, which is encoded once, to all tills of a tenant. */
 function push(tenant, type, data) {
     const text = JSON.stringify({
         type,
@@ -112,7 +112,7 @@ async function balance(tenant, key, number, response) {
     else answer(response, 404, { success: false, code: "card_not_found" });
 }
 
-/* As posd does it: the movement and its event are stored before the tills and the caller are told. */
+/* As in posd, the movement and its event are stored before the tills and the caller are notified. */
 async function deduct(tenant, key, number, body, request, response) {
     const client = pool ? await pool.connect() : new pg.Client(options);
     if (!pool) await client.connect();

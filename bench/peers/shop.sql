@@ -1,4 +1,4 @@
--- What the peers store: the least that a shop of the same roads needs.
+-- The tables of the peers: the minimum for a shop with the same requests.
 CREATE TABLE tenants (id integer PRIMARY KEY, slug text NOT NULL UNIQUE);
 CREATE TABLE api_keys (sha256 bytea NOT NULL, tenant integer REFERENCES tenants, kind text NOT NULL);
 CREATE INDEX ON api_keys (sha256);

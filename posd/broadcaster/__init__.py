@@ -1,11 +1,12 @@
-"""How a platform written in Python tells the tills: `Broadcaster` with Twisted, else the blocking one.
+"""Publish events from a platform written in Python, with Twisted or with blocking calls.
 
     broadcaster = BlockingBroadcaster("https://pos.example.com:9010", key)
     broadcaster.broadcast_new_order("kitchen", order)
 
-Both have the same methods and send the same requests. An event that was published is durable; one
-that was not raises `PublishFailed`. The connection is tried again, for a bounded time, under one
-idempotency key, so an order is never announced twice because an answer was lost.
+`Broadcaster` is for Twisted, `BlockingBroadcaster` for other programs. Both have the same methods and
+send the same requests. A method returns when the event is durable, and raises `PublishFailed` if it was
+not published. Failed requests are repeated for a limited time with the same idempotency key, so a lost
+answer does not lead to a second event.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The broadcaster of a plain Python application (Django, Flask, a script): every method waits.
+"""The broadcaster with blocking calls, for Django, Flask or a script.
 
-urllib3 does what is hard about it: connections that are kept, shared between threads and looked at
-before they are used again. It is pure Python and brings nothing else along.
+It uses urllib3 because its pool keeps connections, shares them between threads and checks a connection
+before it is used again. urllib3 is pure Python and has no dependencies.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from posd.security.dialing import Credentials, Random
 T = TypeVar("T")
 
 _CONNECTIONS = 8
-"""How many connections are kept for the next call; more threads than that open others for once."""
+"""How many idle connections are kept. A call beyond this number opens a connection and closes it."""
 
 
 @define(eq=False)
 class BlockingBroadcaster:
     """Publishes to the tills of one posd, for a platform without an event loop.
 
-    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, `ca` a PEM file of the
-    authorities to trust (those of the platform if None), and `credentials` the certificate that posd
-    is shown where it asks for one. A call is tried again while that can help, for about `deadline`
-    seconds in all; however often that is, the event is published once.
+    `url` is that of posd, such as `https://pos.example.com:9010`. `key` is a platform key. `ca` is a PEM
+    file of the authorities to trust; None means those of the system. `credentials` is the client
+    certificate. A call that fails temporarily is repeated for about `deadline` seconds in all. The
+    event is published once nevertheless.
 
-    One object serves all threads, and still does in processes forked later. All methods raise
-    `PublishFailed` (or `CallFailed`, where nothing is published), and TypeError or ValueError for
-    what JSON cannot say. Raises ValueError for a URL or key, and OSError for a `ca` or `credentials`,
-    that cannot be used.
+    One object may be used by several threads, and in processes that are forked later. All methods raise
+    `PublishFailed` (`get_connection_stats` raises `CallFailed`), and TypeError or ValueError for values
+    without a form in JSON. The constructor raises ValueError for an invalid URL or key, and OSError for
+    unusable files of `ca` or `credentials`.
     """
 
     _url: str
@@ -76,25 +76,25 @@ class BlockingBroadcaster:
     def broadcast_new_order(
         self, tenant: str, order: object, idempotency_key: str | None = None
     ) -> PublishedEvent:
-        """Tell the tills of an order: a mapping, or an object with the order's attributes."""
+        """Publish a new order: a mapping, or an object with the order's attributes."""
         return self._announce(tenant, "new_order", order, idempotency_key)
 
     def broadcast_order_update(
         self, tenant: str, order: object, idempotency_key: str | None = None
     ) -> PublishedEvent:
-        """Tell the tills that an order changed; members that are not given stay as they were."""
+        """Publish a change of an order. Members that are not given do not change."""
         return self._announce(tenant, "order_updated", order, idempotency_key)
 
     def broadcast_gift_card_purchase(
         self, tenant: str, card: object, idempotency_key: str | None = None
     ) -> PublishedEvent:
-        """Tell the tills of a new gift card."""
+        """Publish a new gift card."""
         return self._announce(tenant, "gift_card_purchased", card, idempotency_key)
 
     def broadcast_loyalty_update(
         self, tenant: str, change: object, idempotency_key: str | None = None
     ) -> PublishedEvent:
-        """Tell the tills that a customer's points changed."""
+        """Publish a change of a customer's points."""
         return self._announce(tenant, "loyalty_updated", change, idempotency_key)
 
     def publish(
@@ -104,15 +104,15 @@ class BlockingBroadcaster:
         data: Mapping[str, object],
         idempotency_key: str | None = None,
     ) -> PublishedEvent:
-        """Publish an event of any type, also one of the platform's own."""
+        """Publish an event of any type, including a type of the platform's own."""
         return self._perform(self._calls.publication(tenant, type, data, idempotency_key))
 
     def get_connection_stats(self, tenant: str) -> ConnectionStats:
-        """How many tills are connected, and how far behind each is."""
+        """Return the number of connected tills, and how many events each is behind."""
         return self._perform(self._calls.stats(tenant))
 
     def close(self) -> None:
-        """Close the connections that are kept for the next call."""
+        """Close idle connections."""
         self._pool.close()
 
     def _announce(self, tenant: str, kind: str, subject: object, key: str | None) -> PublishedEvent:
@@ -131,7 +131,7 @@ class BlockingBroadcaster:
 
     def _try(self, call: APICall[T], timeout: float) -> HTTPResponse:
         if self._process != os.getpid():
-            self._open()  # connections that a fork has copied belong to the parent
+            self._open()  # after a fork the old connections belong to the parent process
         try:
             response = self._pool.urlopen(
                 call.method,
@@ -159,5 +159,5 @@ class BlockingBroadcaster:
 
 
 def _unwrapped_errors(trouble: HTTPError) -> list[BaseException]:
-    """What urllib3 has wrapped, if it has."""
+    """Return the exceptions that urllib3 has wrapped, or its own."""
     return [part for part in trouble.args if isinstance(part, BaseException)] or [trouble]

@@ -1,6 +1,6 @@
-"""The calls a platform makes, without the network: what to send, what an answer means, when to retry.
+"""The requests of a platform, the meaning of the responses, and the rules for retries, without I/O.
 
-Both broadcasters are thin transports around this, so there is one truth about all of it.
+Both broadcasters share this module, and add only the transport.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 ATTEMPT_TIMEOUT = 5.0
-"""Seconds for one attempt; what has not been answered by then is asked again, with the same key."""
+"""Seconds for one attempt. Then the request is repeated with the same idempotency key."""
 
 _BACKOFF = Backoff(initial=0.25, maximum=4)
 _PASSING = frozenset((408, 429, 502, 503, 504))
 _STILL_RUNNING = "still_running"
 _MAX_KEY_LENGTH = 255
-_NOT_POSD = "this is not an answer of posd's"
+_NOT_POSD = "the response is not one of posd"
 
 
 @frozen
 class PublishedEvent:
-    """What became of an event.
+    """The result of a publication.
 
-    `id` is its position in the tenant's stream, or None if it told the tills nothing new.
-    `connections` is how many of the tenant's tills were connected. `dropped`: the order did not come
-    from online, so nothing was sent. `warnings` name the values that posd repaired or could not read.
+    `id` is the position of the event in the tenant's stream, or None if the order had not changed.
+    `connections` is the number of connected tills of the tenant. `dropped` is true if the order is not
+    an online order, so nothing was sent. `warnings` name values that posd repaired or could not read.
     """
 
     id: int | None
@@ -52,7 +52,7 @@ NOT_ONLINE = PublishedEvent(id=None, connections=0, dropped=True)
 
 @frozen
 class TerminalStats:
-    """One connected terminal; `behind` is how many events it has not acknowledged."""
+    """A connected terminal. `behind` is the number of events that it has not acknowledged."""
 
     device_id: str | None
     behind: int | None
@@ -60,7 +60,7 @@ class TerminalStats:
 
 @frozen
 class ConnectionStats:
-    """How a tenant's tills are connected. `body` is the whole answer of `pos-status`."""
+    """The connected tills of a tenant. `body` is the whole response of `pos-status`."""
 
     active: int
     terminals: tuple[TerminalStats, ...]
@@ -70,12 +70,12 @@ class ConnectionStats:
 
 
 class CallFailed(PosdError):
-    """A call came to nothing.
+    """A call failed.
 
-    `status` is the HTTP status, or None if there was no answer; then nobody knows what became of it.
-    `code` is the server's stable name for the refusal, or `unreachable`, `tls_failed` or
-    `unexpected_answer`; `message` is for a person. `passing` and `asked` are for the retries: whether
-    it may help to try again, and after how many seconds the server said.
+    `status` is the HTTP status, or None if there was no response; then the result is unknown. `code` is
+    the server's error code, or `unreachable`, `tls_failed` or `unexpected_answer`. `message` is for
+    people. `passing` says whether a retry may succeed, and `asked` is the number of seconds of
+    `Retry-After`.
     """
 
     def __init__(
@@ -98,15 +98,15 @@ class CallFailed(PosdError):
 
 
 class PublishFailed(CallFailed):
-    """An event was not published, or nobody knows (`status` is None).
+    """An event was not published, or it is not known whether it was (`status` is None).
 
-    To publish it later without risking a second copy, pass the same `idempotency_key` again.
+    To publish it later without the risk of a second event, pass the same `idempotency_key` again.
     """
 
 
 @frozen
 class HTTPResponse:
-    """An HTTP answer; names of headers in lower case."""
+    """An HTTP response. Names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -115,7 +115,7 @@ class HTTPResponse:
 
 @frozen
 class APICall(Generic[T]):
-    """One request, and how to read its answer. Every attempt at it sends the very same bytes."""
+    """A request, and the function that reads its response. All attempts send the same bytes."""
 
     method: str
     path: str
@@ -125,7 +125,7 @@ class APICall(Generic[T]):
     idempotency_key: str | None = None
 
     def judge(self, answer: HTTPResponse, now: datetime) -> T:
-        """What the answer says. Raises CallFailed if it is not what was hoped for."""
+        """Return the result of a successful response. Raises CallFailed for any other response."""
         body = _object(answer.body)
         if 200 <= answer.status < 300:
             try:
@@ -136,13 +136,13 @@ class APICall(Generic[T]):
         raise self._failure(
             answer.status,
             code if isinstance(code, str) else "unexpected_answer",
-            message if isinstance(message, str) else "the server did not say why",
+            message if isinstance(message, str) else "the server gave no reason",
             passing=answer.status in _PASSING or code == _STILL_RUNNING,
             asked=retry_after(answer.headers.get("retry-after"), now),
         )
 
     def unanswered(self, *errors: BaseException | None) -> CallFailed:
-        """There was no answer, because of these; only a matter of trust is not worth a retry."""
+        """Return the failure of a call without a response. It is permanent if a certificate failed."""
         for error in errors:
             if (reason := tls_failure(error)) is not None:
                 return self._failure(None, "tls_failed", reason)
@@ -165,15 +165,15 @@ class APICall(Generic[T]):
 
 @frozen
 class APIClient:
-    """Makes the calls to one server with one key."""
+    """Builds the calls to one server with one key."""
 
     server: BaseUrl
     _key: str = field(repr=False)
 
     @classmethod
     def to(cls, url: str, key: str) -> APIClient:
-        """Raises ValueError for a URL or a key that cannot be used."""
-        key = strip_secret(key)  # often a file's content, which ends with a newline
+        """Return a client for a server. Raises ValueError for an invalid URL or key."""
+        key = strip_secret(key)  # it is often read from a file that ends with a newline
         if not _is_visible_ascii(key):
             raise ValueError("the key must be visible ASCII")
         return cls(BaseUrl.parse(url, "https", "http"), key)
@@ -181,7 +181,7 @@ class APIClient:
     def announcement(
         self, tenant: str, kind: str, subject: object, idempotency_key: str | None
     ) -> APICall[PublishedEvent] | None:
-        """Publish something of the platform's own; None for an order that is not for the tills."""
+        """Return the call that publishes a platform's object, or None for an order that is not online."""
         data = event_data(kind, subject)
         if kind in ("new_order", "order_updated") and is_offline(data):
             return None
@@ -194,7 +194,10 @@ class APIClient:
         data: Mapping[str, object],
         idempotency_key: str | None,
     ) -> APICall[PublishedEvent]:
-        """Publish data under its own names. Raises TypeError or ValueError for what JSON cannot say."""
+        """Return the call that publishes data as it is.
+
+        Raises TypeError or ValueError for values without a form in JSON.
+        """
         idempotency_key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
         if not _is_visible_ascii(idempotency_key) or len(idempotency_key) > _MAX_KEY_LENGTH:
             raise ValueError(
@@ -214,14 +217,14 @@ class APIClient:
         )
 
     def stats(self, tenant: str) -> APICall[ConnectionStats]:
-        """Ask how the tenant's tills are connected."""
+        """Return the call that gets the connected tills of a tenant."""
         path = self.server.path("api", tenant, "pos-status")
         return APICall("GET", path, {"X-API-Key": self._key}, b"", _stats)
 
 
 @define
 class RetryPolicy:
-    """How often a call is tried, and for how long in all; `now` is any monotonic clock's seconds."""
+    """The number of attempts and the total time of a call. `now` is in seconds of a monotonic clock."""
 
     _deadline: float
     _random: Random
@@ -232,13 +235,13 @@ class RetryPolicy:
         return cls(now + seconds, random)
 
     def timeout(self, now: float) -> float:
-        """The seconds that the next attempt may take."""
+        """Return the timeout of the next attempt, in seconds."""
         return max(0.001, min(ATTEMPT_TIMEOUT, self._deadline - now))
 
     def pause(self, failure: CallFailed, now: float) -> float:
-        """The seconds to wait before the next attempt; raises `failure` if there is to be none.
+        """Return the seconds to wait before the next attempt, or raise `failure` if there is none.
 
-        There is none after an answer that will not change, after the last attempt, or if it would
+        There is no further attempt after a permanent failure, after the last attempt, or if it would
         begin after the deadline.
         """
         self._failures += 1
@@ -251,7 +254,7 @@ class RetryPolicy:
 
 
 def wall_clock() -> datetime:
-    """The time of day, for a `Retry-After` that names one."""
+    """Return the current time, for a `Retry-After` with a date."""
     return datetime.now(UTC)
 
 
@@ -260,7 +263,7 @@ def _is_visible_ascii(key: str) -> bool:
 
 
 def _object(body: bytes) -> Mapping[str, object]:
-    """A JSON object, or an empty one for anything else, such as a proxy's page."""
+    """Return a JSON object, or an empty one if the body is anything else, such as a proxy's page."""
     try:
         value = decode(body)
     except InvalidMessage:

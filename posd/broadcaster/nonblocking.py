@@ -1,7 +1,7 @@
-"""The broadcaster of a Twisted application: every method returns a Deferred at once.
+"""The broadcaster for Twisted. Its methods return Deferreds.
 
-`twisted.web.client.Agent` is all it takes to send one request; it follows no redirect, which is
-right for a request that carries a key, and `treq` would add nothing to it here.
+It uses `twisted.web.client.Agent`, which does not follow redirects: a request with a key must not be
+redirected.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ _UNANSWERED = (
     ResponseFailed,
 )
 _IDLE = 20
-"""Seconds that a connection is kept for the next call; posd itself would close it after 30."""
+"""Seconds that an idle connection is kept. posd closes it after 30."""
 
 
 @implementer(IPolicyForHTTPS)
 @frozen
 class _SingleServerPolicy:
-    """The way to trust the only server that is ever called."""
+    """The TLS policy for the single server of a broadcaster."""
 
     creator: IOpenSSLClientConnectionCreator
 
@@ -76,14 +76,14 @@ class _SingleServerPolicy:
 class Broadcaster:
     """Publishes to the tills of one posd, for a platform that runs on Twisted.
 
-    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, `ca` a PEM file of the
-    authorities to trust (those of the platform if None), and `credentials` the certificate that posd
-    is shown where it asks for one. A call is tried again while that can help, for `deadline` seconds in
-    all; however often that is, the event is published once.
+    `url` is that of posd, such as `https://pos.example.com:9010`. `key` is a platform key. `ca` is a PEM
+    file of the authorities to trust; None means those of the system. `credentials` is the client
+    certificate. A call that fails temporarily is repeated for `deadline` seconds in all. The event is
+    published once nevertheless.
 
-    All Deferreds fail with `PublishFailed` (or `CallFailed`, where nothing is published), and with
-    TypeError or ValueError for what JSON cannot say. Raises ValueError for a URL or key, and
-    StartError for a `ca` or `credentials`, that cannot be used.
+    All Deferreds fail with `PublishFailed` (that of `get_connection_stats` with `CallFailed`), and with
+    TypeError or ValueError for values without a form in JSON. The constructor raises ValueError for an
+    invalid URL or key, and StartError for unusable files of `ca` or `credentials`.
     """
 
     _reactor: IReactorTime
@@ -108,25 +108,25 @@ class Broadcaster:
     def broadcast_new_order(
         self, tenant: str, order: object, idempotency_key: str | None = None
     ) -> Deferred[PublishedEvent]:
-        """Tell the tills of an order: a mapping, or an object with the order's attributes."""
+        """Publish a new order: a mapping, or an object with the order's attributes."""
         return self._announce(tenant, "new_order", order, idempotency_key)
 
     def broadcast_order_update(
         self, tenant: str, order: object, idempotency_key: str | None = None
     ) -> Deferred[PublishedEvent]:
-        """Tell the tills that an order changed; members that are not given stay as they were."""
+        """Publish a change of an order. Members that are not given do not change."""
         return self._announce(tenant, "order_updated", order, idempotency_key)
 
     def broadcast_gift_card_purchase(
         self, tenant: str, card: object, idempotency_key: str | None = None
     ) -> Deferred[PublishedEvent]:
-        """Tell the tills of a new gift card."""
+        """Publish a new gift card."""
         return self._announce(tenant, "gift_card_purchased", card, idempotency_key)
 
     def broadcast_loyalty_update(
         self, tenant: str, change: object, idempotency_key: str | None = None
     ) -> Deferred[PublishedEvent]:
-        """Tell the tills that a customer's points changed."""
+        """Publish a change of a customer's points."""
         return self._announce(tenant, "loyalty_updated", change, idempotency_key)
 
     def publish(
@@ -136,15 +136,15 @@ class Broadcaster:
         data: Mapping[str, object],
         idempotency_key: str | None = None,
     ) -> Deferred[PublishedEvent]:
-        """Publish an event of any type, also one of the platform's own."""
+        """Publish an event of any type, including a type of the platform's own."""
         return Deferred.fromCoroutine(self._publish(tenant, type, data, idempotency_key))
 
     def get_connection_stats(self, tenant: str) -> Deferred[ConnectionStats]:
-        """How many tills are connected, and how far behind each is."""
+        """Return the number of connected tills, and how many events each is behind."""
         return Deferred.fromCoroutine(self._perform(self._calls.stats(tenant)))
 
     def close(self) -> Deferred[None]:
-        """Close the connections that are kept for the next call."""
+        """Close idle connections."""
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
 

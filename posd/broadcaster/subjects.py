@@ -1,9 +1,9 @@
-"""A platform's own orders, gift cards and loyalty changes, as the JSON that is published.
+"""Convert a platform's orders, gift cards and loyalty changes to the JSON that is published.
 
-A platform has them as mappings or as objects, spelled `customer_name` or `customerName`; posd reads
-both and does all the rest (exact types, twins, dates without an offset). So nothing is guessed here:
-members of a mapping keep their names, attributes of an object get the contract's, and values only
-become what JSON has.
+A platform has them as mappings or objects, with names such as `customer_name` or `customerName`. posd
+accepts both spellings and normalises types and dates. So this module converts only what JSON requires:
+members of a mapping keep their names, attributes of an object get the names of the protocol, and values
+become JSON values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _snake_case(name: str) -> str:
 
 
 def _table(names: str) -> Mapping[str, tuple[str, ...]]:
-    """The names of the contract, each with the attributes in which it is looked for, in turn."""
+    """Return the names of the protocol, each with the attributes that may have its value, in order."""
     table = {}
     for entry in names.split():
         spellings = entry.split("=")
@@ -56,32 +56,32 @@ _ATTRIBUTES = {
     "items": _table(_ITEM),
     "selectedAddons": _table(_ADDON),
 }
-"""What is looked for in an object: only this is published of it, not whatever else it has."""
+"""The attributes of an object that are published. Other attributes are not."""
 
 _PARTS = {"items": "items", "selectedAddons": "selectedAddons", "selected_addons": "selectedAddons"}
-"""Members whose elements may be objects too, and the names that those have."""
+"""Members whose elements may be objects, and the key of their attributes in `_ATTRIBUTES`."""
 
 
 def event_data(kind: str, subject: object) -> dict[str, object]:
-    """The data of an event of type `kind` about `subject`.
+    """Return the data of an event of type `kind` about `subject`.
 
-    All members of a mapping are published, and of an object the attributes that the contract has a
-    name for; methods are not. Raises TypeError for a value that has no form in JSON, and for a
-    subject without a single such attribute, which can only be a mistake.
+    The data has all members of a mapping, or the attributes of an object that the protocol has a name
+    for, without methods. Raises TypeError for a value without a form in JSON, and for an object without
+    any such attribute.
     """
     found = _members(kind, subject)
     if not found:
-        raise TypeError(f"a {type(subject).__name__} has nothing of a {kind} event")
+        raise TypeError(f"a {type(subject).__name__} has no attribute of a {kind} event")
     return found
 
 
 def plain_members(data: Mapping[str, object]) -> dict[str, object]:
-    """All members of `data`, as JSON has them. Raises TypeError where it has no such thing."""
+    """Return the members of `data` as JSON values. Raises TypeError for a value without a form in JSON."""
     return {_name(name): _plain_value(name, value) for name, value in data.items()}
 
 
 def is_offline(data: Mapping[str, object]) -> bool:
-    """Whether an order says that it came from elsewhere than online; tills have those already."""
+    """Return whether the source of an order is not "online". The tills already have such orders."""
     for name in ("orderSource", "order_source"):
         source = data.get(name)
         if isinstance(source, str) and source.strip():
@@ -116,7 +116,7 @@ def _member(name: str, value: object) -> object:
 
 
 def _plain_value(name: str, value: object) -> object:
-    """A value that JSON has; an object that can say itself in words is those words."""
+    """Return a value as JSON has it. An object whose class defines `__str__` becomes a string."""
     if isinstance(value, Enum):
         return _plain_value(name, value.value)
     if value is None or isinstance(value, bool | int | float | Decimal):
@@ -136,16 +136,16 @@ def _plain_value(name: str, value: object) -> object:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"a member cannot be named by {name!r}")
+        raise TypeError(f"the name of a member must be a string, not {name!r}")
     return name
 
 
 def _has_words(value: object) -> bool:
-    """Whether `str()` of it is meant for people, as a phone number's is and an object's is not."""
+    """Return whether the class defines `__str__`, as that of a phone number does."""
     own = type(value)
     return own.__str__ is not object.__str__ and not isinstance(value, bytes | bytearray)
 
 
 def _is_related(value: object) -> bool:
-    """Whether this is a relation as Django has it: its rows are what its `all()` gives."""
+    """Return whether this is a relation of Django. Its method `all()` returns the rows."""
     return callable(getattr(value, "all", None))

@@ -1,6 +1,6 @@
-"""`posctl`: commands to set up, inspect and try an installation.
+"""`posctl`: the commands that set up, inspect and try an installation.
 
-Rules that the daemon needs too belong in the package that they are about.
+A rule that the daemon needs too does not belong here, but in the package of its subject.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ __all__ = ["main", "posctl"]
 @click.option(
     "--config",
     "config_path",
-    # With --dsn it is not read, and need not be readable.
+    # Do not check that the file is readable: with --dsn it is not read.
     type=click.Path(path_type=Path, dir_okay=False, readable=False),
     envvar="POSD_CONFIG",
     default=DEFAULT_CONFIG,
     show_default=True,
     show_envvar=True,
     metavar="FILE",
-    help="The configuration of the posd that the command is about.",
+    help="The configuration file of posd.",
 )
 @click.option(
     "--dsn",
     type=DsnParameter(),
     metavar="DSN",
-    help="Connect by this libpq connection string instead of those in the configuration, which is"
-    " then not read. Without it, commands that change schemas or tenants use database.admin_dsn,"
-    " and all others, or where there is no admin_dsn, database.dsn.",
+    help="A libpq connection string. With this option the configuration file is not read. Without it,"
+    " commands that change schemas or tenants connect with database.admin_dsn if it is set; all other"
+    " commands connect with database.dsn.",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="posctl")
 @click.pass_context
 def posctl(context: click.Context, config_path: Path, dsn: str | None) -> None:
-    """Set up, watch and try posd, which delivers a restaurant's online orders to its tills.
+    """Set up, monitor and try posd, which delivers a restaurant's online orders to its tills.
 
-    To see it work, before anything is installed:
+    Try posd without an installation:
 
     \b
         posctl demo
 
-    A first installation, with the rights of a PostgreSQL superuser:
+    Set up a new installation, with the rights of a PostgreSQL superuser:
 
     \b
         posctl bootstrap
         posctl migrate
         posctl tenant add kitchen --name "The Kitchen"
 
-    `posctl COMMAND --help` explains a command and has examples.
+    `posctl COMMAND --help` describes a command and shows examples.
 
-    Exit codes are those of sysexits: 0 done, 64 wrong usage, 65 unusable data or an unknown name,
-    66 a file that cannot be read, 68 no such host, 69 no database or server, 73 exists already, 74 a
-    file that cannot be written, 75 try again later, 76 no posd answers, 77 not allowed, 78 wrong
+    Exit codes are those of sysexits: 0 success, 64 wrong usage, 65 invalid data or unknown name,
+    66 file not readable, 68 unknown host, 69 database or server not available, 73 already exists,
+    74 file not writable, 75 try again later, 76 the server is not posd, 77 permission denied, 78 wrong
     configuration or schema.
     """
     context.obj = Installation(config_path, dsn, os.environ)
 
 
 def main() -> None:
-    """What the console script runs."""
+    """Run `posctl`. The console script calls this function."""
     terminal.prepare()
     posctl(prog_name="posctl")

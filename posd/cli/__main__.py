@@ -1,4 +1,4 @@
-"""`python -m posd.cli`: the same as `posctl`."""
+"""`python -m posd.cli` is the same as `posctl`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`posctl adopt`: put the hooks on a shop's existing orders."""
+"""`posctl adopt`: install the hooks on the existing order tables of a shop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, printable, warn
+from posd.cli.output import as_json, counted, print_json, printable, warn
 from posd.cli.parameters import SLUG
 from posd.database import adopting, migrations
 from posd.database.adopting import ShopTablesSurvey
@@ -29,19 +29,20 @@ _MAX_STATUSES = 12
     "--where",
     "condition",
     metavar="CONDITION",
-    help="Which orders are published: a condition in SQL on the columns of orders. '' publishes all.",
+    help="Publish only the orders that meet this SQL condition on the columns of `orders`. ''"
+    " publishes all orders.",
 )
 @click.option(
     "--timestamps",
     type=click.Choice(["local", "utc"]),
-    help="What values without a time zone mean: the time in the shop's time zone, or UTC.",
+    help="The time zone of timestamps without a time zone: the shop's, or UTC.",
 )
 @click.option(
     "--unique-ids/--no-unique-ids",
     default=None,
-    help="No two orders have the same id, although no constraint says so.",
+    help="State that ids of orders are unique although the table has no such constraint.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what was found, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the findings, and change nothing.")
 @as_json
 @pass_installation
 def adopt(
@@ -53,17 +54,18 @@ def adopt(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put the hooks on a shop's existing orders.
+    """Install the hooks on a shop's existing orders.
 
-    Every order that is written to `orders` and `order_items` in the schema of the tenant then
-    reaches its tills. Nothing else about the tables changes. The command first shows what it
-    found in the tables. If they cannot be hooked it prints why, with the statements that help.
+    From then on, posd publishes every order that is written to the tables `orders` and `order_items`
+    in the schema of the tenant. The command changes nothing else in the tables. It first shows what
+    it found in them. If it cannot install the hooks, it prints the reasons and the SQL statements that
+    remove the obstacles.
 
-    The values of --where, --timestamps and --unique-ids are kept with the tenant. A later
-    `posctl adopt` without the option leaves the value as it is.
+    posd stores the values of --where, --timestamps and --unique-ids for the tenant. A later
+    `posctl adopt` without an option does not change its value.
 
-    An order for which the condition of --where is not true, such as a cart, is not published until
-    the condition is true. An order that was published stays published, and each change of it is too.
+    An order that does not meet the condition of --where, such as a cart, is published as soon as it
+    meets the condition. After that, all changes of the order are published.
 
     \b
     Examples:
@@ -88,7 +90,7 @@ def adopt(
             code = os.EX_NOPERM if error.only_lacks_rights else os.EX_DATAERR
             raise CommandFailure(str(error), code) from error
         except SchemaError as error:
-            # What has no cause in PostgreSQL is about the tenant.
+            # An error without a cause in PostgreSQL concerns the data of the tenant.
             if error.__cause__ is None:
                 raise CommandFailure(str(error), os.EX_DATAERR) from error
             raise
@@ -97,7 +99,7 @@ def adopt(
     elif dry_run:
         click.echo("Nothing was changed.")
     else:
-        click.echo(f"The orders of {slug} are hooked.")
+        click.echo(f"The hooks are installed on the orders of {slug}.")
 
 
 def _show(found: ShopTablesSurvey) -> None:
@@ -110,7 +112,7 @@ def _show(found: ShopTablesSurvey) -> None:
 
 
 def _lines(found: ShopTablesSurvey) -> Iterator[tuple[str, str]]:
-    """What was found, a line each: what it is about, and what there is."""
+    """Yield the findings as pairs of a title and a text."""
     for table in found.tables.values():
         yield table.name, _table(table)
     orders = found.tables["orders"]
@@ -121,12 +123,12 @@ def _lines(found: ShopTablesSurvey) -> Iterator[tuple[str, str]]:
     if found.sample is None:
         yield (
             "statuses",
-            "not known: posd has no right to read the orders, or it took more than 5 s",
+            "unknown: posd may not read the orders, or reading took more than 5 s",
         )
     else:
         yield "statuses", _statuses(found)
         if found.sample.newest is not None:
-            yield "newest order", f"{found.sample.newest}; it is {_clocks(found)}"
+            yield "newest order", f"{found.sample.newest}; now it is {_clocks(found)}"
     yield "published", _published(found)
 
 
@@ -134,11 +136,11 @@ def _table(table: ShopTable) -> str:
     key = ", ".join(table.key) or "none"
     parts = [f"owner {table.owner}", f"id {table.columns['id']}", f"primary key {key}"]
     if table.partition_key is not None:
-        parts.append(f"partitioned by {table.partition_key}, {table.parts} partitions")
+        parts.append(f"partitioned by {table.partition_key}, {counted(table.parts, 'partition')}")
     elif table.parts:
-        parts.append(f"{table.parts} tables inherit from it")
+        parts.append(f"{counted(table.parts, 'inheriting table')}")
     if table.is_partition:
-        parts.append("a partition itself")
+        parts.append("is a partition")
     if table.has_row_security:
         parts.append("row security")
     return ", ".join(parts)
@@ -147,14 +149,14 @@ def _table(table: ShopTable) -> str:
 def _statuses(found: ShopTablesSurvey) -> str:
     sample = found.sample
     if sample is None or not sample.statuses:
-        return "there are no orders"
+        return "no orders"
     shown = [
         f"{'null' if status is None else status} {count}"
         for status, count in [*sample.statuses.items()][:_MAX_STATUSES]
     ]
     others = len(sample.statuses) - len(shown)
-    more = [f"{others} others"] if others else []
-    return f"{', '.join(shown + more)} (of the newest {sample.orders} orders)"
+    more = [counted(others, "other status", "other statuses")] if others else []
+    return f"{', '.join(shown + more)} (of the newest {counted(sample.orders, 'order')})"
 
 
 def _clocks(found: ShopTablesSurvey) -> str:
@@ -168,12 +170,12 @@ def _published(found: ShopTablesSurvey) -> str:
     said = f"orders where {choices.condition}" if choices.condition else "all orders"
     if choices.condition and sample is not None and sample.orders and sample.met is not None:
         said += f" ({sample.met} of the newest {sample.orders})"
-    times = {"local": "the shop's time", "utc": "UTC", None: ""}[choices.timestamps]
-    return f"{said}; times without a zone are {times}" if times else said
+    times = {"local": "in the shop's time zone", "utc": "in UTC", None: ""}[choices.timestamps]
+    return f"{said}; timestamps without a time zone are {times}" if times else said
 
 
 def _shape(found: ShopTablesSurvey) -> dict[str, object]:
-    """What was found, as programs read it."""
+    """Return the findings as the object that `--json` prints."""
     sample = found.sample
     return {
         "tables": {

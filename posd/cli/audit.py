@@ -1,4 +1,4 @@
-"""`posctl audit`: whether all is so in the database that must be so."""
+"""`posctl audit`: check the consistency of the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from posd.cli import database
 from posd.cli.database import run_to_completion
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, print_table, progress_bar
+from posd.cli.output import as_json, counted, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import find_tenant
 from posd.maintenance.audit import Audit, AuditFinding, Auditor
@@ -21,30 +21,30 @@ _STATEMENT_SECONDS: Final = 120.0
 
 
 @click.command()
-@click.option("--tenant", "slug", type=SLUG, help="Only this shop, and what all have in common.")
+@click.option("--tenant", "slug", type=SLUG, help="Check only this shop and the main schema.")
 @click.option(
     "--rows",
     type=click.IntRange(1, 10_000),
     default=10,
     show_default=True,
-    help="So many rows are named of those that break one rule.",
+    help="How many rows are shown for one broken rule.",
 )
 @as_json
 @pass_installation
 def audit(installation: Installation, slug: str | None, rows: int, as_json: bool) -> None:
-    """Recompute everything that must be so in the database.
+    """Check the consistency of the database.
 
-    Streams without gaps, positions in their ranges, orders as they were last published, print
-    statuses, every chain of gift cards and points from its first movement, reports with all that
-    they have replaced, keys, and the schema itself: constraints, triggers, functions and rights as
-    the migrations have made them. Nothing is believed because a constraint says so.
+    The command checks the numbering of the streams, positions, orders against their last events, print
+    statuses, all movements of gift cards and loyalty accounts, reports and their earlier versions, and
+    keys. It also checks that the constraints, triggers, functions and rights of the schemas are those
+    of the migrations. It computes every value again and does not rely on constraints.
 
-    Names each row that breaks a rule. It only reads, one moment of the database, with the rights of
-    the daemon, and may be run while posd works; of a large log it reads all. Warnings are worth
-    looking at and break no rule.
+    It prints each row that breaks a rule, and warnings about rows that look wrong but break no rule. The
+    command only reads, in one snapshot and with the rights of the daemon. It may run while posd runs. It
+    reads the whole event log.
 
-    Exit code 0, or 65 if a rule is broken, or 75 if none is but one could not be looked at in two
-    minutes.
+    The exit code is 0 if no rule is broken, 65 if a rule is broken, and 75 if no rule is broken but
+    a check took longer than two minutes.
 
     \b
     Examples:
@@ -87,15 +87,20 @@ def _print_result(audit: Audit, tenants: int, *, as_json: bool) -> None:
         return
     if audit.findings:
         print_table(
-            ("", "tenant", "check", "row", "what is wrong"),
+            ("", "tenant", "check", "row", "fault"),
             [row for each in (*audit.faults, *audit.warnings) for row in _lines(each)],
         )
     for slug, name in audit.unfinished:
-        click.echo(f"{slug or 'main'}: {name} took too long and was left out", err=True)
+        click.echo(
+            f"{slug or 'main'}: the check {name!r} took longer than {_STATEMENT_SECONDS:g} s and was"
+            " skipped",
+            err=True,
+        )
     faults = sum(each.found.total for each in audit.faults)
     warnings = sum(each.found.total for each in audit.warnings)
     click.echo(
-        f"{tenants} tenants, {audit.checks} checks: {faults} rows at fault, {warnings} warnings"
+        f"{counted(tenants, 'tenant')}, {counted(audit.checks, 'check')}:"
+        f" {counted(faults, 'faulty row')}, {counted(warnings, 'warning')}"
     )
 
 

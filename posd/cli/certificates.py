@@ -1,4 +1,4 @@
-"""`posctl make-cert`: TLS for a network that has no certificate authority."""
+"""`posctl make-cert`: certificates of a private certificate authority."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from posd.security.private_ca import IssuedCertificate
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Where the files are, or will be; it is made if need be.",
+    help="The folder of the certificates. It is created if it does not exist.",
 )
 @click.option(
     "--name",
     "names",
     multiple=True,
-    help="A host name or IP address by which the tills call posd; may be repeated.",
+    help="A host name or IP address that tills connect to. May be repeated.",
 )
 @click.option(
     "--client",
     metavar="NAME",
-    help="Make a till's own certificate instead, in client-NAME.pem and client-NAME-key.pem.",
+    help="Make a client certificate for a till: client-NAME.pem and client-NAME-key.pem.",
 )
 @click.option(
     "--days",
     type=click.IntRange(1, certificates.LONGEST_DAYS),
     default=certificates.LONGEST_DAYS,
     show_default=True,
-    help="How long the certificate is valid.",
+    help="How many days the certificate is valid.",
 )
-@click.option("--replace", is_flag=True, help="Replace a certificate that is there.")
+@click.option("--replace", is_flag=True, help="Replace an existing certificate.")
 @as_json
 @click.pass_context
 def make_cert(
@@ -52,16 +52,16 @@ def make_cert(
     replace: bool,
     as_json: bool,
 ) -> None:
-    """Make a private CA and a server certificate, or one for a till.
+    """Make a private certificate authority and a server or client certificate.
 
-    For a shop's own network, where no public authority can help. The authority in the directory is
-    used again if there is one, so that a renewal (`--replace`; posd takes the new files by itself)
-    needs no change on the tills. Give ca.pem to the tills; fullchain.pem and privkey.pem are for the
-    [tls] section of posd's configuration; keep ca-key.pem somewhere safe.
+    Use this command in a network where no public authority issues certificates. If the folder has an
+    authority, the command uses it. So a renewal with --replace needs no change on the tills. posd loads
+    the new files by itself. Copy ca.pem to the tills. Name fullchain.pem and privkey.pem in the
+    section [tls] of the configuration. Keep ca-key.pem in a safe place.
 
-    Where posd is to let in only tills with a certificate, set client_ca in [tls] to the ca.pem of
-    the authority that makes them, of this directory or of one of its own, and give each till its
-    --client files. It needs its key for posd besides.
+    If posd shall accept only tills with a client certificate, set client_ca in [tls] to the ca.pem of
+    the authority that issues them: the one of this folder, or one in a folder of its own. Give each
+    till its client files. A till with a certificate still needs its key.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def make_cert(
     """
     if bool(names) == bool(client):
         raise click.UsageError(
-            "Give --name for posd's certificate, or --client for a till's.", context
+            "Give --name for the certificate of posd, or --client for that of a till.", context
         )
     try:
         if client:
@@ -93,7 +93,7 @@ def make_cert(
         )
         return
     _show(made, for_till=bool(client))
-    click.echo(f"Renew it before {made.expires_at:%d %B %Y}, with --replace.")
+    click.echo(f"The certificate expires on {made.expires_at:%d %B %Y}. Renew it with --replace.")
 
 
 def _show(made: IssuedCertificate, *, for_till: bool) -> None:

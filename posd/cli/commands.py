@@ -1,6 +1,7 @@
-"""The commands of `posctl` in the order in which they are met, each imported when it is called.
+"""The commands of `posctl`, in the order of `posctl --help`.
 
-A command's module may load Twisted, Autobahn or OpenSSL; `posctl key list` waits for none of them.
+The module of a command is imported when the command is called, because some modules import Twisted,
+Autobahn or OpenSSL. A command such as `posctl key list` does not need them and starts faster.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "adopt": "adopting",
         "key": "keys",
     },
-    "Look after": {
+    "Operate": {
         "status": "status",
         "audit": "audit",
         "doctor": "doctor",
@@ -42,13 +43,13 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "forget": "forgetting",
     },
 }
-"""The modules of `posd.cli` that have the commands, under the headings of `posctl --help`."""
+"""Heading of `posctl --help` → command → the module of `posd.cli` that defines the command."""
 
 _MODULES: Final = {name: module for part in SECTIONS.values() for name, module in part.items()}
 
 
 class CommandGroup(click.Group):
-    """A group whose commands are imported late and whose expected failures are told in one line."""
+    """A group that imports its commands on demand and prints expected failures in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_MODULES)

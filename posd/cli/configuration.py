@@ -1,4 +1,4 @@
-"""`posctl check-config`: every problem of a configuration at once."""
+"""`posctl check-config`: check a configuration and print all its problems."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from posd.maintenance.doctor import CheckResult, CheckState, files, startup
 @as_json
 @pass_installation
 def check_config(installation: Installation, as_json: bool) -> None:
-    """Say whether posd starts with a configuration, and everything that is wrong with it.
+    """Check a configuration and print all problems.
 
-    Reads the file, the *.toml files of conf.d beside it and the certificates, tries whether the
-    listeners' places are free or posd's own, and prints each problem on one line: the file, the
-    dotted key, what is wrong, what was meant. Run it as a user who may read the files. `posctl
-    doctor` makes the same examination, and looks at the database and the machine besides.
+    The command reads the configuration file, the *.toml files of conf.d beside it and the certificates,
+    and checks that the addresses of the listeners are free or in use by posd itself. Each problem is one
+    line: the file, the dotted key, the problem, and a suggestion. Run the command as a user who may
+    read the files. `posctl doctor` does the same and also checks the database and the machine.
 
-    Exit code 78 if there is a problem with which the daemon does not start, else 0. A line that
-    begins with "warning:" tells something to mend with which posd starts, such as a certificate that
-    has ended.
+    The exit code is 78 if the daemon does not start with the configuration, else 0. A line that begins
+    with "warning:" is a problem with which posd starts, such as an expired certificate.
 
     \b
     Examples:
@@ -46,12 +45,12 @@ def check_config(installation: Installation, as_json: bool) -> None:
     if problems:
         raise click.exceptions.Exit(os.EX_CONFIG)
     if not as_json:
-        is_sound = "is in order" if not warnings else "can be used, with the warnings above"
-        click.echo(f"{installation.config_path} {is_sound}.")
+        verdict = "is valid" if not warnings else "is valid, with the warnings above"
+        click.echo(f"{installation.config_path} {verdict}.")
 
 
 def _is_warning(line: CheckResult) -> bool:
-    """Whether to tell a line with which posd starts. What runs now is for `doctor` to tell."""
+    """Return whether to print a line as a warning. Only `posctl doctor` prints passing conditions."""
     return (
         not line.stops and not line.passing and line.state in (CheckState.WARNING, CheckState.FAULT)
     )
@@ -59,7 +58,7 @@ def _is_warning(line: CheckResult) -> bool:
 
 def _sentence(line: CheckResult) -> str:
     if line.part == "configuration":
-        # It begins with the file and the key, and ends with what was meant.
+        # The text already begins with the file and the key, and ends with the suggestion.
         return printable(line.what)
     remedy = "" if line.remedy is None else f"; {line.remedy}"
     return printable(f"{line.part}: {line.what}{remedy}")

@@ -1,8 +1,8 @@
-"""The daemon's own statements, run by `posctl` on one blocking connection.
+"""Run the functions of `posd.store` on one blocking connection.
 
-The functions of `posd.store` are coroutines over a `Session`. Over this one they never have to
-wait for a reactor, so they can be run to their end where they are called, and every statement
-exists once.
+These functions are coroutines that take a `Session`. The sessions of this module never wait for a
+reactor, so `run_to_completion` can run such a coroutine at once. `posctl` and the daemon thus share
+their SQL statements.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from posd.errors import Busy, StatementFailed
 
 T = TypeVar("T")
 
-_PATIENCE: Final = 10.0
-_PAUSE: Final = 0.2
+_LOCK_WAIT_SECONDS: Final = 10.0
+_RETRY_SECONDS: Final = 0.2
 
-# One process on the server's side.
+# Without parallel workers the snapshot costs the server one process.
 _SNAPSHOT: Final = """
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = %s;
     SET LOCAL max_parallel_workers_per_gather = 0
 """
-_TOO_LONG: Final = ("57014", "55P03")
+_TIMEOUT_SQLSTATES: Final = ("57014", "55P03")
 """query_canceled, lock_not_available"""
 
 
 @frozen
 class BlockingExecutor:
-    """A `Session` whose statements are over when they return, each its own transaction."""
+    """A `Session` that blocks. Each statement is a transaction of its own."""
 
     _connection: Connection
 
@@ -54,9 +54,10 @@ class BlockingExecutor:
 
 @contextmanager
 def open_executor(dsn: str) -> Iterator[BlockingExecutor]:
-    """Connect to a database whose main schema fits this posd; raises `SchemaError` if it does not.
+    """Connect to a database and check the version of its main schema.
 
-    Nothing but psycopg2's errors comes out of the statements.
+    Raises `SchemaError` if the schema is not of this version of posd. The statements raise only the
+    errors of psycopg2.
     """
     with closing(migrations.connect(dsn)) as connection:
         migrations.check_main(connection)
@@ -65,10 +66,10 @@ def open_executor(dsn: str) -> Iterator[BlockingExecutor]:
 
 @frozen
 class SnapshotQuerier:
-    """A `Reader` of one moment of the database; a statement that fails leaves it usable.
+    """A `Reader` in one snapshot of the database. A statement that fails does not end the snapshot.
 
-    Raises `StatementFailed`, or `Busy` where the time was too short; a connection that is lost is
-    psycopg2's error.
+    Raises `StatementFailed`, `Busy` if a statement times out, and psycopg2's error if the connection
+    is lost.
     """
 
     _connection: Connection
@@ -83,7 +84,7 @@ class SnapshotQuerier:
                 if self._connection.closed:
                     raise
                 cursor.execute("ROLLBACK TO before")
-                if error.pgcode in _TOO_LONG:
+                if error.pgcode in _TIMEOUT_SQLSTATES:
                     raise Busy(migrations.first_line(error)) from error
                 raise StatementFailed(migrations.first_line(error), error.pgcode or "") from error
             cursor.execute("RELEASE before")
@@ -92,7 +93,7 @@ class SnapshotQuerier:
 
 @contextmanager
 def open_snapshot(dsn: str, statement_seconds: float) -> Iterator[SnapshotQuerier]:
-    """As `executor`, of one moment, in which a statement may take so long."""
+    """Like `open_executor`, but read-only and in one snapshot, with a statement timeout."""
     with closing(migrations.connect(dsn)) as connection:
         migrations.check_main(connection)
         with connection.cursor() as cursor:
@@ -101,26 +102,26 @@ def open_snapshot(dsn: str, statement_seconds: float) -> Iterator[SnapshotQuerie
 
 
 def run_to_completion(statement: Coroutine[Any, Any, T]) -> T:
-    """Run a function of `posd.store` on a `BlockingExecutor` to its end, and give its result."""
+    """Run a coroutine of `posd.store` on a blocking session, and return its result."""
     try:
         statement.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
     statement.close()
-    raise RuntimeError("a statement on a blocking session waited for something else")
+    raise RuntimeError("a coroutine on a blocking session waited for a Deferred")
 
 
 def retry_while_locked(statement: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
-    """The result of a statement that gives up soon where somebody has a lock, tried for ten seconds.
+    """Return the result of a statement with a short lock timeout, which is repeated for ten seconds.
 
-    None if the lock was not to be had in that time. Nothing was changed then.
+    Return None if the lock was not available in this time. The statement has changed nothing then.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
         try:
             return run_to_completion(statement())
         except LockNotAvailable:
             if time.monotonic() > deadline:
                 return None
-            time.sleep(_PAUSE)
+            time.sleep(_RETRY_SECONDS)

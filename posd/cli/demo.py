@@ -1,4 +1,4 @@
-"""`posctl demo`: everything at once, without anything but this machine."""
+"""`posctl demo`: a complete temporary installation on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from posd.cli.demo_run import DeliveredOrder, DemoRun, Road
 from posd.cli.demo_server import TENANT, TILL, DemoServer, demo_server
 from posd.cli.event_lines import event_line
 from posd.cli.failures import CommandFailure
-from posd.cli.output import as_json, print_json
+from posd.cli.output import as_json, counted, print_json
 from posd.cli.reactor import run
 from posd.testing.binaries import NoServer
 from posd.testing.daemon import DaemonFailed
@@ -27,38 +27,38 @@ SAMPLE: Final = '{"type":"new_order","data":{"orderId":"A-2","totalAmount":12.50
 
 @click.command()
 @click.option(
-    "--once", is_flag=True, help="One order by SQL, one by REST, the time each took, and the end."
+    "--once", is_flag=True, help="Place one order by SQL and one by REST, print the times, and end."
 )
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     metavar="N",
-    help="Where posd listens; without it 9010 if that is free, or else any.",
+    help="The port of posd. Default: 9010 if it is free, else any free port.",
 )
 @click.option(
     "--host",
     metavar="ADDRESS",
-    help="An address of this machine, or its name, by which tablets reach it: posd listens there too.",
+    help="An address or name of this machine that tablets can reach. posd listens there too.",
 )
 @click.option(
     "--dir",
     "link",
     type=click.Path(path_type=Path),
     metavar="NAME",
-    help="Make this a link to the folder with keys, certificates and configuration.",
+    help="Create a link of this name to the folder of keys, certificates and configuration.",
 )
 @as_json
 def demo(once: bool, port: int | None, host: str | None, link: Path | None, as_json: bool) -> None:
-    """Try all of posd on this machine, with nothing prepared.
+    """Try posd on this machine without an installation.
 
-    Starts a PostgreSQL in a temporary folder, makes the schemas, a tenant, keys, an authority and
-    its certificate, starts the daemon with TLS, connects a till to it, places an order every few
-    seconds, and shows the commands with which to take part. Ctrl-C ends it and leaves nothing.
+    The command starts a PostgreSQL server in a temporary folder, creates the schemas, a tenant, keys
+    and certificates, starts the daemon with TLS, connects a till, and places an order every few
+    seconds. It prints commands that you can use meanwhile. Ctrl-C ends it and removes everything.
 
-    posd listens on 127.0.0.1, and at no other address without --host. A posd that is killed is started
-    again on the same database, so that a till can be tried in an accident.
+    posd listens on 127.0.0.1, and with --host also at another address. If posd is killed, the command
+    starts it again on the same database, so that you can see how a till recovers.
 
-    With --json the first line has the addresses and keys, and each order is a line of its own.
+    With --json the first line has the addresses and keys, and each order is one line.
 
     \b
     Examples:
@@ -82,18 +82,18 @@ def _perform(built: DemoServer, once: bool, as_json: bool) -> None:
             _print_instructions(built, as_json)
         run(lambda reactor: DemoRun(reactor, built, _print_step).perform(screen.show, once=once))
     except KeyboardInterrupt:
-        # How a demonstration ends, unless it is the short one.
+        # Ctrl-C is the normal end, except with --once.
         if once:
             raise
     if once:
         screen.conclude()
     else:
-        click.echo(f"Orders that have reached the till: {screen.count}.", err=True)
+        click.echo(f"The till has received {counted(screen.count, 'order')}.", err=True)
 
 
 @define(eq=False)
 class DemoScreen:
-    """Shows each order that has arrived, or the times at the end."""
+    """Prints each order that has arrived, or with `--once` the times at the end."""
 
     _as_json: bool
     _once: bool
@@ -101,7 +101,7 @@ class DemoScreen:
     _times: dict[Road, DeliveredOrder] = field(factory=dict)
 
     def show(self, delivery: DeliveredOrder) -> None:
-        """An order has arrived."""
+        """Count an order that has arrived, and print it."""
         self.count += 1
         self._times[delivery.road] = delivery
         if self._once:
@@ -112,7 +112,7 @@ class DemoScreen:
             click.echo(f"{event_line(delivery.event)}  {_measured(delivery)}")
 
     def conclude(self) -> None:
-        """Print how long the last order of each road took."""
+        """Print how long the order of each way took."""
         if self._as_json:
             print_json({road.lower(): _shape(each) for road, each in self._times.items()})
             return
@@ -133,7 +133,7 @@ def _print_step(text: str) -> None:
 
 
 def _print_instructions(built: DemoServer, as_json: bool) -> None:
-    """Print what is needed to take part; the commands can be pasted as they are."""
+    """Print the addresses and keys, or commands that can be pasted into a shell."""
     if as_json:
         print_json(
             {
@@ -157,24 +157,24 @@ def _print_instructions(built: DemoServer, as_json: bool) -> None:
         )
     )
     click.echo(f"""
-posd runs, and its till in here gets an order every few seconds. In another terminal,
+posd runs. A till in this process receives an order every few seconds. In another terminal you can
 
 be a till:
     {program} listen --url {built.url} --tenant {TENANT} --ca {ca} --key-file {till}
 
-be a shop that writes its orders by SQL:
+be a shop that writes its orders with SQL:
     psql "{built.dsn}" \\
         -c "INSERT INTO dinedesk_{TENANT}.orders (order_number, total_amount) VALUES ('A-1', 9.50)"
 
-be a web shop:
+be a web shop that publishes an order with REST:
     curl --cacert {ca} -H "Authorization: Bearer $(cat {platform})" \\
         -H "Content-Type: application/json" -d '{SAMPLE}' {built.rest_url}/api/{TENANT}/events
 
 be the operator:
     {program} --config {config} status --tenant {TENANT}
 
-be an accident, after which posd is started again:
+kill posd, which is then started again:
     kill -9 $(cat {pid})
 
-Ctrl-C ends it and leaves nothing behind.
+Ctrl-C ends the demonstration and removes its files.
 """)

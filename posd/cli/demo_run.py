@@ -1,4 +1,4 @@
-"""What happens in `posctl demo`: orders are placed, by SQL and by REST, and a till gets them."""
+"""The run of `posctl demo`: place orders by SQL and by REST, and receive them with a till."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 Road = Literal["SQL", "REST"]
 
 _ARRIVAL_SECONDS: Final = 60.0
-"""Seconds for an order to arrive, long enough for a posd that was killed to be started again."""
+"""Seconds for an order to arrive: enough for a restart of posd after it was killed."""
 _PAUSE_SECONDS: Final = 4.0
 _WATCH_SECONDS: Final = 0.25
 _AGAIN_SECONDS: Final = 0.25
@@ -40,10 +40,10 @@ _AGAIN_SECONDS: Final = 0.25
 
 @frozen
 class DeliveredOrder:
-    """An order that has reached the till.
+    """An order that the till has received.
 
-    `milliseconds` are those from the moment its transaction was about to be committed (by SQL), or
-    had stored it (by REST), to the moment the till had read it.
+    `milliseconds` is the time until the till had read the order. It begins before COMMIT for an order
+    by SQL, and at the event's timestamp for an order by REST.
     """
 
     road: Road
@@ -53,7 +53,7 @@ class DeliveredOrder:
 
 @define(eq=False)
 class DemoRun:
-    """The till, and the orders that are on their way to it."""
+    """The till of the demonstration, and the orders that have not reached it yet."""
 
     _reactor: CommandReactor
     _stage: DemoServer
@@ -63,15 +63,15 @@ class DemoRun:
     _failure: str | None = field(init=False, default=None)
 
     async def perform(self, show: Callable[[DeliveredOrder], None], *, once: bool) -> None:
-        """Place orders, in turn by SQL and by REST, until the reactor ends, or each way once.
+        """Place orders by SQL and by REST in turn until the reactor stops, or one each if `once`.
 
-        Raises `CommandFailure` when an order does not arrive.
+        Raises `CommandFailure` if an order does not arrive.
         """
         till = self._till()
         self._reactor.addSystemEventTrigger("before", "shutdown", till.stopService)
         till.startService()
         try:
-            await self._in_time(self._connected, "the till was not let in")
+            await self._in_time(self._connected, "the till could not connect")
             number = 0
             if not once:
                 self._watch()
@@ -84,7 +84,7 @@ class DemoRun:
             await till.stopService()
 
     def _watch(self) -> None:
-        """Start the daemon again whenever it has ended, until the reactor ends."""
+        """Restart the daemon whenever it ends, until the reactor stops."""
         watching = LoopingCall(self._look_after_daemon)
         watching.clock = self._reactor
         watching.start(_WATCH_SECONDS, now=False).addErrback(self._given_up)
@@ -100,7 +100,7 @@ class DemoRun:
         if not daemon.running:
             threads = self._reactor.getThreadPool()
             await deferToThreadPool(self._reactor, threads, daemon.run_again)
-            self._tell(f"posd had ended, and runs again as process {daemon.pid}")
+            self._tell(f"posd ended; it was restarted as process {daemon.pid}")
 
     def _given_up(self, failure: Failed) -> None:
         self._failure = failure.getErrorMessage()
@@ -120,10 +120,10 @@ class DemoRun:
     async def _deliver(self, road: Road, order: SampleOrder) -> DeliveredOrder:
         arrival = self._expected[order.number] = Deferred()
         place = _publish_by_sql if road == "SQL" else _publish_by_rest
-        # Placing an order blocks, as it does in a shop's own program.
+        # The functions that place an order block, so they run in a thread.
         threads = self._reactor.getThreadPool()
         placed = deferToThreadPool(self._reactor, threads, place, self._stage, order)
-        sent = await self._in_time(placed, f"the order by {road} could not be placed")
+        sent = await self._in_time(placed, f"the order by {road} was not placed")
         event, read = await self._in_time(arrival, f"the order by {road} did not reach the till")
         begun = event.timestamp if sent is None else sent
         return DeliveredOrder(road, event, (read - begun).total_seconds() * 1000)
@@ -136,7 +136,7 @@ class DemoRun:
 
     def _reason(self) -> str:
         if not self._stage.daemon.running:
-            return f"posd has ended; the end of its log:\n{self._stage.daemon.last_words()}"
+            return f"posd has ended; last lines of its log:\n{self._stage.daemon.last_words()}"
         return self._failure or f"nothing happened for {_ARRIVAL_SECONDS:g} s"
 
     def _on_event(self, event: ReceivedEvent) -> None:
@@ -155,7 +155,7 @@ class DemoRun:
 
 
 def _publish_by_sql(stage: DemoServer, order: SampleOrder) -> datetime | None:
-    """Write an order as a shop does, with its items, in one transaction; when it was committed."""
+    """Write an order and its items in one transaction. Return the time just before COMMIT."""
     with closing(migrations.connect(stage.dsn)) as connection:
         connection.autocommit = False
         with connection.cursor() as cursor:
@@ -168,7 +168,7 @@ def _publish_by_sql(stage: DemoServer, order: SampleOrder) -> datetime | None:
 
 
 def _publish_by_rest(stage: DemoServer, order: SampleOrder) -> datetime | None:
-    """Publish an order as a web shop does."""
+    """Publish an order by `POST /events`. Return None: the event has its own timestamp."""
     request = urllib.request.Request(
         f"https://localhost:{stage.port}/api/{TENANT}/events",
         data=jsontext.encode({"type": "new_order", "data": order.data()}),
@@ -181,7 +181,7 @@ def _publish_by_rest(stage: DemoServer, order: SampleOrder) -> datetime | None:
     deadline = time.monotonic() + _ARRIVAL_SECONDS
     while True:
         try:
-            # Its address was made above, and is https.
+            # bandit warns of other schemes; the URL above is https.
             with urllib.request.urlopen(  # nosec B310
                 request, timeout=_ARRIVAL_SECONDS, context=trusted
             ):
@@ -193,8 +193,8 @@ def _publish_by_rest(stage: DemoServer, order: SampleOrder) -> datetime | None:
                 raise failure from refusal
         except (OSError, http.client.HTTPException) as error:
             failure = CommandFailure(f"REST does not answer: {error}", os.EX_SOFTWARE)
-        # posd may have been killed, and is started again. The order has a name, so that a second
-        # attempt is no second order.
+        # posd may have been killed and is being restarted. The orderId makes a second attempt safe:
+        # posd does not publish the same order twice.
         if time.monotonic() > deadline:
             raise failure
         time.sleep(_AGAIN_SECONDS)

@@ -1,4 +1,4 @@
-"""What `posctl demo` is played on: everything an installation has, in a temporary folder."""
+"""The installation that `posctl demo` makes in a temporary folder."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from posd.values import KeyKind
 TENANT: Final = "kitchen"
 TILL: Final = "POS_1"
 OWN_TILL: Final = "DEMO"
-"""The till that the demonstration is itself, so that whoever tries `posctl listen` is another."""
+"""The device id of the till in this process. `posctl listen` with TILL's key does not supersede it."""
 
 _USUAL_PORT: Final = 9010
 _TRIES: Final = 20
-"""How many free ports of 127.0.0.1 are tried for one that is free at another address too."""
+"""How many free ports of 127.0.0.1 are tried to find one that is also free at the other address."""
 _PREFIX: Final = "posd-demo-"
 
 _CONFIGURATION: Final = """\
@@ -61,28 +61,28 @@ tls = true
 
 @frozen
 class ListenAddress:
-    """Where posd listens, besides 127.0.0.1: what its users call it, and its address if it is another."""
+    """Where posd listens: the host in URLs, and its address if it is not 127.0.0.1."""
 
     host: str = "localhost"
     address: str | None = None
 
     @property
     def written(self) -> str:
-        """The host as a URL has it."""
+        """The host as it is written in a URL."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def names(self) -> list[str]:
-        """Everything that the certificate has to be valid for."""
+        """The names and addresses that the certificate must be valid for."""
         names = ["localhost", "127.0.0.1", self.host, *([self.address] if self.address else [])]
         return [*dict.fromkeys(names)]
 
 
 @frozen
 class DemoServer:
-    """A posd that runs, and what is needed to reach it. Keys are by the name of their holder.
+    """A running posd and the data of its clients. `keys` has a key for each holder's name.
 
-    `shown` is the folder as the commands that are printed name it.
+    `shown` is the path of the folder in the commands that are printed: the link if there is one.
     """
 
     folder: Path
@@ -95,31 +95,31 @@ class DemoServer:
 
     @property
     def url(self) -> str:
-        """Where tills connect to."""
+        """The URL that tills connect to."""
         return f"wss://{self.listen_address.written}:{self.port}"
 
     @property
     def rest_url(self) -> str:
-        """Where platforms publish."""
+        """The base URL of the REST API."""
         return f"https://{self.listen_address.written}:{self.port}"
 
     @property
     def ca(self) -> Path:
-        """The authority that tills have to trust."""
+        """The certificate of the authority that tills must trust."""
         return self.shown / "tls" / "ca.pem"
 
     @property
     def config(self) -> Path:
-        """The configuration of this posd."""
+        """The configuration file."""
         return self.shown / "posd.toml"
 
     @property
     def pid_file(self) -> Path:
-        """A file that has the daemon's process id, also after it was started again."""
+        """The file with the process id of the daemon. It is rewritten at a restart."""
         return self.shown / "posd.pid"
 
     def key_file(self, holder: str) -> Path:
-        """A file that has this holder's key and nothing else."""
+        """The file with the key of a holder."""
         return self.shown / f"{holder}.key"
 
 
@@ -127,13 +127,12 @@ class DemoServer:
 def demo_server(
     port: int | None, host: str | None, link: Path | None, report: Callable[[str], None]
 ) -> Iterator[DemoServer]:
-    """Set everything up, and take it away again.
+    """Set up and start an installation, and remove it at the end.
 
-    `report` hears of each step. Without a `port` the usual one is taken if it is free, or else any.
-    `host` is a name or an address of this machine by which others reach it; posd then listens
-    there too. `link` becomes a link to the folder with everything in it.
-    Raises `NoServer`, `ServerFailed` and `DaemonFailed`, and `CommandFailure` for a port in use, a host
-    that is not this machine, and a link that cannot be made.
+    `report` is called with a line for each step. Without `port`, 9010 is used if it is free, else any
+    free port. `host` is a name or an address of this machine where posd listens too. `link` is
+    created as a link to the folder. Raises `NoServer`, `ServerFailed`, `DaemonFailed`, and
+    `CommandFailure` if the port is in use, the host is not this machine or the link cannot be created.
     """
     listen_address = ListenAddress() if host is None else _resolve_host(host)
     with (
@@ -146,7 +145,7 @@ def demo_server(
         report(f"PostgreSQL {server.binaries.version} runs in {server.folder}")
         dsn = server.dsn("posd")
         _prepare(dsn)
-        report(f"tenant {TENANT} has its schema")
+        report(f"tenant {TENANT} is added")
         keys = _keys(dsn, folder)
         made = certificates.make(folder / "tls", listen_address.names)
         (folder / "order.json").write_bytes(jsontext.encode(sample_order(0).data()))
@@ -160,7 +159,7 @@ def demo_server(
                 private_key=_quoted(str(made.key_path)),
             )
         )
-        report("keys and certificates are made")
+        report("keys and certificates are created")
         with DaemonProcess.start(config, folder) as daemon:
             report(f"posd runs as process {daemon.pid}")
             yield DemoServer(folder, shown, listen_address, chosen, dsn, keys, daemon)
@@ -189,17 +188,17 @@ def _keys(dsn: str, folder: Path) -> dict[str, str]:
 
 
 def _resolve_host(host: str) -> ListenAddress:
-    """Find the address of this machine that a host names."""
+    """Return the address of this machine that a host name resolves to."""
     try:
         found = {
             str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         }
     except (OSError, UnicodeError):
-        message = f"--host {host!r} is neither an address nor the name of a host"
+        message = f"--host {host!r} is neither an IP address nor a known host name"
         raise CommandFailure(message, os.EX_NOHOST) from None
     if any(ip_address(each.partition("%")[0]).is_unspecified for each in found):
-        message = f"--host {host} is every address: name the one that tablets connect to"
-        raise CommandFailure(f"{message}, such as one that `hostname -I` prints", os.EX_USAGE)
+        message = f"--host {host} means all addresses: give the one that tablets connect to"
+        raise CommandFailure(f"{message}; `hostname -I` prints those of this machine", os.EX_USAGE)
     if "127.0.0.1" in found:
         return ListenAddress(host)
     for address in sorted(found, key=lambda each: ":" in each):
@@ -214,7 +213,7 @@ def _resolve_host(host: str) -> ListenAddress:
 
 @contextmanager
 def _reserve_port(wanted: int | None, listen_address: ListenAddress) -> Iterator[int]:
-    """Keep a port at all places: the one that was asked for, or the usual one, or any."""
+    """Reserve a port at all listen addresses: the wanted one, or else 9010, or else any."""
     with ExitStack() as kept:
         yield _reserved_ports(wanted, listen_address, kept)
 
@@ -228,13 +227,13 @@ def _reserved_ports(wanted: int | None, listen_address: ListenAddress, kept: Exi
             kept.push(trying.pop_all())
             return number
     message = "no port is free" if wanted is None else f"port {wanted} is in use"
-    raise CommandFailure(f"{message}: name another by --port", os.EX_UNAVAILABLE)
+    raise CommandFailure(f"{message}: choose another with --port", os.EX_UNAVAILABLE)
 
 
 def _listeners(listen_address: ListenAddress, port: int) -> str:
     text = _LISTENER.format(name="https", port=port, interface="127.0.0.1")
     if listen_address.address is not None:
-        # A backslash for Twisted, written as two in TOML.
+        # Twisted's endpoint strings need a backslash before a colon; TOML needs two for one.
         interface = listen_address.address.replace(":", r"\\:")
         text += _LISTENER.format(name="network", port=port, interface=interface)
     return text
@@ -242,22 +241,22 @@ def _listeners(listen_address: ListenAddress, port: int) -> str:
 
 @contextmanager
 def _symlink_to(link: Path | None, folder: Path) -> Iterator[Path]:
-    """Make a link to the folder for as long as it exists; what commands are to call the folder."""
+    """Create the link, yield the path for printed commands, and remove the link at the end."""
     if link is None:
         yield folder
         return
     with suppress(FileNotFoundError):
-        # A demonstration that was killed has left it.
+        # A demonstration that was killed has left a dangling link.
         if link.is_symlink() and link.readlink().name.startswith(_PREFIX) and not link.exists():
             link.unlink()
     try:
         link.symlink_to(folder)
     except FileExistsError:
         raise CommandFailure(
-            f"{link} exists already: name another by --dir", os.EX_CANTCREAT
+            f"{link} already exists: choose another name with --dir", os.EX_CANTCREAT
         ) from None
     except (OSError, ValueError) as error:
-        raise CommandFailure(f"{link} cannot be made: {error}", os.EX_CANTCREAT) from None
+        raise CommandFailure(f"{link} cannot be created: {error}", os.EX_CANTCREAT) from None
     try:
         yield link
     finally:
@@ -266,5 +265,5 @@ def _symlink_to(link: Path | None, folder: Path) -> Iterator[Path]:
 
 
 def _quoted(text: str) -> str:
-    """A string in TOML: its basic strings are written like those of JSON (TOML 1.0, "String")."""
+    """Write a TOML basic string. Its syntax is that of a JSON string (TOML 1.0, "String")."""
     return jsontext.encode(text).decode()

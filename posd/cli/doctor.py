@@ -1,4 +1,4 @@
-"""`posctl doctor`: what is wrong with an installation, and what to do about it."""
+"""`posctl doctor`: check an installation, and print faults with their remedies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from posd.cli.database import SnapshotQuerier, run_to_completion
 from posd.cli.failures import explain
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, print_table, printable
+from posd.cli.output import as_json, counted, print_json, print_table, printable
 from posd.config.model import Config
 from posd.database import migrations
 from posd.database.dsn import with_reader_user
@@ -47,16 +47,16 @@ _CONNECT_SECONDS: Final = 5
 @as_json
 @pass_installation
 def doctor(installation: Installation, as_json: bool) -> None:
-    """Look at everything that an installation needs, and say what to do where it is not so.
+    """Check an installation, and print faults with their remedies.
 
-    The configuration, who can read its files, the certificate with its issuers and its end, the
-    clock, the database with its version, settings, rights and schemas, the hooks on shops' tables,
-    the ports, the daemon and what the system lets it have. Each line is ok, a warning or a fault;
-    a dash is what could not be looked at. Nothing is changed. It needs nothing to work, and sees most
-    as root while posd runs.
+    The command checks the configuration and the permissions of its files, the certificate with its
+    issuers and its expiry, the clock, the version, settings, rights and schemas of the database, the
+    hooks on shops' tables, the ports, the daemon and its limits. Each line is ok, a warning or a fault;
+    a dash marks a check that was not possible. The command changes nothing. It works on a broken
+    installation too. Run it as root while posd runs: then all checks are possible.
 
-    Exit code 0 if nothing is at fault; 69 if all that is is a database or a daemon that is away; 78
-    for everything else.
+    The exit code is 0 if there is no fault, 69 if the only faults are that the database or the daemon
+    is not available, and 78 for all other faults.
 
     \b
     Examples:
@@ -70,14 +70,14 @@ def doctor(installation: Installation, as_json: bool) -> None:
         print_json({"ok": not faults, "lines": [_shape(line) for line in lines]})
     else:
         _show(lines)
-        click.echo(f"{len(faults)} faults, {len(warnings)} warnings")
+        click.echo(f"{counted(len(faults), 'fault')}, {counted(len(warnings), 'warning')}")
     if faults:
         passing = all(line.passing for line in faults)
         raise click.exceptions.Exit(os.EX_UNAVAILABLE if passing else os.EX_CONFIG)
 
 
 def _examine(installation: Installation) -> Iterator[CheckResult]:
-    """Everything, part by part: what goes wrong in one says nothing of the others."""
+    """Yield the results of all parts. An error in one part does not prevent the others."""
     environ = files.daemon_environment(installation.environ)
     now = datetime.now(UTC)
     config, before = startup.examine(installation.config_path, environ, now)
@@ -88,12 +88,13 @@ def _examine(installation: Installation) -> Iterator[CheckResult]:
 
 
 def _database(installation: Installation, config: Config | None) -> Iterator[CheckResult]:
-    """The connection of the daemon, and then the administrator's if there is one."""
+    """Check the connection of the daemon, its reader connection, and `admin_dsn` if it is set."""
     dsn = installation.given_dsn or (None if config is None else config.database.dsn)
     if dsn is None:
-        yield unknown("database", "the configuration that names it cannot be used")
+        yield unknown("database", "the configuration with the database's DSN cannot be used")
         return
-    # As the daemon does, whoever asks. `--dsn` names another way in, for who asks.
+    # Connect as the daemon's user, whoever runs the command, because peer authentication depends on
+    # the user. A connection string of `--dsn` is for the user who runs the command.
     user = None if installation.given_dsn else files.USER
     yield from _connected(
         "database",
@@ -141,29 +142,32 @@ def _connect(dsn: str, user: str | None) -> Connection:
 def _unreachable(part: str, what: str) -> CheckResult:
     if part == "reader_dsn" and "Peer authentication" in what:
         remedy = (
-            "let the user posd in as posd_reader: `local all posd,posd_reader peer map=posd` as the first"
-            " line of pg_hba.conf, and `posd posd posd` and `posd posd posd_reader` in pg_ident.conf;"
-            " or set database.reader_dsn"
+            "permit the user posd to connect as posd_reader: `local all posd,posd_reader peer map=posd`"
+            " as the first line of pg_hba.conf, and `posd posd posd` and `posd posd posd_reader` in"
+            " pg_ident.conf; or set database.reader_dsn"
         )
         return fault(part, f"shops' tables cannot be read: {what}", remedy, passing=True)
     remedies = {
-        "does not exist": "posctl bootstrap makes roles and database; run posctl as the user posd",
-        "authentication failed": "see pg_hba.conf: `local` lines with peer let the user posd in as posd",
+        "does not exist": "posctl bootstrap creates roles and database; run posctl as the user posd",
+        "authentication failed": "see pg_hba.conf: a `local` line with peer permits the user posd to"
+        " connect as posd",
         "no pg_hba.conf entry": "add a line for posd to pg_hba.conf",
         "permission denied": "posctl bootstrap, then posctl migrate",
-        "Permission denied": "the system's user who asks needs x on the folder of the socket: chmod a+x",
-        "No such file": "systemctl start postgresql, or name its host in database.dsn",
-        "onnection refused": "systemctl start postgresql, or name its host and port in database.dsn",
+        "Permission denied": "the user who connects needs the permission x on the folder of the socket:"
+        " chmod a+x",
+        "No such file": "systemctl start postgresql, or set its host in database.dsn",
+        "onnection refused": "systemctl start postgresql, or set its host and port in database.dsn",
     }
     remedy = next(
-        (r for word, r in remedies.items() if word in what), "see whether it runs, and where"
+        (r for word, r in remedies.items() if word in what),
+        "check that PostgreSQL runs, and its address",
     )
-    return fault(part, f"it cannot be used: {what}", remedy, passing=True)
+    return fault(part, f"the connection failed: {what}", remedy, passing=True)
 
 
 def _show(lines: Iterable[CheckResult]) -> None:
-    """A table in which what to do stands below what is wrong."""
-    print_table(("", "part", "what was found"), [_cells(line) for line in lines])
+    """Print a table with each remedy below its finding."""
+    print_table(("", "part", "finding"), [_cells(line) for line in lines])
 
 
 def _cells(line: CheckResult) -> tuple[Text, str, Text]:

@@ -1,4 +1,4 @@
-"""An event of the stream as one line for a person: what it is about, never whom."""
+"""An event as one line of text, without personal data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from posd.monitoring.logs import card_tail, phone_tail
 
 
 def event_line(event: ReceivedEvent) -> str:
-    """Local time, position, type, and what an operator may see of the content.
+    """Return local time, position, type, and the content without personal data.
 
-    Names, addresses and items stay with the shop; of a card's number and of a telephone's no more
-    is shown than the logs have. `--json` is for who needs it all.
+    Names, addresses and items are left out. Card numbers and telephone numbers are shortened as in
+    the logs. `--json` prints the whole event.
     """
     moment = event.timestamp.astimezone().strftime("%H:%M:%S")
     replayed = "  (replayed)" if event.replay else ""
@@ -55,6 +55,6 @@ def _card(data: Mapping[str, object]) -> str:
 
 
 def _known(data: Mapping[str, object], name: str) -> str:
-    """A value as text, or a question mark: what is unknown is left out of events."""
+    """Return a member as text, or "?": events leave out unknown members."""
     value = data.get(name)
     return "?" if value is None else str(value)

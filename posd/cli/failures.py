@@ -1,6 +1,6 @@
-"""What can be expected to go wrong in `posctl`: one line on standard error and an exit code.
+"""Expected failures of `posctl`: one line on standard error and an exit code of sysexits(3).
 
-The codes are those of sysexits(3). Whatever is not expected here keeps its traceback: it is a bug.
+An exception that is not expected here is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from posd.errors import (
 )
 
 _MAX_MESSAGE_LENGTH: Final = 500
-"""Characters of a line that are told: an argument that it quotes may be a whole file."""
+"""Characters of a line. A message may quote an argument as long as a whole file."""
 
 INTERRUPTED: Final = 128 + 2
-"""What a shell reports of a program that Ctrl-C has ended (SIGINT is 2)."""
+"""The exit status that a shell reports for a program that Ctrl-C (SIGINT, 2) has ended."""
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OF_SQLSTATE: Final = {
@@ -47,7 +47,7 @@ _LACKS_SCHEMA: Final = {"42P01", "3F000", "42883", "42703"}
 """undefined_table, invalid_schema_name, undefined_function, undefined_column"""
 
 _DATA_EXCEPTION: Final = "22"
-"""The class of SQLSTATEs for a value that a type cannot have, such as a date in the year 99999."""
+"""The class of SQLSTATEs for values out of range of their type, such as a date in the year 99999."""
 
 _OF_ERRNO: Final = {
     errno.ENOENT: os.EX_NOINPUT,
@@ -69,7 +69,7 @@ _OF_STATUS: Final = {
 
 
 class CommandFailure(PosdError):
-    """An expected failure of a command: the line that a person reads, the code for a program."""
+    """An expected failure of a command, with its message and its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class CommandFailure(PosdError):
 
 @contextmanager
 def report_failures() -> Iterator[None]:
-    """Tell expected failures in a line, and end with their exit code."""
+    """Print an expected failure in one line, and exit with its code."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError as error:
@@ -94,13 +94,13 @@ def report_failures() -> Iterator[None]:
         raise click.exceptions.Exit(os.EX_NOINPUT) from error
     except click.Abort as error:
         # Ctrl-C or the end of standard input at a question, or the answer "no".
-        click.echo(err=True)  # the question is on this line
-        _write_error("not confirmed, so nothing was changed; --yes confirms without a question")
+        click.echo(err=True)  # end the line of the question
+        _write_error("not confirmed: nothing was changed; --yes skips the question")
         raise click.exceptions.Exit(os.EX_USAGE) from error
     except KeyboardInterrupt as error:
         raise click.exceptions.Exit(INTERRUPTED) from error
     except ConfigError as error:
-        # Each problem names its file; together they are what `check-config` prints.
+        # Print the same lines as `check-config`. Each one names its file.
         click.echo("\n".join(error.problems), err=True)
         raise click.exceptions.Exit(os.EX_CONFIG) from error
     except (PosdError, psycopg2.Error, OSError) as error:
@@ -112,12 +112,12 @@ def report_failures() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> CommandFailure | None:
-    """The failure that an exception means to somebody at a terminal; None for a bug."""
+    """Return the failure that an exception means for the user, or None if it is a bug."""
     match error:
         case CommandFailure():
             return error
         case BrokenPipeError():
-            # Nobody reads the output any more: click ends the process without a word.
+            # The reader of the output has gone. click ends the process without a message.
             return None
         case OSError():
             return CommandFailure(_about_file(error), _OF_ERRNO.get(error.errno or 0, os.EX_IOERR))
@@ -136,7 +136,7 @@ def explain(error: BaseException) -> CommandFailure | None:
             return CommandFailure(error.message, _OF_STATUS.get(error.status, os.EX_DATAERR))
     sqlstate = _sqlstate(error)
     if sqlstate in _LACKS_SCHEMA:
-        lacks = f"the database lacks what this posd needs ({first_line(error)})"
+        lacks = f"the schema is not that of this version of posd ({first_line(error)})"
         return CommandFailure(
             f"{lacks}: run `posctl bootstrap`, then `posctl migrate`", os.EX_CONFIG
         )
@@ -161,7 +161,7 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 def _no_database(reason: str) -> str:
     missing = reason.endswith("does not exist") and "database" in reason
-    return f"{reason}; `posctl bootstrap` makes it" if missing else reason
+    return f"{reason}; `posctl bootstrap` creates it" if missing else reason
 
 
 def _about_file(error: OSError) -> str:
@@ -170,7 +170,7 @@ def _about_file(error: OSError) -> str:
 
 
 def _write_error(message: str) -> None:
-    """Write one line, or the lines of a message that has several, such as statements to execute."""
+    """Write the lines of a message to standard error, without control characters."""
     lines = (printable(each) for each in message.splitlines())
     click.echo("posctl: " + "\n".join(map(_truncate, lines)), err=True)
 

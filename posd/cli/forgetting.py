@@ -1,4 +1,4 @@
-"""`posctl forget`: erase a customer."""
+"""`posctl forget`: erase the personal data of a customer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posd.cli import database
 from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, print_table, progress_bar
+from posd.cli.output import as_json, counted, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import find_tenant
 from posd.errors import Unprocessable
@@ -34,7 +34,10 @@ _COLUMNS: Final = ("events", "orders", "answers", "gift cards", "accounts", "poi
 
 @frozen
 class TenantErasure:
-    """One tenant: how much there is of the customer, points that go with it, and what is left to others."""
+    """The data of a customer at one tenant.
+
+    `remains` names tables of the shop that may contain the customer too and that posd does not change.
+    """
 
     tenant: Tenant
     found: CustomerData
@@ -47,12 +50,30 @@ class TenantErasure:
 
 
 @click.command()
-@click.option("--phone", "numbers", multiple=True, metavar="NUMBER", help="However it is written.")
-@click.option("--email", "addresses", multiple=True, metavar="ADDRESS")
-@click.option("--order", "orders", multiple=True, metavar="ID", help="An order that was theirs.")
-@click.option("--tenant", "slug", type=SLUG, help="Only in this shop; without it, in all.")
-@click.option("--dry-run", is_flag=True, help="Only count what would be erased.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--phone",
+    "numbers",
+    multiple=True,
+    metavar="NUMBER",
+    help="A telephone number, in any notation. May be repeated.",
+)
+@click.option(
+    "--email",
+    "addresses",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An e-mail address. May be repeated.",
+)
+@click.option(
+    "--order",
+    "orders",
+    multiple=True,
+    metavar="ID",
+    help="An order of the customer. May be repeated.",
+)
+@click.option("--tenant", "slug", type=SLUG, help="Only this shop. Default: all shops.")
+@click.option("--dry-run", is_flag=True, help="Only count the data, and erase nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @as_json
 @pass_installation
 def forget(
@@ -65,15 +86,16 @@ def forget(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Erase a customer, who is named by telephone number, e-mail address or orders.
+    """Erase the personal data of a customer.
 
-    Names, numbers, addresses and what they wrote go from events, orders, stored answers and gift
-    cards; orders, totals and positions stay. A number is found however it is spelled, also in the
-    middle of a text. An order that names the customer once is theirs, and everything about it is
-    erased. Their loyalty account stays without a number, so its points are gone.
+    The customer is given by telephone number, e-mail address or orders. The command erases names,
+    numbers, addresses and free texts in events, orders, stored answers and gift cards. Orders, totals
+    and positions stay. A number is found in any notation, also inside a text. If one event of an order
+    names the customer, the personal data of the whole order is erased. The loyalty account loses its
+    number, so the customer loses the points.
 
-    The shop's own tables are not posd's to write. Erase the customer there first: what the shop
-    writes next about them would bring them back. Backups are as they were.
+    posd does not change the shop's own tables. Erase the customer there first, because the shop's next
+    change of an order would publish the data again. Backups are not changed.
 
     \b
     Examples:
@@ -82,9 +104,9 @@ def forget(
         posctl forget --order W-7002 --tenant kitchen --yes --json
     """
     if not (numbers or addresses or orders):
-        raise click.UsageError("Say whom: --phone, --email or --order.")
+        raise click.UsageError("Give the customer with --phone, --email or --order.")
     if orders and slug is None:
-        raise click.UsageError("--order needs --tenant: orders of two shops may have one number.")
+        raise click.UsageError("--order needs --tenant: two shops may use the same order number.")
     with database.open_executor(installation.dsn()) as executor:
         everyone = [each.tenant for each in run_to_completion(tenants.list_tenants(executor))]
         chosen = everyone if slug is None else [find_tenant(executor, slug)]
@@ -109,9 +131,11 @@ def _person(
     try:
         named = frozenset(phones.normalise(each, region) for each in numbers)
     except Unprocessable as error:
-        raise CommandFailure(f"this is no telephone number in {region}", os.EX_DATAERR) from error
+        raise CommandFailure(
+            f"--phone is not a telephone number in the region {region}", os.EX_DATAERR
+        ) from error
     if not all("@" in each.strip("@ ") for each in addresses):
-        raise CommandFailure("this is no e-mail address", os.EX_DATAERR)
+        raise CommandFailure("--email is not an e-mail address", os.EX_DATAERR)
     emails = frozenset(erasure.email(each) for each in addresses)
     return ErasedPerson(region, named, emails, frozenset(orders))
 
@@ -140,14 +164,14 @@ def _erase(
 def _confirm(found: list[TenantErasure]) -> None:
     _print(found)
     points = sum(each.points for each in found)
-    lost = f" {points} points are lost." if points else ""
-    click.confirm(f"Erase this?{lost} It cannot be undone", abort=True, err=True)
+    lost = f" The customer loses {counted(points, 'point')}." if points else ""
+    click.confirm(f"Erase this data?{lost} This cannot be undone", abort=True, err=True)
 
 
 def _redacted_request(
     numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[str, ...]
 ) -> str:
-    """Whom somebody asked to erase, as it may be kept: of a number the end, and no address."""
+    """Return the request for the record of erasures: numbers shortened, addresses left out."""
     words = [f"phone {phone_tail(''.join(filter(str.isdigit, each)))}" for each in numbers]
     words += ["email …"] * len(addresses)
     words += [f"order {each}" for each in orders]
@@ -156,8 +180,8 @@ def _redacted_request(
 
 @contextmanager
 def _document_counter() -> Iterator[Callable[[int], None]]:
-    """How many documents were looked at, on standard error, if a person is looking."""
-    with progress_bar(SpinnerColumn(), TextColumn("looking: {task.completed:.0f}")) as bar:
+    """Show the number of searched documents on standard error, if that is a terminal."""
+    with progress_bar(SpinnerColumn(), TextColumn("searched: {task.completed:.0f}")) as bar:
         task = bar.add_task("", total=None)
         yield lambda count: bar.update(task, advance=count)
 
@@ -178,20 +202,20 @@ def _print_result(told: list[TenantErasure], dry_run: bool, as_json: bool) -> No
         print_json({"dryRun": dry_run, "tenants": [_shape(each) for each in told]})
         return
     if not any(each.found for each in told):
-        click.echo("posd has nothing about them.")
+        click.echo("posd has no data of this customer.")
     else:
         _print(told)
-        click.echo("Nothing was erased yet." if dry_run else "Erased.")
+        click.echo("Nothing was erased." if dry_run else "Erased.")
     unreadable = sum(each.found.unreadable for each in told)
     if unreadable:
-        click.echo(f"{unreadable} texts could not be looked into: they are no JSON.", err=True)
+        click.echo(f"Not searched, because not JSON: {counted(unreadable, 'text')}.", err=True)
     remains = [name for each in told for name in each.remains]
     if remains:
-        click.echo(f"Not posd's to write, so look there too: {', '.join(remains)}.")
+        click.echo(f"posd does not change these tables; check them too: {', '.join(remains)}.")
 
 
 def _shape(each: TenantErasure) -> dict[str, object]:
-    """A tenant as programs read it."""
+    """Return the result for a tenant as the object that `--json` prints."""
     return {
         "tenant": each.tenant.slug,
         "events": each.counts.events,

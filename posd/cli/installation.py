@@ -1,4 +1,4 @@
-"""Which posd a command is about: its configuration, and the database that this leads to."""
+"""The installation that a command works on: its configuration and its database."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
 
 @frozen
 class Installation:
-    """What the options before the command have named; nothing is read before it is needed."""
+    """The options before the command. The configuration file is read when it is needed."""
 
     config_path: Path
     given_dsn: str | None
     environ: Mapping[str, str]
 
     def config(self) -> Config:
-        """The configuration. Raises `ConfigError`."""
+        """Read the configuration. Raises `ConfigError`."""
         return load(self.config_path, self.environ, dsn_problem=dsn.find_problem)
 
     def dsn(self) -> str:
-        """The connection that the daemon has too, unless `--dsn` named another."""
+        """Return `--dsn`, or the connection string of the daemon."""
         return self.given_dsn or self.config().database.dsn
 
     def admin_dsn(self) -> str:
-        """The connection for changing schemas: `database.pool.admin_dsn` where there is one."""
+        """Return the connection string for changes of schemas: `--dsn`, `admin_dsn` or `dsn`."""
         if self.given_dsn:
             return self.given_dsn
         database = self.config().database
         return database.admin_dsn or database.dsn
 
     def event_bytes(self) -> int:
-        """How large an event may be; the default where a configuration is not read."""
+        """Return the maximal size of an event. With `--dsn` it is the default."""
         return (LimitsConfig() if self.given_dsn else self.config().limits).event_bytes
 
     def retention(self) -> float:
-        """How many seconds events are kept; the default where a configuration is not read."""
+        """Return for how many seconds events are kept. With `--dsn` it is the default."""
         return (DeliveryConfig() if self.given_dsn else self.config().delivery).retention
 
 
@@ -51,7 +51,7 @@ pass_installation = click.make_pass_decorator(Installation)
 
 
 class DsnParameter(click.ParamType[str]):
-    """A connection string that libpq can read."""
+    """A connection string that libpq can parse."""
 
     name = "dsn"
 
@@ -59,5 +59,5 @@ class DsnParameter(click.ParamType[str]):
         problem = dsn.find_problem(value) if value.strip() else "it is empty"
         if problem is not None:
             meant = 'write a connection string such as "postgresql:///posd" or "dbname=posd"'
-            self.fail(f"libpq refuses it: {problem}; {meant}", param, ctx)
+            self.fail(f"libpq cannot parse it: {problem}; {meant}", param, ctx)
         return value

@@ -1,4 +1,4 @@
-"""`posctl listen`: the reference till at a terminal."""
+"""`posctl listen`: run the reference till in a terminal."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from posd.web.http.wrong_protocol import HINTS, KnownProtocol
 _REVOKED: Final = 4001
 _REFUSED: Final = (401, 403)
 
-_HOLES: Final = {
-    Resync.RETENTION: "what came before is older than what is kept",
-    Resync.RESET: "the server's history is another one now",
-    Resync.AHEAD: "the server has not come as far as this till",
+_RESYNCS: Final = {
+    Resync.RETENTION: "the next events have been deleted, because they are too old",
+    Resync.RESET: "the server has a new stream",
+    Resync.AHEAD: "the position is after the server's last event",
 }
 
 
 @frozen
 class Subscription:
-    """What to listen to, and as whom."""
+    """The server, the tenant and the credentials of a till."""
 
     url: str
     tenant: str
@@ -58,48 +58,44 @@ class Subscription:
 
 
 @click.command()
-@click.option("--url", required=True, help="Where posd is: wss://HOST:9010.")
+@click.option("--url", required=True, help="The URL of posd, such as wss://HOST:9010.")
 @click.option("--tenant", type=SLUG, required=True, help="The shop.")
 @click.option(
     "--key",
     envvar="POSD_KEY",
     show_envvar=True,
-    help="The key. Other users of this machine can read a command line: prefer --key-file.",
+    help="The key. Prefer --key-file, because other users of this machine can read a command line.",
 )
-@click.option(
-    "--key-file", type=click.File("rb"), help="A file with the key in it, or - for stdin."
-)
-@click.option("--device", help="The name of the terminal, for a key that names none.")
+@click.option("--key-file", type=click.File("rb"), help="A file with the key, or - for stdin.")
+@click.option("--device", help="The device id of the till, for a key that has none.")
 @click.option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The authority to trust, a PEM file such as make-cert's ca.pem; without it, the system's.",
+    help="A PEM file of the authorities to trust, such as ca.pem of make-cert. Default: the system's.",
 )
 @click.option(
     "--client-cert",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The till's own certificate, where posd asks for one (tls.client_ca): a PEM file.",
+    help="A PEM file with a client certificate, if posd requires one (tls.client_ca).",
 )
 @click.option(
     "--client-key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The private key of that certificate: a PEM file. It is not the key that posd knows.",
+    help="A PEM file with the private key of the client certificate.",
 )
 @click.option(
     "--after",
     type=POSITION,
     metavar="N",
-    help="First get everything after this position.",
+    help="Replay the events after this position first.",
 )
 @click.option(
     "--no-ack",
     is_flag=True,
-    help="Leave the terminal's position at the server as it is; only look.",
+    help="Do not acknowledge events: the cursor of the terminal stays as it is.",
 )
 @as_json
-@click.option(
-    "--count", type=click.IntRange(1, 2**63 - 1), metavar="N", help="End after so many events."
-)
+@click.option("--count", type=click.IntRange(1, 2**63 - 1), metavar="N", help="End after N events.")
 @click.pass_context
 def listen(
     context: click.Context,
@@ -116,18 +112,19 @@ def listen(
     as_json: bool,
     count: int | None,
 ) -> None:
-    """Be a till: print events as they come.
+    """Run a till that prints events as they arrive.
 
-    Connects, acknowledges each event once it is printed, connects again with growing pauses when
-    the connection is lost, and goes on after the last event it had. Ctrl-C ends it with a summary.
-    If the first connection cannot succeed, because of the URL, the certificate or what listens there,
-    it ends at once and says what to do. A server that refuses connections or answers 503 is tried again.
-    With --json each event is one line, as posd sent it; everything else goes to standard error.
+    The command connects and acknowledges each event after printing it. If the connection is lost, it
+    reconnects with growing pauses and resumes after its last event. Ctrl-C ends it with a summary. If
+    the first connection fails because of the URL, the certificate or another kind of server, the
+    command ends and prints what to do. If the server refuses connections or answers 503, the command
+    tries again. With --json each event is one line, as posd sent it; all other output goes to standard
+    error.
 
-    posd has to prove to be HOST, by a certificate of an authority that is trusted.
+    With wss:// the server needs a certificate for HOST from a trusted authority.
 
-    A device has one connection at a time and gets nothing twice. To look on while a till works, use
-    a key of the tenant without --device, or a device of your own, and not what the till has.
+    A device has one connection at a time. To watch while a till works, do not use the key or device
+    id of the till: use a tenant key without --device, or a device of your own.
 
     \b
     Examples:
@@ -158,10 +155,11 @@ def listen(
 
 @define(eq=False)
 class EventPrinter:
-    """Where a till shows what happens.
+    """Prints the events and connections of a till.
 
-    `judge` tells why no further attempt can succeed, and `hopeless` is set when the till was stopped
-    for that; `broken` is set when nobody reads what is shown any more.
+    `judge` returns the failure for an outcome after which no attempt can succeed, or None. Such a
+    failure is stored in `hopeless`, and the till is stopped. `broken` is set if the reader of standard
+    output has gone.
     """
 
     _as_json: bool
@@ -172,10 +170,10 @@ class EventPrinter:
     hopeless: CommandFailure | None = None
     _shown: int = 0
     _is_known: bool = False
-    """Whether a connection has succeeded before: then the server is right, and may be in trouble."""
+    """Whether a connection has succeeded. After that, failures count as temporary."""
 
     def event(self, event: ReceivedEvent) -> None:
-        """Show an event. What could not be written is not acknowledged, and comes again."""
+        """Print an event. If printing fails, the event is not acknowledged and is sent again."""
         try:
             click.echo(event.text if self._as_json else event_line(event))
         except BrokenPipeError as error:
@@ -187,20 +185,20 @@ class EventPrinter:
             self.stop()
 
     def resync(self, reason: Resync, after: Seq) -> None:
-        """Say that there is a hole, and of which kind."""
-        click.echo(f"{_HOLES[reason]}; the stream goes on after {after}", err=True)
+        """Print that events are missing, and why."""
+        click.echo(f"{_RESYNCS[reason]}; the stream continues after {after}", err=True)
 
     def connected(self, greeting: Connected) -> None:
-        """Say as whom, and from where the stream comes."""
+        """Print the device id, the last event, and the position that is resumed from."""
         self._is_known = True
-        name = "without a name" if greeting.device_id is None else f"as {greeting.device_id}"
+        name = "without a device id" if greeting.device_id is None else f"as {greeting.device_id}"
         head = f"the last event is {greeting.last_event_id}"
         resumed = greeting.resumed_from
-        after = "" if resumed is None else f", everything after {resumed} follows"
+        after = "" if resumed is None else f", the events after {resumed} follow"
         click.echo(printable(f"connected {name}: {head}{after}"), err=True)
 
     def disconnected(self, outcome: Outcome) -> None:
-        """Say why, if the till will try again; stop it where that cannot help."""
+        """Print why the connection ended if the till tries again, or stop a till that cannot succeed."""
         if not self._is_known:
             self.hopeless = self._judge(outcome)
         if self.hopeless is not None:
@@ -212,7 +210,7 @@ class EventPrinter:
 async def follow(
     reactor: CommandReactor, subscription: Subscription, screen: EventPrinter
 ) -> Summary:
-    """Be a till until it has to stop, is told to by the screen, or the reactor ends."""
+    """Run a till until it has to stop, the printer stops it, or the reactor stops."""
     till = _till(reactor, subscription, screen)
     screen.stop = till.stopService
     finished = till.when_finished()
@@ -245,7 +243,7 @@ def _till(reactor: CommandReactor, wanted: Subscription, screen: EventPrinter) -
 
 
 def _key(context: click.Context, key: str | None, key_file: BinaryIO | None) -> str:
-    """The key that was given in one of the three ways; a file counts more than the environment."""
+    """Return the key. `--key-file` takes precedence over $POSD_KEY; with `--key` it is an error."""
     if key_file is not None:
         if context.get_parameter_source("key") is ParameterSource.COMMANDLINE:
             raise click.UsageError("Give --key or --key-file, not both.", context)
@@ -267,13 +265,13 @@ def _credentials(
 
 
 def _summary_text(summary: Summary) -> str:
-    parts = [f"{summary.received} received", f"{summary.stored} shown"]
+    parts = [f"{summary.received} received", f"{summary.stored} printed"]
     if summary.acknowledged is not None:
         parts.append(f"acknowledged up to {summary.acknowledged}")
     if summary.reconnects:
         parts.append(f"reconnected {_times(summary.reconnects)}")
     if summary.breaches:
-        parts.append(f"the protocol broken {_times(summary.breaches)}")
+        parts.append(f"protocol violated {_times(summary.breaches)}")
     return ", ".join(parts)
 
 
@@ -282,36 +280,37 @@ def _times(count: int) -> str:
 
 
 def _hopeless(wanted: Subscription, outcome: Outcome) -> CommandFailure | None:
-    """Why a first attempt that has ended like this will fail again, with what to do; else None."""
+    """Return the failure, with advice, if an outcome of the first attempt is permanent, else None."""
     secure = wanted.url.lower().startswith("wss:")
     match outcome.fault:
         case Fault.NO_HOST:
-            advice = "see whether the host in --url is spelled right and this machine has a network"
+            advice = "check the host in --url, and the network of this machine"
             code = os.EX_NOHOST
         case Fault.UNTRUSTED:
             advice, code = _trust_advice(wanted, outcome), os.EX_CONFIG
         case Fault.NO_TLS:
-            advice = "the port does not speak TLS: name the port of a listener with tls = true"
+            advice = "the port does not use TLS: give the port of a listener with tls = true"
             if BaseUrl.parse(wanted.url, "wss", "ws").is_loopback:
                 advice += ", or write ws:// in --url"
             code = os.EX_PROTOCOL
-        case Fault.NO_ANSWER if not secure or not outcome.reason.startswith("the server hung up"):
-            advice = "see whether the port is posd's"
+        case Fault.NO_ANSWER if not secure or not outcome.reason.startswith("the server closed"):
+            advice = "check that the port is that of posd"
             if not secure:
                 advice += ", and write wss:// in --url if its listener has tls = true"
             code = os.EX_PROTOCOL
         case Fault.NO_POSD:
             advice = (
-                "no posd answers there: see host, port and path of --url, and the proxy before it"
+                "the server is not posd: check host, port and path of --url, and the reverse proxy"
             )
             code = os.EX_PROTOCOL
         case Fault.NO_SUCH if not secure and outcome.reason.endswith(HINTS[KnownProtocol.HTTP]):
-            advice, code = "write wss:// in --url, and --ca with posd's authority", os.EX_PROTOCOL
+            advice = "write wss:// in --url, and name the authority of posd with --ca"
+            code = os.EX_PROTOCOL
         case Fault.NO_SUCH if outcome.status != 404:
-            # The server's own words tell which option it does not take.
+            # The server's message says which option is wrong.
             return CommandFailure(printable(outcome.reason), os.EX_DATAERR)
         case Fault.NO_SUCH:
-            advice, code = "see --url, which has no path of its own, and --tenant", os.EX_DATAERR
+            advice, code = "check --tenant, and that --url has no path", os.EX_DATAERR
         case _:
             return None
     return CommandFailure(f"{printable(outcome.reason)}; {advice}", code)
@@ -319,18 +318,18 @@ def _hopeless(wanted: Subscription, outcome: Outcome) -> CommandFailure | None:
 
 def _trust_advice(wanted: Subscription, outcome: Outcome) -> str:
     if "refuses this client" in outcome.reason:
-        return "give this till's certificate by --client-cert and --client-key"
+        return "give the certificate of this till with --client-cert and --client-key"
     if "another name" in outcome.reason or "names no server" in outcome.reason:
-        return "write the host in --url as the certificate names it"
+        return "write the host in --url as in the certificate"
     if "expired" in outcome.reason or "not valid yet" in outcome.reason:
         return "the server needs a new certificate"
     if wanted.ca is None:
-        return "name the authority by --ca, such as make-cert's ca.pem"
-    return f"{wanted.ca} is not the authority that the server's certificate is of"
+        return "give the authority with --ca, such as ca.pem of make-cert"
+    return f"the authority of the server's certificate is not in {wanted.ca}"
 
 
 def _failure(outcome: Outcome) -> CommandFailure | None:
-    """Why the server has made an end of it; None if we did."""
+    """Return the failure if the server ended the session, or None if this side did."""
     if outcome.code == _REVOKED or outcome.status in _REFUSED:
         return CommandFailure(printable(outcome.reason), os.EX_NOPERM)
     if outcome.code is not None or outcome.status is not None:

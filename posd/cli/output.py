@@ -1,4 +1,4 @@
-"""How `posctl` speaks: tables for people, JSON for programs."""
+"""The output of `posctl`: tables and text for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from rich.text import Text
 from posd.protocol.json_literals import timestamp
 from posd.protocol.jsontext import encode
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _UNLIMITED = 1000
-"""Columns: what goes into a pipe or a file is never cut to the width of a terminal."""
+"""Columns. Output to a pipe or a file is not wrapped at the width of a terminal."""
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count and its noun in the right number: "1 fault", "2 faults"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def print_json(value: object) -> None:
@@ -29,13 +34,13 @@ def print_json(value: object) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is: names are data, never markup."""
+    """Return a rich console that does not interpret markup in texts, which may be names."""
     stream = sys.stderr if stderr else sys.stdout
     size = shutil.get_terminal_size()
     return Console(
         file=stream,
         width=size.columns if stream.isatty() else _UNLIMITED,
-        # Without it rich takes a dumb terminal for one of 80 columns.
+        # rich ignores the width of a dumb terminal unless the height is given too.
         height=size.lines,
         markup=False,
         highlight=False,
@@ -44,9 +49,9 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; None is shown as a dash, whole numbers stand to the right.
+    """Print a table. None is shown as a dash. Columns of integers are aligned to the right.
 
-    `Text` is shown as it is: with its style, and in lines.
+    A `Text` keeps its style and its line breaks.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     filled = [list(row) for row in rows]
@@ -65,7 +70,10 @@ def _shown(cell: object) -> Text:
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A progress bar on standard error, if a person is looking; without columns it counts."""
+    """Return a progress bar on standard error, which is disabled unless that is a terminal.
+
+    Without `columns` it shows a description, a bar and the number of completed steps.
+    """
     terminal = console(stderr=True)
     counting = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Progress(
@@ -77,12 +85,12 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
 
 
 def local_time(when: datetime | None) -> str | None:
-    """A moment as a person reads it, in the time of this machine."""
+    """Return a time in the time zone of this machine, to the minute."""
     return None if when is None else f"{when.astimezone():%Y-%m-%d %H:%M}"
 
 
 def timestamp_or_none(when: datetime | None) -> str | None:
-    """A moment as programs read it."""
+    """Return a time as RFC 3339 for JSON."""
     return None if when is None else timestamp(when)
 
 
@@ -92,12 +100,12 @@ def warn(text: str) -> None:
 
 
 def printable_lines(text: str) -> str:
-    """The same as `printable` for a text of several lines."""
+    """Apply `printable` to each line of a text."""
     return "\n".join(map(printable, text.splitlines()))
 
 
 def printable(text: str) -> str:
-    """The text without what could control a terminal: it may come from a till, a customer or a shop."""
+    """Replace control characters. A text from a till, customer or shop could control the terminal."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )

@@ -1,4 +1,4 @@
-"""What may stand behind the options and arguments that several commands have."""
+"""The types of options and arguments that several commands have."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from posd.events.phones import is_region
 from posd.files import decode_secret
 
 _MAX_SECRET_LENGTH: Final = 64 * 1024
-"""Bytes; posd's own keys have 68."""
+"""Bytes. The keys of posd have 68."""
 
 
 class _SlugParameter(click.ParamType[str]):
-    """A tenant's name in URLs, and with underscores for hyphens in the names of its schema."""
+    """A tenant's name in URLs and, with underscores for hyphens, in the name of its schema."""
 
     name = "slug"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if values.SLUG.fullmatch(value) is None:
             self.fail(
-                f"{value!r} is no slug: write up to 48 small letters, digits and hyphens,"
-                " and no hyphen at either end.",
+                f"{value!r} is not a slug: write up to 48 small letters, digits and hyphens,"
+                " without a hyphen at the beginning or end.",
                 param,
                 ctx,
             )
@@ -48,7 +48,7 @@ class _CurrencyParameter(click.ParamType[str]):
         code = value.upper()
         if not is_currency(code):
             self.fail(
-                f"{value!r} is no currency: write three letters of ISO 4217, such as GBP.",
+                f"{value!r} is not a currency: write three letters of ISO 4217, such as GBP.",
                 param,
                 ctx,
             )
@@ -64,7 +64,7 @@ class _RegionParameter(click.ParamType[str]):
         code = value.upper()
         if not is_region(code):
             self.fail(
-                f"{value!r} is no region: write two letters of ISO 3166, such as GB or FR.",
+                f"{value!r} is not a region: write two letters of ISO 3166, such as GB or FR.",
                 param,
                 ctx,
             )
@@ -82,19 +82,19 @@ class _TimezoneParameter(click.ParamType[str]):
         except (ZoneInfoNotFoundError, ValueError, OSError):
             meant = suggestion(value, available_timezones())
             hint = meant or "write a name such as Europe/London."
-            self.fail(f"{value!r} is no time zone: {hint}", param, ctx)
+            self.fail(f"{value!r} is not a time zone: {hint}", param, ctx)
         return value
 
 
 _LONGEST: Final = 36_500 * DAY
-"""Seconds: a hundred years, which dates of Python and PostgreSQL have room for."""
+"""Seconds: a hundred years. Python's and PostgreSQL's dates cover such a span."""
 
 _FIRST, _LAST = 1970, 9998
-"""Years: within them every offset and every zone can be applied to a date."""
+"""Years. Within them, an offset or a time zone cannot lead out of the range of `datetime`."""
 
 
 class _DurationParameter(click.ParamType[float]):
-    """A time with its unit, in seconds."""
+    """A duration with its unit, such as 90m. Its value is in seconds."""
 
     name = "duration"
 
@@ -106,14 +106,14 @@ class _DurationParameter(click.ParamType[float]):
         try:
             seconds = parse_duration(value)
         except ValueError as error:
-            self.fail(f"{value!r} is no duration: {error}.", param, ctx)
+            self.fail(f"{value!r} is not a duration: {error}.", param, ctx)
         if seconds > _LONGEST:
             self.fail(f"{value!r} is too long: the longest is 36500d.", param, ctx)
         return seconds
 
 
 class _TimestampParameter(click.ParamType[datetime | float]):
-    """A point in time: by its date, naive where it has no offset, or so many seconds ago."""
+    """A date and time, naive if it has no offset, or a duration: so many seconds ago."""
 
     name = "time"
 
@@ -136,12 +136,12 @@ class _TimestampParameter(click.ParamType[datetime | float]):
         try:
             moment = datetime.fromisoformat(value)
             if not _FIRST <= moment.year <= _LAST:
-                self.fail(f"{value!r} is not within the years {_FIRST} to {_LAST}.", param, ctx)
+                self.fail(f"{value!r} is not in the years {_FIRST} to {_LAST}.", param, ctx)
             return moment
         except ValueError:
             self.fail(
-                f"{value!r} is no time: write 2026-11-25T18:30, with or without an offset, or how"
-                " long ago it was, such as 90m.",
+                f"{value!r} is not a time: write 2026-11-25T18:30, with or without an offset, or a"
+                " duration before now, such as 90m.",
                 param,
                 ctx,
             )
@@ -154,29 +154,29 @@ REGION: Final = _RegionParameter()
 DURATION: Final = _DurationParameter()
 MOMENT: Final = _TimestampParameter()
 POSITION: Final = click.IntRange(0, 2**63 - 1)
-"""A place in a stream: bigint, where 0 is before the first event."""
+"""A position in a stream: a bigint. 0 is before the first event."""
 ID: Final = click.IntRange(1, 2**31 - 1)
-"""What the database has given to a row: integer."""
+"""The id of a row: an integer of PostgreSQL."""
 
 
 def read_secret(file: BinaryIO, what: str) -> str:
-    """Read a file that holds one secret, without the newline or byte order mark around it.
+    """Read a file with one secret, and strip a byte order mark and a newline.
 
-    `what` names it in the `CommandFailure` for a file that holds no such thing.
+    Raises `CommandFailure`, with `what` as the name of the secret, if the file has no secret.
     """
     content = file.read(_MAX_SECRET_LENGTH + 1)
     try:
         text = decode_secret(content)
     except UnicodeDecodeError:
         raise CommandFailure(
-            f"{file.name}: {what} is text, and this file is not", os.EX_DATAERR
+            f"{file.name}: {what} must be text, and the file is not", os.EX_DATAERR
         ) from None
     if len(content) > _MAX_SECRET_LENGTH or not text.isprintable():
         raise CommandFailure(
-            f"{file.name}: {what} is one line, and this file has more", os.EX_DATAERR
+            f"{file.name}: {what} must be one line, and the file has more", os.EX_DATAERR
         )
     if not text:
         raise CommandFailure(
-            f"{file.name}: the file is empty, and should have {what} in it", os.EX_DATAERR
+            f"{file.name}: the file is empty, and must contain {what}", os.EX_DATAERR
         )
     return text

@@ -1,4 +1,4 @@
-"""`posctl prune`: away with what is older than it is kept for, now."""
+"""`posctl prune`: delete old events now."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import (
     as_json,
+    counted,
     local_time,
     print_json,
     print_table,
@@ -37,9 +38,10 @@ _COLUMNS: Final = ("events", "expired", "messages", "nacks", "orders")
 
 @frozen
 class PrunedRows:
-    """What went of each tenant, and how many stored answers of all.
+    """The numbers of deleted rows for each tenant, and of deleted stored answers.
 
-    `held` are the tenants of which not all went, since somebody had a lock; so it may be with answers.
+    `held` are the tenants with rows that were left because another transaction held a lock.
+    `answers_held` says the same of the stored answers.
     """
 
     before: datetime
@@ -50,21 +52,21 @@ class PrunedRows:
 
     @property
     def rest(self) -> list[str]:
-        """Of what not all went."""
+        """What still has rows to delete."""
         return [*self.held, *(["the stored answers"] if self.answers_held else [])]
 
 
 @click.command()
-@click.option("--tenant", "slug", type=SLUG, help="Only this shop; without it, all.")
+@click.option("--tenant", "slug", type=SLUG, help="Only this shop. Default: all shops.")
 @click.option(
     "--older-than",
     "seconds",
     type=DURATION,
     metavar="DURATION",
-    help="Such as 30d or 12h, an hour at least. Default: delivery.retention.",
+    help="The age, such as 30d or 12h; at least an hour. Default: delivery.retention.",
 )
-@click.option("--dry-run", is_flag=True, help="Only count what would go.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only count the rows, and delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @as_json
 @pass_installation
 def prune(
@@ -75,16 +77,18 @@ def prune(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Delete events that are older than they are kept for.
+    """Delete events that are older than the retention.
 
-    The daemon does this by itself every night. By hand it is for making room before that, or for
-    keeping less than `delivery.retention` once, which is asked about. With the events go what tills
-    said, refusals, stored answers, and orders that are at their end. Ledgers and reports stay.
+    The daemon does this every night. Use the command to free space earlier, or to delete events that
+    are younger than `delivery.retention`; for the latter it asks for confirmation. It also deletes
+    messages of tills, nacks, stored answers, and orders in a final status. It does not delete ledgers
+    and reports.
 
-    It may run at any time and beside daemons: it deletes a few hundred rows at once, and nobody waits
-    for it. Where somebody holds a lock for ten seconds the rest of that shop stays, and the exit code is
-    75. A till that was away for longer is told to reload its open orders. `expired` are events
-    that no till had acknowledged.
+    The command may run at any time, also while posd runs: it deletes a few hundred rows in each
+    transaction, so others wait only briefly. If another transaction holds a lock for ten seconds, the
+    command leaves the remaining rows of that shop, and the exit code is 75. A till whose next event was
+    deleted is told to reload its open orders. The column `expired` counts deleted events that no till
+    had acknowledged.
 
     \b
     Examples:
@@ -95,7 +99,7 @@ def prune(
     kept = installation.retention()
     seconds = kept if seconds is None else seconds
     if seconds < HOUR:
-        raise CommandFailure("what is younger than an hour is not pruned", os.EX_USAGE)
+        raise CommandFailure("--older-than must be at least an hour", os.EX_USAGE)
     with database.open_executor(installation.dsn()) as executor:
         everyone = [each.tenant for each in run_to_completion(tenants.list_tenants(executor))]
         chosen = everyone if slug is None else [find_tenant(executor, slug)]
@@ -105,9 +109,9 @@ def prune(
             _print_result(expected, True, as_json)
             return
         if seconds < kept and not yes:
+            events = counted(sum(each.events for each in expected.tenants.values()), "event")
             click.confirm(
-                f"Will {sum(each.events for each in expected.tenants.values())} events go that are"
-                f" to be kept for {format_duration(kept)}?",
+                f"Delete {events}? The configured retention is {format_duration(kept)}",
                 abort=True,
                 err=True,
             )
@@ -115,8 +119,10 @@ def prune(
             pruned = _prune(executor, chosen, before, slug is None, progress)
     _print_result(pruned, False, as_json)
     if pruned.rest:
-        still = ", ".join(pruned.rest)
-        raise CommandFailure(f"somebody holds a lock, and not all went of: {still}", os.EX_TEMPFAIL)
+        rest = ", ".join(pruned.rest)
+        raise CommandFailure(
+            f"another transaction holds a lock, so rows are left of: {rest}", os.EX_TEMPFAIL
+        )
 
 
 def _count_prunable(
@@ -166,7 +172,7 @@ def _prune(
 
 @contextmanager
 def _bar(expected: PrunedRows) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar on standard error, if a person is looking."""
+    """Show a progress bar on standard error, if that is a terminal."""
     total = sum(each.rows for each in expected.tenants.values()) + expected.answers
     with progress_bar() as bar:
         task = bar.add_task("", total=total)
@@ -199,7 +205,6 @@ def _print_result(pruned: PrunedRows, dry_run: bool, as_json: bool) -> None:
             for slug, gone in pruned.tenants.items()
         ],
     )
-    end = ": nothing was deleted yet." if dry_run else "."
-    click.echo(
-        f"Stored answers: {pruned.answers}. All from before {local_time(pruned.before)}{end}"
-    )
+    click.echo(f"Stored answers: {pruned.answers}.")
+    verb = "Nothing was deleted; these rows are" if dry_run else "The deleted rows are"
+    click.echo(f"{verb} older than {local_time(pruned.before)}.")

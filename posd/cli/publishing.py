@@ -1,4 +1,4 @@
-"""`posctl publish`: one event, numbered by the daemon's own sequencer."""
+"""`posctl publish`: publish one event, with a sequencer in this process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STATEMENT_SECONDS: Final = 5.0
     "--data",
     type=click.File("rb"),
     required=True,
-    help="A file with the event's data, a JSON object; - for standard input.",
+    help="A file with the data of the event, a JSON object; - for standard input.",
 )
 @as_json
 @pass_installation
@@ -45,11 +45,10 @@ def publish(
 ) -> None:
     """Publish an event to the tills of a shop.
 
-    The data is brought into the form of the protocol, stored and numbered in one transaction, as
-    with POST /api/{tenant}/events; tills that are connected have it at once, the others when they
-    come back. The answer is its position in the stream. An order that says nothing new about one
-    that was published already is not published again, and has no position. Values that were repaired,
-    or could not be read, are named on standard error.
+    As with POST /api/{tenant}/events, posd normalises the data, and numbers and stores the event in one
+    transaction. Connected tills receive it at once, other tills when they reconnect. The command prints
+    the position of the event. An order without a change since its last event is not published again
+    and gets no position. Values that posd repaired or could not read are reported on standard error.
 
     \b
     Examples:
@@ -59,7 +58,7 @@ def publish(
     written = data.read(MAX_SIZE + 1)
     if len(written) > MAX_SIZE:
         raise CommandFailure(
-            f"{data.name}: an event is no longer than {MAX_SIZE} bytes", os.EX_DATAERR
+            f"{data.name}: the file is longer than {MAX_SIZE} bytes", os.EX_DATAERR
         )
     content = jsontext.decode(written)
     with database.open_executor(installation.dsn()) as executor:
@@ -75,7 +74,7 @@ def publish(
         warnings = [asdict(each) for each in draft.warnings]
         print_json({"id": seq, **({"warnings": warnings} if warnings else {})})
     elif seq is None:
-        click.echo("Nothing new: there is nothing in it that was not published before.")
+        click.echo("Not published: the order has not changed since its last event.")
     else:
         click.echo(f"Published as event {seq} of {slug}.")
 
@@ -87,7 +86,7 @@ async def _publish(
     sequencer = Sequencer(
         reactor,
         connection,
-        # Never started, since nothing is taken out of the outbox here.
+        # Not started: this sequencer does not read the outbox.
         ShopReaders(reactor, installation.dsn()),
         uuid4(),
         event_bytes=installation.event_bytes(),

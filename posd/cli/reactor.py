@@ -1,4 +1,4 @@
-"""A reactor for one command: it runs until the command has its result."""
+"""Run the reactor for one command, until the command has its result."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class CommandReactor(IReactorCore, IReactorTime, IReactorThreads):
-    """What a command asks of its reactor."""
+    """The interfaces of the reactor that commands use."""
 
 
 def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
-    """Run `main(reactor)` to its end; return its result or raise what it raised.
+    """Run `main(reactor)`; return its result or raise its exception.
 
-    Ctrl-C and SIGTERM, also when they come before the reactor runs, stop it once everything has
-    happened that `main` has registered for its shutdown; KeyboardInterrupt is raised if there is no
-    result then. What libraries warn of goes to standard error.
+    Ctrl-C and SIGTERM stop the reactor after the shutdown triggers of `main`, also if they arrive
+    before the reactor runs. `run` then raises KeyboardInterrupt, unless `main` has a result. Warnings of
+    libraries go to standard error.
     """
     results: list[T] = []
     errors: list[Exception] = []
@@ -42,15 +42,15 @@ def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
             errors.append(error)
 
     def begin(reactor: CommandReactor) -> Deferred[None]:
-        # This comes before everything that `main` asks for, and after the reactor's own handlers.
+        # Unblock the signals after the reactor has installed its handlers, and before `main` runs.
         reactor.callWhenRunning(signal.pthread_sigmask, signal.SIG_SETMASK, unmasked)
         return Deferred.fromCoroutine(captured(reactor))
 
     globalLogBeginner.beginLoggingTo([_WarningObserver()], redirectStandardIO=False)
-    # A KeyboardInterrupt that is raised within a callback is lost: the Deferred keeps it as its result.
+    # Block the signals until then. A KeyboardInterrupt within a callback would be lost in its Deferred.
     unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        with suppress(SystemExit):  # which is how `react` returns
+        with suppress(SystemExit):  # `react` always raises it
             react(begin)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
@@ -63,7 +63,7 @@ def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
 
 @implementer(ILogObserver)
 class _WarningObserver:
-    """Shows warnings and bugs. That the reader of our output has gone is neither."""
+    """Writes warnings and errors to standard error, except a BrokenPipeError of the output."""
 
     def __init__(self) -> None:
         self._shown = LogObserver(level="warn", format_name="text")

@@ -1,4 +1,4 @@
-"""`posctl replay`: a till that has lost its data is sent again what it has had."""
+"""`posctl replay`: move the cursor of a terminal back, so that it receives events again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posd.cli import database
 from posd.cli.database import BlockingExecutor, run_to_completion
 from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json
+from posd.cli.output import as_json, counted, print_json
 from posd.cli.parameters import MOMENT, POSITION, SLUG
 from posd.cli.tenants import find_tenant
 from posd.events.timezones import zone
@@ -23,22 +23,22 @@ from posd.values import Seq, Tenant
 
 @click.command()
 @click.option("--tenant", "slug", type=SLUG, required=True, help="The shop.")
-@click.option("--device", required=True, metavar="ID", help="The terminal.")
+@click.option("--device", required=True, metavar="ID", help="The device id of the terminal.")
 @click.option(
     "--from",
     "first",
     type=click.IntRange(1, POSITION.max),
     metavar="POSITION",
-    help="The first event that it is to be sent again.",
+    help="The position of the first event to send again.",
 )
 @click.option(
     "--since",
     type=MOMENT,
     metavar="TIME",
-    help="From the first event of then on: 2026-11-25T18:30, by the shop's clock, or 90m for how"
-    " long ago.",
+    help="Send the events since this time again: 2026-11-25T18:30 in the time zone of the shop, or 90m"
+    " before now.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @as_json
 @pass_installation
 def replay(
@@ -50,19 +50,18 @@ def replay(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send a terminal again what it has acknowledged.
+    """Send acknowledged events to a terminal again.
 
-    For a till that has lost its data. Its cursor goes back when it comes for its events the next
-    time; a till that is connected is disconnected for that within seconds, and comes back by itself.
-    The events are the same, under the same positions and in the same order: a till that still has
-    some of them knows them by their ids, and one that has not may print orders again. Other tills
-    get nothing, and what counts as delivered stays so.
+    Use this command for a till that has lost its data. The cursor of the terminal moves back at its
+    next connection. If the till is connected, posd disconnects it within seconds, and it reconnects.
+    It receives the same events with the same positions in the same order. It ignores events whose ids it
+    still has, and may print the other orders again. The command does not affect other tills, or the
+    count of undelivered events.
 
-    A till that names a position when it connects goes on from there, whatever its cursor: it has to
-    forget that first. What it acknowledged less than half a second before, at another node than the
-    one it comes back to, may take its cursor forward again: look with `posctl status`, and say it
-    again. One that never acknowledges is never sent anything again; it asks for its open
-    orders.
+    A till that names a position when it connects resumes there, regardless of its cursor. Delete this
+    position at the till first. An acknowledgement at another node in the last half second may move the
+    cursor forward again: check with `posctl status`, and repeat the command if necessary. A till that
+    never acknowledges has no cursor; it fetches its open orders instead.
 
     \b
     Examples:
@@ -70,7 +69,7 @@ def replay(
         posctl replay --tenant kitchen --device POS_1 --from 1042 --yes --json
     """
     if (first is None) == (since is None):
-        raise click.UsageError("Say from where on: either --from or --since.")
+        raise click.UsageError("Give either --from or --since.")
     with database.open_executor(installation.dsn()) as executor:
         tenant = find_tenant(executor, slug)
         place = _terminal_position(executor, tenant, device)
@@ -81,16 +80,19 @@ def replay(
         _check(place, device, first)
         events, orders = run_to_completion(store.count_between(executor, tenant, first - 1, acked))
         if not yes:
+            many = f"{counted(events, 'event')}, of these {counted(orders, 'new order')}"
             click.confirm(
-                f"Will {device} of {slug} be sent the events {first} to {acked} again,"
-                f" {events} in all with {orders} new orders?",
+                f"Send the events {first} to {acked} to {device} of {slug} again ({many})?",
                 abort=True,
                 err=True,
             )
         if not run_to_completion(
             store.request_replay(executor, tenant, device, place.stream_id, first - 1)
         ):
-            raise CommandFailure("the stream has changed meanwhile: look again", os.EX_TEMPFAIL)
+            raise CommandFailure(
+                "the stream was reset meanwhile, and nothing was changed; run the command again",
+                os.EX_TEMPFAIL,
+            )
     if as_json:
         print_json(
             {
@@ -104,19 +106,20 @@ def replay(
             }
         )
         return
-    when = "in some seconds" if place.connected else "when it connects"
-    click.echo(f"{device} is sent the events from {first} on {when}.")
+    when = "within seconds" if place.connected else "when it connects"
+    click.echo(f"{device} receives the events from {first} on again {when}.")
 
 
 def _terminal_position(executor: BlockingExecutor, tenant: Tenant, device: str) -> TerminalPosition:
     place = run_to_completion(store.terminal_position(executor, tenant, device))
     if place is None:
         names = ", ".join(run_to_completion(store.device_ids(executor, tenant))) or "none"
-        raise CommandFailure(f"{tenant.slug} has no terminal {device!r} but {names}", os.EX_DATAERR)
+        raise CommandFailure(
+            f"{tenant.slug} has no terminal {device!r}; its terminals: {names}", os.EX_DATAERR
+        )
     if place.legacy or place.acked is None:
         raise CommandFailure(
-            f"{device} has never acknowledged anything, and is sent nothing again: it asks for its"
-            " open orders",
+            f"{device} never acknowledges, so nothing can be sent again; it fetches its open orders",
             os.EX_DATAERR,
         )
     return place
@@ -124,12 +127,12 @@ def _terminal_position(executor: BlockingExecutor, tenant: Tenant, device: str) 
 
 def _check(place: TerminalPosition, device: str, first: Seq) -> None:
     if first <= place.pruned_seq:
-        raise CommandFailure(f"events up to {place.pruned_seq} are kept no more", os.EX_DATAERR)
+        raise CommandFailure(f"events up to {place.pruned_seq} have been deleted", os.EX_DATAERR)
     if first > place.last_seq:
         raise CommandFailure(f"the last event is {place.last_seq}", os.EX_DATAERR)
     if place.acked is not None and first > place.acked:
         raise CommandFailure(
-            f"{device} has acknowledged {place.acked} and is sent what comes after that anyway",
+            f"{device} has acknowledged only up to {place.acked} and receives later events anyway",
             os.EX_DATAERR,
         )
 
@@ -142,7 +145,8 @@ def _first_since(
         raise CommandFailure("there is no event since then", os.EX_DATAERR)
     if first == place.pruned_seq + 1 and place.pruned_seq > 0:
         raise CommandFailure(
-            f"not all events since then are kept: the first one is {first}", os.EX_DATAERR
+            f"some events since then have been deleted; the first one left is {first}",
+            os.EX_DATAERR,
         )
     return first
 

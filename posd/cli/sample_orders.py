@@ -1,4 +1,4 @@
-"""Orders for the demonstration: the same menu by SQL, as a shop writes it, and by REST."""
+"""Sample orders of the demonstration, as rows for SQL and as data for REST."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INSERT_ITEM = """
 
 @frozen
 class SampleItem:
-    """So many of one dish at its price."""
+    """A dish, its unit price and its quantity."""
 
     name: str
     price: Decimal
@@ -41,7 +41,7 @@ class SampleItem:
 
 @frozen
 class SampleOrder:
-    """An order that nobody will cook."""
+    """A generated order."""
 
     number: str
     customer: str
@@ -57,16 +57,16 @@ class SampleOrder:
         return self.subtotal + _DELIVERY_FEE
 
     def row(self) -> tuple[object, ...]:
-        """The parameters of `INSERT_ORDER`."""
+        """Return the parameters of `INSERT_ORDER`."""
         money = (self.subtotal, _DELIVERY_FEE, self.total)
         return (self.number, self.customer, *money, self.address)
 
     def item_rows(self, order_id: object) -> list[tuple[object, ...]]:
-        """The parameters of one `INSERT_ITEM` for each line."""
+        """Return the parameters of `INSERT_ITEM` for each line."""
         return [(order_id, line.name, line.price, line.quantity) for line in self.lines]
 
     def data(self) -> dict[str, object]:
-        """The data of a `new_order`."""
+        """Return the data of a `new_order` event."""
         return {
             "orderId": self.number,
             "orderNumber": self.number,
@@ -89,12 +89,12 @@ class SampleOrder:
 
 
 def sample_order(number: int) -> SampleOrder:
-    """The order of this number; the same number is the same order."""
+    """Return the order with a number. The same number gives the same order."""
     chance = random.Random(number)
     dishes = chance.sample(_MENU, chance.randint(1, 4))
     return SampleOrder(
         f"DEMO-{number:04}",
-        f"Guest {number}",
+        f"Customer {number}",
         f"{chance.randint(1, 99)} Harbour Street",
         tuple(SampleItem(name, Decimal(price), chance.randint(1, 3)) for name, price in dishes),
     )

@@ -1,4 +1,4 @@
-"""`posctl bootstrap` and `migrate`: what posd needs in the database."""
+"""`posctl bootstrap` and `posctl migrate`: create and update the schemas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from psycopg2.extensions import parse_dsn
 
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, printable_lines, progress_bar
+from posd.cli.output import as_json, counted, print_json, printable_lines, progress_bar
 from posd.database import migrations
 from posd.database import provisioning as provision
 from posd.errors import SchemaError
@@ -20,10 +20,10 @@ from posd.errors import SchemaError
 @as_json
 @pass_installation
 def bootstrap(installation: Installation, as_json: bool) -> None:
-    """Make the database, the roles and the main schema.
+    """Create the database, the roles and the main schema.
 
-    Needs a superuser of the PostgreSQL cluster, once; what is there already stays as it is, so it
-    may be run again at any time. The database is the one that the connection names.
+    The command needs the rights of a PostgreSQL superuser. The connection string names the database.
+    The command may be repeated: it does not change what already exists.
 
     \b
     Examples:
@@ -37,23 +37,24 @@ def bootstrap(installation: Installation, as_json: bool) -> None:
         print_json({"database": name, "created": created})
         return
     database = "The database" if name is None else f"The database {name}"
-    click.echo(f"{database} {'was made' if created else 'was there already'}.")
-    click.echo("Its roles and the schema dinedesk_main are in place. Next: posctl migrate")
+    click.echo(f"{database} {'was created' if created else 'already exists'}.")
+    click.echo("The roles and the schema dinedesk_main exist. Next: posctl migrate")
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; say whether the daemon would start.")
+@click.option("--check", is_flag=True, help="Only check the main schema, and change nothing.")
 @as_json
 @pass_installation
 def migrate(installation: Installation, check: bool, as_json: bool) -> None:
-    """Bring all schemas up to date with this posd.
+    """Update all schemas to this version of posd.
 
-    First the main schema, then tenant by tenant; it can be stopped and run again. A tenant whose
-    schema fails is named and leaves the others updated, and the exit code is then 65. Run it before
-    a new version of the daemon is started; the version that is running goes on working.
+    The command updates the main schema, then the schemas of the tenants one by one. It may be
+    interrupted and repeated. If the schema of a tenant cannot be updated, the command prints the reason
+    and continues with the next tenant; the exit code is then 65. Run the command before you start a
+    new version of the daemon. A daemon of the old version keeps working.
 
-    With --check only the main schema is looked at, by the connection of the daemon: the exit code is
-    0 if it is what this posd needs, and 78 if a daemon of this version would not start.
+    With --check the command only checks the main schema, through the connection of the daemon. The
+    exit code is 0 if a daemon of this version starts with it, else 78.
 
     \b
     Examples:
@@ -71,13 +72,13 @@ def migrate(installation: Installation, check: bool, as_json: bool) -> None:
     else:
         for schema, reason in report.failed.items():
             click.echo(f"{schema}: {printable_lines(reason)}", err=True)
-        click.echo(f"{len(report.updated)} schemas updated, {len(report.failed)} failed")
+        click.echo(f"{counted(len(report.updated), 'schema')} updated, {len(report.failed)} failed")
     if report.failed:
         raise click.exceptions.Exit(os.EX_DATAERR)
 
 
 def _check(dsn: str, as_json: bool) -> None:
-    """Tell what the daemon would find; `SchemaError` if that is not what it needs."""
+    """Print whether the main schema is of this version. Raises `SchemaError` if it is not."""
     try:
         with closing(migrations.connect(dsn)) as connection:
             migrations.check_main(connection)
@@ -89,12 +90,12 @@ def _check(dsn: str, as_json: bool) -> None:
     if as_json:
         print_json({"fits": True, "reason": None})
     else:
-        click.echo("The main schema is what this posd needs.")
+        click.echo("The main schema is that of this version of posd.")
 
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error while tenants are migrated, if a person is looking."""
+    """Show the progress of the tenants on standard error, if that is a terminal."""
     with progress_bar() as bar:
         task = bar.add_task("dinedesk_main", total=None)
 

@@ -1,4 +1,4 @@
-"""`posctl status`: how the tenants and their terminals stand, on all nodes together."""
+"""`posctl status`: the state of tenants and terminals, on all nodes together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ from posd.values import TenantId
 
 @frozen
 class TenantStatus:
-    """One tenant. `failed` is None where the tenant's schema does not fit, which `trouble` says."""
+    """The state of one tenant.
+
+    `failed` is the number of failed events in 24 hours, or None if the version of the tenant's schema
+    is wrong. `trouble` then says how.
+    """
 
     listed: ListedTenant
     stream: StreamStanding
@@ -42,17 +46,17 @@ class TenantStatus:
 
 
 @click.command()
-@click.option("--tenant", "slug", type=SLUG, help="Only this shop, with its terminals.")
+@click.option("--tenant", "slug", type=SLUG, help="Show only this shop, with its terminals.")
 @as_json
 @pass_installation
 def status(installation: Installation, slug: str | None, as_json: bool) -> None:
-    """Show who is connected and what is not delivered.
+    """Show connected terminals and undelivered events.
 
-    For each shop: its terminals that are connected, to whichever node; the position of its last
-    event; how many events no terminal has acknowledged; how many of the last 24 hours have failed;
-    what is published but not numbered yet, which is more than a moment's worth only while no daemon
-    runs. Then the doorman: the node that takes orders out of the outbox. With --tenant also every
-    terminal, and how many events it is behind.
+    For each shop the command shows: the terminals that are connected to any node; the position of the
+    last event; the events that no terminal has acknowledged; the failed events of the last 24 hours; the
+    entries of the outbox that are not numbered yet, and since when. Entries wait longer than a moment
+    only if no daemon runs. The last line shows the doorman, the node that reads the outbox. With
+    --tenant the command also shows each terminal and how many events it is behind.
 
     \b
     Examples:
@@ -87,7 +91,8 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
     click.echo()
     if doorman is None:
         click.echo(
-            "No node is the doorman, so no orders are taken out of the outbox. Is posd running?"
+            "There is no doorman, so the outbox is not read and no orders are published by SQL."
+            " Is posd running?"
         )
     else:
         click.echo(f"doorman: {printable(doorman.host)}, since {local_time(doorman.since)}")
@@ -131,7 +136,7 @@ def _print_terminals(terminals: list[TerminalStanding]) -> None:
         ("terminal", "connected since", "last seen", "sent", "acknowledged", "behind"),
         [
             (
-                "(no name)" if each.device_id is None else each.device_id,
+                "(no device id)" if each.device_id is None else each.device_id,
                 local_time(each.connected_since),
                 local_time(each.last_seen),
                 each.sent,
@@ -144,7 +149,7 @@ def _print_terminals(terminals: list[TerminalStanding]) -> None:
 
 
 def _shape_of_doorman(doorman: DoormanLease | None) -> dict[str, object] | None:
-    """The doorman as programs read it; None if no node is."""
+    """Return the doorman as `--json` prints it, or None if there is none."""
     if doorman is None:
         return None
     return {
@@ -159,7 +164,7 @@ def _name(listed: ListedTenant) -> str:
 
 
 def _shape(report: TenantStatus) -> dict[str, object]:
-    """A tenant as programs read it, in the words of `GET /api/{tenant}/pos-status`."""
+    """Return a tenant as `--json` prints it, with the members of `GET /api/{tenant}/pos-status`."""
     stream = report.stream
     return {
         "tenant": report.listed.tenant.slug,

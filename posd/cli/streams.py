@@ -1,4 +1,4 @@
-"""`posctl stream`: the history that positions are counted in."""
+"""`posctl stream`: give a stream a new id after events were lost."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from posd.values import Seq, Tenant
 
 @click.group()
 def stream() -> None:
-    """Declare a history over.
+    """Reset streams after events were lost.
 
-    A position means something only within the history that it was counted in.
+    A position is valid only in the stream in which it was counted. A reset gives a stream a new id.
     """
 
 
 @stream.command()
-@click.option("--tenant", "slug", type=SLUG, help="Only this shop's stream; without it, all.")
+@click.option("--tenant", "slug", type=SLUG, help="Only the stream of this shop. Default: all.")
 @click.option(
     "--common-up-to",
     "common",
     type=POSITION,
     metavar="N",
-    help="The events up to N are as the tills have them; needs --tenant.",
+    help="The events up to N are the same as before the loss; needs --tenant.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @as_json
 @pass_installation
 def reset(
     installation: Installation, slug: str | None, common: int | None, yes: bool, as_json: bool
 ) -> None:
-    """Give streams a new name after events were lost.
+    """Give streams a new id after events were lost.
 
-    posd does it by itself when a standby was promoted or a dump was loaded. It cannot see that the
-    data folder of PostgreSQL was put back while posd was stopped: then positions that tills remember
-    may be taken again, by other events.
+    posd resets streams by itself after a standby was promoted or a dump was loaded. It cannot detect
+    that the data folder of PostgreSQL was restored from a backup while posd was stopped. In this case
+    run the command, because new events may get positions that tills have already seen.
 
-    Tills that use positions are disconnected within seconds, come back, reload their open orders and
-    go on from the head. Nothing is deleted.
+    posd disconnects the tills that use positions within seconds. They reconnect, reload their open
+    orders and resume at the head. The command deletes nothing.
 
-    If you know the last event that the backup had, name it with --common-up-to: a till that has no
-    later event goes on from its position and does not reload. If a till has one, and N is too high,
-    that till never gets the events that now have those positions: leave the option out when in doubt.
+    If you know the last event in the backup, give its position with --common-up-to. A till without a
+    later event then resumes at its position and does not reload. Leave the option out if you are not
+    sure: if N is too high, a till with later events never receives the new events up to N.
 
     \b
     Examples:
@@ -71,10 +71,12 @@ def reset(
         if common is not None:
             _check(executor, chosen[0], common)
         if not yes:
-            whose = "every tenant" if slug is None else slug
-            which = "" if common is None else f" that have had an event after {common}"
+            whose = "all tenants" if slug is None else slug
+            which = "" if common is None else f" that have an event after {common}"
             click.confirm(
-                f"Will all tills of {whose}{which} reload their orders?", abort=True, err=True
+                f"Reset? All tills of {whose}{which} reload their open orders",
+                abort=True,
+                err=True,
             )
         database.run_to_completion(
             epochs.reset_streams(executor, [tenant.id for tenant in chosen], common or 0)
@@ -82,7 +84,7 @@ def reset(
     if as_json:
         print_json({"reset": [tenant.slug for tenant in chosen]})
     else:
-        click.echo(f"Streams with a new name: {', '.join(each.slug for each in chosen) or 'none'}.")
+        click.echo(f"Streams with a new id: {', '.join(each.slug for each in chosen) or 'none'}.")
 
 
 def _check(executor: BlockingExecutor, tenant: Tenant, common: Seq) -> None:

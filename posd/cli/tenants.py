@@ -1,4 +1,4 @@
-"""`posctl tenant`: the shops."""
+"""`posctl tenant`: add, list, change and export tenants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from posd.cli import database
 from posd.cli.failures import CommandFailure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, print_table, warn
+from posd.cli.output import as_json, counted, print_json, print_table, warn
 from posd.cli.parameters import CURRENCY, REGION, SLUG, TIMEZONE
 from posd.config.types import suggestion
 from posd.database import migrations, regions
@@ -26,7 +26,7 @@ from posd.store import tenants
 from posd.values import Tenant
 
 _EXPORT_SECONDS: Final = 60.0
-"""For one batch of rows."""
+"""The statement timeout: seconds for one batch of rows."""
 _STERLING: Final = ("GB", "GG", "IM", "JE")
 _SET_ACTIVE: Final = """
     UPDATE dinedesk_main.tenants SET is_active = %s WHERE slug = %s RETURNING id
@@ -37,13 +37,13 @@ _SET_ACTIVE: Final = """
 def tenant() -> None:
     """Add, list, export, disable and enable shops, and change their region.
 
-    A tenant is one shop: its own schema in the database, its own stream of events, its own keys.
+    A tenant is one shop. It has a schema in the database, a stream of events, and keys.
     """
 
 
 @tenant.command()
 @click.argument("slug", type=SLUG)
-@click.option("--name", required=True, help="What people call the shop.")
+@click.option("--name", required=True, help="The name of the shop, for people.")
 @click.option("--currency", type=CURRENCY, default="GBP", show_default=True, metavar="CODE")
 @click.option(
     "--timezone",
@@ -51,14 +51,14 @@ def tenant() -> None:
     default="Europe/London",
     show_default=True,
     metavar="ZONE",
-    help="A name of the IANA database.",
+    help="A name of the IANA time zone database.",
 )
 @click.option(
     "--region",
     type=REGION,
     metavar="CODE",
-    help="Where telephone numbers without a country code are of, such as FR; without it, the country"
-    " of the time zone.",
+    help="The country of telephone numbers without a country code, such as FR. Default: the country of"
+    " the time zone.",
 )
 @as_json
 @pass_installation
@@ -75,12 +75,12 @@ def add(
 ) -> None:
     """Add a shop.
 
-    SLUG is its name in URLs: small letters, digits and hyphens. The schema is dinedesk_SLUG; tables
-    `orders` and `order_items` that exist in it already stay as they are, see `posctl adopt`. A
-    daemon that is running notices the new tenant by itself.
+    SLUG names the shop in URLs: small letters, digits and hyphens. The command creates the schema
+    dinedesk_SLUG. If this schema already has tables `orders` and `order_items`, the command does not
+    change them; see `posctl adopt`. A running daemon serves the new tenant without a restart.
 
-    The region decides which customer a telephone number is: `07700 900123` is +447700900123 in GB.
-    `posctl tenant region` changes it.
+    The region completes telephone numbers: in GB, `07700 900123` is +447700900123. `posctl tenant
+    region` changes it.
 
     \b
     Examples:
@@ -96,12 +96,12 @@ def add(
     if as_json:
         print_json(_shape(added))
         return
-    click.echo(f"Tenant {slug} has the schema {added.schema}.")
+    click.echo(f"Tenant {slug} was added, with the schema {added.schema}.")
     click.echo(
-        f"Amounts are in {added.currency}, times of {added.timezone}, telephone numbers of"
-        f" {added.default_region}."
+        f"Currency {added.currency}, time zone {added.timezone}, region {added.default_region} for"
+        " telephone numbers."
     )
-    click.echo("A key for its first till:")
+    click.echo("Next, create a key for its first till:")
     click.echo(f"    posctl key create --kind device --tenant {slug} --device POS_1")
 
 
@@ -109,7 +109,7 @@ def add(
 @as_json
 @pass_installation
 def list_(installation: Installation, as_json: bool) -> None:
-    """List the shops, disabled ones too.
+    """List all shops, including disabled ones.
 
     \b
     Examples:
@@ -142,23 +142,25 @@ def list_(installation: Installation, as_json: bool) -> None:
 @click.argument("slug", type=SLUG)
 @click.argument("region", type=REGION, required=False)
 @click.option(
-    "--keep-accounts", is_flag=True, help="Change it although customers would lose their accounts."
+    "--keep-accounts",
+    is_flag=True,
+    help="Change the region even if customers lose access to their accounts.",
 )
 @as_json
 @pass_installation
 def region_(
     installation: Installation, slug: str, region: str | None, keep_accounts: bool, as_json: bool
 ) -> None:
-    """Show or change where a shop's telephone numbers are of.
+    """Show or change the region of a shop's telephone numbers.
 
-    A customer's loyalty account is kept under a number with its country code. Accounts that were opened by
-    numbers typed without one have the old region's, and after a change the same digits lead to another
-    account. If there are such accounts they are named with the number that would count then, and
-    nothing is changed, exit code 65, unless --keep-accounts is given: then the region is changed and
-    the accounts stay as they are, each with its points. Where both numbers have an account, one customer
-    has two.
+    posd stores a loyalty account under a telephone number with a country code. If the number was typed
+    without one, the region has completed it. After a change of the region, the same digits mean another
+    number and so another account. If there are such accounts, the command prints them with their new
+    numbers, changes nothing and exits with code 65. With --keep-accounts it changes the region and does
+    not change the accounts and their points. If both numbers have an account, the customer then has
+    two.
 
-    Each change is recorded in dinedesk_main.pos_tenant_changes.
+    Each change is recorded in the table dinedesk_main.pos_tenant_changes.
 
     \b
     Examples:
@@ -176,8 +178,8 @@ def region_(
         _show_region(slug, change)
     if change.after != change.before and not change.is_made:
         raise CommandFailure(
-            f"{len(change.accounts)} accounts would be left behind, so nothing was changed;"
-            " --keep-accounts changes the region all the same",
+            f"customers would lose access to {counted(len(change.accounts), 'account')}, so nothing"
+            " was changed; --keep-accounts changes the region nevertheless",
             os.EX_DATAERR,
         )
 
@@ -187,10 +189,10 @@ def region_(
 @as_json
 @pass_installation
 def disable(installation: Installation, slug: str, as_json: bool) -> None:
-    """Shut a shop out.
+    """Disable a shop.
 
-    Its keys are valid no more and its tills are disconnected within a second; orders, events and
-    keys stay where they are until `posctl tenant enable`.
+    posd refuses the keys of the shop and disconnects its tills within a second. Orders, events and
+    keys are kept. `posctl tenant enable` reverses the command.
 
     \b
     Example:
@@ -204,7 +206,7 @@ def disable(installation: Installation, slug: str, as_json: bool) -> None:
 @as_json
 @pass_installation
 def enable(installation: Installation, slug: str, as_json: bool) -> None:
-    """Let a disabled shop in again.
+    """Enable a disabled shop.
 
     \b
     Example:
@@ -217,12 +219,13 @@ def enable(installation: Installation, slug: str, as_json: bool) -> None:
 @click.argument("slug", type=SLUG)
 @pass_installation
 def export(installation: Installation, slug: str) -> None:
-    """Write a shop's log and orders to the standard output.
+    """Write the events and orders of a shop to standard output.
 
-    These rows are in tables of all shops, so `pg_dump --schema` of the shop's schema does not have them.
-    Each line is a JSON object: `table` is pos_events, pos_unsequenced, pos_nacks, pos_orders or
-    pos_order_terminals, `row` has its columns. All lines are of one moment. An exit code other than 0
-    means that the output is not complete. It has customers' names, addresses and telephone numbers.
+    These rows are in tables that all shops share, so `pg_dump --schema` of the shop's schema does not
+    write them. Each line is a JSON object: `table` is pos_events, pos_unsequenced, pos_nacks, pos_orders
+    or pos_order_terminals, and `row` has the columns. All lines are of one snapshot. If the exit code is
+    not 0, the output is incomplete. The output contains names, addresses and telephone numbers of
+    customers.
 
     \b
     Examples:
@@ -242,7 +245,7 @@ def export(installation: Installation, slug: str) -> None:
 
 
 def find_tenant(executor: Querier, slug: str) -> Tenant:
-    """The tenant of this slug; a `CommandFailure` that names the nearest one if there is none."""
+    """Return the tenant with a slug. Raises `CommandFailure`, with a similar slug if there is one."""
     everyone = {each.tenant.slug: each.tenant for each in _everyone(executor)}
     if slug in everyone:
         return everyone[slug]
@@ -273,36 +276,34 @@ def _set_active(installation: Installation, slug: str, active: bool, as_json: bo
 
 
 def _warnings(context: click.Context, added: Tenant) -> Iterator[str]:
-    """What of a new tenant may not be meant: a default beside a value that does not go with it."""
+    """Yield warnings about defaults of a new tenant that do not match the given values."""
 
     def is_default(name: str) -> bool:
         return context.get_parameter_source(name) is ParameterSource.DEFAULT
 
     region = added.default_region
     if is_default("currency") and region not in _STERLING:
-        yield f"the currency is GBP, the default, and the region is {region}; see --currency"
+        yield f"the currency is GBP by default, but the region is {region}; see --currency"
     if is_default("timezone") and (added.currency != "GBP" or region not in _STERLING):
         given = f"currency {added.currency}, region {region}"
-        yield f"the time zone is Europe/London, the default, with {given}; see --timezone"
+        yield f"the time zone is Europe/London by default, but {given}; see --timezone"
     if context.params["region"] is None and region_of(added.timezone) is None:
-        yield f"the time zone {added.timezone} is of no country, so the region is {region}; see --region"
+        yield f"the time zone {added.timezone} has no country, so the region is {region}; see --region"
 
 
 def _show_region(slug: str, change: RegionChange) -> None:
     if change.accounts:
         print_table(
-            ("account", f"typed in {change.after}", ""),
+            ("account", f"number in {change.after}", ""),
             [
-                (each.phone, each.elsewhere, "has an account too" if each.merges else None)
+                (each.phone, each.elsewhere, "also has an account" if each.merges else None)
                 for each in change.accounts
             ],
         )
     if change.is_made:
-        click.echo(
-            f"Telephone numbers of {slug} are of {change.after} now, not of {change.before}."
-        )
+        click.echo(f"The region of {slug} was changed from {change.before} to {change.after}.")
     elif change.after == change.before:
-        click.echo(f"Telephone numbers of {slug} are of {change.before}.")
+        click.echo(f"The region of {slug} is {change.before}.")
 
 
 def _region_shape(slug: str, change: RegionChange) -> dict[str, object]:
@@ -318,7 +319,7 @@ def _region_shape(slug: str, change: RegionChange) -> dict[str, object]:
 
 
 def _shape(tenant: Tenant) -> dict[str, object]:
-    """A tenant as programs read it."""
+    """Return a tenant as the object that `--json` prints."""
     return {
         "id": tenant.id,
         "slug": tenant.slug,

@@ -1,4 +1,4 @@
-"""What `posctl` is called with and writes to: terminals, pipes and arguments of every encoding."""
+"""The encodings of the arguments and output streams of `posctl`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PLAIN: Final = {
     "×": "x",
     "\N{NO-BREAK SPACE}": " ",
 }
-"""How characters of our own texts are written where an encoding does not have them: by one character
-each, so that the columns of tables stay in line."""
+"""Replacements for characters of posctl's own texts in an encoding without them. Each is one character,
+so that the columns of tables stay aligned."""
 
 
 def prepare() -> None:
-    """Make standard output and error take every character; call it before anything is printed.
+    """Make standard output and standard error accept all characters. Call it before any output.
 
-    Characters that the encoding lacks are replaced: a command whose work is done must not fail
-    while it tells so. A stream that the caller has closed (`>&-`) becomes /dev/null.
+    Characters outside the encoding are replaced, because a command must not fail while it prints the
+    result of completed work. A stream that the caller has closed (`>&-`) becomes /dev/null.
     """
     codecs.register_error(_ERRORS, _replaced)
     for name in ("stdout", "stderr"):
@@ -41,15 +41,15 @@ def prepare() -> None:
 
 
 def unusable(arguments: Sequence[str]) -> str | None:
-    """Return why an argument is no text, in a sentence, or None if all of them are."""
+    """Return a sentence about the first argument that is not text, or None."""
     for number, argument in enumerate(arguments, 1):
         if "\0" in argument:
-            return f"Argument {number} has a NUL character in it."
+            return f"Argument {number} contains a NUL character."
         try:
             argument.encode("utf-8")
         except UnicodeEncodeError:
-            # Bytes that the locale's encoding does not have come as surrogates (PEP 383).
-            return f"Argument {number} is no text in the encoding of this terminal."
+            # Python passes bytes outside the locale's encoding as surrogates (PEP 383).
+            return f"Argument {number} is not text in the encoding of this terminal."
     return None
 
 

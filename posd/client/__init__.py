@@ -1,8 +1,8 @@
 """The reference till: it receives events, stores them, and acknowledges them.
 
-`posctl listen` and the tests use it. It shows vendors what the protocol asks of a till: resume by
-position, store before acknowledging, detect missing events, obey the close codes. It does not import
-the server's packages.
+`posctl listen` and the tests use it. It shows vendors what the protocol requires of a till: resume at a
+position, store an event before its acknowledgement, detect missing events, obey the close codes. It does
+not import the server's packages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""One WebSocket connection of a till: opening, liveness, closing. What is said in it is `till`'s.
+"""One WebSocket connection of a till: opening, idle timeout, closing. `posd.client.till` handles messages.
 
-Every timer runs on the clock that is passed in. Autobahn's own would run on the global reactor,
-so they are switched off and one time-out at a time, for the state the connection is in, does
-their work.
+Autobahn's timers would run on the global reactor, so they are switched off. Instead, one timeout for the
+state of the connection runs on the clock that is passed in.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from posd.client.outcome import Fault, NextStep, Outcome
 from posd.security.dialing import BaseUrl
 
 OPENING_TIMEOUT = 15.0
-"""Seconds from the TCP connection to the server's greeting."""
+"""Seconds from the TCP connection to the server's `connected` message."""
 
 CLOSING_TIMEOUT = 5.0
 """Seconds from the first Close frame to the end of the TCP connection."""
@@ -38,7 +37,7 @@ _CONTENT_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,9})[ \t]*\r$", re.I 
 
 @frozen
 class HandshakeRequest:
-    """What one opening handshake asks for; built anew for each, since the position moves on."""
+    """The request of one opening handshake. It differs for each connection, because the position moves."""
 
     path: str
     query: Mapping[str, str]
@@ -46,31 +45,31 @@ class HandshakeRequest:
 
     @property
     def resource(self) -> str:
-        """The request target."""
+        """The request target (RFC 9112 §3.2)."""
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
 
 class ConnectionOwner(Protocol):
-    """What a connection reports to."""
+    """The object that a connection reports to."""
 
     def opening(self, connection: ClientConnection) -> Awaitable[HandshakeRequest]:
-        """A connection was made: say what to ask for. The handshake waits for it."""
+        """Return the request of the handshake. Called after the TCP connection has been made."""
 
     def received(self, connection: ClientConnection, text: bytes) -> None:
-        """A text message has come."""
+        """Handle a text message."""
 
     def ended(self, connection: ClientConnection, outcome: Outcome) -> None:
-        """The connection is over: said once, for every connection that was made."""
+        """Handle the end of a connection. Called exactly once for each connection that was made."""
 
 
 class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
-    """The protocol: it opens, listens for life, pauses and closes; it does not read messages."""
+    """The WebSocket protocol. It opens, times out, pauses and closes; it does not parse messages."""
 
-    # At level debug Autobahn logs the whole handshake, and the key with it.
+    # At level debug Autobahn logs the whole handshake, which contains the key.
     log = txaio.make_logger(level="error")
 
-    # Autobahn reads this before it has copied the factory's options, and swallows the
-    # AttributeError; on the class it is found, and small frames do not wait for an ACK (40 ms).
+    # Autobahn reads this before it has copied the factory's options, and ignores the AttributeError.
+    # With a class attribute TCP_NODELAY is set, and small frames do not wait for an ACK (40 ms).
     tcpNoDelay = True
 
     def __init__(self, owner: ConnectionOwner, server: BaseUrl, clock: IReactorTime) -> None:
@@ -84,47 +83,47 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
         self._deadline: IDelayedCall | None = None
         self._lost: Failure | None = None
 
-    # What the till may do.
+    # The interface for the till.
 
     def send(self, text: bytes) -> None:
-        """Send one text message, or nothing if the connection is closing."""
+        """Send one text message. Does nothing if the connection is closing."""
         if self.state == self.STATE_OPEN:
             self.sendMessage(text)
 
     def set_idle_timeout(self, seconds: float) -> None:
-        """From now on, drop the connection when nothing at all comes for so long."""
+        """Drop the connection if no data arrives for so many seconds."""
         self._patience = seconds
         if not self._paused:
             self._set_timeout(seconds)
 
     def pause(self) -> None:
-        """Read no more for now. TCP slows the server down; silence is no sign of death then."""
+        """Stop reading, so that TCP slows the server down. The idle timeout is off meanwhile."""
         if not self._paused and self.state == self.STATE_OPEN:
             self._paused = True
             self._set_timeout(None)
             self.transport.pauseProducing()
 
     def resume(self) -> None:
-        """Read again after `pause`."""
+        """Read again after `pause()`."""
         if self._paused and self.state == self.STATE_OPEN:
             self._paused = False
             self._set_timeout(self._patience)
             self.transport.resumeProducing()
 
     def hang_up(self, outcome: Outcome, code: int = 1000) -> None:
-        """Close; whatever the server answers, this is the ending that is reported.
+        """Close the connection and report `outcome`, whatever the server answers.
 
-        Messages that still come are dropped. A connection that is not open yet is cut.
+        Later messages are dropped. A connection that is not open yet is aborted.
         """
         if self._outcome is None:
             self._outcome = outcome
         if self.state == self.STATE_OPEN:
-            self.resume()  # the server's Close frame is behind what was not read
+            self.resume()  # to read the server's Close frame after the unread data
             self.sendCloseFrame(code=code)
         elif self.state == self.STATE_CONNECTING:
             self.dropConnection(abort=True)
 
-    # What Twisted and Autobahn call.
+    # Methods that Twisted and Autobahn call.
 
     def connectionMade(self) -> None:
         self._set_timeout(OPENING_TIMEOUT)
@@ -146,11 +145,11 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
         )
 
     def processHandshake(self) -> None:
-        """Let Autobahn see a refusal only when its body has come too: it drops what is late."""
+        """Delay the processing of a refusal until its body is complete, because Autobahn drops the rest."""
         if not self.data.startswith(_HTTP[: len(self.data)]):
-            # Another protocol; what Autobahn waits for may never come.
+            # The server uses another protocol. Autobahn would wait for headers that never come.
             self.hang_up(
-                Outcome("it answers, but not by HTTP", NextStep.WAIT, fault=Fault.NO_ANSWER)
+                Outcome("the server did not answer with HTTP", NextStep.WAIT, fault=Fault.NO_ANSWER)
             )
             return
         head, end, body = self.data.partition(_HEADERS_END)
@@ -161,7 +160,9 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
     def failHandshake(self, reason: str) -> None:
         status = _status(self.http_status_line)
         if status is None or status == 101:
-            broken = Outcome(f"no WebSocket: {reason}", NextStep.WAIT, fault=Fault.NO_POSD)
+            broken = Outcome(
+                f"the WebSocket handshake failed: {reason}", NextStep.WAIT, fault=Fault.NO_POSD
+            )
             self._outcome = self._outcome or broken
         else:
             _, _, body = self.data.partition(_HEADERS_END)
@@ -179,15 +180,15 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
     def sendCloseFrame(
         self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
     ) -> None:
-        """Close or answer a Close, and wait a moment for the server to end the TCP connection.
+        """Send a Close frame, and limit the wait for the server to end the TCP connection.
 
-        That is the server's part (RFC 6455 §7.1.1), and Autobahn would wait for it without end.
+        The server ends it first (RFC 6455 §7.1.1). Autobahn would wait without a limit.
         """
         super().sendCloseFrame(code, reasonUtf8, isReply)
         self._set_timeout(CLOSING_TIMEOUT)
 
     def _set_timeout(self, seconds: float | None) -> None:
-        """Time out so many seconds from now, or not at all."""
+        """Replace the timeout. None switches it off."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -195,7 +196,7 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
             self._deadline = self._clock.callLater(seconds, self._timed_out)
 
     def _restart_timeout(self) -> None:
-        """There is life: begin to count again."""
+        """Restart the idle timeout after data has arrived."""
         if self._deadline is not None:
             self._deadline.reset(self._patience)
 
@@ -204,7 +205,7 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
         if self.state == self.STATE_CONNECTING:
             silence = Outcome("the server did not answer the handshake", NextStep.RETRY)
         else:
-            silence = Outcome(f"nothing heard for {self._patience:g} s", NextStep.RETRY)
+            silence = Outcome(f"no data from the server for {self._patience:g} s", NextStep.RETRY)
         if self._outcome is None and self.remoteCloseCode is None and not self.failedByMe:
             self._outcome = silence
         self.dropConnection(abort=True)
@@ -213,33 +214,33 @@ class ClientConnection(WebSocketClientProtocol):  # type: ignore[misc]
         self._set_timeout(None)
         self._lost = reason
         if not reason.check(ConnectionClosed):
-            # Autobahn would log an error of TLS, which its owner is told as the ending.
+            # Autobahn would log an error of TLS. The owner gets it in the outcome.
             reason = Failure(ConnectionLost())
         super().connectionLost(reason)
 
     def _is_unanswered(self) -> bool:
-        """Whether the handshake has ended without a line of HTTP."""
+        """Return whether the connection ended without a line of HTTP from the server."""
         return not getattr(self, "http_status_line", "") and not self.data
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         outcome = self._outcome
         if outcome is None and self.failedByMe:
             broken = (self.localCloseReason or b"").decode()
-            outcome = Outcome(f"the server broke the WebSocket protocol: {broken}", NextStep.WAIT)
+            outcome = Outcome(f"the server violated RFC 6455: {broken}", NextStep.WAIT)
         if outcome is None and (wasClean or self.remoteCloseCode is not None):
             outcome = Outcome.closed(self.remoteCloseCode, self.remoteCloseReason)
         if outcome is None and self._lost is not None:
             outcome = Outcome.lost(self._lost)
             if self._is_unanswered() and outcome.fault is None:
-                # A server that expects TLS takes the request for a broken handshake, and hangs up
-                # with or without an alert.
-                explanation = "the server hung up without an answer to the handshake"
+                # A server that expects TLS regards the request as a broken TLS handshake, and closes
+                # the connection with or without an alert.
+                explanation = "the server closed the connection without an answer"
                 outcome = Outcome(explanation, NextStep.RETRY, fault=Fault.NO_ANSWER)
         self._owner.ended(self, outcome or Outcome(reason or "lost", NextStep.RETRY))
 
 
 def _content_length(head: bytes) -> int:
-    """The length of the body that a refusal's header promises, within reason."""
+    """Return the Content-Length of a refusal, or 0 if it is missing or too large to wait for."""
     found = _CONTENT_LENGTH.search(head + b"\r\n")
     length = int(found[1]) if found else 0
     return length if length <= _MAX_REFUSAL_LENGTH else 0
@@ -253,7 +254,7 @@ def _status(line: str) -> int | None:
 def connection_factory(
     owner: ConnectionOwner, server: BaseUrl, clock: IReactorTime, max_length: int
 ) -> WebSocketClientFactory:
-    """A factory of connections to `server` that take messages of at most `max_length` bytes."""
+    """Return a factory of connections to `server` that accept messages of up to `max_length` bytes."""
     factory = WebSocketClientFactory(reactor=clock)
     factory.protocol = lambda: ClientConnection(owner, server, clock)
     factory.noisy = False

@@ -1,4 +1,4 @@
-"""How far a till has come: what it has stored, what it has saved, what it has acknowledged."""
+"""The position of a till: stored, saved to a file, and acknowledged."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from posd.client.position import PositionFile
 from posd.values import Position, Seq
 
 INTERVAL = 0.1
-"""Seconds between two acknowledgements: a burst is saved once and acknowledged once."""
+"""Seconds between two acknowledgements, so that a burst is saved and acknowledged once."""
 
 _SAVE_RETRY_SECONDS = 5.0
 
 
 @define(eq=False)
 class DurableCursor:
-    """A position that only moves when everything up to it is durable at the till.
+    """The position up to which all events are durable at the till.
 
-    It is saved before it is acknowledged, so that the server is never told more than a till that
-    loses its power would still know. `acknowledge` is None while there is no connection; it returns
-    whether the server was told: a position means nothing to one whose stream is another.
+    The position is saved before it is acknowledged. So the server never has a later position than a
+    till after a power cut. `acknowledge` is None without a connection. It returns whether it has sent
+    an acknowledgement: it does not if the server has another stream.
     """
 
     _clock: IReactorTime
@@ -38,25 +38,25 @@ class DurableCursor:
     _log = Logger()
 
     def adopt(self, position: Position) -> None:
-        """Begin here: the server said so, and there is nothing to acknowledge."""
+        """Start at a position from the server. There is nothing to acknowledge."""
         self._unsaved = self._unsaved or position != self.position
         self.position = position
         self._schedule()
 
     def advance(self, position: Position, *, stored: bool = True) -> None:
-        """Everything up to here is dealt with, and to be acknowledged if it was stored."""
+        """Move to a position. It will be saved, and acknowledged if the event was `stored`."""
         self.position = position
         self._unsaved = True
         self._is_ack_due = self._is_ack_due or stored
         self._schedule()
 
     def attach(self, acknowledge: Callable[[Position], bool]) -> None:
-        """From now on there is a server to tell, first of all what it has not heard yet."""
+        """Acknowledge to a new connection, beginning with what has not been acknowledged yet."""
         self._acknowledge = acknowledge
         self._schedule()
 
     def detach(self) -> None:
-        """The server is gone. What is not saved yet still will be."""
+        """Forget the connection. An unsaved position will still be saved."""
         self._acknowledge = None
 
     def save_now(self) -> None:
@@ -72,7 +72,11 @@ class DurableCursor:
             try:
                 self._file.save(self.position)
             except OSError:
-                self._log.failure("the position cannot be saved and is not acknowledged")
+                self._log.failure(
+                    "the position was not saved and not acknowledged; saving it is tried again in"
+                    " {seconds:g} s",
+                    seconds=_SAVE_RETRY_SECONDS,
+                )
                 self._timer = self._clock.callLater(_SAVE_RETRY_SECONDS, self.save_now)
                 return
         self._unsaved = False
@@ -81,7 +85,7 @@ class DurableCursor:
             self.acknowledged = self.position.seq
 
     def close(self) -> None:
-        """Leave no timer behind. What could not be saved by now comes again, as it should."""
+        """Cancel the timer. Events after the saved position will be sent again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

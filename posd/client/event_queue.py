@@ -1,4 +1,4 @@
-"""Events in their order, each stored before the next is begun and before it is acknowledged."""
+"""The queue of received events. It handles them one by one, and acknowledges each after it is stored."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ OnResync = Callable[[Resync, Seq], Awaitable[object] | None]
 
 
 class CannotProcess(PosdError):
-    """Raised by a `handle` for an event that it will never be able to use; the text says why.
+    """Raised by `handle` for an event that it can never process. The text is the reason.
 
-    The server is told (`nack`), shows it to the operators and does not send the event again. Any
-    other exception means "not now": the event comes again.
+    The till sends a `nack`. The server shows it to the operators and does not send the event again.
+    After any other exception the event is sent again.
     """
 
 
 class FlowControl(Protocol):
-    """What an intake needs of a connection."""
+    """The part of a connection that the queue uses."""
 
     def send(self, text: bytes) -> None:
         """Send one text message."""
@@ -42,12 +42,12 @@ class FlowControl(Protocol):
         """Go on reading."""
 
     def hang_up(self, outcome: Outcome, code: int = 1000) -> None:
-        """Close the connection for this reason."""
+        """Close the connection, with `outcome` as the reason."""
 
 
 @frozen
 class _ReloadMarker:
-    """A place in the queue where the till has to reload instead of handling an event."""
+    """An entry of the queue at which the till must reload its orders."""
 
     reason: Resync
     id: Seq
@@ -55,7 +55,7 @@ class _ReloadMarker:
 
 @define
 class EventCounts:
-    """How many events have come, were stored, and could not be processed."""
+    """The numbers of events that were received, stored, and refused by `CannotProcess`."""
 
     received: int = 0
     stored: int = 0
@@ -64,11 +64,10 @@ class EventCounts:
 
 @define(eq=False)
 class EventQueue:
-    """The queue between a connection and `handle`, which works on one event at a time.
+    """The queue between a connection and `handle`, which processes one event at a time.
 
-    The queue lives no longer than its connection: what was not begun comes again on the next one,
-    which is asked to go on after the last event that was stored. While `backlog` events wait,
-    nothing more is read.
+    The queue is emptied when its connection ends. The next connection resumes after the last stored
+    event, so the server sends the others again. While `backlog` events wait, the connection is paused.
     """
 
     _handle: Handle
@@ -83,19 +82,19 @@ class EventQueue:
     _queue: deque[ReceivedEvent | _ReloadMarker] = field(factory=deque, init=False)
     _working: bool = field(default=False, init=False)
     _idle: list[Deferred[None]] = field(factory=list, init=False)
-    """Who waits for the worker to end."""
+    """Fired when the worker ends."""
     _log = Logger()
 
     def greeted(self, connection: FlowControl, greeting: Connected, requested: Seq | None) -> None:
-        """A connection is ready; `requested` is the position that it was to go on after.
+        """Start with a new connection. `requested` is the position that the till asked to resume from.
 
-        Raises InvalidMessage if the server neither goes on there nor says why it cannot: the
-        difference would be a hole that nobody sees.
+        Raises InvalidMessage if the server neither resumes there nor sends a `resync`, because events
+        would then be missing without notice.
         """
         if self._greeting is not None:
-            raise InvalidMessage("a second greeting on one connection")
+            raise InvalidMessage("a second `connected` message on one connection")
         if greeting.resync is None and requested is not None and requested != greeting.resumed_from:
-            raise InvalidMessage(f"the stream was to go on after {requested} and does not")
+            raise InvalidMessage(f"the stream does not resume after {requested}, as requested")
         self._connection, self._greeting = connection, greeting
         if self._acknowledging and greeting.device_id is not None:
             self._cursor.attach(self._acknowledge)
@@ -106,9 +105,9 @@ class EventQueue:
             self._cursor.adopt(Position(self._last, greeting.stream_id))
 
     def take(self, event: ReceivedEvent) -> None:
-        """Queue an event. Raises InvalidMessage unless it is the very next one of the stream."""
+        """Queue an event. Raises InvalidMessage if it is not the next event of the stream."""
         if self._greeting is None:
-            raise InvalidMessage("an event before the greeting")
+            raise InvalidMessage("an event before the `connected` message")
         if event.id != self._last + 1:
             raise InvalidMessage(f"event {event.id} after event {self._last}")
         self._last = event.id
@@ -116,17 +115,17 @@ class EventQueue:
         self._enqueue(event)
 
     def stop(self) -> None:
-        """Begin no other event."""
+        """Drop all events that wait."""
         self._queue.clear()
 
     def lost(self) -> None:
-        """The connection is gone, and with it what was not begun."""
+        """Drop the connection and all events that wait."""
         self._connection = self._greeting = None
         self._queue.clear()
         self._cursor.detach()
 
     async def idle(self) -> None:
-        """Wait for the event in hand, if there is one, to be stored or not."""
+        """Wait until the event that is being processed, if any, is stored or has failed."""
         if self._working:
             waiter: Deferred[None] = Deferred()
             self._idle.append(waiter)
@@ -138,11 +137,14 @@ class EventQueue:
             self._connection.pause()
         if not self._working:
             Deferred.fromCoroutine(self._work()).addErrback(
-                lambda failure: self._log.failure("the till's queue is broken", failure)
+                lambda failure: self._log.failure("the worker of the event queue failed", failure)
             )
 
     async def _work(self) -> None:
-        """Empty the queue; one worker at a time. Those who wait for its end are told by one loop."""
+        """Process the queue until it is empty. Only one worker runs at a time.
+
+        The callbacks of `idle()` are fired by a loop here, so they do not nest.
+        """
         self._working = True
         try:
             while self._queue:
@@ -164,7 +166,9 @@ class EventQueue:
             self.counts.refused += 1
             self._refuse(position, str(refusal))
         except Exception:
-            self._log.failure("event {id} was not stored and will come again", id=item.id)
+            self._log.failure(
+                "event {id} was not stored; the till reconnects to receive it again", id=item.id
+            )
             self._queue.clear()
             if connection is not None and connection is self._connection:
                 self._cursor.save_now()
@@ -179,13 +183,17 @@ class EventQueue:
         elif self._on_resync is not None:
             outcome = self._on_resync(item.reason, item.id)
         else:
-            self._log.warn("nothing before {id} is replayed: {why}", id=item.id, why=item.reason)
+            self._log.warn(
+                "events up to {id} are not replayed: {why}; the till must reload its orders",
+                id=item.id,
+                why=item.reason,
+            )
             return
         if outcome is not None:
             await outcome
 
     def _acknowledge(self, position: Position) -> bool:
-        """Tell the server, unless its stream is another one: then the till has to reload first."""
+        """Send an acknowledgement and return True. Return False if the server has another stream."""
         if self._connection is None or self._greeting is None:
             return False
         if position.stream_id not in (None, self._greeting.stream_id):
@@ -194,8 +202,10 @@ class EventQueue:
         return True
 
     def _refuse(self, position: Position, reason: str) -> None:
-        """Pass over an event that is of no use, after acknowledging those before it."""
-        self._log.warn("event {id} cannot be processed: {why}", id=position.seq, why=reason)
+        """Acknowledge the events before a refused one, send a `nack` for it, and skip it."""
+        self._log.warn(
+            "event {id} cannot be processed and is skipped: {why}", id=position.seq, why=reason
+        )
         self._cursor.save_now()
         if self._connection is not None and self._greeting is not None and self._greeting.device_id:
             nack = {"type": "nack", "id": position.seq, "reason": reason}

@@ -1,7 +1,7 @@
-"""Why a connection is over, and what a till does then: the table of close codes, as code.
+"""Why a connection ended, and what a till does next: the table of close codes, as code.
 
-Pure: no clock, no socket. `Outcome` is made from a Close frame, an HTTP answer or an error, and
-`reconnect_pause` turns a row of them into seconds.
+An `Outcome` is made from a Close frame, an HTTP response or an error. `reconnect_pause` returns how long
+to wait after it. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from posd.security.dialing import (
 
 
 class NextStep(enum.Enum):
-    """What follows an ending."""
+    """What a till does after the end of a connection."""
 
     AT_ONCE = "at once"
-    """The server is restarting and asked for it: only jitter in between."""
+    """Reconnect within a second, with jitter: the server restarts."""
 
     RETRY = "retry"
-    """An accident: back off from a second to a minute."""
+    """Reconnect with a back-off from a second to a minute: the failure is temporary."""
 
     WAIT = "wait"
-    """Trying again will probably not help until somebody has mended something: minutes."""
+    """Reconnect after minutes: the failure probably lasts until an operator removes its cause."""
 
     STOP = "stop"
-    """Trying again would do harm or never help: an operator is needed."""
+    """Do not reconnect: an attempt would do harm or always fail, and an operator is needed."""
 
 
 class Fault(enum.Enum):
-    """What has to be mended before any attempt can succeed, where that is known."""
+    """A permanent cause of a failed attempt, if it is known."""
 
-    NO_HOST = "the name of the host leads nowhere"
-    UNTRUSTED = "the server's certificate, or ours, is not believed"
-    NO_TLS = "TLS was spoken to a port that does not speak it"
-    NO_ANSWER = "the port speaks something else, perhaps TLS, or nothing"
-    NO_POSD = "another program answers, or a proxy in front of posd"
-    NO_SUCH = "posd does not know what was asked for"
+    NO_HOST = "the host name cannot be resolved"
+    UNTRUSTED = "the certificate of the server, or of the client, is not trusted"
+    NO_TLS = "the port does not use TLS"
+    NO_ANSWER = "the port uses another protocol, perhaps TLS, or does not answer"
+    NO_POSD = "the server is another program, or a proxy in front of posd"
+    NO_SUCH = "posd does not know the tenant or resource"
 
 
 _BY_CLOSE_CODE = {
@@ -74,12 +74,12 @@ _BY_STATUS = {
 
 _MEANINGS = {
     1001: "the server is going away",
-    1003: "the server does not support what was sent",
-    1008: "the server's policy was violated",
-    1009: "the server found a message too big",
+    1003: "the server does not support the message",
+    1008: "a message violated the server's policy",
+    1009: "a message was too big for the server",
     1013: "this till fell too far behind",
     4001: "the key was revoked or has expired",
-    4009: "a newer connection of the same device took over",
+    4009: "superseded by a newer connection of the same device",
 }
 
 _RETRY = Backoff(initial=1, maximum=60)
@@ -90,12 +90,12 @@ _LONGEST_ASKED = 3600.0
 
 @frozen
 class Outcome:
-    """The end of a connection, or of an attempt at one.
+    """The end of a connection, or of an attempt to connect.
 
-    `code` is a close code (RFC 6455 §7.4) and `status` an HTTP status, where there was one.
-    `name` is the server's machine-readable word for a refusal, such as `device_key_required`.
-    `asked` is the number of seconds the server asked to be left alone. `fault` tells why an attempt
-    failed that will fail again; a till tries again all the same, since somebody may mend it.
+    `code` is the close code (RFC 6455 §7.4) and `status` the HTTP status, if there is one. `name` is
+    the server's error code for a refusal, such as `device_key_required`. `asked` is the number of
+    seconds of `Retry-After`. `fault` is a permanent cause. A till reconnects nevertheless, because an
+    operator may remove the cause.
     """
 
     reason: str
@@ -108,7 +108,7 @@ class Outcome:
 
     @classmethod
     def closed(cls, code: int | None, reason: str | None) -> Outcome:
-        """The server closed the connection with this code, or with none."""
+        """Return the outcome of a Close frame with a code, or without one."""
         said = reason or (_MEANINGS.get(code) if code is not None else None)
         text = f"closed with {code if code is not None else 'no code'}"
         following = NextStep.RETRY if code is None else _BY_CLOSE_CODE.get(code, NextStep.RETRY)
@@ -118,16 +118,16 @@ class Outcome:
     def refused(
         cls, status: int, headers: Mapping[str, str], body: bytes, now: datetime
     ) -> Outcome:
-        """The server answered the opening handshake with something other than 101.
+        """Return the outcome of a handshake that was not answered with 101.
 
-        Names of `headers` are in lower case. A `body` in posd's form adds the reason and its name;
-        any other (a proxy's page) is ignored.
+        Names of `headers` are in lower case. A `body` in posd's form adds the reason and its name. Any
+        other body, such as a proxy's page, is ignored.
         """
         following = NextStep.RETRY if status >= 500 else _BY_STATUS.get(status, NextStep.WAIT)
         name, sentence = _explanation(body)
         text = f"refused with HTTP {status}"
         if 300 <= status < 400 and "location" in headers:
-            text += f", which leads to {headers['location']}"
+            text += f", a redirect to {headers['location']}"
         fault = None
         if following is NextStep.WAIT:
             fault = Fault.NO_POSD if name is None else Fault.NO_SUCH
@@ -142,7 +142,7 @@ class Outcome:
 
     @classmethod
     def lost(cls, failure: Failure) -> Outcome:
-        """The connection could not be made, or broke without a Close frame."""
+        """Return the outcome of a failed attempt, or of a connection that ended without a Close frame."""
         error, fault = failure.value, None
         if failure.check(DNSLookupError):
             fault = Fault.NO_HOST
@@ -154,7 +154,7 @@ class Outcome:
 
 
 def _explanation(body: bytes) -> tuple[str | None, str | None]:
-    """The `code` and the `error` of a refusal's body, each None where it is missing."""
+    """Return the members `code` and `error` of a refusal's body. A missing member is None."""
     try:
         answer = decode(body)
     except InvalidMessage:
@@ -169,14 +169,15 @@ def _explanation(body: bytes) -> tuple[str | None, str | None]:
 
 
 def reconnect_pause(outcome: Outcome, failures: int, random: Random) -> float:
-    """The seconds to wait after `outcome`.
+    """Return the seconds to wait after `outcome`.
 
-    `failures` counts the endings in a row, this one included, without a steady connection between
-    them. A server that asks for patience gets at least as much, up to an hour, and a crowd it told
-    the same comes back spread over a quarter more. Raises ValueError for `NextStep.STOP`.
+    `failures` is the number of consecutive failures, including this one, without a steady connection
+    between them. The wait is at least that of `Retry-After`, up to an hour, plus up to a quarter at
+    random so that tills with the same value do not reconnect together. Raises ValueError for
+    `NextStep.STOP`.
     """
     if outcome.next_step is NextStep.STOP:
-        raise ValueError("after this ending there is no other attempt")
+        raise ValueError("no attempt follows NextStep.STOP")
     if outcome.next_step is NextStep.AT_ONCE and failures <= 1:
         wait = random() * _RESTART_JITTER
     elif outcome.next_step is NextStep.WAIT:

@@ -1,4 +1,4 @@
-"""The orders that are still to be made, which a till fetches after a resync. The caller does the HTTP."""
+"""Fetch the open orders, page by page, as a till does after a resync. The caller does the HTTP requests."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from posd.errors import InvalidMessage
 from posd.protocol.jsontext import decode_own
 
 Fetch = Callable[[str], Awaitable[bytes]]
-"""GETs a path of the server with the till's key, and gives the body of its 200."""
+"""GETs a path of the server with the till's key, and returns the body of the response with status 200."""
 
 
 async def pending_orders(
     fetch: Fetch, tenant: str, *, limit: int = 50
 ) -> AsyncIterator[Mapping[str, object]]:
-    """Yield every open order of a tenant, the oldest first, page after page until there are no more.
+    """Yield the open orders of a tenant, oldest first, from all pages.
 
-    Numbers are int or Decimal. What `fetch` raises is raised, and then the till asks again from the
-    beginning: it keeps the orders that it has. Raises InvalidMessage for what is no page.
+    Numbers are int or Decimal. Exceptions of `fetch` are passed on. The till then keeps its orders and
+    starts again. Raises InvalidMessage if a response is not a page of orders.
     """
     after = ""
     while True:
@@ -33,5 +33,5 @@ async def pending_orders(
             return
         following = f"&after={page.get('next')}"
         if following == after or not orders:
-            raise InvalidMessage("a page must go on from the one before")
+            raise InvalidMessage("a page must continue after the previous one")
         after = following

@@ -1,4 +1,4 @@
-"""A till's place in the stream, kept in a file that survives a crash and a power cut."""
+"""The position of a till in a file that survives a crash and a power cut."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from posd.values import Position
 
 
 class PositionUnreadable(PosdError):
-    """The file exists and is not a position: guessing one would lose or repeat orders."""
+    """The file does not contain a position. A guessed one would lose or repeat orders."""
 
 
 @frozen
 class PositionFile:
-    """One position in one small JSON file; its folder must exist.
+    """A JSON file with one position. Its folder must exist.
 
-    Both methods block for as long as the disk takes. At a till's pace, and with the saves of a
-    burst gathered into one, that is a few milliseconds now and then.
+    Both methods block while the disk works: a few milliseconds. That is acceptable in a till, because a
+    burst of events is saved once.
     """
 
     path: Path
 
     def load(self) -> Position | None:
-        """The position saved last, or None if there is no file yet.
+        """Return the saved position, or None if there is no file.
 
-        Raises PositionUnreadable if the file holds anything else.
+        Raises PositionUnreadable if the file contains anything else.
         """
         try:
             text = self.path.read_bytes()
@@ -40,20 +40,20 @@ class PositionFile:
         try:
             saved = decode(text)
         except InvalidMessage as error:
-            raise PositionUnreadable(f"{self.path} is not JSON: {error}") from error
+            raise PositionUnreadable(f"{self.path} does not contain JSON: {error}") from error
         match saved:
             case {"id": int(seq), "streamId": str() | None as stream} if _is_position(seq):
                 try:
                     return Position(seq, None if stream is None else UUID(stream))
                 except ValueError as error:
-                    raise PositionUnreadable(f"{self.path} has a malformed streamId") from error
-        raise PositionUnreadable(f"{self.path} does not hold an id and a streamId")
+                    raise PositionUnreadable(f"{self.path} has an invalid streamId") from error
+        raise PositionUnreadable(f"{self.path} does not contain an id and a streamId")
 
     def save(self, position: Position) -> None:
-        """Replace the saved position, durably: when this returns, a power cut does not undo it.
+        """Replace the saved position. After the return, a power cut does not undo it.
 
-        The new content is complete on the disk under another name before it takes the place of the
-        old one, so a reader finds the one or the other (rename(2)). Raises OSError.
+        The new content is written and synced under a temporary name, and then renamed. A reader finds
+        the old or the new content (rename(2)). Raises OSError.
         """
         stream = None if position.stream_id is None else str(position.stream_id)
         text = encode({"id": position.seq, "streamId": stream})
@@ -72,12 +72,12 @@ class PositionFile:
 
 
 def _is_position(seq: int) -> bool:
-    """Whether JSON gave a count and not `true`, which Python takes for an integer too."""
+    """Return whether a value is a count. In Python, JSON's `true` is an int too."""
     return not isinstance(seq, bool) and seq >= 0
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable: the folder is what changed by it (fsync(2))."""
+    """Sync a folder, to make a rename in it durable (fsync(2))."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a server says to a till, from bytes to values. Pure."""
+"""Parse the messages that a server sends to a till. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from posd.values import Resync, Seq
 
 @frozen
 class Connected:
-    """The greeting: who this till is to the server, and from where the stream goes on.
+    """The `connected` message, the first of a connection.
 
-    `last_event_id` is the head of the stream. `resumed_from` is the position that the replay
-    starts after, None where nothing is replayed; `resync` says why a position was of no use.
-    `device_id` is None for a terminal without a name, which has no cursor to acknowledge to.
+    `last_event_id` is the head of the stream. `resumed_from` is the position that the replay starts
+    after, or None without a replay. `resync` is the reason if a position could not be used. `device_id`
+    is None for a terminal without a device id; such a terminal has no cursor. `heartbeat` is in seconds.
     """
 
     stream_id: UUID
@@ -39,8 +39,8 @@ class Connected:
 class ReceivedEvent:
     """One event of the stream.
 
-    Numbers in `data` are int or Decimal, never float. `message` is the whole message, which may
-    have more beside `data`; `text` is how it came, byte for byte.
+    Numbers in `data` are int or Decimal, never float. `message` is the whole message, which may have
+    other members beside `data`. `text` is the message as it was received.
     """
 
     id: Seq
@@ -54,7 +54,7 @@ class ReceivedEvent:
 
 @frozen
 class ServerError:
-    """The server's `error` message: something this till sent was of no use; nothing is closed."""
+    """An `error` message: the server could not use a message of this till. The connection stays open."""
 
     code: str
     message: str
@@ -64,10 +64,10 @@ Received = Connected | ReceivedEvent | ServerError | None
 
 
 def parse_message(text: bytes) -> Received:
-    """The message in `text`; None for `ping` and `pong`, which ask nothing of a till.
+    """Parse a message. Return None for `ping` and `pong`, which need no action.
 
-    Any other type is an event, known or not: platforms may publish types of their own. Raises
-    InvalidMessage for what no server of this protocol would send.
+    Every other type is an event, because platforms may publish types of their own. Raises
+    InvalidMessage for a message that violates the protocol.
     """
     message = decode_own(text)
     if not isinstance(message, dict):
@@ -91,7 +91,7 @@ def _connected(message: Mapping[str, object]) -> Connected:
     try:
         heartbeat = float(str(message["heartbeatSeconds"]))
         if heartbeat <= 0:
-            raise ValueError("no heartbeat")
+            raise ValueError("the heartbeat must be positive")
         return Connected(
             stream_id=UUID(str(message["streamId"])),
             last_event_id=_seq(message, "lastEventId"),
@@ -101,7 +101,7 @@ def _connected(message: Mapping[str, object]) -> Connected:
             heartbeat=heartbeat,
         )
     except (KeyError, ValueError) as error:
-        raise InvalidMessage("the greeting is incomplete") from error
+        raise InvalidMessage("the `connected` message is incomplete") from error
 
 
 def _event(kind: str, message: Mapping[str, object], text: bytes) -> ReceivedEvent:
@@ -117,7 +117,7 @@ def _event(kind: str, message: Mapping[str, object], text: bytes) -> ReceivedEve
 
 
 def _seq(message: Mapping[str, object], name: str) -> Seq:
-    """A position in the stream, strictly: neither a fraction nor `true` nor negative."""
+    """Return a member that must be a position: not a fraction, not `true`, not negative."""
     value = message.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidMessage(f"{name} must be a position in the stream")

@@ -1,4 +1,4 @@
-"""The till: it stays connected, stores each event before it acknowledges it, and misses nothing."""
+"""The till: it stays connected, stores each event before its acknowledgement, and misses no event."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from posd.values import Position, Seq
 T = TypeVar("T")
 
 STEADY = 10.0
-"""Seconds after which a connection counts as a success and the back-off begins anew."""
+"""Seconds after which a connection counts as steady: the back-off then starts again."""
 
 
 @frozen
 class Summary:
-    """What a till has done in its life.
+    """The counts of a till at its end.
 
-    `received` and `stored` count events, `refused` those it could not process, `breaches` how
-    often the server broke the protocol, above all its promise of a stream without a gap.
-    `acknowledged` is the last position that the server was told.
+    `received`, `stored` and `refused` count events; `refused` are those that it could not process.
+    `breaches` counts violations of the protocol by the server, such as a gap in the stream.
+    `acknowledged` is the last position that was acknowledged.
     """
 
     received: int
@@ -63,7 +63,7 @@ class Summary:
 @implementer(IStreamClientEndpoint)
 @frozen
 class _ReportingEndpoint:
-    """An endpoint that says why an attempt came to nothing, which ClientService keeps to itself."""
+    """An endpoint that reports why an attempt failed, because ClientService does not."""
 
     endpoint: IStreamClientEndpoint
     failed: Callable[[Failure], None]
@@ -78,27 +78,25 @@ class _ReportingEndpoint:
 
 @define(eq=False, slots=False, kw_only=True)
 class Till(Service):
-    """A terminal of one tenant, as a service that lives once.
+    """A terminal of one tenant, as a service that is started once.
 
-    `url` is the server's (`wss://pos.example.com:9010`), `ca` a PEM file of the authorities to trust
-    (those of the platform if None), and `credentials` the certificate that a server is shown that asks
-    for one; an `endpoint` replaces all three for the connection itself.
+    `url` is the server's, such as `wss://pos.example.com:9010`. `ca` is a PEM file of the authorities to
+    trust; None means those of the system. `credentials` is the client certificate. An `endpoint`
+    replaces host, port, `ca` and `credentials` for the connection.
 
-    `handle` is called with one event at a time, in order; it returns, or its awaitable fires, when
-    the event is durable. Only then is the position moved, saved to `position_file` and, by
-    terminals with a name, acknowledged (unless `ack` is False). Without `after` and without a saved
-    position a named terminal goes on where the server knows it to be, and any other begins with
-    what comes now.
+    `handle` is called with one event at a time, in order. When it returns, or its awaitable fires, the
+    event must be durable. Then the position moves, is saved to `position_file`, and, if the terminal
+    has a device id and `ack` is true, is acknowledged. Without `after` and without a saved position, a
+    terminal with a device id resumes at its cursor, and another terminal receives new events only.
 
-    `on_resync` is called, in order with the events, when the server cannot replay: the till reloads
-    its pending orders (`pending_orders` has all pages of them), and the stream goes on after the
-    position in the second argument.
-    `on_connected` and `on_disconnected` tell how the connection fares.
+    `on_resync` is called, in order with the events, if the server cannot replay. The till must reload
+    its open orders (see `pending_orders`). The stream continues after the position in the second
+    argument. `on_connected` and `on_disconnected` are called when a connection begins and ends.
 
-    While `backlog` events wait to be handled nothing is read, and the server holds them back.
+    While `backlog` events wait for `handle`, nothing is read, and the server holds events back.
 
-    Raises ValueError for a URL, key or device that cannot be used, StartError for such files of a
-    `ca` or of `credentials`, and PositionUnreadable.
+    Raises ValueError for an invalid URL, key or device id, StartError for unusable files of `ca` or
+    `credentials`, and PositionUnreadable.
     """
 
     _reactor: IReactorTime = field(kw_only=False)
@@ -136,7 +134,7 @@ class Till(Service):
 
     def __attrs_post_init__(self) -> None:
         self._server = BaseUrl.parse(self._url, "wss", "ws")
-        self._key = strip_secret(self._key)  # often a file's content, which ends with a newline
+        self._key = strip_secret(self._key)  # it is often read from a file that ends with a newline
         for name, value in (("key", self._key), ("device id", self._device_id or "-")):
             if not value or not value.isprintable():
                 raise ValueError(f"the {name} must be printable and not empty")
@@ -165,7 +163,7 @@ class Till(Service):
 
     @property
     def position(self) -> Position | None:
-        """Everything up to here has been handled."""
+        """The position up to which all events have been handled."""
         return self._cursor.position
 
     def startService(self) -> None:
@@ -173,16 +171,16 @@ class Till(Service):
         self._client.startService()
 
     def stopService(self) -> Deferred[None]:
-        """Finish the event in hand, acknowledge, close. Fires when all of that is done."""
+        """Finish the current event, acknowledge it and close. The Deferred fires after that."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self._finish(Outcome("stopped by its owner", NextStep.STOP))
+        self._finish(Outcome("stopped", NextStep.STOP))
         return self.when_finished().addCallback(lambda _: None)
 
     def when_finished(self) -> Deferred[Summary]:
-        """Fires when the till has stopped, because it was asked to or because it had to.
+        """Return a Deferred that fires when the till has stopped.
 
-        It has to when its key is not or no longer valid and when it was superseded; `outcome` of
-        the summary says which.
+        A till stops after `stopService()`, if its key is not valid, and if it was superseded. `outcome`
+        of the summary is the reason.
         """
         finished: Deferred[Summary] = Deferred()
         if self._summary is not None:
@@ -191,10 +189,10 @@ class Till(Service):
             self._waiting.append(finished)
         return finished
 
-    # What a connection reports.
+    # Methods that a connection calls.
 
     async def opening(self, connection: ClientConnection) -> HandshakeRequest:
-        """Ask for what comes after the last event stored, once the one in hand is stored or not."""
+        """Wait for the current event, and return a request to resume after the last stored event."""
         self._connection = connection
         self._connections += 1
         await self._event_queue.idle()
@@ -210,9 +208,9 @@ class Till(Service):
         return HandshakeRequest(self._server.path("ws", "pos", self._tenant), query, headers)
 
     def received(self, connection: ClientConnection, text: bytes) -> None:
-        """Take one message; what is not of the protocol ends the connection.
+        """Handle one message. A violation of the protocol ends the connection.
 
-        Nothing is lost by that: the next one goes on after the last event that was in order.
+        No event is lost by that: the next connection resumes after the last stored event.
         """
         try:
             match parse_message(text):
@@ -221,17 +219,21 @@ class Till(Service):
                 case ReceivedEvent() as event:
                     self._event_queue.take(event)
                 case ServerError(code, explanation):
-                    self._log.warn("the server objects: {code} {text}", code=code, text=explanation)
+                    self._log.warn(
+                        "the server refused a message: {code}: {text}", code=code, text=explanation
+                    )
         except InvalidMessage as error:
             self._breaches += 1
-            self._log.error("the server broke the protocol: {why}", why=str(error))
+            self._log.error(
+                "the server violated the protocol: {why}; the till reconnects", why=str(error)
+            )
             self._cursor.save_now()
             connection.hang_up(
-                Outcome(f"the server broke the protocol: {error}", NextStep.WAIT), 1002
+                Outcome(f"the server violated the protocol: {error}", NextStep.WAIT), 1002
             )
 
     def ended(self, connection: ClientConnection, outcome: Outcome) -> None:
-        """The connection is gone; decide what comes next."""
+        """Handle the end of a connection."""
         self._connection = None
         self._event_queue.lost()
         self._decide(outcome)
@@ -249,7 +251,7 @@ class Till(Service):
             self._decide(Outcome.lost(failure))
 
     def _decide(self, outcome: Outcome) -> None:
-        """Settle how long ClientService, which is about to ask, has to pause; or finish."""
+        """Set the pause that ClientService asks for next, or finish."""
         since, self._connected_at = self._connected_at, None
         steady = since is not None and self._reactor.seconds() - since >= STEADY
         self._failures = 1 if steady else self._failures + 1
@@ -263,27 +265,27 @@ class Till(Service):
             self._client.stopService()
 
     def _notify_observer(self, observer: Callable[[T], object] | None, news: T) -> None:
-        """Pass news on; an observer that fails does not take the till with it."""
+        """Call an observer. An exception is logged and does not stop the till."""
         if observer is not None:
             try:
                 observer(news)
             except Exception:
-                self._log.failure("an observer of the till failed")
+                self._log.failure("a callback of the till's owner failed; the till continues")
 
-    # The end.
+    # The end of the till.
 
     def _finish(self, outcome: Outcome) -> None:
         if self._final is None:
             self._final = outcome
             Deferred.fromCoroutine(self._shut_down(outcome)).addErrback(
-                lambda failure: self._log.failure("the till did not end cleanly", failure)
+                lambda failure: self._log.failure("stopping the till failed", failure)
             )
 
     async def _shut_down(self, outcome: Outcome) -> None:
-        """Store what is in hand, tell the server, and leave."""
+        """Finish the current event, acknowledge it, and close the connection."""
         self._event_queue.stop()
         if self._connection is None:
-            self._client.stopService()  # an attempt or a pause may be under way
+            self._client.stopService()  # end an attempt or a pause
         else:
             self._connection.pause()
         await self._event_queue.idle()

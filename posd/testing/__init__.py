@@ -1,4 +1,5 @@
-"""What the tests and the demonstration run on: a PostgreSQL server of their own, a daemon process.
+"""PostgreSQL servers and daemon processes for the tests and for `posctl demo`.
 
-Nothing is imported here, so that a test imports only what it uses. The daemon does not import it.
+This file imports nothing, so that a test imports only the modules it uses. The daemon does not import
+this package.
 """

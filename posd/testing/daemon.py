@@ -1,8 +1,8 @@
-"""A posd of one's own: the real daemon as a child process, for as long as its parent lives.
+"""Run the daemon as a child process that does not outlive its parent.
 
-It is started as a service manager would start it, with a configuration file and `$NOTIFY_SOCKET`,
-and it is up when it says so there (sd_notify(3)). Should the parent die, however that happens, the
-daemon ends at once and its folder goes.
+The daemon is started as a service manager starts it: with a configuration file and `$NOTIFY_SOCKET`. It
+is ready when it sends READY=1 (sd_notify(3)). If the parent dies, the daemon ends at once and its folder
+is removed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _TWISTD: Final = "from twisted.scripts.twistd import run; run()"
 
 
 class DaemonFailed(PosdError):
-    """The daemon did not start; the text ends with the last lines of its log."""
+    """The daemon did not start. The text ends with the last lines of its log."""
 
 
 @define(eq=False)
 class DaemonProcess:
-    """A running posd. `start` makes one; leaving it as a context stops it."""
+    """A running posd. `start` makes one. The end of its context stops the daemon."""
 
     folder: Path
-    """Where its log is, and whatever else is to be removed should we die."""
+    """The folder of the log. It is removed if this process dies."""
     pid: int = field(init=False, default=0)
-    """Its process id, which is also in the file `posd.pid` of the folder."""
+    """The process id, which is also in the file `posd.pid` of the folder."""
     _config: Path = field(init=False, factory=Path)
     _environ: Mapping[str, str] = field(init=False, factory=dict)
     _keeper: subprocess.Popen[bytes] | None = field(init=False, default=None)
@@ -55,8 +55,8 @@ class DaemonProcess:
     ) -> DaemonProcess:
         """Start `twistd posd` with a configuration and wait until it is ready.
 
-        `folder` is for its log and its notifications, and goes with everything in it if we die
-        before it is stopped. Raises `DaemonFailed`.
+        `folder` is for its log and its notification socket. It is removed with its content if this
+        process dies before the daemon is stopped. Raises `DaemonFailed`.
         """
         daemon = cls(folder)
         daemon._config = config
@@ -70,9 +70,9 @@ class DaemonProcess:
         return daemon
 
     def run_again(self) -> None:
-        """Start the daemon, after it has ended if it ran before, and wait until it is ready.
+        """Stop the daemon if it runs, start it again, and wait until it is ready.
 
-        Raises `DaemonFailed`. Blocking.
+        Blocks. Raises `DaemonFailed`.
         """
         assert self._manager is not None
         if self._keeper is not None:
@@ -94,21 +94,21 @@ class DaemonProcess:
         self.stop()
 
     def log(self) -> str:
-        """What the daemon has logged so far."""
+        """Return the log so far."""
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def last_words(self) -> str:
-        """The end of the log, for whoever is to be told what went wrong."""
+        """Return the last 20 lines of the log, for an error message."""
         return "\n".join(self.log().splitlines()[-20:])
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet, by itself or otherwise."""
+        """Whether the process has not ended."""
         return self._keeper is not None and self._keeper.poll() is None
 
     def stop(self) -> None:
-        """Let it end as a service manager would, and kill it if it takes too long."""
+        """Stop the daemon with SIGTERM, and with SIGKILL after a timeout."""
         process, self._keeper = self._keeper, None
         if process is not None:
             self._end(process)
@@ -128,7 +128,7 @@ class DaemonProcess:
             process.stdin.close()
 
     def _launch(self, config: Path, environ: Mapping[str, str]) -> None:
-        # A checkout need not be installed for its daemon to be found.
+        # So a checkout that is not installed can run its daemon.
         paths = (str(Path(posd.__file__).parent.parent), environ.get("PYTHONPATH", ""))
         self._keeper = subprocess.Popen(
             [
@@ -140,7 +140,7 @@ class DaemonProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            # A Ctrl-C in the terminal is for the parent; it then stops the daemon itself.
+            # Ctrl-C in the terminal must reach only the parent, which then stops the daemon.
             start_new_session=True,
         )
         assert self._keeper.stdout is not None
@@ -153,11 +153,11 @@ class DaemonProcess:
             if ready.wait(_POLL_SECONDS):
                 return
         how = "did not become ready" if self.running else "ended"
-        raise DaemonFailed(f"posd {how}; the end of its log:\n{self.last_words()}")
+        raise DaemonFailed(f"posd {how}; last lines of its log:\n{self.last_words()}")
 
 
 class _ServiceManager:
-    """The service manager's end of sd_notify(3): reads all that is said, so that nobody waits."""
+    """The service manager's end of sd_notify(3). It reads all messages, so that the daemon never blocks."""
 
     def __init__(self, address: Path) -> None:
         self.ready = threading.Event()
@@ -168,8 +168,8 @@ class _ServiceManager:
         self._reading.start()
 
     def close(self) -> None:
-        """Read no more."""
-        # An empty message is nothing that a daemon would say.
+        """Stop reading."""
+        # An empty message ends the thread. A daemon never sends one.
         self._socket.sendto(b"", self._address)
         self._reading.join()
         self._socket.close()

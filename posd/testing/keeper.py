@@ -1,13 +1,13 @@
-"""The process between a test and its PostgreSQL: the server lives exactly as long as both do.
+"""A process between a test and its PostgreSQL server. The server ends when either of them dies.
 
-Run as a program, `keeper.py FOLDER UID GID SIGNAL COMMAND…`. It starts the command, prints its process
-id and waits for its end. Standard input reaches its end however the owner dies: then the keeper sends
-the server the signal, such as QUIT, and removes the folder when the server has ended. If the keeper
-itself is killed, Linux sends the server the same signal (`PR_SET_PDEATHSIG`, prctl(2)); that signal
-follows the *thread* that forked, which is why a process with a single one does it and not the test.
+Usage: `keeper.py FOLDER UID GID SIGNAL COMMAND…`. The keeper starts the command, prints its process id
+and waits for its end. When the owner dies, standard input reaches its end: the keeper sends the signal,
+such as QUIT, to the server, and removes the folder after the server has ended. If the keeper is killed,
+Linux sends the same signal to the server (`PR_SET_PDEATHSIG`, prctl(2)). Linux sends it when the
+*thread* that forked ends. Therefore a process with a single thread starts the server, and not the test.
 
-It imports nothing but the standard library and runs with `python -I -S`: starting is quick, and
-what the tests do to their environment cannot reach it.
+The keeper imports only the standard library and runs with `python -I -S`, so that it starts fast and
+does not depend on the environment of the tests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Keep one server; the exit status is the server's, or 1 if it ended by a signal."""
+    """Run one server. Return its exit status, or 1 if a signal ended it."""
     folder, uid, gid, name, *command = arguments
     ending = signal.Signals[f"SIG{name}"]
     unprivileged = uid != str(os.geteuid())
@@ -57,14 +57,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _die_with_parent(parent: int, ending: signal.Signals) -> Callable[[], None]:
-    """What the child does before it becomes the server, so that it can be ended by our signal."""
+    """Return the function that the child calls before exec, so that it ends with its parent."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def prepare() -> None:
-        # A shell without job control has what it starts by `&` ignore it, and exec keeps that.
+        # A shell without job control makes background processes ignore SIGQUIT, and exec keeps that.
         signal.signal(ending, signal.SIG_DFL)
         if prctl is not None:
-            # After the change of user, which would clear it.
+            # Python calls this function after the change of user, which would clear the setting.
             prctl(_PR_SET_PDEATHSIG, int(ending), 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(1)

@@ -1,4 +1,4 @@
-"""A program that tests start, with the keeper that ends it when the tests die (`posd.testing.keeper`)."""
+"""A program that a keeper ends when the tests die (see `posd.testing.keeper`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _END_SECONDS: Final = 60.0
 
 @define(eq=False)
 class KeptProcess:
-    """A program that runs as another account."""
+    """A program with its keeper."""
 
     pid: int
     """0 if it did not start."""
@@ -36,9 +36,10 @@ class KeptProcess:
         command: Sequence[str],
         environ: Mapping[str, str] = {},
     ) -> Self:
-        """Start it. If we die before it has ended, it is sent the signal `ending` and `folder` is removed.
+        """Start a program as an account. Its output goes to the file `log` of `folder`.
 
-        Its output goes to the file `log` of `folder`.
+        If this process dies first, the keeper sends the signal `ending` to the program and removes
+        `folder`.
         """
         kept = subprocess.Popen(
             [
@@ -49,7 +50,7 @@ class KeptProcess:
             stdout=subprocess.PIPE,
             cwd="/",
             env={**environment(), **environ},
-            # A Ctrl-C in the terminal is for the tests; they then stop the program themselves.
+            # Ctrl-C in the terminal must reach only the tests, which then stop the program.
             start_new_session=True,
         )
         assert kept.stdout is not None
@@ -61,7 +62,7 @@ class KeptProcess:
         return bool(self.pid) and self._keeper.poll() is None
 
     def end(self, how: signal.Signals) -> bool:
-        """Send it a signal, unless it has ended, and wait for its end; False if it runs on after a minute."""
+        """Send a signal to a running program and wait for its end. Return False after a minute."""
         if self.running:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, how)

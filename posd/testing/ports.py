@@ -1,4 +1,4 @@
-"""Ports for servers of our own, so that no two of them want the same one."""
+"""Reserve ports for servers, so that no two servers use the same port."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from attrs import define
 
 @define(eq=False)
 class PortReservation:
-    """A port of this machine that is kept for a server; leaving it as a context gives it back."""
+    """A port of this machine that is reserved for a server. The end of its context releases the port."""
 
     number: int
     _sockets: ExitStack
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the port."""
         self._sockets.close()
 
     def __enter__(self) -> Self:
@@ -36,12 +36,11 @@ class PortReservation:
 
 
 def reserve(port: int = 0, address: str = "127.0.0.1") -> PortReservation:
-    """Keep a port of an address, any one where it is 0, for a server that is started later.
+    """Reserve a port of an address for a server that is started later. 0 means any free port.
 
-    Its socket is bound and does not listen. As long as it is open nobody else finds the port free,
-    neither for listening nor for a connection of theirs; but a server that sets SO_REUSEADDR, as
-    Twisted's do, may listen on it, also again after it was restarted. Raises `OSError` for a port
-    that is in use, and for an address that this machine does not have.
+    The reservation is a bound socket that does not listen. While it is open, the system does not give
+    the port to other sockets. A server that sets SO_REUSEADDR, as Twisted does, can listen on it, also
+    after a restart. Raises `OSError` if the port is in use or the address is not of this machine.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with ExitStack() as sockets:
@@ -51,15 +50,15 @@ def reserve(port: int = 0, address: str = "127.0.0.1") -> PortReservation:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            # Connections that have ended keep their port for a minute (TIME-WAIT, RFC 9293 §3.3.2).
-            # With SO_REUSEADDR those do not count; whoever listens still does.
+            # A closed connection keeps its port for a minute (TIME-WAIT, RFC 9293 §3.3.2). With
+            # SO_REUSEADDR, bind fails only if another socket listens on the port.
             kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             kept.bind((address, port))
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         number = int(kept.getsockname()[1])
         if sys.platform == "linux":
-            # There, two that have SO_REUSEADDR and do not listen may share a port: a name in the
-            # abstract namespace, which belongs to one socket and ends with it, keeps them apart.
+            # On Linux, two bound sockets with SO_REUSEADDR that do not listen may share a port. A
+            # name in the abstract namespace, which only one socket can have, prevents that.
             owner = str(number) if address == "127.0.0.1" else f"{address}-{number}"
             sockets.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0posd-port-{owner}")
         return PortReservation(number, sockets.pop_all())

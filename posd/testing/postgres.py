@@ -1,10 +1,10 @@
-"""The PostgreSQL that tests share: one server for a process, as many empty databases as they want.
+"""The PostgreSQL server of the tests: one server for a process, with new databases on demand.
 
     database = test_server().fresh_database()      # a connection string
 
-The server is the one that `POSD_TEST_DSN` names, by a connection string of a superuser; else one of
-our own, started at the first call and gone with the process. Where there is neither, `NoServer`
-says what was looked for: tests that need a database never skip themselves.
+If `POSD_TEST_DSN` is set, it is the connection string of a superuser on the server to use. Otherwise the
+first call starts a server, which ends with the process. `NoServer` is raised if there is neither: tests
+that need a database are never skipped.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SELECT format('ALTER ROLE %%s IN DATABASE %%I SET %%I = %%L', s.setrole::regrole
 
 @define(eq=False)
 class TestServer:
-    """A server to make databases on; `server` is None where it is the user's own."""
+    """A server for test databases. `server` is None if it is that of `POSD_TEST_DSN`."""
 
     _dsn: str
     server: PostgresServer | None = None
@@ -57,15 +57,15 @@ class TestServer:
     _templates: dict[Callable[[str], None], str] = field(init=False, factory=dict)
 
     def dsn(self, dbname: str = "postgres", user: str | None = None) -> str:
-        """The connection string of a database, as the superuser or as another role."""
+        """Return the connection string of a database, for the superuser or another role."""
         return str(make_dsn(self._dsn, dbname=dbname, **({"user": user} if user else {})))
 
     def fresh_database(self, template: str | None = None) -> str:
-        """Make a database that nobody has used, empty or a copy of `template`; its DSN."""
+        """Create a database, empty or as a copy of `template`. Return its connection string."""
         name = f"posd_test_{os.getpid()}_{secrets.token_hex(4)}"
         create = "CREATE DATABASE {} TEMPLATE {}"
         if self.server is not None and self.server.binaries.version >= 15:
-            # The default, through the write-ahead log, takes twice the time where there is no fsync.
+            # The default strategy, WAL_LOG, takes twice the time without fsync.
             create += " STRATEGY file_copy"
         with self._administering() as cursor:
             _run(cursor, create, name, template or "template0")
@@ -78,10 +78,10 @@ class TestServer:
         return self.dsn(name)
 
     def template(self, prepare: Callable[[str], None]) -> str:
-        """The name of a database that `prepare(dsn)` has filled, for `fresh_database`.
+        """Return the name of a database that `prepare(dsn)` has filled, for `fresh_database`.
 
-        It is made once in a process for each function, since a copy takes a fraction of the time
-        that the migrations do. Nobody can connect to it afterwards, so it stays as it is.
+        It is created once for each function, because a copy is much faster than the migrations. It
+        does not allow connections afterwards, so it does not change.
         """
         if prepare not in self._templates:
             dsn = self.fresh_database()
@@ -92,7 +92,7 @@ class TestServer:
         return self._templates[prepare]
 
     def drop_database(self, dsn: str) -> None:
-        """Remove a database of ours, whoever is still connected to it."""
+        """Drop a test database, and end its connections."""
         name = parse_dsn(dsn)["dbname"]
         self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
         self._databases.discard(name)
@@ -104,7 +104,7 @@ class TestServer:
         return self.server.another(durable=durable, settings=settings)
 
     def close(self) -> None:
-        """Stop our server, or leave the user's as it was."""
+        """Stop our server, or drop the test databases on the server of `POSD_TEST_DSN`."""
         if self.server is not None:
             self.server.stop()
             return
@@ -132,7 +132,7 @@ _shared: TestServer | None = None
 
 
 def test_server(environ: Mapping[str, str] = os.environ) -> TestServer:
-    """This process's server, started if it is the first call."""
+    """Return the server of this process. The first call starts it."""
     global _shared
     if _shared is None:
         dsn = environ.get("POSD_TEST_DSN")

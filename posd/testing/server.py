@@ -1,9 +1,9 @@
-"""A PostgreSQL server of one's own in a temporary folder, on a unix socket, for as long as needed.
+"""A temporary PostgreSQL server in a folder of its own, on a unix socket.
 
-It is a real server with real durability if asked for, it listens on no network address unless it is told
-to, and it ends with the process that started it, even if that is killed. `PostgresServer.standby` makes a
-second one that follows it. What need not be durable is kept in memory where the machine has room for it: to
-copy a database of 10 MB and to drop it took 36 ms there and 218 ms on a disk, fsync being off.
+The server listens on a network address only if its settings say so. It ends with the process that started
+it, even if that process is killed. `PostgresServer.standby` makes a standby of it. Unless the server is
+durable, its files are in memory if there is enough: to copy and drop a database of 10 MB took 36 ms in
+memory and 218 ms on a disk, both without fsync.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ _SETTINGS = {
     "shared_buffers": "32MB",
     "log_line_prefix": "%m [%p] %q%d ",
 }
-_FAST_AND_LOSE = {
+_NOT_DURABLE = {
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
     "max_wal_size": "128MB",
 }
 
-# Where Linux has a file system in memory for whoever wants one (shm_overview(7)).
+# Linux has a file system in memory here that all users may use (shm_overview(7)).
 _MEMORY = Path("/dev/shm")  # nosec B108
 _ROOM = 2**30
-"""Bytes that must be free there: a container may have 64 MB only."""
+"""Bytes that must be free there. In a container it may have only 64 MB."""
 
 
 class ServerFailed(PosdError):
-    """PostgreSQL did not start or stop; the text ends with the last lines of its log."""
+    """PostgreSQL did not start or stop. The text ends with the last lines of its log."""
 
 
 @define(eq=False)
 class PostgresServer:
-    """A running PostgreSQL. `start` makes one; leaving it as a context stops and removes it."""
+    """A running PostgreSQL server. `start` makes one. The end of its context stops and removes it."""
 
     binaries: Binaries
     folder: Path
     _settings: Mapping[str, str]
     _account: SystemAccount
     pid: int = field(init=False, default=0)
-    """The postmaster's process id, 0 while it does not run."""
+    """The process id of the postmaster, or 0 if it does not run."""
     _kept: KeptProcess | None = field(init=False, default=None)
 
     @classmethod
@@ -79,7 +79,7 @@ class PostgresServer:
         settings: Mapping[str, str] = {},
         keep_fresh: bool = False,
     ) -> PostgresServer:
-        """Make a cluster and start it; about half a second.
+        """Make a cluster and start it. This takes about half a second.
 
         Without `binaries` the first that can be found on this machine are used. `durable` keeps
         fsync on and the files on a disk, for tests of what a crash leaves. `settings` are
@@ -115,7 +115,7 @@ class PostgresServer:
         with _removed_on_failure(folder):
             if private:
                 binaries = accessible_binaries(binaries, folder)
-            chosen = {**_SETTINGS, **({} if durable else _FAST_AND_LOSE), **settings}
+            chosen = {**_SETTINGS, **({} if durable else _NOT_DURABLE), **settings}
             server = cls(binaries, folder, chosen, account)
             if fresh is None:
                 server._run(
@@ -130,17 +130,17 @@ class PostgresServer:
         return server
 
     def standby(self, settings: Mapping[str, str] = {}) -> PostgresServer:
-        """Copy this server with pg_basebackup, and start the copy as a hot standby that streams from it.
+        """Copy this server with pg_basebackup, and start the copy as a streaming hot standby.
 
-        The standby's settings are this server's, with `settings` on top: one that listens on TCP needs
-        another port. Replication is asynchronous until `synchronous_standby_names` of this server is set.
-        Raises `ServerFailed`.
+        The standby has the settings of this server and `settings`. If it listens on TCP, it needs
+        another port. Replication is asynchronous unless `synchronous_standby_names` of this server is
+        set. Raises `ServerFailed`.
         """
         folder = self._account.temporary_folder(self.folder.parent, _FOLDER)
         with _removed_on_failure(folder):
             binaries = self.binaries
             if binaries.path.is_relative_to(self.folder):
-                # They go with this server's folder, and the standby may be what remains.
+                # The programs are removed with this server's folder, but the standby may outlive it.
                 binaries = accessible_binaries(binaries, folder)
             copy = PostgresServer(binaries, folder, {**self._settings, **settings}, self._account)
             copy._run(
@@ -151,7 +151,7 @@ class PostgresServer:
         return copy
 
     def promote(self) -> None:
-        """Make a standby a primary; return when it accepts writes. Raises `ServerFailed`."""
+        """Promote a standby, and return when it accepts writes. Raises `ServerFailed`."""
         self._run("pg_ctl", "promote", "-D", str(self.folder / "data"), "-t", _PROMOTE_SECONDS)
 
     def __enter__(self) -> Self:
@@ -166,7 +166,7 @@ class PostgresServer:
         self.stop()
 
     def dsn(self, dbname: str = "postgres", user: str = "postgres") -> str:
-        """A libpq connection string; everybody is trusted, and `postgres` is the superuser."""
+        """Return a libpq connection string. `postgres` is the superuser. No role needs a password."""
         return " ".join(
             f"{key}={_quoted(value)}"
             for key, value in (
@@ -178,17 +178,17 @@ class PostgresServer:
         )
 
     def log(self) -> str:
-        """What the server has logged so far."""
+        """Return the log so far."""
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def stop(self) -> None:
-        """Stop at once, without a checkpoint, and remove everything; twice is once."""
+        """Stop at once, without a checkpoint, and remove the folder. May be called twice."""
         self._end(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop and start on the same data; after `kill`, only start.
+        """Stop the server and start it on the same data. After `kill`, only start it.
 
         `fast` closes the sessions and shuts down cleanly; `immediate` makes the next start recover
         from the write-ahead log, as after a crash.
@@ -197,7 +197,7 @@ class PostgresServer:
         self._launch()
 
     def kill(self) -> None:
-        """SIGKILL the postmaster: the way a machine's memory shortage ends it."""
+        """Send SIGKILL to the postmaster, as the kernel does if memory is short."""
         self._end(signal.SIGKILL)
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -222,14 +222,14 @@ class PostgresServer:
 
     def _launch(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        # After a kill, backends that have not yet noticed hold the old shared memory for a moment.
+        # After a kill, backends keep the old shared memory until they notice the end of the postmaster.
         while not self._try_launch(deadline):
             if "still in use" not in _tail(self.log()) or time.monotonic() > deadline:
                 raise ServerFailed(f"PostgreSQL did not start:\n{_tail(self.log())}")
             time.sleep(_POLL_SECONDS)
 
     def _try_launch(self, deadline: float) -> bool:
-        """Start a postmaster and wait until it takes connections; False if it ended instead."""
+        """Start a postmaster and wait until it accepts connections. Return False if it ended."""
         command = [str(self.binaries.path / "postgres"), "-D", str(self.folder / "data")]
         for name, value in {"unix_socket_directories": str(self.folder), **self._settings}.items():
             command += ["-c", f"{name}={value}"]
@@ -243,7 +243,7 @@ class PostgresServer:
         return True
 
     def _ready(self) -> bool:
-        """Whether postmaster.pid, which pg_ctl reads too, says so; a stale one has another pid."""
+        """Return whether postmaster.pid says "ready", as pg_ctl does. A stale file has another pid."""
         try:
             lines = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -258,7 +258,7 @@ class PostgresServer:
 
 
 def _has_room(place: Path, *, for_programs: bool) -> bool:
-    """Whether there is such a place, with room for a cluster; a container's may run no programs."""
+    """Return whether a folder is writable, has space for a cluster, and, if needed, permits programs."""
     try:
         found = os.statvfs(place)
     except OSError:
@@ -278,7 +278,7 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
 
 
 def _quoted(value: str) -> str:
-    """A value in a keyword/value connection string (PostgreSQL manual, libpq-connect)."""
+    """Quote a value for a keyword/value connection string (PostgreSQL manual, libpq-connect)."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 

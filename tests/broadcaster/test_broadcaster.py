@@ -1,4 +1,4 @@
-"""Each broadcaster does what `broadcaster_case` asks of both, against a real server."""
+"""The tests of `broadcaster_case` for each broadcaster, against a real server."""
 
 from __future__ import annotations
 

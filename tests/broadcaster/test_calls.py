@@ -36,23 +36,23 @@ class Judging(SynchronousTestCase):
         failure: CallFailed = caught.exception
         return failure
 
-    def test_what_may_pass_is_told_from_what_will_not(self) -> None:
+    def test_temporary_failures_are_distinguished_from_permanent_ones(self) -> None:
         for status in (408, 429, 502, 503, 504):
             self.assertTrue(self.failure(status).passing, status)
         for status in (302, 400, 401, 403, 404, 409, 413, 422, 500):
             self.assertFalse(self.failure(status).passing, status)
 
-    def test_a_conflict_passes_if_it_is_with_our_own_first_attempt(self) -> None:
+    def test_a_conflict_with_our_own_first_attempt_is_temporary(self) -> None:
         self.assertTrue(self.failure(409, b'{"code":"still_running"}').passing)
         self.assertFalse(self.failure(409, b'{"code":"version_mismatch"}').passing)
 
-    def test_a_server_says_when_to_come_back(self) -> None:
+    def test_retry_after_is_read(self) -> None:
         self.assertEqual(self.failure(503, retry_after="7").asked, 7)
         date = format_datetime(NOW, usegmt=True)
         self.assertEqual(self.failure(503, retry_after=date).asked, 0)
         self.assertIsNone(self.failure(503).asked)
 
-    def test_a_failure_can_be_read_by_people(self) -> None:
+    def test_a_failure_has_a_readable_message(self) -> None:
         body = b'{"code":"invalid_event","error":"data has no usable orderId."}'
         self.assertEqual(
             str(self.failure(422, body)), "422 invalid_event: data has no usable orderId."
@@ -61,12 +61,12 @@ class Judging(SynchronousTestCase):
         self.assertEqual(str(unanswered), "no route (unreachable)")
 
     @given(st.integers(100, 599), st.binary() | st.sampled_from([b"{}", b'{"id":1}', b"[]"]))
-    def test_whatever_is_answered_is_a_publication_or_a_failure(
+    def test_every_answer_becomes_a_publication_or_a_failure(
         self, status: int, body: bytes
     ) -> None:
         self.failure(status, body)
 
-    def test_warnings_are_handed_on(self) -> None:
+    def test_warnings_are_returned(self) -> None:
         body = encode(
             {
                 "id": 7,
@@ -80,7 +80,7 @@ class Judging(SynchronousTestCase):
             odd = body.replace(body[body.index(b"[") : -1], warnings)
             self.assertRaises(PublishFailed, a_call("k").judge, HTTPResponse(201, {}, odd), NOW)
 
-    def test_a_publication_is_understood(self) -> None:
+    def test_a_publication_is_parsed(self) -> None:
         body = encode({"success": True, "id": 1042, "connections": 3})
         self.assertEqual(a_call().judge(HTTPResponse(201, {}, body), NOW), PublishedEvent(1042, 3))
 
@@ -88,7 +88,7 @@ class Judging(SynchronousTestCase):
         self.assertNotIn("pos_1", repr(a_call()))
         self.assertNotIn("pos_1", repr(APIClient.to("https://pos.example.com", "pos_1")))
 
-    def test_an_idempotency_key_is_what_a_header_can_carry(self) -> None:
+    def test_an_idempotency_key_is_visible_ascii(self) -> None:
         self.assertEqual(a_call("order-17").idempotency_key, "order-17")
         for key in ("", "two words", "a\r\nb", "ä", "x" * 256):
             with self.assertRaises(ValueError):
@@ -108,22 +108,22 @@ class Trying(SynchronousTestCase):
         with self.assertRaises(CallFailed):
             self.attempts.pause(self.failing(), 100)
 
-    def test_what_will_not_pass_is_not_tried_again(self) -> None:
+    def test_a_permanent_failure_is_not_retried(self) -> None:
         failure = self.failing(passing=False)
         with self.assertRaises(CallFailed) as caught:
             self.attempts.pause(failure, 100)
         self.assertIs(caught.exception, failure)
 
-    def test_a_server_gets_the_time_it_asks_for(self) -> None:
+    def test_a_pause_is_at_least_retry_after(self) -> None:
         self.assertEqual(self.attempts.pause(self.failing(asked=8), 100), 9)
 
-    def test_nobody_waits_for_an_attempt_after_the_deadline(self) -> None:
+    def test_no_attempt_begins_after_the_deadline(self) -> None:
         with self.assertRaises(CallFailed):
             self.attempts.pause(self.failing(asked=60), 100)
         with self.assertRaises(CallFailed):
             self.attempts.pause(self.failing(), 114.9)
 
-    def test_an_attempt_takes_no_longer_than_there_is_time(self) -> None:
+    def test_the_timeout_of_an_attempt_ends_at_the_deadline(self) -> None:
         self.assertEqual(self.attempts.timeout(100), ATTEMPT_TIMEOUT)
         self.assertEqual(self.attempts.timeout(113), 2)
         self.assertGreater(self.attempts.timeout(116), 0)

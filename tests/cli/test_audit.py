@@ -1,4 +1,4 @@
-"""posctl audit: what an operator sees of it, with the rights of the daemon, and its exit codes."""
+"""`posctl audit`: its output, with the rights of the daemon, and its exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MISSING = "DELETE FROM dinedesk_kitchen.pos_events WHERE seq IN (6, 9, 11)"
 
 
 class AuditTests(SynchronousTestCase):
-    """A kitchen after a busy day, and a grill."""
+    """The tenants `kitchen`, after a busy day, and `grill`."""
 
     def setUp(self) -> None:
         self.dsn = test_server().fresh_database(test_server().template(after_a_busy_day))
@@ -24,12 +24,12 @@ class AuditTests(SynchronousTestCase):
     def looked_at(self, *arguments: str) -> Ran:
         return posctl("audit", *arguments, dsn=as_role(self.dsn, "posd"))
 
-    def test_a_database_that_is_whole_is_said_to_be_and_the_exit_code_says_so_too(self) -> None:
+    def test_a_database_without_faults_has_exit_code_0(self) -> None:
         ran = self.looked_at()
         self.assertEqual((ran.code, ran.err), (0, ""))
-        self.assertRegex(ran.out, r"\A2 tenants, \d+ checks: 0 rows at fault, 0 warnings\n\Z")
+        self.assertRegex(ran.out, r"\A2 tenants, \d+ checks: 0 faulty rows, 0 warnings\n\Z")
 
-    def test_programs_get_each_row_at_fault_by_tenant_and_check(self) -> None:
+    def test_json_has_each_faulty_row_by_tenant_and_check(self) -> None:
         execute(self.dsn, MISSING)
         ran = self.looked_at("--json", "--rows", "2")
         self.assertEqual((ran.code, ran.err), (os.EX_DATAERR, ""))
@@ -47,15 +47,15 @@ class AuditTests(SynchronousTestCase):
         self.assertIn(gaps, ran.json["faults"])
         self.assertEqual((ran.json["tenants"], ran.json["warnings"]), (2, []))
 
-    def test_people_get_a_table_that_says_how_much_more_there_is(self) -> None:
+    def test_the_table_has_the_number_of_further_rows(self) -> None:
         execute(self.dsn, MISSING)
         ran = self.looked_at("--rows", "1")
         self.assertEqual(ran.code, os.EX_DATAERR)
         self.assertRegex(ran.out, r"(?m)^ fault +kitchen +gaps +seq 6 +is not in the log")
         self.assertRegex(ran.out, r"(?m)^ fault +kitchen +gaps +and 2 more")
-        self.assertRegex(ran.out, r"(?m)^2 tenants, \d+ checks: 4 rows at fault, 0 warnings$")
+        self.assertRegex(ran.out, r"(?m)^2 tenants, \d+ checks: 4 faulty rows, 0 warnings$")
 
-    def test_another_tenant_than_the_one_that_is_asked_about_is_not_looked_at(self) -> None:
+    def test_with_tenant_other_tenants_are_not_checked(self) -> None:
         execute(self.dsn, MISSING)
         self.assertEqual(self.looked_at("--tenant", "grill").code, 0)
         self.assertEqual(self.looked_at("--tenant", "kitchen").code, os.EX_DATAERR)
@@ -68,9 +68,9 @@ class AuditTests(SynchronousTestCase):
         ran = self.looked_at()
         self.assertEqual(ran.code, 0)
         self.assertRegex(ran.out, r"(?m)^ warning +kitchen +nacks +pos_nacks of BAR, seq 99 ")
-        self.assertIn(": 0 rows at fault, 1 warnings", ran.out)
+        self.assertIn(": 0 faulty rows, 1 warning\n", ran.out)
 
-    def test_what_cannot_be_looked_at_is_a_fault_and_the_rest_is_looked_at(self) -> None:
+    def test_a_failed_check_is_a_fault_and_the_others_run(self) -> None:
         execute(self.dsn, "DROP VIEW dinedesk_kitchen.pos_sync_logs")
         execute(self.dsn, "REVOKE SELECT ON dinedesk_kitchen.pos_daily_reports FROM posd")
         execute(self.dsn, MISSING)
@@ -82,7 +82,7 @@ class AuditTests(SynchronousTestCase):
         self.assertRegex(told["reports"], "the check failed: permission denied")
         self.assertEqual(told["gaps"], "is not in the log")
 
-    def test_a_stream_that_was_pruned_and_a_customer_who_was_forgotten_leave_it_whole(self) -> None:
+    def test_pruning_and_forgetting_leave_no_faults(self) -> None:
         execute(
             self.dsn,
             "UPDATE dinedesk_kitchen.pos_events SET created_at = '2026-01-01' WHERE seq <= 10",
@@ -99,7 +99,7 @@ class AuditTests(SynchronousTestCase):
         self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
         self.assertIn('did you mean "kitchen"?', ran.err)
 
-    def test_neither_cards_nor_phones_nor_keys_are_told(self) -> None:
+    def test_cards_telephone_numbers_and_keys_are_not_printed(self) -> None:
         schema = "dinedesk_kitchen"
         execute(self.dsn, f"ALTER TABLE {schema}.gift_cards DISABLE TRIGGER ALL")
         execute(self.dsn, f"DELETE FROM {schema}.gift_cards")
@@ -112,7 +112,7 @@ class AuditTests(SynchronousTestCase):
 
 
 class UnfinishedTests(SynchronousTestCase):
-    def test_what_takes_too_long_is_left_out_and_told(self) -> None:
+    def test_a_check_that_times_out_is_skipped_and_reported(self) -> None:
         dsn = test_server().fresh_database(test_server().template(after_a_busy_day))
         self.addCleanup(test_server().drop_database, dsn)
         execute(
@@ -125,4 +125,6 @@ class UnfinishedTests(SynchronousTestCase):
         self.patch(audit, "_STATEMENT_SECONDS", 0.3)
         ran = posctl("audit", dsn=dsn)
         self.assertEqual(ran.code, os.EX_TEMPFAIL)
-        self.assertEqual(ran.err, "kitchen: statuses took too long and was left out\n")
+        self.assertEqual(
+            ran.err, "kitchen: the check 'statuses' took longer than 0.3 s and was skipped\n"
+        )

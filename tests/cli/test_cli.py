@@ -1,4 +1,4 @@
-"""posctl as a whole: what it says of itself, and how it fails."""
+"""`posctl`: its help texts and its errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class HelpTests(SynchronousTestCase):
 
 class ConfigurationTests(SynchronousTestCase):
     def test_with_a_dsn_it_may_be_one_that_the_user_must_not_read(self) -> None:
-        # As it is with PostgreSQL's superuser, who sets the database up.
+        # For example as PostgreSQL's superuser, who sets up the database.
         unreadable = self.mktemp()
         Path(unreadable).touch()
         self.patch(os, "access", lambda path, mode, **_: str(path) != unreadable)
@@ -112,7 +112,7 @@ class FailureTests(SynchronousTestCase):
 
 
 def _paths(group: CommandGroup) -> list[tuple[str, ...]]:
-    """Every command that does something, as the words that call it."""
+    """Yield the words of every command that is not a group."""
     paths: list[tuple[str, ...]] = []
     context = group.make_context("posctl", ["--version"], resilient_parsing=True)
     for name in group.list_commands(context):

@@ -1,4 +1,4 @@
-"""posctl check-config and make-cert: what can be put right before the daemon starts."""
+"""`posctl check-config` and `posctl make-cert`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ tls = {tls}
 
 
 class CheckConfigTests(SynchronousTestCase):
-    """Somebody has edited the configuration."""
+    """An operator has edited the configuration."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp())
@@ -33,17 +33,17 @@ class CheckConfigTests(SynchronousTestCase):
         with reserve() as free:
             self.path.write_text(text.replace("{port}", str(free.number)))
 
-    def test_one_that_is_in_order_is_said_to_be(self) -> None:
+    def test_a_valid_configuration_is_reported_as_valid(self) -> None:
         self.write(PLAIN.format(tls="false"))
         ran = posctl("--config", self.path, "check-config")
-        self.assertEqual((ran.code, ran.out, ran.err), (0, f"{self.path} is in order.\n", ""))
+        self.assertEqual((ran.code, ran.out, ran.err), (0, f"{self.path} is valid.\n", ""))
 
-    def test_programs_are_told_so_too(self) -> None:
+    def test_json_reports_a_valid_configuration(self) -> None:
         self.write(PLAIN.format(tls="false"))
         ran = posctl("--config", self.path, "check-config", "--json")
         self.assertEqual((ran.code, ran.json), (0, {"ok": True, "problems": [], "warnings": []}))
 
-    def test_every_problem_is_a_line_of_its_own(self) -> None:
+    def test_every_problem_is_one_line(self) -> None:
         self.write("[database]\npoolsize = 3\n[limits]\nconnections = -1\n")
         ran = posctl("--config", self.path, "check-config")
         self.assertEqual((ran.code, ran.out), (os.EX_CONFIG, ""))
@@ -52,7 +52,7 @@ class CheckConfigTests(SynchronousTestCase):
         for key in ("database.poolsize", "database.dsn", "limits.connections"):
             self.assertEqual(sum(key in line for line in lines), 1, ran.err)
 
-    def test_programs_get_the_same_lines(self) -> None:
+    def test_json_has_the_same_lines(self) -> None:
         self.write("[database]\npoolsize = 3\n")
         lines = posctl("--config", self.path, "check-config").err.splitlines()
         ran = posctl("--config", self.path, "check-config", "--json")
@@ -68,13 +68,13 @@ class CheckConfigTests(SynchronousTestCase):
         self.assertRegex(certificate, pattern.format(self.path, "certificate", "fullchain"))
         self.assertRegex(key, pattern.format(self.path, "private_key", "privkey"))
 
-    def test_certificates_are_looked_at_whatever_else_is_wrong(self) -> None:
+    def test_certificates_are_checked_despite_other_problems(self) -> None:
         self.write(PLAIN.format(tls="true") + self.tls() + "[limits]\nconnections = -1\n")
         lines = posctl("--config", self.path, "check-config").err.splitlines()
         keys = [line.removeprefix(f"{self.path}: ").partition(":")[0] for line in lines]
         self.assertEqual(keys, ["limits.connections", "tls.certificate", "tls.private_key"])
 
-    def test_a_file_of_a_certificate_is_blamed_on_who_named_it(self) -> None:
+    def test_a_certificate_problem_names_the_file_of_its_key(self) -> None:
         make(self.path.parent, ["pos.example.com"])
         self.write(PLAIN.format(tls="true") + self.tls())
         addition = self.path.parent / "conf.d" / "50-key.toml"
@@ -84,16 +84,16 @@ class CheckConfigTests(SynchronousTestCase):
         (line,) = (each for each in lines if not each.startswith("warning: "))
         self.assertTrue(line.startswith(f"{addition}: tls.private_key: "), line)
 
-    def test_where_nobody_uses_tls_its_files_need_not_be_there(self) -> None:
+    def test_without_tls_listeners_certificates_may_be_missing(self) -> None:
         self.write(PLAIN.format(tls="false") + self.tls())
         self.assertEqual(posctl("--config", self.path, "check-config").code, 0)
 
-    def test_a_certificate_that_is_there_is_none(self) -> None:
+    def test_an_existing_certificate_is_no_problem(self) -> None:
         make(self.path.parent, ["pos.example.com"])
         self.write(PLAIN.format(tls="true") + self.tls())
         self.assertEqual(posctl("--config", self.path, "check-config").code, 0)
 
-    def test_only_the_check_and_the_daemon_look_at_certificates(self) -> None:
+    def test_only_check_config_and_the_daemon_read_certificates(self) -> None:
         self.write(
             PLAIN.format(tls="true").replace("postgresql:///posd", "host=/nowhere dbname=posd")
             + self.tls()
@@ -102,7 +102,7 @@ class CheckConfigTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_UNAVAILABLE)
         self.assertIn("/nowhere", ran.err)
 
-    def test_administration_has_a_connection_of_its_own(self) -> None:
+    def test_schema_commands_use_admin_dsn(self) -> None:
         self.write(
             '[database]\ndsn = "host=/nowhere/daemon"\nadmin_dsn = "host=/nowhere/admin"\n'
             + self.tls()
@@ -120,12 +120,12 @@ class CheckConfigTests(SynchronousTestCase):
 
 
 class MakeCertTests(SynchronousTestCase):
-    """A shop's network has no authority."""
+    """A shop's network without a certificate authority."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp())
 
-    def test_programs_get_the_paths_and_the_end(self) -> None:
+    def test_json_has_the_paths_and_the_expiry(self) -> None:
         ran = posctl("make-cert", "--dir", self.folder, "--name", "pos.lan", "--json")
         self.assertEqual(ran.code, 0)
         assert isinstance(ran.json, dict)
@@ -133,12 +133,12 @@ class MakeCertTests(SynchronousTestCase):
         for member in ("ca", "certificate", "privateKey"):
             self.assertTrue(Path(str(ran.json[member])).exists())
 
-    def test_people_are_told_which_file_is_for_whom(self) -> None:
+    def test_the_output_says_what_each_file_is_for(self) -> None:
         ran = posctl("make-cert", "--dir", self.folder, "--name", "pos.lan", "--name", "10.0.0.7")
         self.assertRegex(ran.out, r"(?m)^For the tills: +.*/ca\.pem$")
         self.assertRegex(ran.out, r"(?m)^tls\.certificate: +.*/fullchain\.pem$")
 
-    def test_what_is_there_is_not_replaced_unasked(self) -> None:
+    def test_an_existing_certificate_is_not_replaced_without_replace(self) -> None:
         command = ("make-cert", "--dir", self.folder, "--name", "pos.lan")
         posctl(*command)
         ran = posctl(*command)
@@ -148,13 +148,13 @@ class MakeCertTests(SynchronousTestCase):
         )
         self.assertEqual(posctl(*command, "--replace").code, 0)
 
-    def test_a_name_is_needed_and_must_be_one(self) -> None:
+    def test_a_valid_name_is_required(self) -> None:
         self.assertEqual(posctl("make-cert", "--dir", self.folder).code, os.EX_USAGE)
         ran = posctl("make-cert", "--dir", self.folder, "--name", "not a name")
         self.assertEqual(ran.code, os.EX_USAGE)
         self.assertRegex(ran.err, r"\Aposctl: 'not a name' is neither.*\n\Z")
 
-    def test_a_tills_certificate_is_made_by_itself_and_named_after_it(self) -> None:
+    def test_a_client_certificate_is_named_after_the_till(self) -> None:
         command = ("make-cert", "--dir", self.folder, "--client", "POS_1")
         ran = posctl(*command)
         self.assertRegex(ran.out, r"(?m)^tls\.client_ca: +.*/ca\.pem$")
@@ -172,7 +172,7 @@ class MakeCertTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_USAGE)
         self.assertIn("is not a valid client name", ran.err)
 
-    def test_a_folder_that_cannot_be_made_is_named(self) -> None:
+    def test_a_folder_that_cannot_be_created_is_named(self) -> None:
         blocked = self.folder
         blocked.write_text("in the way")
         ran = posctl("make-cert", "--dir", blocked / "tls", "--name", "pos.lan")

@@ -1,4 +1,4 @@
-"""posctl demo: the whole of posd, as a process, from nothing to an order on a till."""
+"""`posctl demo` as a process, until an order reaches the till."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE = 300.0
 
 
 class DemoTests(SynchronousTestCase):
-    """Somebody wants to see it work."""
+    """A user tries the demonstration."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
@@ -47,7 +47,7 @@ class DemoTests(SynchronousTestCase):
         self.addCleanup(end)
         return process
 
-    def test_once_is_an_order_each_way_and_the_times(self) -> None:
+    def test_once_places_an_order_each_way_and_prints_the_times(self) -> None:
         process = self.demo("--once", "--json")
         out, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
@@ -58,7 +58,7 @@ class DemoTests(SynchronousTestCase):
             self.assertEqual(road["id"], number)
             self.assertTrue(0 < road["milliseconds"] < 300_000, road)
 
-    def test_it_goes_on_until_it_is_interrupted_and_leaves_nothing(self) -> None:
+    def test_it_runs_until_ctrl_c_and_removes_everything(self) -> None:
         process = self.demo("--json")
         assert process.stdout is not None
         about = decode(process.stdout.readline())
@@ -74,10 +74,10 @@ class DemoTests(SynchronousTestCase):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
-        self.assertTrue(err.endswith("Orders that have reached the till: 2.\n"), err)
+        self.assertTrue(err.endswith("The till has received 2 orders.\n"), err)
         self.assertFalse(Path(about["config"]).parent.exists())
 
-    def test_what_it_prints_can_be_used_and_goes_even_if_it_is_killed(self) -> None:
+    def test_the_printed_files_work_and_are_removed_even_after_a_kill(self) -> None:
         process = self.demo("--json")
         assert process.stdout is not None
         about = decode(process.stdout.readline())
@@ -103,7 +103,7 @@ class DemoTests(SynchronousTestCase):
         self.soon(lambda: not Path(about["config"]).parent.exists())
         self.soon(lambda: not _listens(host, port))
 
-    def test_a_posd_that_is_killed_is_started_again_on_the_same_database(self) -> None:
+    def test_a_killed_posd_is_restarted_on_the_same_database(self) -> None:
         process = self.demo("--json", "--host", "localhost", "--dir", str(self.folder / "demo"))
         assert process.stdout is not None
         about = decode(process.stdout.readline())
@@ -120,21 +120,21 @@ class DemoTests(SynchronousTestCase):
                 os.kill(int(before), how)
                 self.soon(partial(self.is_changed, Path(about["pidFile"]), before))
         self.assertEqual(ids, [1, 2, 3])
-        # An order can arrive before the demo has seen that the posd it started is ready.
+        # An order can arrive before the demonstration has noticed that the restarted posd is ready.
         assert process.stderr is not None
         told: list[str] = []
         while len(told) < 2:
             line = process.stderr.readline()
             self.assertNotEqual(line, "", "the demo ended without a word about posd")
-            if "posd had ended, and runs again as process" in line:
+            if "posd ended; it was restarted as process" in line:
                 told.append(line)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
-        self.assertNotIn("runs again", err)
+        self.assertNotIn("restarted", err)
         self.assertFalse((self.folder / "demo").is_symlink())
 
-    def test_it_can_be_reached_at_an_address_that_others_can_use(self) -> None:
+    def test_it_listens_at_the_address_of_host(self) -> None:
         process = self.demo("--json", "--host", "127.0.0.2")
         assert process.stdout is not None
         about = decode(process.stdout.readline())
@@ -149,33 +149,33 @@ class DemoTests(SynchronousTestCase):
         _, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
 
-    def test_an_address_that_cannot_be_listened_on_is_named(self) -> None:
+    def test_a_host_that_is_not_this_machine_is_refused(self) -> None:
         for host, code, word in (
             ("0.0.0.0", os.EX_USAGE, "hostname -I"),
             ("::", os.EX_USAGE, "hostname -I"),
             ("192.0.2.1", os.EX_NOHOST, "not this machine"),
-            ("no-such-host.invalid", os.EX_NOHOST, "neither an address nor"),
+            ("no-such-host.invalid", os.EX_NOHOST, "neither an IP address nor"),
         ):
             process = self.demo("--host", host)
             _, err = process.communicate(timeout=PATIENCE)
             self.assertEqual(process.returncode, code, err)
             self.assertRegex(err, rf"\Aposctl: --host {host!r}.*{word}.*\n\Z".replace("'", "'?"))
 
-    def test_a_folder_that_is_there_is_not_replaced_unless_a_demonstration_has_left_it(
+    def test_dir_replaces_only_the_link_of_a_killed_demonstration(
         self,
     ) -> None:
         (self.folder / "mine").mkdir()
         process = self.demo("--once", "--dir", str(self.folder / "mine"))
         _, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, os.EX_CANTCREAT, err)
-        self.assertIn("exists already", err)
+        self.assertIn("already exists", err)
         (self.folder / "left").symlink_to("/tmp/posd-demo-that-is-gone")
         process = self.demo("--once", "--dir", str(self.folder / "left"))
         out, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
         self.assertRegex(out, r"\ASQL → till [\d.]+ ms\nREST → till [\d.]+ ms\n\Z")
 
-    def test_a_port_in_use_is_named_before_anything_is_started(self) -> None:
+    def test_a_port_in_use_is_refused_at_once(self) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -183,9 +183,9 @@ class DemoTests(SynchronousTestCase):
             process = self.demo("--port", port)
             _, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, os.EX_UNAVAILABLE)
-        self.assertEqual(err, f"posctl: port {port} is in use: name another by --port\n")
+        self.assertEqual(err, f"posctl: port {port} is in use: choose another with --port\n")
 
-    def test_without_a_postgresql_the_way_to_one_is_shown(self) -> None:
+    def test_without_a_postgresql_the_error_says_how_to_install_one(self) -> None:
         process = self.demo(POSD_PG_BIN=str(self.folder))
         out, err = process.communicate(timeout=PATIENCE)
         self.assertEqual((process.returncode, out), (os.EX_UNAVAILABLE, ""))
@@ -195,7 +195,7 @@ class DemoTests(SynchronousTestCase):
         return path.read_text() not in ("", before)
 
     def soon(self, holds: Callable[[], bool]) -> None:
-        """Wait for another process; this is no time that a clock of ours could tell."""
+        """Wait for another process."""
         deadline = time.monotonic() + PATIENCE
         while not holds():
             self.assertLess(time.monotonic(), deadline)
@@ -203,7 +203,7 @@ class DemoTests(SynchronousTestCase):
 
 
 class SampleOrderTests(SynchronousTestCase):
-    """Orders that nobody will cook are still orders."""
+    """The sample orders are valid orders."""
 
     def test_the_amounts_add_up(self) -> None:
         for number in range(50):
@@ -215,7 +215,7 @@ class SampleOrderTests(SynchronousTestCase):
                 sum(item["price"] * item["quantity"] for item in items) + Decimal("2.50"),
             )
 
-    def test_they_are_events_as_they_are(self) -> None:
+    def test_sample_orders_need_no_repair(self) -> None:
         data = sample_order(7).data()
         draft = normalise.draft("new_order", data)
         self.assertEqual(

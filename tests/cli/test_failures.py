@@ -1,4 +1,4 @@
-"""What goes wrong is a line and a code; what should not is a traceback."""
+"""Expected failures become a line and an exit code; bugs keep their traceback."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def caused_by(cause: BaseException) -> SchemaError:
 
 
 class ExplanationTests(SynchronousTestCase):
-    """An exception comes out of a command."""
+    """A command raises an exception."""
 
     def test_each_has_its_code(self) -> None:
         for error, code in (
@@ -62,14 +62,14 @@ class ExplanationTests(SynchronousTestCase):
                 assert failure is not None
                 self.assertEqual((str(failure), failure.exit_code), ("why", code))
 
-    def test_a_schema_that_lacks_something_is_answered_with_the_way(self) -> None:
+    def test_an_incomplete_schema_is_reported_with_the_remedy(self) -> None:
         failure = explain(StatementFailed('relation "x" does not exist', "42P01"))
         assert failure is not None
         self.assertEqual(failure.exit_code, os.EX_CONFIG)
         self.assertIn('relation "x" does not exist', str(failure))
         self.assertIn("`posctl bootstrap`, then `posctl migrate`", str(failure))
 
-    def test_a_bug_is_not_explained_away(self) -> None:
+    def test_an_unexpected_exception_has_no_explanation(self) -> None:
         for bug in (
             PosdError("?"),
             StatementFailed("syntax error", "42601"),
@@ -81,7 +81,7 @@ class ExplanationTests(SynchronousTestCase):
 
 
 class TellingTests(SynchronousTestCase):
-    """Somebody runs a command."""
+    """A user runs a command that fails."""
 
     def test_an_expected_failure_becomes_an_exit(self) -> None:
         said = io.StringIO()
@@ -94,7 +94,7 @@ class TellingTests(SynchronousTestCase):
         self.assertEqual(caught.exception.exit_code, os.EX_CONFIG)
         self.assertEqual(said.getvalue(), "one\ntwo\n")
 
-    def test_an_interrupt_has_the_code_that_shells_know(self) -> None:
+    def test_ctrl_c_has_exit_code_130(self) -> None:
         with self.assertRaises(click.exceptions.Exit) as caught, report_failures():
             raise KeyboardInterrupt
         self.assertEqual(caught.exception.exit_code, INTERRUPTED)
@@ -107,7 +107,7 @@ class TellingTests(SynchronousTestCase):
 
 
 class CompletionTests(SynchronousTestCase):
-    """A store's function is run without a reactor."""
+    """A function of the store runs without a reactor."""
 
     def test_its_result_is_given(self) -> None:
         async def statement() -> int:
@@ -115,7 +115,7 @@ class CompletionTests(SynchronousTestCase):
 
         self.assertEqual(run_to_completion(statement()), 7)
 
-    def test_one_that_would_wait_for_ever_is_a_bug(self) -> None:
+    def test_a_coroutine_that_waits_is_a_bug(self) -> None:
         async def statement() -> None:
             await Deferred()
 

@@ -1,4 +1,4 @@
-"""posctl forget, on a real PostgreSQL, with the daemon's rights."""
+"""`posctl forget`, on a real PostgreSQL, with the rights of the daemon."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ EVENTS = """
 
 
 class ForgetTests(SynchronousTestCase):
-    """A kitchen where Ines has ordered, collects points, gave a card to a friend and got one."""
+    """The tenant `kitchen`, where Ines has ordered, collects points, gave a card to a friend and received
+    one.
+    """
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -150,7 +152,7 @@ class ForgetTests(SynchronousTestCase):
         return kitchen
 
     def everything(self) -> str:
-        """All that posd has, as one text."""
+        """Return all data of posd as one text."""
         queries = (
             EVENTS,
             "SELECT snapshot::text FROM dinedesk_kitchen.pos_orders ORDER BY order_id",
@@ -163,7 +165,7 @@ class ForgetTests(SynchronousTestCase):
         )
         return "\n".join(str(row) for query in queries for row in execute(self.dsn, query))
 
-    def test_a_customer_is_erased_everywhere_and_another_one_nowhere(self) -> None:
+    def test_only_the_given_customer_is_erased_everywhere(self) -> None:
         shown = self.shown(
             "--phone", "0044 7700 900123", "--email", " ines.moor@EXAMPLE.com", "--yes"
         )
@@ -192,14 +194,14 @@ class ForgetTests(SynchronousTestCase):
         self.assertEqual(events[3][1], '{"customer_phone":null,"points":7}')
         self.assertEqual(events[5][0], '{"text":null}')
 
-    def test_an_order_is_theirs_also_where_it_has_another_number(self) -> None:
+    def test_an_order_that_names_the_customer_once_is_erased(self) -> None:
         self.shown("--phone", NUMBER, "--yes")
         ((snapshot,), _) = execute(
             self.dsn, "SELECT snapshot::text FROM dinedesk_kitchen.pos_orders ORDER BY order_id"
         )
         self.assertEqual(snapshot, self.text({**FORGOTTEN, "version": 2}))
 
-    def test_ledgers_keep_what_they_have_and_the_account_is_nobodys(self) -> None:
+    def test_ledgers_keep_their_amounts_and_the_account_loses_its_number(self) -> None:
         self.shown("--email", "ines.moor@example.com", "--phone", NUMBER, "--yes")
         self.assertEqual(
             execute(
@@ -221,31 +223,33 @@ class ForgetTests(SynchronousTestCase):
         self.assertNotIn("900124", self.everything())
         self.assertIn("900123", self.everything())
 
-    def test_a_dry_run_tells_the_same_and_changes_nothing(self) -> None:
+    def test_a_dry_run_prints_the_same_counts_and_changes_nothing(self) -> None:
         before = self.everything()
         told = self.shown("--phone", NUMBER, "--dry-run")
         self.assertEqual(self.everything(), before)
         self.assertEqual(self.shown("--phone", NUMBER, "--yes"), told)
 
-    def test_once_is_enough(self) -> None:
+    def test_a_second_run_finds_nothing(self) -> None:
         self.shown("--phone", NUMBER, "--yes")
         again = self.forget("--phone", NUMBER, "--yes")
-        self.assertIn("posd has nothing about them.\n", again.out)
+        self.assertIn("posd has no data of this customer.\n", again.out)
 
-    def test_a_person_is_asked_and_told_what_is_not_posds(self) -> None:
+    def test_it_asks_for_confirmation_and_names_the_shops_tables(self) -> None:
         before = self.everything()
         ran = self.forget("--phone", NUMBER, stdin="n\n")
         self.assertNotEqual(ran.code, 0)
-        self.assertIn("Erase this? 7 points are lost. It cannot be undone", ran.err)
+        self.assertIn(
+            "Erase this data? The customer loses 7 points. This cannot be undone", ran.err
+        )
         self.assertEqual(self.everything(), before)
         ran = self.forget("--phone", NUMBER, stdin="y\n")
         self.assertEqual(ran.code, 0)
         self.assertIn("Erased.\n", ran.out)
         self.assertIn(
-            "look there too: dinedesk_kitchen.order_items, dinedesk_kitchen.orders.", ran.out
+            "check them too: dinedesk_kitchen.order_items, dinedesk_kitchen.orders.", ran.out
         )
 
-    def test_it_is_kept_that_it_was_done_and_not_to_whom(self) -> None:
+    def test_the_record_of_an_erasure_does_not_name_the_customer(self) -> None:
         self.shown("--phone", NUMBER, "--yes")
         self.assertEqual(
             execute(
@@ -256,7 +260,7 @@ class ForgetTests(SynchronousTestCase):
             [(1, "posd", "phone …123", 7, 1, 2, 0, 1)],
         )
 
-    def test_what_is_cut_off_in_the_middle_is_noted_too_since_something_is_gone(self) -> None:
+    def test_an_interrupted_erasure_is_recorded_too(self) -> None:
         async def cut_off(*_: object) -> None:
             raise psycopg2.OperationalError("cut off")
 
@@ -266,7 +270,7 @@ class ForgetTests(SynchronousTestCase):
         noted = execute(self.dsn, "SELECT sought, events FROM dinedesk_main.pos_erasures")
         self.assertEqual(noted, [("phone …123", 7)])
 
-    def test_daemons_are_told_to_drop_what_they_remember_also_if_it_is_never_noted(self) -> None:
+    def test_daemons_drop_their_caches_even_if_the_record_fails(self) -> None:
         async def cut_off(*_: object) -> None:
             raise psycopg2.OperationalError("cut off")
 
@@ -275,7 +279,7 @@ class ForgetTests(SynchronousTestCase):
         told = execute(self.dsn, "SELECT DISTINCT what FROM dinedesk_main.pos_control")
         self.assertIn(("erased 1",), told)
 
-    def test_what_changes_before_it_is_erased_is_found_again_and_counted_once(self) -> None:
+    def test_data_that_changes_before_the_erasure_is_erased_and_counted_once(self) -> None:
         tenant = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
         person = ErasedPerson("GB", phones=frozenset((NUMBER,)))
         with database.open_executor(self.dsn) as executor:
@@ -289,7 +293,7 @@ class ForgetTests(SynchronousTestCase):
         self.assertEqual(counts, found.counts)
         self.assertNotIn("900123", self.everything())
 
-    def test_what_cannot_be_looked_for_is_refused_without_being_repeated(self) -> None:
+    def test_invalid_values_are_refused_without_being_printed(self) -> None:
         for arguments, code in (
             ((), os.EX_USAGE),
             (("--order", "W-1"), os.EX_USAGE),
@@ -305,11 +309,11 @@ class ForgetTests(SynchronousTestCase):
 
 
 class RightsTests(SynchronousTestCase):
-    """The daemon can have texts erased, and nothing written."""
+    """The daemon may erase texts, but may not write others."""
 
     ERASE = "SELECT dinedesk_main.pos_erase(1, 'event', '{1}', ARRAY[%s])"
 
-    def test_nothing_but_texts_can_go_and_nothing_can_be_put_in_their_place(self) -> None:
+    def test_the_daemon_can_only_remove_texts(self) -> None:
         dsn = migrated_database()
         was = '{"orderId":"7","name":"a","n":1,"list":["a","b"],"in":{"status":"s","x":"y"},"phone":5}'
         execute(
@@ -332,12 +336,12 @@ class RightsTests(SynchronousTestCase):
                 was.replace('{"status":"s","x":"y"}', "null"),
                 was.replace("{", '{"new":null,', 1),
                 "null",
-                # A reader may take the first of two members, or the last.
+                # A reader of JSON may take the first or the last of two equal members.
                 was.replace('"name":"a"', '"name":"a","name":"b"'),
                 was.replace('"name":"a"', '"name":"b","name":null'),
                 was.replace('"x":"y"', '"x":"z","x":"y"'),
                 was.replace('"n":1', '"n":1,"n":1'),
-                # The same number, written otherwise.
+                # The same number in another notation.
                 was.replace('"n":1', '"n":1.0'),
                 was.replace('"n":1', '"n":1e0'),
                 was.replace('"orderId":"7","name":"a"', '"name":"a","orderId":"7"'),

@@ -1,4 +1,4 @@
-"""No value of any option or argument of `posctl` brings a traceback: a line, and a code of sysexits."""
+"""No value of an option or argument of `posctl` causes a traceback."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ VALID: Final = {
     "phone": "07700900123",
     "change": "1",
 }
-"""What a parameter is given while another one is tried."""
+"""The value of each parameter while another parameter is tested."""
 LONGEST: Final = 1000
-"""Characters of a line, which may name a long path."""
+"""Characters of an output line, which may contain a long path."""
 NEVER: Final = {"help", "version", "as_json", "yes"}
 
 
@@ -95,13 +95,13 @@ class HostileCase(SynchronousTestCase):
         def unreached(*_: Any, **__: Any) -> Any:
             raise CommandFailure("the value was taken", os.EX_UNAVAILABLE)
 
-        # What waits for a server or starts one: other tests do.
+        # Do not run code that waits for a server or starts one: other tests do.
         self.patch(listening, "run", unreached)
         self.patch(publishing, "run", unreached)
         self.patch(demo, "demo_server", unreached)
 
     def files(self) -> Iterator[str]:
-        """Paths of what no command expects."""
+        """Yield paths of files that no command expects."""
         for name, content in (
             ("binary", bytes(range(256))),
             ("ff", b"\xff"),
@@ -129,7 +129,7 @@ class HostileCase(SynchronousTestCase):
         return str(path)
 
     def faults(self, *arguments: str, dsn: str | None = None) -> Iterator[str]:
-        """Run a command; yield what is wrong with how it ends."""
+        """Run a command; yield what is wrong with its end."""
         shown = " ".join(each[:60] for each in arguments)
         try:
             ran = posctl(*arguments, dsn=dsn, stdin="")
@@ -147,7 +147,7 @@ class HostileCase(SynchronousTestCase):
 
 class MatrixTests(HostileCase):
     def tried(self, wanted: click.Command, chosen: click.Parameter, value: str) -> list[str]:
-        """The arguments of a command: this value, and what it needs besides."""
+        """Return the arguments of a command: the value to try, and valid values for required parameters."""
         arguments: list[str] = []
         for parameter in wanted.params:
             if parameter is chosen:

@@ -1,4 +1,4 @@
-"""posctl key, on a real PostgreSQL."""
+"""`posctl key`, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEAK = "UPDATE dinedesk_main.tenants SET pos_api_key = 'letmein-please' WHERE sl
 
 
 class CreateTests(SynchronousTestCase):
-    """A shop gets a till, and the till a key."""
+    """A shop and one of its tills get keys."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -45,7 +45,7 @@ class CreateTests(SynchronousTestCase):
     def test_people_get_the_key_alone_on_standard_output(self) -> None:
         ran = posctl("key", "create", "--kind", "platform", dsn=self.dsn)
         self.assertRegex(ran.out, r"\Apos_[0-9a-f]{64}\n\Z")
-        self.assertIn("shown this once", ran.err)
+        self.assertIn("stores only its hash", ran.err)
 
     def test_a_device_key_names_its_device(self) -> None:
         made = self.create("--kind", "device", "--tenant", "kitchen", "--device", "POS_1")
@@ -80,12 +80,15 @@ class CreateTests(SynchronousTestCase):
             (("--kind", "till"), "'till' is not one of"),
             (("--kind", "tenant"), "needs --tenant"),
             (("--kind", "device", "--device", "POS_1"), "needs --tenant"),
-            (("--kind", "device", "--tenant", "kitchen"), "needs --device"),
-            (("--kind", "tenant", "--tenant", "kitchen", "--device", "P"), "no other key takes"),
+            (("--kind", "device", "--tenant", "kitchen"), "--device is required"),
+            (
+                ("--kind", "tenant", "--tenant", "kitchen", "--device", "P"),
+                "not allowed for other kinds",
+            ),
             (("--kind", "device", "--tenant", "kitchen", "--device", ""), "1 to 128"),
             (("--kind", "device", "--tenant", "kitchen", "--device", "P" * 129), "1 to 128"),
-            (("--kind", "admin", "--expires", "soon"), "is no duration"),
-            (("--kind", "admin", "--expires", "0d"), "never be valid"),
+            (("--kind", "admin", "--expires", "soon"), "is not a duration"),
+            (("--kind", "admin", "--expires", "0d"), "must be positive"),
         ):
             with self.subTest(options=options):
                 ran = posctl("key", "create", *options, dsn="host=/nowhere")
@@ -95,7 +98,7 @@ class CreateTests(SynchronousTestCase):
 
 
 class ListTests(SynchronousTestCase):
-    """A shop has a weak key from before, one for a till, and there is one for the platform."""
+    """A shop with a weak key and a device key, and a platform key."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -171,7 +174,9 @@ class RevokeTests(SynchronousTestCase):
         for key_id in ("1", "2"):
             ran = posctl("key", "revoke", key_id, dsn=self.dsn)
             self.assertEqual(ran.code, os.EX_DATAERR)
-            self.assertEqual(ran.err, f"posctl: there is no key {key_id} that could be revoked\n")
+            self.assertEqual(
+                ran.err, f"posctl: there is no key {key_id}, or it is already revoked\n"
+            )
 
     def test_an_id_is_a_number(self) -> None:
         self.assertEqual(posctl("key", "revoke", "pos_abc", dsn=self.dsn).code, os.EX_USAGE)

@@ -1,4 +1,4 @@
-"""posctl listen: the real command as a process, against a server that a test plays."""
+"""`posctl listen` as a process, against a server in the test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENCE = 300.0
 
 
 class Listener(ProcessProtocol):
-    """`posctl listen` as a process: its lines as they come, and its exit code."""
+    """`posctl listen` as a process: its output lines and its exit code."""
 
     def __init__(self) -> None:
         self.lines: DeferredQueue[str] = DeferredQueue()
@@ -52,7 +52,7 @@ class Listener(ProcessProtocol):
 
 
 class ProcessTests(TestCase):
-    """A terminal on the one side, posd on the other."""
+    """The command, connected to a server in the test."""
 
     timeout = 600
 
@@ -97,7 +97,7 @@ class ProcessTests(TestCase):
         self.addCleanup(kill)
         return listener
 
-    async def test_events_are_printed_as_they_come_and_acknowledged(self) -> None:
+    async def test_events_are_printed_and_acknowledged(self) -> None:
         listener = self.listen("--device", "front", "--count", "2")
         desk = await self.desks.get()
         self.assertEqual(desk.path, "/ws/pos/kitchen")
@@ -110,9 +110,9 @@ class ProcessTests(TestCase):
         self.assertEqual(await listener.ended, 0)
         self.assertEqual(desk.messages[-1], {"type": "ack", "id": 42})
         self.assertIn("connected as front: the last event is 40\n", listener.err)
-        self.assertIn("2 received, 2 shown, acknowledged up to 42\n", listener.err)
+        self.assertIn("2 received, 2 printed, acknowledged up to 42\n", listener.err)
 
-    async def test_programs_get_each_event_as_it_was_sent(self) -> None:
+    async def test_with_json_each_event_is_printed_as_it_was_sent(self) -> None:
         listener = self.listen("--json", "--count", "1")
         desk = await self.desks.get()
         desk.greet(40)
@@ -121,7 +121,7 @@ class ProcessTests(TestCase):
         self.assertEqual((event["id"], event["data"]["orderId"]), (41, "A-41"))
         self.assertEqual(await listener.ended, 0)
 
-    async def test_a_position_is_asked_for_and_looking_on_acknowledges_nothing(self) -> None:
+    async def test_after_requests_a_position_and_no_ack_acknowledges_nothing(self) -> None:
         listener = self.listen("--after", "7", "--no-ack", "--count", "1")
         desk = await self.desks.get()
         self.assertEqual(desk.params["last_event_id"], ["7"])
@@ -129,9 +129,9 @@ class ProcessTests(TestCase):
         desk.push(8)
         self.assertEqual(await listener.ended, 0)
         self.assertEqual(desk.messages, [])
-        self.assertIn("everything after 7 follows", listener.err)
+        self.assertIn("the events after 7 follow", listener.err)
 
-    async def test_a_lost_connection_is_made_again_and_nothing_comes_twice(self) -> None:
+    async def test_it_reconnects_and_prints_no_event_twice(self) -> None:
         listener = self.listen("--device", "front", "--count", "2")
         first = await self.desks.get()
         first.greet(40)
@@ -147,7 +147,7 @@ class ProcessTests(TestCase):
         self.assertIn("disconnected, trying again: ", listener.err)
         self.assertIn(", reconnected once\n", listener.err)
 
-    async def test_an_interrupt_ends_it_cleanly_with_a_summary(self) -> None:
+    async def test_ctrl_c_ends_it_with_a_summary(self) -> None:
         listener = self.listen("--device", "front")
         desk = await self.desks.get()
         desk.greet(40)
@@ -158,18 +158,18 @@ class ProcessTests(TestCase):
         self.assertEqual(await listener.ended, 0)
         self.assertTrue(desk.closed)
         self.assertEqual(desk.messages[-1], {"type": "ack", "id": 41})
-        self.assertIn("1 received, 1 shown, acknowledged up to 41\n", listener.err)
+        self.assertIn("1 received, 1 printed, acknowledged up to 41\n", listener.err)
         self.assertNotIn("Traceback", listener.err)
 
-    async def test_a_hole_in_the_stream_is_told(self) -> None:
+    async def test_a_resync_is_reported(self) -> None:
         listener = self.listen("--after", "7", "--count", "1")
         desk = await self.desks.get()
         desk.greet(40, resync="retention")
         desk.push(41)
         self.assertEqual(await listener.ended, 0)
-        self.assertIn("older than what is kept; the stream goes on after 40\n", listener.err)
+        self.assertIn("because they are too old; the stream continues after 40\n", listener.err)
 
-    async def test_a_revoked_key_ends_it_without_rights(self) -> None:
+    async def test_a_revoked_key_ends_it_with_permission_denied(self) -> None:
         listener = self.listen()
         desk = await self.desks.get()
         desk.greet(40)
@@ -177,14 +177,14 @@ class ProcessTests(TestCase):
         self.assertEqual(await listener.ended, os.EX_NOPERM)
         self.assertIn("posctl: closed with 4001", listener.err)
 
-    async def test_another_till_of_the_same_name_ends_it(self) -> None:
+    async def test_another_till_with_the_same_device_id_ends_it(self) -> None:
         listener = self.listen("--device", "front")
         desk = await self.desks.get()
         desk.greet(40)
         desk.hang_up(4009)
         self.assertEqual(await listener.ended, os.EX_UNAVAILABLE)
 
-    async def test_a_key_that_does_not_fit_ends_it_with_the_servers_words(self) -> None:
+    async def test_a_wrong_key_ends_it_with_the_servers_message(self) -> None:
         body = b'{"success":false,"error":"A valid API key is required.","code":"unauthorized"}'
         Curt.answers = [refusal("401 Unauthorized", body)]
         self.serve(Factory.forProtocol(Curt))
@@ -192,13 +192,13 @@ class ProcessTests(TestCase):
         self.assertEqual(await listener.ended, os.EX_NOPERM)
         self.assertIn("A valid API key is required.", listener.err)
 
-    async def test_a_certificate_that_is_not_there_is_named(self) -> None:
+    async def test_a_missing_certificate_is_named(self) -> None:
         self.url = "wss://localhost:9010"
         listener = self.listen("--client-cert", "/nowhere/a.pem", "--client-key", "/nowhere/b.pem")
         self.assertEqual(await listener.ended, os.EX_NOINPUT)
         self.assertIn("/nowhere/a.pem cannot be read", listener.err)
 
-    async def test_when_nobody_reads_any_more_it_ends_and_does_not_acknowledge(self) -> None:
+    async def test_without_a_reader_of_its_output_it_ends_and_does_not_acknowledge(self) -> None:
         listener = self.listen("--device", "front")
         desk = await self.desks.get()
         desk.greet(40)
@@ -211,7 +211,7 @@ class ProcessTests(TestCase):
 
 
 class OptionTests(SynchronousTestCase):
-    """What can be seen to be wrong before anything is connected."""
+    """Errors that are found before a connection."""
 
     def listen(self, *options: str, **more: Any) -> Any:
         return posctl("listen", "--tenant", "kitchen", *options, **more)
@@ -240,13 +240,13 @@ class OptionTests(SynchronousTestCase):
 
 
 class EventLineTests(SynchronousTestCase):
-    """An operator looks on."""
+    """Events as lines of text."""
 
     def line(self, kind: str, data: dict[str, object], *, replay: bool = False) -> str:
         moment = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
         return event_line(ReceivedEvent(42, kind, moment, data, replay, {}, b""))[10:]
 
-    def test_an_order_is_its_number_its_size_and_its_price(self) -> None:
+    def test_an_order_shows_its_number_its_size_and_its_price(self) -> None:
         order: dict[str, object] = {
             "orderNumber": "A-17",
             "status": "confirmed",
@@ -261,7 +261,7 @@ class EventLineTests(SynchronousTestCase):
             "      42  new_order            A-17  confirmed  pickup  2 lines  45.90 GBP",
         )
 
-    def test_a_changed_order_says_what_it_was_before(self) -> None:
+    def test_a_changed_order_shows_its_previous_status(self) -> None:
         order: dict[str, object] = {
             "orderNumber": "A-17",
             "status": "ready",
@@ -269,7 +269,7 @@ class EventLineTests(SynchronousTestCase):
         }
         self.assertIn("confirmed → ready", self.line("order_updated", order))
 
-    def test_cards_and_telephones_are_shown_by_their_ends(self) -> None:
+    def test_card_and_telephone_numbers_are_shortened(self) -> None:
         card: dict[str, object] = {
             "cardNumber": "GIFT-1234-5678",
             "change": Decimal("-5.00"),
@@ -287,13 +287,13 @@ class EventLineTests(SynchronousTestCase):
         self.assertIn("…123  5 → 25 points", shown)
         self.assertNotIn("7946", shown)
 
-    def test_other_types_are_told_by_their_names(self) -> None:
+    def test_other_types_show_only_their_type(self) -> None:
         self.assertEqual(
             self.line("table_reserved", {"name": "Somebody"}), "      42  table_reserved"
         )
 
-    def test_what_comes_again_says_so(self) -> None:
+    def test_a_replayed_event_is_marked(self) -> None:
         self.assertTrue(self.line("table_reserved", {}, replay=True).endswith("  (replayed)"))
 
-    def test_nothing_in_it_can_steer_the_terminal(self) -> None:
+    def test_control_characters_of_events_are_replaced(self) -> None:
         self.assertNotIn("\x1b", self.line("new_order", {"orderNumber": "\x1b[2J"}))

@@ -1,4 +1,4 @@
-"""posctl prune, on a real PostgreSQL, with the daemon's rights."""
+"""`posctl prune`, on a real PostgreSQL, with the rights of the daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEFT = "SELECT array_agg(seq ORDER BY seq) FROM dinedesk_kitchen.pos_events"
 
 
 class PruneTests(SynchronousTestCase):
-    """A kitchen with nine events, the first 90 days old, the last 10; four are acknowledged."""
+    """The tenant `kitchen` with nine events, 90 to 10 days old. Four are acknowledged."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -46,19 +46,19 @@ class PruneTests(SynchronousTestCase):
         return ran.json
 
     def pruned_beside_a_lock(self, lock: str) -> Ran:
-        """Prune without patience while somebody has a lock."""
-        self.patch(database, "_PATIENCE", 0.0)
+        """Prune without waiting for locks, while another session holds a lock."""
+        self.patch(database, "_LOCK_WAIT_SECONDS", 0.0)
         with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
             cursor.execute(lock)
             ran = self.prune("--json")
         self.assertEqual(ran.code, os.EX_TEMPFAIL)
         return ran
 
-    def test_a_shop_whose_rows_somebody_locks_is_left_and_told_after_what_went(self) -> None:
+    def test_a_shop_with_locked_rows_is_reported_after_the_counts(self) -> None:
         ran = self.pruned_beside_a_lock(
             "SELECT FROM dinedesk_main.pos_events WHERE tenant_id = 1 FOR UPDATE"
         )
-        self.assertIn("not all went of: kitchen", ran.err)
+        self.assertIn("rows are left of: kitchen", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual(
             [(each["tenant"], each["events"], each["held"]) for each in ran.json["tenants"]],
@@ -67,14 +67,14 @@ class PruneTests(SynchronousTestCase):
         self.assertEqual((ran.json["answers"], ran.json["answersHeld"]), (1, False))
         self.assertEqual(len(self.left()), 9)
 
-    def test_stored_answers_that_somebody_locks_are_left_and_told_of(self) -> None:
+    def test_locked_stored_answers_are_reported(self) -> None:
         ran = self.pruned_beside_a_lock("LOCK TABLE dinedesk_main.idempotency_keys IN SHARE MODE")
-        self.assertIn("not all went of: the stored answers", ran.err)
+        self.assertIn("rows are left of: the stored answers", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual((ran.json["answers"], ran.json["answersHeld"]), (0, True))
         self.assertFalse(any(each["held"] for each in ran.json["tenants"]))
 
-    def test_what_is_older_than_it_is_kept_for_goes(self) -> None:
+    def test_events_older_than_the_retention_are_deleted(self) -> None:
         shown = self.shown(self.prune("--json"))
         self.assertRegex(shown.pop("before"), r"\A20\d\d-.*Z\Z")
         nothing = {"events": 0, "expired": 0, "messages": 0, "nacks": 0, "orders": 0}
@@ -93,7 +93,7 @@ class PruneTests(SynchronousTestCase):
         )
         self.assertEqual(self.left(), [8, 9])
 
-    def test_a_dry_run_tells_the_same_and_deletes_nothing(self) -> None:
+    def test_a_dry_run_prints_the_same_counts_and_deletes_nothing(self) -> None:
         told = self.shown(self.prune("--dry-run", "--json"))
         self.assertEqual(self.left(), list(range(1, 10)))
         pruned = self.shown(self.prune("--json"))
@@ -106,12 +106,12 @@ class PruneTests(SynchronousTestCase):
         self.assertEqual(ran.code, 0)
         self.assertRegex(ran.out, r"kitchen +5 +1 +0 +0 +0 *\n")
         self.assertNotIn("bistro", ran.out)
-        self.assertRegex(ran.out, r"Stored answers: 0\. All from before 20[-\d]+ \d\d:\d\d\.\n\Z")
+        self.assertRegex(ran.out, r"Stored answers: 0\.\nThe deleted .* 20[-\d]+ \d\d:\d\d\.\n\Z")
 
-    def test_of_what_is_to_be_kept_a_person_is_asked_about(self) -> None:
+    def test_deleting_events_within_the_retention_needs_confirmation(self) -> None:
         ran = self.prune("--older-than", "15d", stdin="n\n")
         self.assertNotEqual(ran.code, 0)
-        self.assertIn("Will 8 events go that are to be kept for 30d?", ran.err)
+        self.assertIn("Delete 8 events? The configured retention is 30d", ran.err)
         self.assertEqual(self.left(), list(range(1, 10)))
         self.assertEqual(self.prune("--older-than", "15d", "--yes").code, 0)
         self.assertEqual(self.left(), [9])

@@ -1,4 +1,4 @@
-"""posctl publish: the real command as a process, on a real PostgreSQL."""
+"""`posctl publish` as a process, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORDER = """
 
 
 class PublishTests(SynchronousTestCase):
-    """A kitchen to which nothing was published yet."""
+    """The tenant `kitchen` without events."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -49,7 +49,7 @@ class PublishTests(SynchronousTestCase):
         )
         self.assertEqual(rows, [(1, "notice"), (2, "new_order")])
 
-    def test_people_are_told_in_words(self) -> None:
+    def test_the_output_is_a_sentence(self) -> None:
         self.assertEqual(self.publish("{}"), Ran(0, "Published as event 1 of kitchen.\n", ""))
 
     def test_what_was_repaired_or_not_read_is_named(self) -> None:
@@ -70,19 +70,19 @@ class PublishTests(SynchronousTestCase):
     def test_the_daemons_own_role_is_enough(self) -> None:
         self.assertEqual(self.publish("{}", dsn=as_role(self.dsn, "posd")).code, 0)
 
-    def test_an_order_that_says_nothing_new_is_not_published_again(self) -> None:
+    def test_an_unchanged_order_is_not_published_again(self) -> None:
         self.publish(ORDER, kind="new_order")
         self.assertEqual(self.publish(ORDER, "--json", kind="new_order").json, {"id": None})
-        self.assertIn("Nothing new", self.publish(ORDER, kind="new_order").out)
+        self.assertIn("Not published", self.publish(ORDER, kind="new_order").out)
 
-    def test_what_waits_in_the_outbox_is_left_to_the_daemon(self) -> None:
+    def test_the_outbox_is_not_processed(self) -> None:
         execute(self.dsn, "SELECT dinedesk_main.pos_publish('kitchen', 'earlier', '{}')")
         self.assertEqual(self.publish("{}", "--json").json, {"id": 1})
         self.assertEqual(
             execute(self.dsn, "SELECT type FROM dinedesk_main.pos_outbox"), [("earlier",)]
         )
 
-    def test_an_event_that_is_too_large_publishes_nothing(self) -> None:
+    def test_an_event_that_is_too_large_is_not_published(self) -> None:
         ran = self.publish('{"text": "' + 200_000 * "x" + '"}')
         self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
         self.assertRegex(ran.err, r"\Aposctl: .he event has \d+ bytes.*\n\Z")
@@ -90,7 +90,7 @@ class PublishTests(SynchronousTestCase):
 
 
 class RefusalTests(SynchronousTestCase):
-    """What is refused before a reactor is needed."""
+    """Errors that are found before the reactor runs."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()

@@ -1,4 +1,4 @@
-"""The reactor of one command, in a process of its own, since a reactor runs only once."""
+"""The reactor of one command, in a process of its own, because a reactor runs only once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ except KeyboardInterrupt:
 
 
 class SignalTests(SynchronousTestCase):
-    def test_one_that_comes_before_the_reactor_runs_stops_it(self) -> None:
+    def test_a_signal_before_the_reactor_runs_stops_it(self) -> None:
         for name in ("SIGINT", "SIGTERM"):
             with self.subTest(name=name):
                 ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""posctl replay, on a real PostgreSQL, with the daemon's rights."""
+"""`posctl replay`, on a real PostgreSQL, with the rights of the daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADS = "SELECT last_seq, pruned_seq, received_seq, acknowledged FROM dinedesk_m
 
 
 class ReplayTests(SynchronousTestCase):
-    """A till FRONT has acknowledged up to 8 of 9 events; the first three are pruned."""
+    """The terminal FRONT has acknowledged 8 of 9 events. The first three are pruned."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -44,7 +44,7 @@ class ReplayTests(SynchronousTestCase):
             self.assertRegex(ran.err, rf"\Aposctl: .*{said}.*\n\Z")
             self.assertEqual(execute(self.dsn, WISH), [(8, None)])
 
-    def test_the_cursor_is_to_go_back_and_nothing_else_changes(self) -> None:
+    def test_only_the_cursor_is_moved_back(self) -> None:
         heads = execute(self.dsn, HEADS)
         ran = self.replay("--from", "6", "--yes", "--json")
         self.assertEqual((ran.code, ran.err), (0, ""))
@@ -63,7 +63,7 @@ class ReplayTests(SynchronousTestCase):
         self.assertEqual(execute(self.dsn, WISH), [(8, 5)])
         self.assertEqual(execute(self.dsn, HEADS), heads)
 
-    def test_a_time_is_the_shops_or_names_its_offset_or_is_long_ago(self) -> None:
+    def test_since_takes_a_local_time_an_offset_or_a_duration(self) -> None:
         for since in ("2026-11-22T18:30", "2026-11-22T19:30+01:00", "2026-11-22T18:30Z"):
             with self.subTest(since=since):
                 self.assertEqual(self.replay("--since", since, "--yes").code, 0)
@@ -79,26 +79,29 @@ class ReplayTests(SynchronousTestCase):
     def test_a_person_is_asked(self) -> None:
         ran = self.replay("--from", "4", stdin="n\n")
         self.assertNotEqual(ran.code, 0)
-        self.assertIn("sent the events 4 to 8 again, 5 in all with 3 new orders?", ran.err)
+        self.assertIn("(5 events, of these 3 new orders)?", ran.err)
         self.assertEqual(execute(self.dsn, WISH), [(8, None)])
         ran = self.replay("--from", "4", stdin="y\n")
         self.assertEqual(
-            (ran.code, ran.out), (0, "FRONT is sent the events from 4 on when it connects.\n")
+            (ran.code, ran.out),
+            (0, "FRONT receives the events from 4 on again when it connects.\n"),
         )
 
-    def test_what_cannot_be_sent_again_is_refused(self) -> None:
-        self.refused("up to 3 are kept no more", "--from", "3")
-        self.refused("has acknowledged 8", "--from", "9")
+    def test_positions_that_cannot_be_replayed_are_refused(self) -> None:
+        self.refused("up to 3 have been deleted", "--from", "3")
+        self.refused("has acknowledged only up to 8", "--from", "9")
         self.refused("the last event is 9", "--from", "10")
-        self.refused("not all events since then", "--since", "2026-11-22T12:00Z")
+        self.refused("some events since then have been deleted", "--since", "2026-11-22T12:00Z")
         self.refused("no event since then", "--since", "2026-11-30T12:00Z")
         self.refused("either --from or --since", code=os.EX_USAGE)
         self.refused("either", "--from", "5", "--since", "1h", code=os.EX_USAGE)
-        self.refused("is no time", "--since", "yesterday", code=os.EX_USAGE)
+        self.refused("is not a time", "--since", "yesterday", code=os.EX_USAGE)
 
-    def test_of_a_terminal_that_is_not_there_those_that_are_are_named(self) -> None:
-        self.refused("has no terminal 'FRONZ' but FRONT", "--device", "FRONZ", "--from", "5")
+    def test_for_an_unknown_terminal_the_known_ones_are_named(self) -> None:
+        self.refused(
+            "has no terminal 'FRONZ'; its terminals: FRONT", "--device", "FRONZ", "--from", "5"
+        )
 
-    def test_a_terminal_that_never_acknowledged_is_sent_nothing_again(self) -> None:
+    def test_a_terminal_that_never_acknowledges_is_refused(self) -> None:
         execute(self.dsn, "UPDATE dinedesk_main.pos_devices SET first_acked_at = NULL")
-        self.refused("never acknowledged", "--from", "5")
+        self.refused("never acknowledges", "--from", "5")

@@ -1,4 +1,4 @@
-"""posctl bootstrap, migrate and adopt, on a real PostgreSQL."""
+"""`posctl bootstrap`, `migrate` and `adopt`, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BREAK_KITCHEN = """
 
 
 class BootstrapTests(SynchronousTestCase):
-    """Somebody has a cluster and wants posd on it."""
+    """A PostgreSQL cluster without posd."""
 
     def setUp(self) -> None:
         self.server = test_server()
@@ -34,11 +34,11 @@ class BootstrapTests(SynchronousTestCase):
         self.assertEqual(ran.json, {"database": name, "created": True})
         self.assertEqual(posctl("migrate", dsn=self.dsn).code, 0)
 
-    def test_twice_is_as_good_as_once(self) -> None:
+    def test_it_may_be_repeated(self) -> None:
         self.assertEqual(posctl("bootstrap", dsn=self.dsn).code, 0)
         ran = posctl("bootstrap", dsn=self.dsn)
         self.assertEqual(ran.code, 0)
-        self.assertIn("was there already", ran.out)
+        self.assertIn("already exists", ran.out)
         self.assertIn("Next: posctl migrate", ran.out)
 
     def test_a_database_that_is_not_utf8_is_refused_before_anything_is_made(self) -> None:
@@ -73,7 +73,7 @@ class BootstrapTests(SynchronousTestCase):
         rows = execute(self.dsn, "SELECT FROM pg_database WHERE datname = 'posd_never_made'")
         self.assertEqual(rows, [])
 
-    def test_who_is_no_superuser_is_told_so(self) -> None:
+    def test_without_a_superuser_it_is_refused(self) -> None:
         posctl("bootstrap", dsn=self.dsn)
         ran = posctl("bootstrap", dsn=as_role(self.dsn, "posd"))
         self.assertEqual(ran.code, os.EX_NOPERM)
@@ -81,7 +81,7 @@ class BootstrapTests(SynchronousTestCase):
 
 
 class MigrateTests(SynchronousTestCase):
-    """A new version of posd is installed, and the schemas are to follow."""
+    """A new version of posd is installed, and the schemas are older."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -90,9 +90,9 @@ class MigrateTests(SynchronousTestCase):
         dsn = test_server().fresh_database()
         posctl("bootstrap", dsn=dsn)
         ran = posctl("migrate", dsn=dsn)
-        self.assertEqual((ran.code, ran.out), (0, "1 schemas updated, 0 failed\n"))
+        self.assertEqual((ran.code, ran.out), (0, "1 schema updated, 0 failed\n"))
 
-    def test_what_is_current_is_left_alone(self) -> None:
+    def test_current_schemas_are_not_changed(self) -> None:
         ran = posctl("migrate", dsn=self.dsn)
         self.assertEqual((ran.code, ran.out), (0, "0 schemas updated, 0 failed\n"))
 
@@ -110,7 +110,7 @@ class MigrateTests(SynchronousTestCase):
             " VALUES ('bistro', 'The Bistro', 'dinedesk_bistro')",
         )
         ran = posctl("migrate", dsn=self.dsn)
-        self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, "1 schemas updated, 1 failed\n"))
+        self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, "1 schema updated, 1 failed\n"))
         self.assertRegex(ran.err, r"\Adinedesk_kitchen: tenant/001_stream\.sql was changed.*\n\Z")
 
     def test_programs_read_the_reason_of_a_failure(self) -> None:
@@ -146,14 +146,14 @@ class MigrateTests(SynchronousTestCase):
     def test_the_daemons_own_role_can_check_that_it_would_start(self) -> None:
         ran = posctl("migrate", "--check", dsn=as_role(self.dsn, "posd"))
         self.assertEqual(
-            (ran.code, ran.out), (0, "The main schema is what this posd needs.\n"), ran.err
+            (ran.code, ran.out), (0, "The main schema is that of this version of posd.\n"), ran.err
         )
         self.assertEqual(
             posctl("migrate", "--check", "--json", dsn=self.dsn).json,
             {"fits": True, "reason": None},
         )
 
-    def test_a_check_tells_what_the_daemon_would_lack_and_changes_nothing(self) -> None:
+    def test_a_check_reports_missing_migrations_and_changes_nothing(self) -> None:
         last = migrations.expected_files()["main"][-1]
         execute(self.dsn, f"DELETE FROM dinedesk_main.schema_versions WHERE file = '{last}'")
         for _ in range(2):
@@ -165,7 +165,7 @@ class MigrateTests(SynchronousTestCase):
         self.assertIn('"fits":false', ran.out.replace(" ", ""))
         self.assertIn(last, ran.out)
 
-    def test_of_two_at_once_one_is_told_of_the_other(self) -> None:
+    def test_a_concurrent_migration_is_refused(self) -> None:
         with (
             closing(migrations.connect(self.dsn)) as other,
             migrations.administer(other),
@@ -177,7 +177,7 @@ class MigrateTests(SynchronousTestCase):
 
 
 class AdoptTests(SynchronousTestCase):
-    """A shop has tables of its own, from before posd."""
+    """A shop with tables that are older than posd."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -195,7 +195,7 @@ class AdoptTests(SynchronousTestCase):
         )
         self.assertEqual(len(triggers), 1)
 
-    def test_what_was_found_is_shown_first(self) -> None:
+    def test_the_findings_are_printed_first(self) -> None:
         execute(
             self.dsn,
             "INSERT INTO dinedesk_kitchen.orders (status, total_amount) VALUES ('cart', 5)",
@@ -205,10 +205,12 @@ class AdoptTests(SynchronousTestCase):
         lines = [line.split(maxsplit=1) for line in ran.out.splitlines()]
         shown = dict(lines[:-1])
         self.assertEqual(shown["orders"], "owner posd_owner, id bigint, primary key id")
-        self.assertEqual(shown["statuses"], "cart 1 (of the newest 1 orders)")
+        self.assertEqual(shown["statuses"], "cart 1 (of the newest 1 order)")
         self.assertEqual(shown["published"], "orders where status <> 'cart' (0 of the newest 1)")
         self.assertRegex(shown["newest"], r"^order +20\d\d-.* in Europe/London, \d\d:\d\d in UTC$")
-        self.assertEqual(ran.out.splitlines()[-1], "The orders of kitchen are hooked.")
+        self.assertEqual(
+            ran.out.splitlines()[-1], "The hooks are installed on the orders of kitchen."
+        )
 
     def test_a_dry_run_changes_nothing(self) -> None:
         execute(self.dsn, "DROP TRIGGER pos_orders_inserted ON dinedesk_kitchen.orders")
@@ -218,7 +220,7 @@ class AdoptTests(SynchronousTestCase):
         self.assertEqual(execute(self.dsn, left), [])
         self.assertEqual(execute(self.dsn, "SELECT FROM dinedesk_main.pos_adoptions"), [])
 
-    def test_programs_read_what_was_found_and_chosen(self) -> None:
+    def test_json_has_the_findings_and_the_options(self) -> None:
         execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders ALTER created_at TYPE timestamp")
         ran = posctl("adopt", "kitchen", "--json", dsn=self.dsn)
         self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
@@ -239,7 +241,7 @@ class AdoptTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_DATAERR)
         self.assertIn("orders.status", ran.err)
 
-    def test_columns_that_do_not_compare_are_as_wrong_as_none(self) -> None:
+    def test_columns_that_cannot_be_compared_are_refused(self) -> None:
         execute(
             self.dsn,
             "ALTER TABLE dinedesk_kitchen.order_items DROP CONSTRAINT order_items_order_id_fkey,"
@@ -250,7 +252,7 @@ class AdoptTests(SynchronousTestCase):
         self.assertIn("PostgreSQL cannot compare them", ran.err)
         self.assertIn("ALTER COLUMN order_id TYPE bigint", ran.err)
 
-    def test_rights_that_lack_are_asked_for_by_the_grants_themselves(self) -> None:
+    def test_missing_rights_are_printed_as_grants(self) -> None:
         execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders OWNER TO postgres")
         ran = posctl("adopt", "kitchen", dsn=self.dsn)
         self.assertEqual(ran.code, os.EX_NOPERM)

@@ -1,4 +1,4 @@
-"""posctl status: what an operator sees of tenants and terminals, on a real PostgreSQL."""
+"""`posctl status`, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD = "UPDATE dinedesk_main.pos_heads SET last_seq = 42, sent_seq = 42, receive
 
 
 class StatusTests(SynchronousTestCase):
-    """A kitchen with a till called FRONT, which has acknowledged up to 40 of 42 events."""
+    """The tenant `kitchen` with a till FRONT, which has acknowledged up to 40 of 42 events."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -47,7 +47,7 @@ class StatusTests(SynchronousTestCase):
         assert isinstance(kitchen, dict)
         return kitchen
 
-    def test_programs_get_the_whole_of_it(self) -> None:
+    def test_json_has_all_values(self) -> None:
         execute(self.dsn, NODE, 1, "10 s")
         execute(self.dsn, CONNECTION, 1, "FRONT")
         kitchen = self.status()
@@ -78,7 +78,7 @@ class StatusTests(SynchronousTestCase):
             },
         )
 
-    def test_a_till_that_is_away_is_still_there_with_what_it_misses(self) -> None:
+    def test_a_disconnected_till_is_listed_with_the_events_it_is_behind(self) -> None:
         (terminal,) = self.status()["terminals"]
         self.assertEqual((terminal["connectedSince"], terminal["behind"]), (None, 2))
 
@@ -134,7 +134,7 @@ class StatusTests(SynchronousTestCase):
         self.assertRegex(ran.out, r"(?m)^ bistro \(disabled\) +0 +0 +0 +0 +0 +– *$")
         self.assertRegex(ran.out, r"(?m)^ kitchen +0 +42 +3 +0 +0 +– *$")
 
-    def test_people_who_name_a_tenant_see_its_terminals(self) -> None:
+    def test_with_tenant_the_terminals_are_listed(self) -> None:
         ran = posctl("status", "--tenant", "kitchen", dsn=self.dsn)
         self.assertRegex(ran.out, r"(?m)^ FRONT +– +– +– +40 +2 *$")
 
@@ -143,9 +143,9 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
         self.assertIn('did you mean "kitchen"?', ran.err)
 
-    def test_it_is_told_which_node_is_the_doorman(self) -> None:
+    def test_the_doorman_is_shown(self) -> None:
         ran = posctl("status", dsn=self.dsn)
-        self.assertIn("No node is the doorman", ran.out)
+        self.assertIn("There is no doorman", ran.out)
         self.assertIsNone(self.doorman())
         node = "7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10"
         execute(self.dsn, "SELECT dinedesk_main.pos_claim_lease(%s, 'one.example')", node)

@@ -1,4 +1,4 @@
-"""posctl stream, on a real PostgreSQL."""
+"""`posctl stream`, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ class ResetTests(SynchronousTestCase):
         now = self.names()
         return {slug for slug, name in self.before.items() if now[slug] != name}
 
-    def test_all_streams_get_another_name(self) -> None:
+    def test_all_streams_get_a_new_id(self) -> None:
         ran = posctl("stream", "reset", "--yes", "--json", dsn=as_role(self.dsn, "posd"))
         self.assertEqual((ran.code, ran.json), (0, {"reset": ["bistro", "kitchen"]}))
         self.assertEqual(self.renamed(), {"bistro", "kitchen"})
 
-    def test_or_that_of_one_tenant(self) -> None:
+    def test_the_stream_of_one_tenant_gets_a_new_id(self) -> None:
         ran = posctl("stream", "reset", "--tenant", "bistro", "--yes", dsn=self.dsn)
-        self.assertEqual((ran.code, ran.out), (0, "Streams with a new name: bistro.\n"))
+        self.assertEqual((ran.code, ran.out), (0, "Streams with a new id: bistro.\n"))
         self.assertEqual(self.renamed(), {"bistro"})
 
-    def test_a_person_is_asked_and_may_refuse(self) -> None:
+    def test_it_asks_for_confirmation(self) -> None:
         ran = posctl("stream", "reset", dsn=self.dsn, stdin="n\n")
         self.assertNotEqual(ran.code, 0)
-        self.assertIn("all tills of every tenant", ran.err)
+        self.assertIn("All tills of all tenants", ran.err)
         self.assertEqual(self.renamed(), set())
         self.assertEqual(posctl("stream", "reset", dsn=self.dsn, stdin="y\n").code, 0)
         self.assertEqual(self.renamed(), {"bistro", "kitchen"})
 
     def ends(self) -> list[tuple[object, ...]]:
-        """Where the names have ended, by shop."""
+        """Return the positions up to which earlier streams are valid, by shop."""
         return execute(
             self.dsn,
             "SELECT t.slug, e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e"
@@ -56,20 +56,20 @@ class ResetTests(SynchronousTestCase):
             " WHERE e.ended_seq IS NOT NULL ORDER BY t.slug",
         )
 
-    def test_nothing_is_common_by_itself(self) -> None:
+    def test_by_default_no_events_are_common(self) -> None:
         execute(self.dsn, "UPDATE dinedesk_main.pos_heads SET last_seq = 10 RETURNING 1")
         posctl("stream", "reset", "--yes", dsn=as_role(self.dsn, "posd"))
         self.assertEqual(self.ends(), [("bistro", 0), ("kitchen", 0)])
 
-    def test_somebody_may_vouch_for_what_is(self) -> None:
+    def test_common_up_to_is_stored(self) -> None:
         execute(self.dsn, "UPDATE dinedesk_main.pos_heads SET last_seq = 10 RETURNING 1")
         chosen = ("stream", "reset", "--tenant", "bistro", "--common-up-to", "7")
         asked = posctl(*chosen, dsn=self.dsn, stdin="n\n")
-        self.assertIn("all tills of bistro that have had an event after 7 reload", asked.err)
+        self.assertIn("All tills of bistro that have an event after 7 reload", asked.err)
         self.assertEqual(posctl(*chosen, "--yes", dsn=as_role(self.dsn, "posd")).code, 0)
         self.assertEqual(self.ends(), [("bistro", 7)])
 
-    def test_but_not_for_more_than_there_is_nor_for_all_shops(self) -> None:
+    def test_common_up_to_needs_an_existing_position_and_a_tenant(self) -> None:
         execute(self.dsn, "UPDATE dinedesk_main.pos_heads SET last_seq = 10 RETURNING 1")
         chosen = ("stream", "reset", "--yes", "--common-up-to", "11")
         self.assertEqual(posctl(*chosen, dsn=self.dsn).code, os.EX_USAGE)

@@ -1,4 +1,4 @@
-"""posctl tenant, on a real PostgreSQL."""
+"""`posctl tenant`, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADD_BISTRO = (
 
 
 class AddTests(SynchronousTestCase):
-    """There is one shop, and another one joins."""
+    """There is one shop, and another is added."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -106,7 +106,7 @@ class AddTests(SynchronousTestCase):
     def test_telephone_numbers_are_of_the_country_of_the_time_zone(self) -> None:
         ran = posctl(*ADD_BISTRO, dsn=self.dsn)
         self.assertEqual(ran.err, "")
-        self.assertIn("in EUR, times of Europe/Paris, telephone numbers of FR.", ran.out)
+        self.assertIn("Currency EUR, time zone Europe/Paris, region FR for", ran.out)
         given = ("tenant", "add", "corner", "--name", "Corner", "--region", "ie", "--json")
         shown = posctl(*given, dsn=self.dsn).json
         assert isinstance(shown, dict)
@@ -122,7 +122,7 @@ class AddTests(SynchronousTestCase):
                 (("--timezone", "Europe/Paris"), ("currency is GBP", "region is FR")),
                 (("--currency", "EUR"), ("time zone is Europe/London", "EUR")),
                 (("--region", "FR"), ("currency is GBP", "time zone is Europe/London")),
-                (("--timezone", "UTC"), ("of no country", "region is GB")),
+                (("--timezone", "UTC"), ("has no country", "region is GB")),
                 (("--timezone", "Europe/Jersey"), ()),
                 ((), ()),
             )
@@ -136,7 +136,7 @@ class AddTests(SynchronousTestCase):
 
 
 class RegionTests(SynchronousTestCase):
-    """A shop in Paris that was made as one in Great Britain."""
+    """A shop in Paris with the region of Great Britain."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -162,27 +162,27 @@ class RegionTests(SynchronousTestCase):
 
     def test_it_is_shown(self) -> None:
         ran = self.region()
-        self.assertEqual((ran.code, ran.out), (0, "Telephone numbers of kitchen are of GB.\n"))
+        self.assertEqual((ran.code, ran.out), (0, "The region of kitchen is GB.\n"))
         self.assertRegex(posctl("tenant", "list", dsn=self.dsn).out, r"Europe/Paris +GB +yes")
 
     def test_it_is_changed_where_no_customer_loses_anything(self) -> None:
         self.accounts("+447700900123", "+33612345678")
         ran = self.region("fr")
         self.assertEqual(ran.code, 0, ran.err)
-        self.assertIn("are of FR now, not of GB", ran.out)
+        self.assertIn("was changed from GB to FR", ran.out)
         self.assertEqual(self.stored(), "FR")
 
-    def test_accounts_that_would_be_left_behind_are_named_and_nothing_is_changed(self) -> None:
+    def test_accounts_that_would_be_lost_are_named_and_nothing_is_changed(self) -> None:
         self.accounts("+44612345678", "+33612345678", "+44687654321", "+447700900123")
         ran = self.region("FR")
         self.assertEqual(ran.code, os.EX_DATAERR)
-        self.assertRegex(ran.out, r"\+44612345678 +\+33612345678 +has an account too")
+        self.assertRegex(ran.out, r"\+44612345678 +\+33612345678 +also has an account")
         self.assertRegex(ran.out, r"\+44687654321 +\+33687654321 +–")
         self.assertNotIn("+447700900123", ran.out)
         self.assertEqual(
             ran.err,
-            "posctl: 2 accounts would be left behind, so nothing was changed; --keep-accounts changes"
-            " the region all the same\n",
+            "posctl: customers would lose access to 2 accounts, so nothing was changed;"
+            " --keep-accounts changes the region nevertheless\n",
         )
         self.assertEqual(self.stored(), "GB")
         told = self.region("FR", "--json")
@@ -190,7 +190,7 @@ class RegionTests(SynchronousTestCase):
         self.assertEqual(told.json["defaultRegion"], "GB")
         self.assertEqual([each["merges"] for each in told.json["accounts"]], [True, False])
 
-    def test_who_says_so_changes_it_and_no_account(self) -> None:
+    def test_with_keep_accounts_the_region_changes_and_no_account_does(self) -> None:
         self.accounts("+44612345678", "+33612345678")
         ran = self.region("FR", "--keep-accounts")
         self.assertEqual(ran.code, 0, ran.err)
@@ -231,7 +231,7 @@ class RegionTests(SynchronousTestCase):
         assert isinstance(told, dict)
         self.assertEqual([each for each in told["lines"] if each["part"] == "region"], [])
 
-    def test_a_tenant_that_there_is_not(self) -> None:
+    def test_an_unknown_tenant_is_refused(self) -> None:
         ran = posctl("tenant", "region", "kitchem", "FR", dsn=self.dsn)
         self.assertEqual(ran.code, os.EX_DATAERR)
         self.assertIn('did you mean "kitchen"?', ran.err)
@@ -265,7 +265,7 @@ class ListTests(SynchronousTestCase):
 
 
 class DisableTests(SynchronousTestCase):
-    """A shop has closed."""
+    """A shop is closed."""
 
     def setUp(self) -> None:
         self.dsn = migrated_database()
@@ -295,7 +295,7 @@ class DisableTests(SynchronousTestCase):
 
 
 class ExportTests(SynchronousTestCase):
-    """What `pg_dump` of a shop's schema does not have."""
+    """The rows that `pg_dump` of a shop's schema does not write."""
 
     def test_all_that_the_common_tables_have_of_a_shop_is_written_and_of_no_other(self) -> None:
         self.patch(export, "BATCH", 2)

@@ -1,4 +1,4 @@
-"""posctl at terminals and pipes that are not UTF-8, narrow, dumb, closed early or not there at all."""
+"""`posctl` with terminals and pipes that are not UTF-8, narrow, dumb or closed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TerminalCase(SynchronousTestCase):
         execute(self.dsn, "UPDATE dinedesk_main.tenants SET name = %s", NAME)
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
-        # The doctor's arrows need something that is not as it should be.
+        # The output of the doctor has arrows only if there is a fault.
         self.wrong = self.folder / "posd.toml"
         self.wrong.write_text('[database]\ndsn = "dbname=posd"\nlisten = "—"\n', "utf-8")
 
@@ -72,9 +72,9 @@ class TerminalCase(SynchronousTestCase):
 
 
 class EncodingTests(TerminalCase):
-    """Many commands in each of the places: one process for all commands of a place."""
+    """Many commands in each environment, with one process for all commands of an environment."""
 
-    def test_no_command_dies_of_a_character(self) -> None:
+    def test_no_character_makes_a_command_fail(self) -> None:
         for place, changed in PLACES.items():
             with self.subTest(place=place):
                 ran = subprocess.run(
@@ -90,7 +90,7 @@ class EncodingTests(TerminalCase):
                 self.assertEqual(ran.returncode, 0, told[-2000:])
                 self.assertIn("Caf", told)
 
-    def test_characters_are_replaced_by_the_nearest(self) -> None:
+    def test_characters_outside_the_encoding_are_replaced(self) -> None:
         ran = subprocess.run(
             [sys.executable, "-m", "posd.cli", "--dsn", self.dsn, "tenant", "list"],
             env=environ(PYTHONIOENCODING="ascii"),
@@ -126,7 +126,7 @@ class PipeTests(TerminalCase):
             check=False,
         )
 
-    def test_a_reader_that_has_enough_gets_no_traceback(self) -> None:
+    def test_a_closed_pipe_causes_no_traceback(self) -> None:
         for line in (
             '$POSCTL --dsn "$DSN" tenant list | head -c 1',
             '$POSCTL --dsn "$DSN" tenant list --json | true',
@@ -136,19 +136,19 @@ class PipeTests(TerminalCase):
             with self.subTest(line=line):
                 self.assertEqual(self.shell(line).stderr, b"")
 
-    def test_streams_that_are_not_there(self) -> None:
+    def test_closed_streams_cause_no_failure(self) -> None:
         for closed in (">&-", "2>&-", ">&- 2>&-", "<&-"):
             with self.subTest(closed=closed):
                 ran = self.shell(f'$POSCTL --dsn "$DSN" tenant list {closed}')
                 self.assertEqual((ran.returncode, ran.stderr), (0, b""))
 
-    def test_a_full_disk_is_told(self) -> None:
+    def test_a_full_disk_is_reported(self) -> None:
         ran = self.shell('$POSCTL --dsn "$DSN" tenant list --json >/dev/full')
         self.assertNotIn(b"Traceback", ran.stderr)
         self.assertIn(b"No space left on device", ran.stderr)
         self.assertNotEqual(ran.returncode, 0)
 
-    def test_a_narrow_terminal(self) -> None:
+    def test_tables_fit_into_a_narrow_terminal(self) -> None:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
         process = subprocess.Popen(

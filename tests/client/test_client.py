@@ -1,4 +1,6 @@
-"""The reference till, connected: what it asks for, stores, acknowledges and does not believe."""
+"""The reference till while it is connected: its requests, its acknowledgements, and violations by the
+server.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from tests.till_case import KEY, OTHER_STREAM, STREAM, Desk, TillCase
 
 
 class Opening(TillCase):
-    def test_the_key_and_the_device_travel_in_headers_and_nothing_in_the_url(self) -> None:
+    def test_the_key_and_the_device_id_are_in_headers_and_not_in_the_url(self) -> None:
         self.started(device_id="front")
         desk = self.connect()
         self.assertEqual(desk.path, "/ws/pos/kitchen")
@@ -19,7 +21,7 @@ class Opening(TillCase):
         self.assertEqual(desk.headers["x-api-key"], KEY)
         self.assertEqual(desk.headers["x-device-id"], "front")
 
-    def test_a_till_told_where_to_begin_asks_for_what_comes_after(self) -> None:
+    def test_a_till_requests_the_events_after_a_given_position(self) -> None:
         self.started(after=1030, stream_id=STREAM)
         desk = self.connect()
         self.assertEqual(desk.params, {"last_event_id": ["1030"], "stream_id": [str(STREAM)]})
@@ -35,13 +37,13 @@ class Opening(TillCase):
     def test_the_key_is_not_shown(self) -> None:
         self.assertNotIn(KEY, repr(self.till()))
 
-    def test_a_server_that_never_greets_is_left(self) -> None:
+    def test_a_server_without_a_connected_message_times_out(self) -> None:
         self.started()
         self.connect()
         self.advance(15)
-        self.assertIn("nothing heard", self.endings[0].reason)
+        self.assertIn("no data from the server", self.endings[0].reason)
 
-    def test_a_server_that_never_answers_the_handshake_is_left(self) -> None:
+    def test_a_server_that_never_answers_the_handshake_times_out(self) -> None:
         self.serve(Factory.forProtocol(Protocol))
         self.started()
         pump = self.completer.succeedOnce()
@@ -104,7 +106,7 @@ class Stream(TillCase):
             (events[0].type, str(events[0].data["totalAmount"])), ("table_booked", "12.5")
         )
 
-    def test_a_named_till_without_a_position_goes_on_where_the_server_knows_it_to_be(self) -> None:
+    def test_a_till_with_a_device_id_and_without_a_position_resumes_at_its_cursor(self) -> None:
         self.started(device_id="front")
         desk = self.connect()
         desk.greet(1041, resumed=1039)
@@ -112,7 +114,7 @@ class Stream(TillCase):
         self.flush()
         self.assertEqual(self.handled, [1040, 1041, 1042])
 
-    def test_a_terminal_without_a_name_does_not_acknowledge(self) -> None:
+    def test_a_terminal_without_a_device_id_does_not_acknowledge(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(1041, device=None)
@@ -120,7 +122,7 @@ class Stream(TillCase):
         self.advance(1)
         self.assertEqual(desk.messages, [])
 
-    def test_a_till_that_was_told_not_to_does_not_acknowledge(self) -> None:
+    def test_a_till_with_ack_false_does_not_acknowledge(self) -> None:
         self.started(ack=False)
         desk = self.connect()
         desk.greet(1041)
@@ -151,7 +153,7 @@ class Stream(TillCase):
         )
         self.assertEqual(till.position, Position(1044, STREAM))
 
-    def test_an_event_that_could_not_be_stored_comes_again(self) -> None:
+    def test_an_event_that_was_not_stored_is_requested_again(self) -> None:
         full = [True]
 
         def handle(event: ReceivedEvent) -> None:
@@ -175,7 +177,7 @@ class Stream(TillCase):
         self.flush()
         self.assertEqual(self.handled, [1042, 1043, 1044])
 
-    def test_a_ping_and_a_complaint_of_the_server_change_nothing(self) -> None:
+    def test_pings_and_error_messages_of_the_server_change_nothing(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(0)
@@ -188,14 +190,14 @@ class Stream(TillCase):
 
 class Gapless(TillCase):
     def assert_heals(self, desk: Desk, reason: str) -> None:
-        """The till hung up for this reason, and asks again for what comes after 1042."""
+        """Assert that the till closed the connection for this reason, and resumes after 1042."""
         self.flush()
         self.assertEqual((self.handled, desk.code), ([1042], 1002))
         self.assertRegex(self.endings[0].reason, reason)
         self.assertGreaterEqual(self.wait_for_attempt(), 30)
         self.assertEqual(self.connect().params["last_event_id"], ["1042"])
 
-    def test_a_gap_is_reported_and_asked_for_again(self) -> None:
+    def test_a_gap_is_reported_and_the_missing_events_are_requested(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(1041)
@@ -209,14 +211,14 @@ class Gapless(TillCase):
         desk.push(1042, 1042)
         self.assert_heals(desk, "event 1042 after event 1042")
 
-    def test_what_follows_a_gap_is_not_handled_even_if_it_was_on_its_way(self) -> None:
+    def test_events_after_a_gap_are_not_handled(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(1041)
         desk.push(1042, 1044, 1043)
         self.assert_heals(desk, "1044")
 
-    def test_nonsense_is_reported(self) -> None:
+    def test_an_invalid_message_is_reported(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(1041)
@@ -224,29 +226,29 @@ class Gapless(TillCase):
         desk.sendMessage(b"[]")
         self.assert_heals(desk, "must be an object")
 
-    def test_an_event_before_the_greeting_is_reported(self) -> None:
+    def test_an_event_before_the_connected_message_is_reported(self) -> None:
         self.started()
         desk = self.connect()
         desk.push(1)
         self.flush()
-        self.assertIn("before the greeting", self.endings[0].reason)
+        self.assertIn("before the `connected` message", self.endings[0].reason)
 
-    def test_a_second_greeting_is_reported(self) -> None:
+    def test_a_second_connected_message_is_reported(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(1041)
         desk.greet(1041)
         self.flush()
-        self.assertIn("second greeting", self.endings[0].reason)
+        self.assertIn("a second `connected` message", self.endings[0].reason)
 
-    def test_a_server_that_ignores_the_position_is_not_believed(self) -> None:
+    def test_a_server_that_ignores_the_position_is_reported(self) -> None:
         self.started(after=1030)
         desk = self.connect()
         desk.greet(1041)
         self.flush()
-        self.assertIn("after 1030 and does not", self.endings[0].reason)
+        self.assertIn("does not resume after 1030", self.endings[0].reason)
 
-    def test_a_binary_message_is_not_taken(self) -> None:
+    def test_a_binary_message_is_refused(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(1041)
@@ -254,7 +256,7 @@ class Gapless(TillCase):
         self.flush()
         self.assertEqual((desk.code, self.endings[0].next_step), (1003, NextStep.WAIT))
 
-    def test_a_message_beyond_the_limit_is_not_taken(self) -> None:
+    def test_a_message_beyond_the_limit_is_refused(self) -> None:
         self.started(longest_message=1000)
         desk = self.connect()
         desk.greet(1041)
@@ -272,7 +274,7 @@ class Gapless(TillCase):
 
 
 class Resyncing(TillCase):
-    def test_the_till_reloads_before_anything_else_and_goes_on_from_the_head(self) -> None:
+    def test_the_till_reloads_first_and_resumes_at_the_head(self) -> None:
         story: list[object] = []
         reloaded: Deferred[None] = Deferred()
 
@@ -295,7 +297,7 @@ class Resyncing(TillCase):
         self.assertEqual(till.position, Position(1042, OTHER_STREAM))
         self.assertEqual(self.acks(desk), [1042])
 
-    def test_what_was_stored_of_a_stream_that_is_gone_is_not_acknowledged_to_another(self) -> None:
+    def test_a_position_of_a_lost_stream_is_not_acknowledged_to_another(self) -> None:
         stored: Deferred[None] = Deferred()
         reloaded: Deferred[None] = Deferred()
         self.started(
@@ -310,7 +312,7 @@ class Resyncing(TillCase):
         self.flush()
         desk.hang_up(1001, "the stream has a new name")
         self.flush()
-        # It is stored when nobody is there to be told.
+        # The event is stored while there is no connection to acknowledge it on.
         stored.callback(None)
         self.wait_for_attempt()
         again = self.connect()
@@ -322,7 +324,7 @@ class Resyncing(TillCase):
         self.advance(1)
         self.assertEqual(self.acks(again), [2000])
 
-    def test_where_nothing_is_lost_the_till_goes_on_under_the_new_name(self) -> None:
+    def test_without_a_loss_the_till_resumes_under_the_new_stream_id(self) -> None:
         till = self.started(stream_id=STREAM, after=3)
         desk = self.connect()
         desk.greet(5, resumed=3, stream=OTHER_STREAM)
@@ -331,7 +333,7 @@ class Resyncing(TillCase):
         self.assertEqual((self.handled, self.acks(desk)), ([4, 5], [5]))
         self.assertEqual(till.position, Position(5, OTHER_STREAM))
 
-    def test_a_reload_that_fails_is_asked_for_again(self) -> None:
+    def test_a_failed_reload_is_requested_again(self) -> None:
         def reload(reason: Resync, head: int) -> None:
             raise OSError("no space left")
 
@@ -343,7 +345,7 @@ class Resyncing(TillCase):
         self.wait_for_attempt()
         self.assertEqual(self.connect().params["last_event_id"], ["3"])
 
-    def test_without_anything_to_reload_the_stream_just_goes_on(self) -> None:
+    def test_without_a_reload_function_the_stream_continues(self) -> None:
         self.started(after=3)
         desk = self.connect()
         desk.greet(1041, resync="ahead")

@@ -1,4 +1,4 @@
-"""The reference till's life: losing connections, making them again, and its end."""
+"""The connections of the reference till: their loss, reconnection, and the end of the till."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reconnecting(TillCase):
             self.connect().params, {"last_event_id": ["1042"], "stream_id": [str(STREAM)]}
         )
 
-    def test_an_event_still_being_stored_is_not_asked_for_twice(self) -> None:
+    def test_an_event_that_is_being_stored_is_not_requested_again(self) -> None:
         stored: Deferred[None] = Deferred()
         self.started(lambda event: stored)
         desk = self.connect()
@@ -52,7 +52,7 @@ class Reconnecting(TillCase):
         self.flush()
         self.assertEqual(again.params["last_event_id"], ["1042"])
 
-    def test_what_could_not_be_acknowledged_is_acknowledged_on_the_next_connection(self) -> None:
+    def test_an_unsent_acknowledgement_is_sent_on_the_next_connection(self) -> None:
         stored: Deferred[None] = Deferred()
         self.started(lambda event: stored)
         desk = self.connect()
@@ -78,7 +78,7 @@ class Reconnecting(TillCase):
         self.assertEqual(pauses, [0.75, 1.5, 3, 6, 12, 24, 45, 45])
         self.assertIn("refused", self.endings[0].reason.lower())
 
-    def test_a_steady_connection_begins_the_pauses_anew(self) -> None:
+    def test_a_steady_connection_resets_the_back_off(self) -> None:
         self.started()
         for _ in range(5):
             self.completer.failOnce()
@@ -91,7 +91,7 @@ class Reconnecting(TillCase):
         self.flush()
         self.assertEqual(self.wait_for_attempt(), 0.75)
 
-    def test_a_connection_that_did_not_last_is_one_more_failure(self) -> None:
+    def test_a_short_connection_counts_as_a_failure(self) -> None:
         self.started()
         self.completer.failOnce()
         self.wait_for_attempt()
@@ -102,7 +102,7 @@ class Reconnecting(TillCase):
         self.flush()
         self.assertEqual(self.wait_for_attempt(), 1.5)
 
-    def test_silence_beyond_two_heartbeats_is_death(self) -> None:
+    def test_silence_beyond_two_heartbeats_ends_the_connection(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(0)
@@ -113,9 +113,9 @@ class Reconnecting(TillCase):
         self.advance(64)
         self.assertEqual(self.endings, [])
         self.advance(1)
-        self.assertEqual(self.endings[0].reason, "nothing heard for 65 s")
+        self.assertEqual(self.endings[0].reason, "no data from the server for 65 s")
 
-    def test_the_servers_pings_are_answered_and_are_life(self) -> None:
+    def test_the_servers_pings_are_answered_and_reset_the_idle_timeout(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(0)
@@ -148,7 +148,7 @@ class CloseCodes(TillCase):
         self.closed_with(1013)
         self.assertEqual(self.wait_for_attempt(), 0.75)
 
-    def test_what_the_client_must_mend_is_not_tried_again_soon(self) -> None:
+    def test_errors_of_the_client_are_retried_after_minutes(self) -> None:
         self.closed_with(1008, "too many invalid messages")
         self.assertIn("too many invalid messages", self.endings[0].reason)
         self.assertEqual(self.wait_for_attempt(), 45)
@@ -164,7 +164,7 @@ class CloseCodes(TillCase):
         self.assertFalse(self.is_trying())
         self.assertIn("newer connection", self.summaries[0].outcome.reason)
 
-    def test_a_server_that_closes_and_keeps_the_line_open_is_cut_off(self) -> None:
+    def test_a_server_that_keeps_tcp_open_after_a_close_frame_is_disconnected(self) -> None:
         self.started()
         desk = self.connect()
         desk.greet(0)
@@ -200,20 +200,20 @@ class Refusals(TillCase):
         outcome = self.refused_with("403 Forbidden", b'{"code":"device_key_required"}')
         self.assertEqual((outcome.name, outcome.next_step), ("device_key_required", NextStep.STOP))
 
-    def test_a_busy_server_is_given_the_time_it_asks_for(self) -> None:
+    def test_retry_after_of_a_busy_server_is_respected(self) -> None:
         self.refused_with("503 Service Unavailable", b"{}", b"Retry-After: 20")
         self.assertEqual(self.wait_for_attempt(), 22.5)
 
-    def test_too_many_attempts_are_not_made_more(self) -> None:
+    def test_a_refusal_for_too_many_attempts_is_retried_after_its_pause(self) -> None:
         self.refused_with("429 Too Many Requests", b"", b"Retry-After: 60")
         self.assertEqual(self.wait_for_attempt(), 67.5)
 
-    def test_a_wrong_path_is_tried_again_after_a_long_pause(self) -> None:
+    def test_a_wrong_path_is_retried_after_a_long_pause(self) -> None:
         self.refused_with("404 Not Found", b"<html>not JSON</html>")
         self.assertEqual(self.endings[0].reason, "refused with HTTP 404")
         self.assertEqual(self.wait_for_attempt(), 45)
 
-    def test_a_refusal_is_read_to_its_end_even_if_that_comes_later(self) -> None:
+    def test_a_refusal_is_read_to_its_end_even_if_its_body_is_late(self) -> None:
         head, body = refusal("403 Forbidden", b'{"code":"device_key_required"}')
         self.refuse([head])
         self.started()
@@ -226,14 +226,14 @@ class Refusals(TillCase):
         self.flush()
         self.assertEqual(self.endings[0].name, "device_key_required")
 
-    def test_what_is_not_http_at_all_is_not_mistaken_for_a_refusal(self) -> None:
+    def test_another_protocol_is_not_taken_for_a_refusal(self) -> None:
         self.refuse([b"SSH-2.0-OpenSSH\r\n\r\n"])
         self.started()
         pump = self.completer.succeedOnce()
         assert pump is not None
         self.pumps.append(pump)
         self.flush()
-        self.assertIn("not by HTTP", self.endings[0].reason)
+        self.assertIn("did not answer with HTTP", self.endings[0].reason)
         self.assertIs(self.endings[0].fault, Fault.NO_ANSWER)
 
 
@@ -252,7 +252,7 @@ class Stopping(TillCase):
         self.assertFalse(self.is_trying())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_the_event_in_hand_is_finished_and_no_other_is_begun(self) -> None:
+    def test_a_stopping_till_finishes_only_the_current_event(self) -> None:
         stored: Deferred[None] = Deferred()
         begun: list[int] = []
 
@@ -273,7 +273,7 @@ class Stopping(TillCase):
         self.successResultOf(stopped)
         self.assertEqual((begun, self.acks(desk)), ([1042], [1042]))
 
-    def test_an_event_may_be_the_one_that_stops_the_till(self) -> None:
+    def test_the_handler_may_stop_the_till(self) -> None:
         def handle(event: ReceivedEvent) -> None:
             self.handled.append(event.id)
             till.stopService()
@@ -301,11 +301,11 @@ class Stopping(TillCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertFalse(self.is_trying())
 
-    def test_an_attempt_under_way_is_given_up(self) -> None:
+    def test_stopping_ends_an_attempt_to_connect(self) -> None:
         till = self.started()
         self.successResultOf(till.stopService())
 
-    def test_a_pause_is_cut_short(self) -> None:
+    def test_stopping_ends_a_pause(self) -> None:
         till = self.started()
         self.completer.failOnce()
         self.successResultOf(till.stopService())
@@ -317,7 +317,7 @@ class Stopping(TillCase):
         self.assertEqual(len(self.summaries), 1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_a_handshake_under_way_is_cut(self) -> None:
+    def test_stopping_ends_a_handshake(self) -> None:
         self.serve(Factory.forProtocol(Protocol))
         till = self.started()
         pump = self.completer.succeedOnce()
@@ -327,7 +327,7 @@ class Stopping(TillCase):
         self.flush()
         self.successResultOf(stopped)
 
-    def test_the_summary_tells_the_till_s_life(self) -> None:
+    def test_the_summary_has_the_counts(self) -> None:
         def handle(event: ReceivedEvent) -> None:
             if event.id == 1043:
                 raise CannotProcess("no printer")
@@ -357,12 +357,12 @@ class Stopping(TillCase):
                     breaches=0,
                     acknowledged=1044,
                     position=Position(1044, STREAM),
-                    outcome=Outcome("stopped by its owner", NextStep.STOP),
+                    outcome=Outcome("stopped", NextStep.STOP),
                 )
             ],
         )
 
-    def test_an_observer_that_fails_does_not_take_the_till_with_it(self) -> None:
+    def test_a_failing_observer_does_not_stop_the_till(self) -> None:
         def broken(_: object) -> None:
             raise RuntimeError("a bug in the observer")
 
@@ -380,19 +380,19 @@ class Remembering(TillCase):
         super().setUp()
         self.file = PositionFile(Path(self.mktemp()))
 
-    def test_a_till_goes_on_where_its_file_says(self) -> None:
+    def test_a_till_resumes_at_the_position_in_its_file(self) -> None:
         self.file.save(Position(1030, STREAM))
         self.started(position_file=self.file)
         self.assertEqual(
             self.connect().params, {"last_event_id": ["1030"], "stream_id": [str(STREAM)]}
         )
 
-    def test_a_position_that_is_given_counts_for_more_than_the_file(self) -> None:
+    def test_a_given_position_takes_precedence_over_the_file(self) -> None:
         self.file.save(Position(1030, STREAM))
         self.started(position_file=self.file, after=7)
         self.assertEqual(self.connect().params, {"last_event_id": ["7"]})
 
-    def test_the_position_is_on_the_disk_when_the_server_hears_of_it(self) -> None:
+    def test_the_position_is_saved_before_it_is_acknowledged(self) -> None:
         self.started(position_file=self.file)
         desk = self.connect()
         saved_at_ack: list[Position | None] = []
@@ -403,7 +403,7 @@ class Remembering(TillCase):
         self.advance(0.1)
         self.assertEqual(saved_at_ack, [Position(1043, STREAM)])
 
-    def test_a_till_that_begins_now_remembers_where_that_was(self) -> None:
+    def test_a_till_without_a_position_saves_where_it_started(self) -> None:
         self.started(position_file=self.file)
         self.connect().greet(1041)
         self.advance(0.1)

@@ -1,4 +1,4 @@
-"""The reference till over real sockets, where TLS, TCP and back-pressure are the point."""
+"""The reference till over real sockets, with TLS, TCP and back-pressure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BIG = "x" * 20_000
 
 
 class Shop(Desk):
-    """A server that greets and then sends as many events as its factory was told to, at once."""
+    """A server that sends `connected` and then a number of events at once."""
 
     def onOpen(self) -> None:
         self.factory.desks.append(self)
@@ -97,13 +97,13 @@ class NetworkCase(TestCase):
         self.start(till)
         return await ended
 
-    async def test_a_server_that_proves_to_be_another_is_not_spoken_to(self) -> None:
+    async def test_a_certificate_for_another_host_is_refused(self) -> None:
         port = await self.listen(tls_name="pos.example.net")
         outcome = await self.ending_of(f"wss://127.0.0.1:{port}")
         self.assertEqual(outcome.reason, "TLS: the server's certificate is for another name")
         self.assertEqual(self.factory.desks, [])
 
-    async def test_a_server_that_is_named_by_nothing_but_a_common_name_is_not_spoken_to(
+    async def test_a_certificate_with_only_a_common_name_is_refused(
         self,
     ) -> None:
         port = await self.listen(made=issue_odd_certificate(self.folder, "127.0.0.1"))
@@ -142,7 +142,7 @@ class NetworkCase(TestCase):
         self.assertTrue(connection.transport.getTcpNoDelay())
 
     async def paused(self, till: Till) -> int:
-        """Wait until the till reads no more, and a while longer; return how much it has read."""
+        """Wait until the till stops reading, and for some time after that. Return how much it has read."""
         paused: Deferred[None] = Deferred()
         real = ClientConnection.pause
 
@@ -181,8 +181,8 @@ class NetworkCase(TestCase):
         await last
         self.assertEqual(handled, list(range(1, 2001)))
 
-    def test_a_till_that_is_busy_reads_no_more(self) -> Deferred[None]:
+    def test_a_busy_till_stops_reading(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.gated(tls=False))
 
-    def test_a_till_that_is_busy_reads_no_more_over_tls(self) -> Deferred[None]:
+    def test_a_busy_till_stops_reading_over_tls(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.gated(tls=True))

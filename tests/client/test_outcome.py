@@ -21,7 +21,7 @@ endings = st.builds(
 
 
 class Closing(SynchronousTestCase):
-    def test_every_close_code_of_the_protocol_has_its_consequence(self) -> None:
+    def test_every_close_code_of_the_protocol_has_a_next_step(self) -> None:
         for code, following in {
             None: NextStep.RETRY,
             1000: NextStep.RETRY,
@@ -37,7 +37,7 @@ class Closing(SynchronousTestCase):
         }.items():
             self.assertIs(Outcome.closed(code, "").next_step, following, code)
 
-    def test_the_servers_own_words_come_first(self) -> None:
+    def test_the_servers_reason_takes_precedence(self) -> None:
         self.assertEqual(Outcome.closed(4001, "expired").reason, "closed with 4001: expired")
         self.assertIn("revoked", Outcome.closed(4001, None).reason)
         self.assertEqual(Outcome.closed(None, None).reason, "closed with no code")
@@ -47,13 +47,13 @@ class Refusing(SynchronousTestCase):
     def next_of(self, status: int) -> NextStep:
         return Outcome.refused(status, {}, b"", NOW).next_step
 
-    def test_a_credential_that_does_not_fit_stops(self) -> None:
+    def test_a_wrong_key_stops(self) -> None:
         self.assertEqual([self.next_of(s) for s in (401, 403)], [NextStep.STOP, NextStep.STOP])
 
-    def test_a_server_in_trouble_is_tried_again(self) -> None:
+    def test_a_server_error_is_retried(self) -> None:
         self.assertEqual({self.next_of(s) for s in (429, 500, 502, 503, 504)}, {NextStep.RETRY})
 
-    def test_a_mistake_of_ours_is_not_repeated_soon(self) -> None:
+    def test_a_client_error_is_retried_after_minutes(self) -> None:
         self.assertEqual({self.next_of(s) for s in (200, 302, 400, 404, 426)}, {NextStep.WAIT})
 
     def test_a_body_that_is_not_the_servers_is_ignored(self) -> None:
@@ -63,26 +63,26 @@ class Refusing(SynchronousTestCase):
 
 
 class Losing(SynchronousTestCase):
-    def test_a_failure_is_told_in_its_own_words(self) -> None:
+    def test_a_failure_has_its_own_message(self) -> None:
         self.assertIn("refused", Outcome.lost(Failure(error.ConnectionRefusedError())).reason)
         self.assertIn("cleanly", Outcome.lost(Failure(error.ConnectionDone())).reason)
 
-    def test_a_failure_without_words_has_at_least_a_name(self) -> None:
+    def test_a_failure_without_a_message_shows_its_type(self) -> None:
         self.assertEqual(Outcome.lost(Failure(TimeoutError())).reason, "TimeoutError")
 
 
 class Pausing(SynchronousTestCase):
-    def test_after_the_last_ending_there_is_no_pause(self) -> None:
+    def test_after_stop_there_is_no_pause(self) -> None:
         with self.assertRaises(ValueError):
             reconnect_pause(Outcome("revoked", NextStep.STOP), 1, lambda: 0.5)
 
-    def test_a_server_that_keeps_going_away_is_not_run_after(self) -> None:
+    def test_repeated_restarts_of_the_server_lead_to_longer_pauses(self) -> None:
         outcome = Outcome.closed(1001, None)
         self.assertEqual(
             [reconnect_pause(outcome, n, lambda: 0.5) for n in (1, 2, 3)], [0.5, 1.5, 3]
         )
 
-    def test_a_server_may_ask_for_an_hour_and_not_for_more(self) -> None:
+    def test_retry_after_is_limited_to_an_hour(self) -> None:
         outcome = Outcome.refused(503, {"retry-after": "999999999"}, b"", NOW)
         self.assertEqual(reconnect_pause(outcome, 1, lambda: 0.0), 3600)
 

@@ -1,4 +1,4 @@
-"""What a till fetches after a resync: all pages, and no endless loop."""
+"""Fetching open orders after a resync: all pages, and no endless loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PendingTests(SynchronousTestCase):
         orders = [{"id": name, "total": Decimal("12.30")} for name in names]
         return {"success": True, "orders": orders, "hasMore": after is not None, "next": after}
 
-    def test_it_goes_on_until_there_are_no_more(self) -> None:
+    def test_all_pages_are_fetched(self) -> None:
         pages = self.page("a", "b", after="P2"), self.page("c", "d", after="P3"), self.page("e")
         found = self.successResultOf(self.fetch(*pages))
         self.assertEqual([str(dict(each)["id"]) for each in found], [*"abcde"])  # type: ignore[call-overload]
@@ -40,17 +40,17 @@ class PendingTests(SynchronousTestCase):
         start = "/api/kitchen/orders/pending?limit=2"
         self.assertEqual(self.asked, [start, f"{start}&after=P2", f"{start}&after=P3"])
 
-    def test_one_page_is_enough_where_there_is_nothing(self) -> None:
+    def test_one_page_is_fetched_if_there_are_no_orders(self) -> None:
         self.assertEqual(self.successResultOf(self.fetch(self.page())), [])
 
-    def test_a_server_that_turns_in_circles_is_left(self) -> None:
+    def test_a_repeated_page_is_refused(self) -> None:
         for pages in (
             (self.page("a", after="X"), self.page("b", after="X")),
             (self.page(after="X"),),
         ):
             self.failureResultOf(self.fetch(*pages), InvalidMessage)
 
-    def test_what_is_no_page_is_refused(self) -> None:
+    def test_an_invalid_page_is_refused(self) -> None:
         wrong: tuple[object, ...] = ([], {}, {"orders": 1}, {"orders": [1]})
         for page in wrong:
             self.failureResultOf(self.fetch(page), InvalidMessage)

@@ -47,7 +47,7 @@ class Files(SynchronousTestCase):
         self.assertEqual(self.file.load(), Position(1, STREAM))
         self.assertEqual(list(self.folder.iterdir()), [self.file.path])
 
-    def test_a_file_that_is_not_a_position_is_not_guessed_at(self) -> None:
+    def test_a_file_without_a_position_is_refused(self) -> None:
         for content in (
             b"",
             b"1042",
@@ -71,12 +71,12 @@ class Cursors(SynchronousTestCase):
         self.cursor = DurableCursor(self.clock, None, self.file)
 
     def hear(self, position: Position) -> bool:
-        """A server that takes positions, or whose stream is another one."""
+        """Act as a server that accepts positions, or as one with another stream."""
         if self.told:
             self.acks.append(position.seq)
         return self.told
 
-    def test_what_a_server_does_not_take_is_owed(self) -> None:
+    def test_a_refused_acknowledgement_stays_due(self) -> None:
         self.told = False
         self.cursor.attach(self.hear)
         self.cursor.advance(Position(1, STREAM))
@@ -86,7 +86,7 @@ class Cursors(SynchronousTestCase):
         self.cursor.save_now()
         self.assertEqual((self.acks, self.cursor.acknowledged), ([1], 1))
 
-    def test_the_first_of_a_burst_is_told_at_once_and_the_rest_together(self) -> None:
+    def test_the_first_event_of_a_burst_is_acknowledged_at_once_and_the_rest_together(self) -> None:
         self.cursor.attach(self.hear)
         for seq in (1, 2):
             self.cursor.advance(Position(seq, STREAM))
@@ -99,7 +99,7 @@ class Cursors(SynchronousTestCase):
         self.clock.advance(INTERVAL / 4)
         self.assertEqual((self.acks, self.file.load()), ([2, 5], Position(5, STREAM)))
 
-    def test_without_a_server_the_position_is_saved_all_the_same(self) -> None:
+    def test_without_a_connection_the_position_is_saved(self) -> None:
         self.cursor.advance(Position(1, STREAM))
         self.clock.advance(0)
         self.assertEqual(self.file.load(), Position(1, STREAM))
@@ -119,7 +119,7 @@ class Cursors(SynchronousTestCase):
         self.clock.advance(5)
         self.assertEqual((self.acks, broken.load()), ([1], Position(1, STREAM)))
 
-    def test_where_the_server_says_to_begin_is_saved_and_not_acknowledged(self) -> None:
+    def test_a_position_from_the_server_is_saved_and_not_acknowledged(self) -> None:
         self.cursor.attach(self.hear)
         self.cursor.adopt(Position(1041, STREAM))
         self.clock.advance(INTERVAL)

@@ -30,7 +30,7 @@ EVENT = {"type": "new_order", "id": 1, "timestamp": "2026-11-22T10:00:00Z", "dat
 
 
 class Understanding(SynchronousTestCase):
-    def test_the_servers_greeting_is_understood(self) -> None:
+    def test_the_connected_message_is_parsed(self) -> None:
         text = connected_text(
             greeting="Hello",
             slug="kitchen",
@@ -48,12 +48,12 @@ class Understanding(SynchronousTestCase):
         assert isinstance(greeting, Connected)
         self.assertEqual(greeting.begins_after, 1030)
 
-    def test_a_greeting_that_cannot_replay_begins_at_the_head(self) -> None:
+    def test_a_connected_message_without_a_replay_begins_at_the_head(self) -> None:
         greeting = parse_message(json.dumps({**GREETING, "resync": "retention"}).encode())
         assert isinstance(greeting, Connected)
         self.assertEqual((greeting.resync, greeting.begins_after), (Resync.RETENTION, 1041))
 
-    def test_the_servers_event_is_understood(self) -> None:
+    def test_an_event_is_parsed(self) -> None:
         event = Event(7, "order_updated", b'{"totalAmount":45.90}', NOW, b'{"order_id":"A-1"}')
         text = event_text(event, "kitchen", replay=True)
         received = parse_message(text)
@@ -63,12 +63,12 @@ class Understanding(SynchronousTestCase):
         self.assertEqual((received.message["order_id"], received.text), ("A-1", text))
         self.assertTrue(received.replay)
 
-    def test_a_complaint_is_understood(self) -> None:
+    def test_an_error_message_is_parsed(self) -> None:
         self.assertEqual(
             parse_message(error_text("no_device", "Why.")), ServerError("no_device", "Why.")
         )
 
-    def test_pings_and_pongs_ask_nothing(self) -> None:
+    def test_pings_and_pongs_need_no_action(self) -> None:
         self.assertIsNone(parse_message(b'{"type":"ping"}'))
         self.assertIsNone(parse_message(b'{"type":"pong","timestamp":"2026-11-22T10:00:00Z"}'))
 
@@ -78,7 +78,7 @@ class Refusing(SynchronousTestCase):
         with self.assertRaises(InvalidMessage, msg=repr(message)):
             parse_message(json.dumps(message).encode())
 
-    def test_a_greeting_must_be_whole_and_of_the_right_types(self) -> None:
+    def test_an_incomplete_connected_message_is_refused(self) -> None:
         for name in ("streamId", "lastEventId", "heartbeatSeconds"):
             self.assert_refused({k: v for k, v in GREETING.items() if k != name})
         for change in (
@@ -93,7 +93,7 @@ class Refusing(SynchronousTestCase):
         ):
             self.assert_refused({**GREETING, **change})
 
-    def test_an_event_must_be_whole_and_of_the_right_types(self) -> None:
+    def test_an_incomplete_event_is_refused(self) -> None:
         for name in ("id", "timestamp", "data"):
             self.assert_refused({k: v for k, v in EVENT.items() if k != name})
         changes: list[dict[str, object]] = [
@@ -117,8 +117,6 @@ class Refusing(SynchronousTestCase):
         ),
         st.sampled_from(["connected", "new_order", "error", "ping", "x"]),
     )
-    def test_whatever_comes_is_understood_or_refused(
-        self, members: dict[str, object], kind: str
-    ) -> None:
+    def test_any_text_is_parsed_or_refused(self, members: dict[str, object], kind: str) -> None:
         with contextlib.suppress(InvalidMessage):
             parse_message(json.dumps({**members, "type": kind}).encode())

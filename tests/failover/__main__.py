@@ -1,7 +1,7 @@
-"""Run the cluster for some minutes, and print what was lost and how long there was no service.
+"""Run the cluster for some minutes, and print the losses and the times without service.
 
-The exit status is 0 where every promise was kept, and also where something is missing: then the only
-line says `not run:` and what.
+The exit status is 0 if all promises were kept. It is also 0 if a program is missing: then the only line
+begins with `not run:`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The leader ends, again and again, while shops write and tills read."""
+"""End the leader repeatedly while shops write and tills read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.load import HOOK, REST, SQL, Load
 SWITCHOVER: Final = "switchover"
 KILL: Final = "kill -9"
 UPGRADE: Final = "upgrade"
-"""One after the other is restarted: the followers, and after a switchover the old leader."""
+"""Restart one machine after the other: the followers, and after a switchover the old leader."""
 
 _PERIOD: Final = 60.0
 _PROMOTION_SECONDS: Final = 120.0
@@ -24,15 +24,15 @@ _LET_RUN_SECONDS: Final = 5.0
 
 @frozen
 class Calamity:
-    """One end of a leader, for the shop whose posd connects `via` one way or another.
+    """The end of a leader, as seen by the shop whose posd connects `via` one of the ways.
 
-    Times are in seconds, `None` where nothing came any more.
+    Times are in seconds. `None` means that the event did not happen.
 
-    `promoted` is until another machine accepted writes. `committing` is the longest time without a COMMIT of
-    a shop that writes to the database directly, `publishing` without a publish by REST that was confirmed,
-    and `delivery` the longest time that a till received nothing. `committed_after`, `published_after` and
-    `delivered_after` are from the promotion until such a COMMIT was confirmed, which a follower has to do,
-    until a publish by REST was, and until every till was sent a new event.
+    `promoted` is the time until another machine accepted writes. `committing` is the longest time without
+    a COMMIT of a shop that writes to the database directly, `publishing` that without a confirmed publish
+    by REST, and `delivery` that in which a till received nothing. `committed_after`, `published_after`
+    and `delivered_after` are the times from the promotion until such a COMMIT was confirmed (which needs
+    a follower), until a publish by REST was confirmed, and until every till received a new event.
     """
 
     what: str
@@ -51,9 +51,9 @@ class Calamity:
 def every_minute(
     cluster: Cluster, loads: Mapping[str, Load], minutes: int
 ) -> Iterable[list[Calamity]]:
-    """Switch over, kill and upgrade in turns, once a minute if that is time enough.
+    """Switch over, kill and upgrade in turn, once per minute if the time suffices.
 
-    What each of the loads saw of it comes together; they are named by how their posd connects.
+    Return the results of all loads, by the way in which their posd connects.
     """
     for number in range(minutes):
         leader = cluster.leader()
@@ -87,7 +87,7 @@ def every_minute(
 
 
 def _promoted(cluster: Cluster, old: Machine) -> Machine:
-    """Wait until another machine accepts writes; which one."""
+    """Wait until another machine accepts writes, and return it."""
     others = [machine for machine in cluster.machines if machine is not old]
     found: list[Machine] = []
 
@@ -131,7 +131,7 @@ def _measured(
 
 
 def _gap(times: Sequence[float], began: float, ended: float) -> float | None:
-    """The longest pause in a window, the one that it begins in included."""
+    """Return the longest pause in a window, including the pause in which the window begins."""
     before = [when for when in times if when <= began][-1:]
     within = [when for when in times if began < when <= ended]
     return max((after - when for when, after in pairwise(before + within)), default=None)
@@ -142,7 +142,7 @@ def _first(times: Sequence[float], since: float) -> float | None:
 
 
 def _longest(each: Iterable[float | None]) -> float | None:
-    """The largest, or `None` if one of them is missing."""
+    """Return the maximum, or `None` if a value is missing."""
     found = list(each)
     known = [seconds for seconds in found if seconds is not None]
     return max(known) if len(known) == len(found) else None

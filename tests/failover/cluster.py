@@ -1,4 +1,4 @@
-"""Three machines with etcd, Patroni and PostgreSQL, each at an address of its own on the loopback."""
+"""Three machines with etcd, Patroni and PostgreSQL, each at its own loopback address."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _POLL_SECONDS: Final = 0.02
 
 
 class ClusterFailed(Exception):
-    """The cluster is not what it should be by now; the text ends with the logs."""
+    """The cluster did not reach a state in time. The text ends with the logs."""
 
 
 def _start(folder: Path, account: SystemAccount, *command: str, **environ: str) -> KeptProcess:
-    """Start a program; `folder` is for its log."""
-    # What libpq looks for at home need not be readable for the account.
+    """Start a program. `folder` is for its log."""
+    # The account may not be able to read the files that libpq looks for in HOME.
     return KeptProcess.start(folder, account, "TERM", command, {"HOME": str(folder), **environ})
 
 
@@ -45,7 +45,7 @@ def _end(program: KeptProcess, how: signal.Signals = signal.SIGTERM) -> None:
 
 @define(eq=False)
 class Machine:
-    """One of the three. Its PostgreSQL is Patroni's child."""
+    """One of the three machines. Its PostgreSQL is a child of Patroni."""
 
     number: int
     place: Place
@@ -63,7 +63,7 @@ class Machine:
         return self.folder / "patroni.yml"
 
     def prepare(self) -> None:
-        """Make its folder and its files."""
+        """Create its folder and its files."""
         account = self._programs.account
         for folder in (self.folder, self.folder / "log-etcd", self.folder / "log-patroni"):
             folder.mkdir()
@@ -86,22 +86,22 @@ class Machine:
         self._patroni = _start(self.folder / "log-patroni", self._programs.account, *command)
 
     def kill(self) -> None:
-        """SIGKILL Patroni and the postmaster, as if the machine had lost its power."""
+        """Send SIGKILL to Patroni and the postmaster, like a power failure."""
         if self._patroni is not None:
             _end(self._patroni, signal.SIGKILL)
         self._end_postgresql(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop Patroni and PostgreSQL as for an upgrade, and start them."""
+        """Stop Patroni and PostgreSQL as for an upgrade, and start them again."""
         assert self._patroni is not None
         _end(self._patroni)
         self.start()
 
     def stop(self) -> None:
-        """Let Patroni stop PostgreSQL and end; then etcd."""
+        """Let Patroni stop PostgreSQL and end; then stop etcd."""
         if self._patroni is not None:
             _end(self._patroni)
-        # It is still there where Patroni was killed.
+        # After Patroni was killed, PostgreSQL may still run.
         self._end_postgresql(signal.SIGQUIT)
         if self._etcd is not None:
             _end(self._etcd)
@@ -112,7 +112,7 @@ class Machine:
             os.kill(int((self.folder / "data/postmaster.pid").read_text().split()[0]), how)
 
     def accepts_writes(self) -> bool:
-        """Whether its PostgreSQL is one that leads."""
+        """Return whether its PostgreSQL is the leader."""
         dsn = make_dsn(
             host=self.place.address(self.number),
             dbname="postgres",
@@ -127,7 +127,7 @@ class Machine:
             return False
 
     def members(self) -> list[Any]:
-        """What its Patroni knows of the three."""
+        """Return the state of the three machines according to its Patroni."""
         connection = http.client.HTTPConnection(self.place.address(self.number), 8008, timeout=2)
         with closing(connection):
             connection.request("GET", "/cluster")
@@ -140,7 +140,7 @@ class Machine:
 
 @define(eq=False)
 class Cluster:
-    """The three machines, and HAProxy and PgBouncer before them where there are such."""
+    """The three machines, and HAProxy and PgBouncer in front of them, if these are available."""
 
     place: Place
     folder: Path
@@ -150,8 +150,8 @@ class Cluster:
 
     @classmethod
     def start(cls, programs: Programs, folder: Path) -> Self:
-        """Start all and wait until two follow the third. Raises `ClusterFailed`."""
-        # 127.0.0.0/8 is the loopback's, and hardly anybody else is there.
+        """Start all programs, and wait until two machines follow the third. Raises `ClusterFailed`."""
+        # 127.0.0.0/8 is the loopback network. Its other addresses are rarely in use.
         place = Place(
             f"127.{random.randrange(64, 255)}.{random.randrange(255)}.", programs.postgresql
         )
@@ -171,7 +171,7 @@ class Cluster:
         return cluster
 
     def _start_proxies(self) -> None:
-        """PgBouncer asks HAProxy which machine leads."""
+        """PgBouncer asks HAProxy for the leader."""
         haproxy, pgbouncer = self._programs.haproxy, self._programs.pgbouncer
         if haproxy is not None:
             self._start_proxy("haproxy", haproxy, "-db", "-f")
@@ -194,7 +194,7 @@ class Cluster:
             list(threads.map(Machine.stop, self.machines))
 
     def superuser_dsn(self, dbname: str) -> str:
-        """A connection string of the superuser, to the machine that leads."""
+        """Return a connection string of the superuser to the leader."""
         hosts = ",".join(self.place.address(machine.number) for machine in self.machines)
         return str(
             make_dsn(
@@ -207,7 +207,7 @@ class Cluster:
         )
 
     def posd_dsns(self, folder: Path) -> dict[str, list[str]]:
-        """How nodes of posd connect: two directly, and one through each proxy that there is."""
+        """Return the connection strings of posd: two direct ones, and one through each proxy."""
         passwords = folder / "pgpass"
         passwords.write_text(shown("text", "pgpass"), "utf-8")
         passwords.chmod(0o600)
@@ -219,14 +219,14 @@ class Cluster:
         }
 
     def leader(self) -> Machine:
-        """The machine that leads, in the eyes of Patroni and in its own."""
+        """Return the leader according to both Patroni and PostgreSQL."""
         for machine in self.machines:
             if machine.accepts_writes():
                 return machine
         raise ClusterFailed(f"nobody leads:\n{self._logs()}")
 
     def wait_until_whole(self) -> None:
-        """Wait until one leads and two follow it, of which each COMMIT awaits one."""
+        """Wait until there is a leader with two followers, one of them synchronous."""
         self.wait(self._is_whole, "one leader and two that confirm its commits", _START_SECONDS)
 
     def _is_whole(self) -> bool:
@@ -238,12 +238,12 @@ class Cluster:
         return states == [("leader", "running"), *followers]
 
     def switch_over(self, leader: Machine) -> None:
-        """A planned switchover, with the command of the page."""
+        """Switch over, with the command of the page."""
         (line,) = shown("sh", "switchover").splitlines()
         _, _, _, *words = line.split()
         command = [str(self._programs.patroni / "patronictl"), "-c", str(leader.settings), *words]
         done = subprocess.run(command, capture_output=True, text=True, env=environment())
-        # patronictl ends with 0 where Patroni has refused, too.
+        # patronictl exits with 0 even if Patroni has refused.
         if done.returncode or "failed" in done.stdout:
             raise ClusterFailed(f"{line}: {done.stdout}{done.stderr}")
 

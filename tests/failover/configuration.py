@@ -1,7 +1,7 @@
-"""The configuration files of docs/high-availability.md, for machines that are addresses of the loopback.
+"""The configuration files of docs/high-availability.md, for machines at loopback addresses.
 
-The page shows the files of `db1`. A line that names all machines is the same everywhere; in the others
-`db1` and its address are the machine's own.
+The page shows the files of `db1`. A line that names all machines is the same on all of them. In other
+lines, `db1` and its address are replaced by those of the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests import documents
 PAGE: Final = "docs/high-availability.md"
 NETWORK: Final = "10.0.0."
 HERE: Final = "127.0.0.1"
-"""The machine on which posd runs, with HAProxy and PgBouncer beside it."""
+"""The machine of posd, HAProxy and PgBouncer."""
 MACHINES: Final = (1, 2, 3)
 DIRECT: Final = "direct"
 
@@ -31,17 +31,17 @@ _FOLDERS: Final = {
     "/etc/posd": ".",
     "/etc/pgbouncer": ".",
 }
-"""The folders of the page, and what they are in a machine's own; of two that begin alike the longer first."""
+"""The folders of the page and their replacements. A longer path precedes its prefix."""
 
 
 def shown(language: str, *words: str) -> str:
-    """The only block of the page with this language and these words."""
+    """Return the only block of the page with this language and these words."""
     (block,) = (each for each in documents.blocks(PAGE) if each.of(language, *words))
     return block.text
 
 
 def own(text: str, number: int) -> str:
-    """What the page shows of `db1`, for another machine."""
+    """Return a file of `db1` for another machine."""
     return "".join(
         line
         if _names_all(line)
@@ -56,9 +56,9 @@ def _names_all(line: str) -> bool:
 
 @frozen
 class Place:
-    """Where the machines of the page are: three addresses in `network`, such as `127.1.2.`.
+    """The addresses of the machines: three addresses in `network`, such as `127.1.2.`.
 
-    PostgreSQL's programs are in `programs`, and everything else is in a folder for each machine.
+    `programs` has the programs of PostgreSQL. Each machine has a folder for everything else.
     """
 
     network: str
@@ -72,8 +72,8 @@ class Place:
         return f"{self.network}1"
 
     def put(self, text: str, folder: Path) -> str:
-        """A file of the page with the addresses and folders of this place."""
-        # Whoever connects to an address of the loopback does so from 127.0.0.1.
+        """Return a file of the page with the addresses and folders of this cluster."""
+        # A connection to a loopback address comes from 127.0.0.1.
         text = text.replace(f"{NETWORK}0/24", "127.0.0.0/8")
         text = text.replace(HERE, self.here).replace(NETWORK, self.network)
         text = text.replace(_PROGRAMS, str(self.programs))
@@ -82,12 +82,12 @@ class Place:
         return text
 
     def etcd(self, number: int, folder: Path) -> dict[str, str]:
-        """The environment of a machine's etcd."""
+        """Return the environment of a machine's etcd."""
         lines = self.put(own(shown("sh", "etcd"), number), folder).splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def patroni(self, number: int, folder: Path) -> str:
-        """A machine's patroni.yml."""
+        """Return a machine's patroni.yml."""
         return self.put(own(shown("yaml", "patroni"), number), folder)
 
     def haproxy(self, folder: Path) -> str:
@@ -97,13 +97,13 @@ class Place:
         return self.put(shown("ini", "pgbouncer"), folder)
 
     def dsn(self, through: str, folder: Path) -> str:
-        """How posd connects: `direct`, or through `haproxy` or `pgbouncer`."""
+        """Return the connection string of posd: `direct`, or through `haproxy` or `pgbouncer`."""
         dsn = tomllib.loads(shown("toml", through))["database"]["dsn"]
         return self.put(str(dsn), folder)
 
 
 def superuser() -> dict[str, str]:
-    """The name and the password of PostgreSQL's superuser, as libpq calls them."""
+    """Return the name and the password of PostgreSQL's superuser, as parameters of libpq."""
     settings: Any = yaml.safe_load(shown("yaml", "patroni"))
     account = settings["postgresql"]["authentication"]["superuser"]
     return {"user": account["username"], "password": account["password"]}

@@ -1,4 +1,4 @@
-"""The programs of the cluster: those of this machine, of Debian's packages and of PyPI."""
+"""The programs of the cluster: those of this machine, of Debian's packages, and of PyPI."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _LIBRARIES: Final = {
     "haproxy": ("liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1", "libpcre2-8-0"),
     "pgbouncer": ("libevent-2.1-7", "libc-ares2"),
 }
-"""Of Debian 12. Other systems have to have the programs."""
+"""Packages of Debian 12. On other systems the programs must be installed."""
 _RECENT: Final = "import sys, venv; sys.exit(sys.version_info < (3, 10))"
 
 
 @frozen
 class Programs:
-    """Where the programs are, all of which `account` can run."""
+    """The paths of the programs. `account` can run all of them."""
 
     account: SystemAccount
     postgresql: Path
@@ -38,11 +38,11 @@ class Programs:
     haproxy: Path | None
     pgbouncer: Path | None
     missing: Sequence[str]
-    """Why there is no HAProxy, and no PgBouncer, if there is none."""
+    """The reasons why HAProxy or PgBouncer are missing."""
 
     @classmethod
     def gather(cls, folder: Path) -> Programs:
-        """Find all, and install in `folder` what has to be installed. Raises `NotFoundResource`."""
+        """Find all programs, and install missing ones in `folder`. Raises `Missing`."""
         account = SystemAccount.for_postgresql()
         etcd = debian.program("etcd", "etcd-server")
         try:
@@ -70,7 +70,7 @@ def _optional(name: str, missing: list[str]) -> Path | None:
 
 
 def _patroni(folder: Path, account: SystemAccount) -> Path:
-    """Install Patroni as the page says, on an interpreter that the account can run."""
+    """Install Patroni as the page describes, for an interpreter that the account can run."""
     python = next(_interpreters(account), None)
     if python is None:
         raise Missing("there is no Python 3.10 that PostgreSQL's account can run")
@@ -89,7 +89,7 @@ def _patroni(folder: Path, account: SystemAccount) -> Path:
 
 
 def _requirements() -> list[str]:
-    """What the page has pip install."""
+    """Return the packages that the page installs with pip."""
     (line,) = (line for line in shown("sh", "patroni").splitlines() if " install " in line)
     return [word.strip("'") for word in line.split(" install ")[1].split()]
 

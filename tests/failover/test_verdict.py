@@ -1,4 +1,4 @@
-"""What `make failover` counts, on books with known damage."""
+"""The counts of `make failover`, for a load with known damage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Till:
 
 @define
 class Books:
-    """As much of a load as a verdict looks at; the events 1 to 4 are a, b, c and d."""
+    """The part of a load that a verdict reads. The events 1 to 4 are a, b, c and d."""
 
     writers: list[Writer] = field(factory=lambda: [Writer(["a", "b"]), Writer(["c", "d"])])
     rovers: list[Till] = field(factory=list)

@@ -1,4 +1,4 @@
-"""What became of the events, and whether that is what docs/high-availability.md promises."""
+"""The fate of the events, compared with the promises of docs/high-availability.md."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from tests.failover.configuration import DIRECT
 from tests.integration.load import Load
 
 MOST_SECONDS: Final = 3.0
-"""Without posd's service although the database confirms commits again; and in all at a switchover, if the
-database itself was away for less.
+"""The maximal seconds without service of posd while the database confirms commits, and also in all at a
+switchover if the database was away for less.
 
-A proxy takes its own time to see which machine leads, so this holds for a posd that connects directly.
+A proxy needs time to detect the new leader, so the bound applies to a posd that connects directly.
 """
 _MARGIN: Final = 1.0
 
 
 @frozen
 class Verdict:
-    """How many events were lost, moved and repeated, and how many tills were sent back for nothing."""
+    """The numbers of lost, moved and repeated events, and of unnecessary or missing resyncs."""
 
     events: int
     confirmed: int
     lost: int
-    """A COMMIT or a publish by REST that was confirmed, and that is not in the log."""
+    """A confirmed COMMIT or publish by REST whose event is not in the log."""
     reordered: int
     repeated: int
-    """Within a connection, or published twice."""
+    """An event that a connection received twice, or that was published twice."""
     missed: int
-    """Events that a till was never sent, by its own doing of loading everything anew."""
+    """Events that a till never received, except before a reload."""
     resyncs: int
-    """How often a till was told to load everything anew, although all that it had seen has survived.
+    """How often a till was told to reload although all events that it had seen have survived.
 
-    Where events were lost, a till that named no position does not count: posd knows what it was sent, not
-    what it received of that.
+    If events were lost, a till that named no position does not count: posd knows the events that it has
+    sent, not those that the till has received.
     """
     unnoticed: int
-    """How often a till was not told so at a new name of the stream, although it had seen what is lost."""
+    """How often a till was not told to reload at a new stream id although it had seen lost events."""
     faults: Sequence[str]
 
     def __add__(self, other: Verdict) -> Verdict:
@@ -52,7 +52,7 @@ class Verdict:
 
     @classmethod
     def over(cls, load: Load, faults: Sequence[str]) -> Verdict:
-        """Judge a load that has finished."""
+        """Return the verdict about a finished load."""
         log = load.log()
         places: dict[str, list[int]] = {}
         for seq, (kind, data) in sorted(log.items()):
@@ -67,7 +67,7 @@ class Verdict:
         missed = resyncs = unnoticed = 0
         for rover in load.rovers:
             seen: dict[int, object] = {}
-            # Since it last loaded everything, and under which name of the stream.
+            # Since the last reload, and under which stream id.
             trusted: dict[int, object] = {}
             stream = None
             for visit in rover.visits:
@@ -92,7 +92,7 @@ class Verdict:
 
 
 def table(calamities: Sequence[Calamity]) -> str:
-    """What each was, and the times after it in seconds."""
+    """Format the calamities, with their times in seconds."""
     heads = (
         *("what", "via", "from", "to", "promoted after"),
         *("no COMMIT for", "no REST for", "no delivery for"),
@@ -110,7 +110,7 @@ def table(calamities: Sequence[Calamity]) -> str:
 
 
 def broken(verdict: Verdict, calamities: Sequence[Calamity]) -> list[str]:
-    """Each promise that was not kept."""
+    """Return the promises that were not kept."""
     told = [
         f"{name}: {count}"
         for name in ("lost", "reordered", "repeated", "missed", "resyncs", "unnoticed")

@@ -1,9 +1,9 @@
-"""Values that can be recognised wherever they turn up, also in pieces and in other clothes.
+"""Values that can be recognised in any output, also in part or encoded.
 
-A `Canary` stands for something that is nobody's business: a key, a card, a customer. `Canaries.found`
-looks for so many of its characters in a row as would be too many, as they are, in hexadecimal,
-base64 and percent-encoding, in small letters or capitals, and once more after everything that could
-stand between two pieces of it was taken away. Of keys it knows the SHA-256 too.
+A `Canary` stands for a confidential value: a key, a card, a customer. `Canaries.found` searches a text
+for more of its characters in a row than allowed: as they are, in hexadecimal, base64 and
+percent-encoding, in small letters or capitals, and again after the removal of separators. For keys it
+also searches the SHA-256.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from attrs import define, field, frozen
 
 _BETWEEN: Final = re.compile(r"[\s\-_.,;:|/\\'\"<>()\[\]{}…]+")
 _ENCODED: Final = 16
-"""Of an encoded form so many characters in a row are looked for."""
+"""The number of characters in a row of an encoded form that is searched."""
 
 
 @frozen
 class Canary:
-    """A value; `most` of its characters in a row may be told, as the end of a card may be."""
+    """A confidential value. `most` of its characters in a row are allowed."""
 
     name: str
     text: str
@@ -32,14 +32,14 @@ class Canary:
     is_key: bool = False
 
     def pieces(self, text: str) -> Iterator[str]:
-        """What must not be found anywhere, of this text in the place of its own."""
+        """Return the pieces that must not be found, for this text in place of its own."""
         yield from _windows(text, self.most + 1)
         raw = text.encode()
         yield from _windows(raw.hex(), _ENCODED)
         yield from _windows(urllib.parse.quote(text, safe=""), max(_ENCODED, self.most + 1))
         yield from _windows("".join(f"%{byte:02x}" for byte in raw), _ENCODED)
         for start in range(3):
-            # Where it begins within three bytes; what depends on its neighbours is left out.
+            # Its offset within three bytes. Leave out what depends on neighbouring bytes.
             encoded = base64.b64encode(bytes(start) + raw).decode()[4:-4]
             yield from _windows(encoded, _ENCODED)
             yield from _windows(encoded.translate({ord("+"): "-", ord("/"): "_"}), _ENCODED)
@@ -51,7 +51,7 @@ class Canary:
 
 @define(eq=False)
 class Canaries:
-    """All that must be found nowhere."""
+    """All values that must not be found."""
 
     _whole: dict[str, str] = field(init=False, factory=dict)
     _joined: dict[str, str] = field(init=False, factory=dict)
@@ -63,7 +63,7 @@ class Canaries:
             self._joined |= dict.fromkeys(map(str.lower, each.pieces(joined)), each.name)
 
     def found(self, text: str) -> dict[str, str]:
-        """The names of those that a text gives away, each with what stands around it."""
+        """Return the names of the values that a text contains, each with its surroundings."""
         seen: dict[str, str] = {}
         lower = text.lower()
         for said, pieces in ((lower, self._whole), (_BETWEEN.sub("", lower), self._joined)):
@@ -76,7 +76,7 @@ class Canaries:
 
 
 def _windows(text: str, size: int) -> Iterator[str]:
-    """All pieces of a size; the whole where it is no longer."""
+    """Return all substrings of a size, or the whole text if it is shorter."""
     if len(text) <= size:
         yield text
     for start in range(len(text) - size + 1):

@@ -1,4 +1,4 @@
-"""What the tests of calamities begin with: a PostgreSQL of one's own, a shop, and its daily business."""
+"""The base of the tests of failures: a PostgreSQL server, a shop, and load."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LIMITS = "[limits]\npublish_per_second_per_tenant = 100000"
 
 
 def report(what: str, seconds: float) -> None:
-    """One line for whoever reads the log of the tests."""
+    """Print a line for the reader of the test's log."""
     print(f"recovery: {what}: {seconds:.2f} s")
 
 
 class ChaosCase(SynchronousTestCase):
-    """A shop `kitchen` on a durable server that is only this test's."""
+    """A shop `kitchen` on a durable server of its own."""
 
     def setUp(self) -> None:
         self.server = test_server().another(durable=True)
@@ -41,7 +41,7 @@ class ChaosCase(SynchronousTestCase):
         self.shop.start(LIMITS, port=posd.port, twistd=twistd)
 
     def busy(self, *nodes: Daemon) -> Load:
-        """Writers on every road and tills of every kind, all of them well under way."""
+        """Start writers of all kinds and tills of all kinds, and wait until all have begun."""
         load = Load(self.shop, SLUG, nodes)
         self.addCleanup(load.abort)
         load.start(4, 6, pace=0.04)
@@ -49,7 +49,7 @@ class ChaosCase(SynchronousTestCase):
         return load
 
     def survives(self, load: Load, what: str, calamity: Callable[[], object]) -> None:
-        """After it every till goes on, and in the end nothing is missing, moved or repeated."""
+        """After the failure every till continues, and in the end no event is missing, moved or repeated."""
         began = time.monotonic()
         calamity()
         resumed = load.past(load.head())
@@ -63,7 +63,7 @@ class ChaosCase(SynchronousTestCase):
         return till
 
     def dial_again(self, posd: Daemon, query: str = "", device: str | None = None) -> Till:
-        """Connect as soon as posd lets a till in again."""
+        """Connect as soon as posd accepts a till again."""
 
         def attempt() -> Till | None:
             try:
@@ -93,7 +93,7 @@ class ChaosCase(SynchronousTestCase):
         return str(stream)
 
     def terminate(self, name: str) -> int:
-        """End the backends of posd whose application_name is like this; how many."""
+        """Terminate the backends of posd whose application_name matches. Return their number."""
         ended: list[Any] = self.shop.query(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name LIKE %s AND datname = current_database()",

@@ -1,7 +1,7 @@
-"""Thousands of WebSocket clients on one thread, for tests of many tills at once.
+"""Thousands of WebSocket clients on one thread, for tests with many tills.
 
 A client sends the handshake, reads frames, answers pings and a Close frame, and records when and how its
-connection ended. It parses frames only as far as that needs (RFC 6455 §5.2); `wire.Till` checks them.
+connection ended. It parses frames only as far as this requires (RFC 6455 §5.2). `wire.Till` checks them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from tests.integration.harness import Daemon
 from tests.integration.peer import CLOSE, PING, PONG, TEXT, frame, handshake, request
 
 _AT_ONCE: Final = 100
-"""Handshakes that are under way at the same time."""
+"""The number of concurrent handshakes."""
 _PATIENCE: Final = 300.0
 _ATTEMPT_SECONDS: Final = 10.0
-"""How long a deployed till waits for the greeting before it gives up the attempt."""
+"""Seconds that a deployed till waits for the `connected` message before it gives up."""
 _LONGEST_PAUSE: Final = 16
 _RETRY_AFTER: Final = re.compile(rb"(?i)\r\nretry-after: *([0-9]+)")
 
 
 @define(eq=False)
 class Member(asyncio.Protocol):
-    """One till. `code` is that of posd's Close frame, 1006 if it hung up without one.
+    """A till. `code` is that of posd's Close frame, or 1006 without one.
 
-    `refusals` counts the attempts that failed before the one that was greeted.
+    `refusals` counts the failed attempts before the first success.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Member(asyncio.Protocol):
     refusals: int = 0
     code: int | None = None
     told_at: float = 0.0
-    """When the Close frame came, or the end, by `time.monotonic`."""
+    """The time of the Close frame, or of the end, by `time.monotonic`."""
     greeted: asyncio.Event = field(factory=asyncio.Event)
     gone: asyncio.Event = field(factory=asyncio.Event)
     refusal: bytes = b""
@@ -83,17 +83,17 @@ class Member(asyncio.Protocol):
         self._transport.write(frame(TEXT, text))
 
     async def come(self, connect: Callable[[], Awaitable[object]], until: float) -> None:
-        """Connect and wait for the greeting; until then, come again after each refusal.
+        """Connect and wait for `connected`. Try again after each refusal.
 
-        `until` is a time of `time.monotonic`. Between two attempts it waits as tills are told to: for
-        Retry-After at least, and longer each time, with a jitter.
+        `until` is a time of `time.monotonic`. Between two attempts it waits as tills must: at least for
+        Retry-After, and longer each time, with jitter.
         """
         while True:
             self._reset()
             try:
                 await asyncio.wait_for(connect(), _ATTEMPT_SECONDS)
                 await asyncio.wait_for(self.greeted.wait(), _ATTEMPT_SECONDS)
-            except OSError:  # of which TimeoutError is one
+            except OSError:  # includes TimeoutError
                 if self._transport is not None:
                     self._transport.abort()
             if self.messages or time.monotonic() > until:
@@ -135,7 +135,7 @@ class Member(asyncio.Protocol):
 
 @define(eq=False)
 class Crowd:
-    """Tills that are connected to one daemon; blocking, for use from a test."""
+    """Tills that are connected to one daemon. Blocking, for use in a test."""
 
     members: Sequence[Member]
     _loop: asyncio.AbstractEventLoop
@@ -150,10 +150,10 @@ class Crowd:
         plain: int | None = None,
         patience: float = 0.0,
     ) -> Self:
-        """Connect one till for each path with headers, and wait until all are greeted.
+        """Connect one till for each path and headers, and wait until all have `connected`.
 
-        `at_once` handshakes are under way together. `plain` is a port without TLS. A till that is
-        refused comes again for `patience` seconds.
+        `at_once` is the number of concurrent handshakes. `plain` is a port without TLS. A refused till
+        tries again for `patience` seconds.
         """
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -163,7 +163,7 @@ class Crowd:
         return crowd
 
     def say(self, text: bytes) -> None:
-        """Have every till send one text message, all in one turn of the loop."""
+        """Let every till send a text message, in one iteration of the loop."""
 
         async def say() -> None:
             for member in self.members:
@@ -172,11 +172,11 @@ class Crowd:
         self._run(say())
 
     def ended(self) -> None:
-        """Wait until everybody is gone."""
+        """Wait until all connections have ended."""
         self._run(self._everybody_gone())
 
     def close(self) -> None:
-        """Be gone without a word."""
+        """Close all connections without a Close frame."""
         self._run(self._leave())
         self._loop.call_soon_threadsafe(self._loop.stop)
 

@@ -1,4 +1,4 @@
-"""SIGTERM while tills are connected and shops publish: who goes when, and that nothing is lost."""
+"""SIGTERM while tills are connected and shops publish: the order of the disconnections, and no loss."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _TENANTS: Final = 20
 _PUBLISHERS: Final = 4
 _PACE: Final = 0.05
 _OF_THE_TEST: Final = 500
-"""Descriptors that the test needs besides those of the tills."""
+"""Descriptors that the test needs in addition to those of the tills."""
 
 
 @define(eq=False)
 class Publisher:
-    """A platform that publishes one event after the other on one connection, for as long as it may.
+    """A platform that publishes one event after the other on one connection until posd closes it.
 
-    `answered` are the positions that it was told with 201, by what it had published.
+    `answered` has the positions of the answers with 201, by published text.
     """
 
     daemon: Daemon
@@ -43,7 +43,7 @@ class Publisher:
     refusals: list[int] = field(factory=list)
 
     def work(self) -> None:
-        """Until posd hangs up."""
+        """Publish until posd closes the connection."""
         number = 0
         with Peer.dial(self.daemon) as peer, suppress(HungUp, OSError):
             while True:
@@ -63,7 +63,7 @@ class Publisher:
 
 
 class DrainCase(SynchronousTestCase):
-    """A daemon with so many tills, a quarter of them of the kind that knows no positions."""
+    """A daemon with many tills. A quarter of them are of the kind without positions."""
 
     tills: ClassVar[int]
     configuration: ClassVar[str] = "[limits]\npublish_per_second_per_tenant = 100000"
@@ -83,14 +83,14 @@ class DrainCase(SynchronousTestCase):
     def places(self) -> Iterator[tuple[str, Mapping[str, str]]]:
         for number in range(self.tills):
             slug = self.slugs[number % _TENANTS]
-            # Whoever asks for a position knows what it is; the others get the new and nothing else.
+            # A till that names a position uses positions. The others receive new events only.
             query = "" if number % 4 == 0 else "?last_event_id=0"
             yield f"/ws/pos/{slug}{query}", {"X-API-Key": self.keys[slug]}
 
     def drain(self) -> Mapping[str, Any]:
-        """Connect all, stop the daemon in the middle of the traffic, and start another one.
+        """Connect all tills, stop the daemon during publishing, and start another one.
 
-        What is so however many tills there are is asserted; the times are returned.
+        Assert what does not depend on the number of tills. Return the times.
         """
         began = time.monotonic()
         daemon = self.shop.start(self.configuration)
@@ -132,24 +132,24 @@ class DrainCase(SynchronousTestCase):
         }
 
     def assert_deaf(self, daemon: Daemon) -> None:
-        """Nobody new comes in."""
+        """Assert that no new connection is accepted."""
         self.assertRaises(ConnectionRefusedError, Peer.dial, daemon, bare=True)
 
     def assert_told(self, members: Sequence[Member]) -> None:
-        """Tills are told to come back, those of old are dropped, and last."""
+        """Assert that tills are told to reconnect. Deployed tills are disconnected last."""
         plain = [each for each in members if "?" not in each.path]
         others = [each for each in members if "?" in each.path]
         self.assertEqual(Counter(each.code for each in plain), {1006: len(plain)})
         self.assertEqual(Counter(each.code for each in others), {1001: len(others)})
         times = sorted(each.told_at for each in others)
-        # One batch has the last of these and the first of those.
+        # A batch may have the last of these and the first of those.
         self.assertGreater(min(each.told_at for each in plain), times[int(len(times) * 0.9)])
-        # In batches, with pauses between them of an eighth of a second or more.
+        # In batches, with pauses of at least an eighth of a second.
         pauses = [later - earlier for earlier, later in pairwise(times) if later - earlier > 0.1]
         self.assertGreater(len(pauses), 5)
 
     def assert_kept(self, publishers: list[Publisher]) -> None:
-        """Whatever was answered with 201 is delivered by the next posd, once and in its place."""
+        """Assert that the next posd delivers every event that was answered with 201, once and in order."""
         after = self.shop.start(self.configuration)
         for each in publishers:
             head = max(each.answered.values())
@@ -168,7 +168,7 @@ class DrainCase(SynchronousTestCase):
 
 
 def _make_room_for(tills: int) -> None:
-    """Raise the number of open files, here and so in the daemon, as its unit does by LimitNOFILE=."""
+    """Raise the limit of open files, here and so in the daemon, as its unit does with LimitNOFILE=."""
     wanted = tills + _OF_THE_TEST
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < wanted:

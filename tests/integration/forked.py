@@ -1,11 +1,11 @@
-"""`twistd posd` and `posctl` as forks of a process that has imported them: that is ten times as fast.
+"""Run `twistd posd` and `posctl` as forks of a process that has imported them, which is ten times as fast.
 
-What a fork cannot show, how posd is imported and what its environment does before that, is for tests
-that start the programs themselves (tests/test_tap.py, tests/cli/test_terminal.py, tests/system).
+Tests of the import of posd and of its environment start the programs themselves (tests/test_tap.py,
+tests/cli/test_terminal.py, tests/system).
 
-The forking process runs this file. It is single-threaded and has no reactor, and each process that it
-forks is a child of the process that asked (prctl(2), PR_SET_CHILD_SUBREAPER), which waits for it and
-signals it as it does with any other child.
+The forking process runs this file. It has a single thread and no reactor. Each process that it forks
+becomes a child of the process that asked (prctl(2), PR_SET_CHILD_SUBREAPER), which waits for it and
+signals it like any other child.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PROGRAMS: Final = {
 
 
 class _Forked(subprocess.Popen[bytes]):
-    """A child that another process has forked; to its parent it is like one that was spawned."""
+    """A child that another process has forked. To its parent it is like a spawned child."""
 
     def __init__(
         self, arguments: list[str], cwd: Path, log: Path, environ: Mapping[str, str]
     ) -> None:
         log.touch()
-        # What Popen.__init__ sets, without its fork.
+        # The attributes that Popen.__init__ sets, without its fork.
         self.args = arguments
         self.stdin = self.stdout = self.stderr = None
         self.encoding = self.errors = None
@@ -73,9 +73,9 @@ def start(
     log: Path,
     environ: Mapping[str, str] = {},
 ) -> subprocess.Popen[bytes]:
-    """Start one of the programs: as a fork, or on systems that have none like that as a process.
+    """Start a program: as a fork, or as a process on systems without prctl.
 
-    All that it prints is added to `log`. `environ` is added to its environment.
+    Its output is appended to `log`. `environ` is added to its environment.
     """
     given = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environ}
     if sys.platform == "linux":
@@ -99,7 +99,7 @@ def _fork(order: str) -> int:
         forking = _forking()
         assert forking.stdin is not None
         assert forking.stdout is not None
-        # This is on for a moment only, so that no other orphan comes here.
+        # Set the subreaper only for a moment, so that no other orphan becomes our child.
         _adopt_orphans(True)
         try:
             forking.stdin.write(f"{order}\n")
@@ -135,8 +135,8 @@ def _forking() -> subprocess.Popen[str]:
 
 
 def _main() -> None:
-    """Fork a process for each line of the standard input, and print its id."""
-    # All that the programs import but the reactor.
+    """Fork a process for each line of standard input, and print its id."""
+    # Import all modules of the programs except the reactor.
     from twisted.scripts import twistd
 
     import posd.cli.listening
@@ -144,7 +144,7 @@ def _main() -> None:
     import posd.tap
 
     assert "twisted.internet.reactor" not in sys.modules
-    # A Ctrl-C in the terminal is for the tests, which close the input then.
+    # Ctrl-C in the terminal is for the tests, which then close standard input.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         answer, answering = os.pipe()
@@ -164,7 +164,7 @@ def _main() -> None:
             os.write(answering, b"%d\n" % wanted)
             os._exit(0)
         os.close(answering)
-        # Once it is gone its child is the tests'.
+        # After the end of this process, its child belongs to the tests.
         os.waitpid(between, 0)
         with open(answer) as told:  # noqa: PTH123
             print(told.readline(), end="", flush=True)
@@ -190,7 +190,7 @@ def looks_of(log: Path | str) -> str:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Have what a child has of its parent, and the place and the log that were asked for."""
+    """Reset what the child has inherited, and set its folder and log."""
     resource.setrlimit(resource.RLIMIT_NOFILE, order["files"])
     os.environ.clear()
     os.environ.update(order["environ"])

@@ -1,12 +1,12 @@
-"""posd as it runs in a shop: a real PostgreSQL, real TLS, and the daemon as a process of its own.
+"""posd as in a shop: a real PostgreSQL, real TLS, and the daemon as a process.
 
     shop = Shop.open(tenants=["kitchen"])          # a database, schemas, keys, certificates
     posd = shop.start()                            # twistd posd on a free port of 127.0.0.1
     …
     posd.stop(); shop.close()
 
-Blocking, for use from threads and from trial's synchronous tests. trial has no `setUpClass`: what
-several tests share is made by the first of them and closed by `atexit`.
+All calls block. Use them in threads and in trial's synchronous tests. trial has no `setUpClass`: the first
+of several tests creates what they share, and `atexit` closes it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TWISTD = forked.PROGRAMS["twistd"]
 
 
 def prepare(dsn: str) -> None:
-    """Make an empty database posd's; for `TestServer.template`."""
+    """Create posd's schemas in an empty database, for `TestServer.template`."""
     migrations.bootstrap(dsn)
     with closing(migrations.connect(dsn)) as connection:
         provision.migrate(connection)
@@ -54,9 +54,9 @@ def prepare(dsn: str) -> None:
 
 @define(eq=False)
 class Shop:
-    """Tenants in a database, keys and certificates; and the daemons that were started for them.
+    """Tenants in a database, keys and certificates, and the daemons that were started for them.
 
-    `server` is a PostgreSQL of the test's own where it was given one, to kill and restart.
+    `server` is a PostgreSQL of the test's own, if it was given, to kill and restart.
     """
 
     dsn: str
@@ -72,7 +72,7 @@ class Shop:
     def open(
         cls, tenants: Sequence[str] = ("kitchen",), *, server: PostgresServer | None = None
     ) -> Self:
-        """Make a database with these tenants: on the tests' server, or on one of the caller's."""
+        """Create a database with these tenants, on the server of the tests or of the caller."""
         if server is None:
             shared = test_server()
             dsn = shared.fresh_database(shared.template(prepare))
@@ -90,7 +90,7 @@ class Shop:
         server: PostgresServer | None = None,
         shared: bool = False,
     ) -> Self:
-        """Make these tenants in a database that is posd's already. A `shared` one goes with the shop."""
+        """Add these tenants to a database of posd. A `shared` database is dropped with the shop."""
         folder = Path(tempfile.mkdtemp(prefix="posd-shop-"))
         made = certificates.make(folder / "tls", ["localhost", "127.0.0.1"])
         shop = cls(
@@ -113,13 +113,13 @@ class Shop:
             )
 
     def connect(self) -> Connection:
-        """A connection of the superuser, in autocommit."""
+        """Open a connection of the superuser, in autocommit mode."""
         connection = psycopg2.connect(self.dsn)
         connection.autocommit = True
         return connection
 
     def query(self, sql: str, parameters: Sequence[object] | None = None) -> list[Any]:
-        """Run one statement as the superuser; its rows, if it has any."""
+        """Run a statement as the superuser. Return its rows, if it has any."""
         with closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return cursor.fetchall() if cursor.description else []
@@ -144,7 +144,7 @@ class Shop:
         return secret
 
     def order(self, slug: str = "kitchen", *, name: str = "Ann", total: str = "12.50") -> int:
-        """Place an order with one item as a shop does, in one transaction; its id."""
+        """Insert an order with one item, as a shop does, in one transaction. Return its id."""
         schema = f"dinedesk_{slug.replace('-', '_')}"
         ((order_id,),) = self.query(
             f"WITH placed AS (INSERT INTO {schema}.orders (customer_name, total_amount)"
@@ -156,7 +156,7 @@ class Shop:
         return int(order_id)
 
     def publish(self, slug: str, kind: str, data: Mapping[str, object]) -> int:
-        """Publish by SQL; the row's id in the outbox."""
+        """Publish by SQL. Return the id of the row in the outbox."""
         ((row_id,),) = self.query(
             "SELECT dinedesk_main.pos_publish(%s, %s, %s::jsonb)", (slug, kind, json.dumps(data))
         )
@@ -172,10 +172,10 @@ class Shop:
         environ: Mapping[str, str] = {},
         twistd: Sequence[str] = (),
     ) -> Daemon:
-        """Start a daemon. `more` is further configuration, `wait` until it is ready.
+        """Start a daemon. `more` is further configuration. With `wait`, wait until it is ready.
 
-        `dsn` is another way to the database, or to none. `environ` is added to its environment. `twistd` is
-        the command, for instance `TWISTD`; without one and without `environ` posd is forked (`forked`).
+        `dsn` replaces the connection string. `environ` is added to its environment. `twistd` is the
+        command, for instance `TWISTD`; without it and without `environ`, posd is forked (see `forked`).
         """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
@@ -194,7 +194,7 @@ class Shop:
         return daemon
 
     def close(self) -> None:
-        """Stop the daemons that are still running and forget the database."""
+        """Stop the daemons that still run, and forget the database."""
         for daemon in self._daemons:
             daemon.kill()
         undeclared = [each for daemon in self._daemons for each in daemon.undeclared()]
@@ -207,7 +207,7 @@ class Shop:
 
 @define(eq=False)
 class Daemon:
-    """One `twistd posd`."""
+    """A `twistd posd`."""
 
     port: int
     ca: Path
@@ -253,14 +253,14 @@ class Daemon:
         return self.process.pid
 
     def tls(self) -> ssl.SSLContext:
-        """What a client needs to trust this daemon."""
+        """Return the TLS context of a client that trusts this daemon."""
         return ssl.create_default_context(cafile=str(self.ca))
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
     def undeclared(self) -> list[str]:
-        """The refusals that it gave and that the description of the API does not have."""
+        """Refusals that the description of the API does not declare."""
         return re.findall(r"\S+ \S+ does not declare \d+ \w+", self.log())
 
     def request(
@@ -273,7 +273,7 @@ class Daemon:
         headers: Mapping[str, str] = {},
         patience: float = 300.0,
     ) -> Reply:
-        """One REST call. `body` is sent as JSON, bytes as they are; `patience` is in seconds."""
+        """Call the REST API. `body` is sent as JSON, or as it is if it is bytes. `patience` is in seconds."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {"Content-Type": "application/json", **headers}
         if key is not None:
@@ -290,11 +290,11 @@ class Daemon:
             return Reply(answer.status, json.loads(content) if is_json else None, headers, content)
 
     def wait_ready(self, seconds: float = _START_SECONDS) -> float:
-        """Wait until /health/ready says so; for how long that was."""
+        """Wait until /health/ready is successful. Return the seconds."""
         return self._wait_for("/health/ready", seconds)
 
     def wait_listening(self, seconds: float = _START_SECONDS) -> float:
-        """Wait until it answers, with or without a database; for how long that was."""
+        """Wait until it answers, with or without a database. Return the seconds."""
         return self._wait_for("/health/live", seconds)
 
     def wait_for_look(self, since: float) -> None:
@@ -321,7 +321,7 @@ class Daemon:
         raise AssertionError(f"no 200 from {path} after {seconds} s:\n{self.log()}")
 
     def terminate(self) -> None:
-        """SIGTERM, as often as one likes."""
+        """Send SIGTERM. May be called repeatedly."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
@@ -331,7 +331,7 @@ class Daemon:
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """SIGKILL, as often as one likes."""
+        """Send SIGKILL. May be called repeatedly."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -339,7 +339,7 @@ class Daemon:
 
 @frozen
 class Reply:
-    """An HTTP answer; header names in lower case."""
+    """An HTTP response. Names of headers are in lower case."""
 
     status: int
     json: Any
@@ -348,7 +348,7 @@ class Reply:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody else gets until this process ends."""
+    """Return a port of 127.0.0.1 that is reserved until this process ends."""
     _reserved.append(reserve())
     return _reserved[-1].number
 

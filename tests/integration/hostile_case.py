@@ -1,7 +1,7 @@
-"""What the hostile tests begin with: a daemon that logs everything, and an eye on what it tells.
+"""The base of the hostile tests: a daemon that logs everything, and checks of its output.
 
-After every test the daemon's log must have nothing in it that is nobody's business, nor any sign
-that something unforeseen happened, and so must every answer on the way.
+After each test the log of the daemon, and all answers, must not contain confidential data or signs of an
+unexpected error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def besieged(stack: ExitStack, configuration: str) -> tuple[Shop, Daemon]:
 def under_siege(
     stack: ExitStack, configuration: str, dsn: Callable[[Shop], str] = lambda shop: shop.dsn
 ) -> tuple[Shop, Daemon]:
-    """A shop and its daemon, which logs as much as it can. `dsn` is its way to the database."""
+    """Return a shop and its daemon, which logs at level debug. `dsn` replaces its connection string."""
     shop = Shop.open([])
     stack.callback(shop.close)
     shop.add_tenant(NEIGHBOUR)
@@ -48,7 +48,7 @@ def under_siege(
 
 
 class HostileCase(SynchronousTestCase):
-    """Every test has a tenant of its own that does harm; its neighbour must not feel it."""
+    """Each test has a hostile tenant. Its neighbour must not be affected."""
 
     configuration: ClassVar[str] = "[limits]\nfailed_auth_per_minute = 100000"
 
@@ -57,7 +57,7 @@ class HostileCase(SynchronousTestCase):
         self.slug, self.neighbour = f"bad-{next(_numbers)}", NEIGHBOUR
         self.shop.add_tenant(self.slug)
         self.schema = f"dinedesk_{self.slug.replace('-', '_')}"
-        # What is said under this name is to be found nowhere else.
+        # Texts under this name must not appear elsewhere.
         self.secret = f"hush-{self.slug}-hush"
         self.keys: list[str] = []
         self.key = self.make_key()
@@ -70,21 +70,21 @@ class HostileCase(SynchronousTestCase):
             self.assertNotIn(word, log)
 
     def besieged(self, configuration: str) -> tuple[Shop, Daemon]:
-        """The shop and the daemon of this test; those with the same configuration share them."""
+        """Return the shop and the daemon of this test. Tests with the same configuration share them."""
         return besieged(configuration)
 
-    # -- who there is ------------------------------------------------------------------------
+    # -- actors ------------------------------------------------------------------------------
 
     def make_key(
         self, kind: str = "tenant", device: str | None = None, *, slug: str | None = ""
     ) -> str:
-        """A key of the hostile tenant, or of another one, or of all where `slug` is None."""
+        """Return a key of the hostile tenant, of another one, or of all tenants if `slug` is None."""
         key = self.shop.key(kind, self.slug if slug == "" else slug, device)
         self.keys.append(key)
         return key
 
     def peer(self, *, bare: bool = False, source: str | None = None) -> Peer:
-        """A connection on which nothing was said yet; it is gone when the test is over."""
+        """Open a connection that is closed at the end of the test."""
         peer = Peer.dial(self.posd, bare=bare, source=source)
         self.addCleanup(peer.close)
         return peer
@@ -92,7 +92,7 @@ class HostileCase(SynchronousTestCase):
     def till(
         self, key: str | None = None, *, slug: str | None = None, headers: Headers = ()
     ) -> Peer:
-        """A till that was greeted."""
+        """Connect a till and read `connected`."""
         peer = self.peer()
         sent = [("X-API-Key", key or self.key), *pairs(headers)]
         answer = peer.upgrade(f"/ws/pos/{slug or self.slug}", sent)
@@ -101,10 +101,10 @@ class HostileCase(SynchronousTestCase):
         return peer
 
     def neighbours_till(self) -> Peer:
-        """A till of the other tenant, for `assert_served`."""
+        """Connect a till of the other tenant, for `assert_served`."""
         return self.till(self.make_key(slug=self.neighbour), slug=self.neighbour)
 
-    # -- what is asked -----------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------
 
     def ask(
         self,
@@ -116,7 +116,7 @@ class HostileCase(SynchronousTestCase):
         headers: Headers = (),
         source: str | None = None,
     ) -> Answer:
-        """A request on a connection of its own. `body` is sent as JSON, bytes as they are."""
+        """Send a request on a new connection. `body` is sent as JSON, or as it is if it is bytes."""
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         given = [] if key is None else [("X-API-Key", key)]
         with self.peer(source=source) as peer:
@@ -124,7 +124,7 @@ class HostileCase(SynchronousTestCase):
         self.assert_quiet(answer)
         return answer
 
-    def knock(
+    def try_handshake(
         self,
         key: str | None,
         *,
@@ -133,7 +133,7 @@ class HostileCase(SynchronousTestCase):
         headers: Headers = (),
         source: str | None = None,
     ) -> Answer:
-        """The answer to a till at the door."""
+        """Return the answer to the handshake of a till."""
         given = [] if key is None else [("X-API-Key", key)]
         with self.peer(source=source) as peer:
             place = path or f"/ws/pos/{slug or self.slug}"
@@ -143,14 +143,14 @@ class HostileCase(SynchronousTestCase):
         return answer
 
     def publish(self, data: object, kind: str = "note") -> None:
-        """Publish by SQL as the hostile tenant; `data` is JSON, text as it is."""
+        """Publish by SQL as the hostile tenant. `data` is JSON, or text as it is."""
         text = data if isinstance(data, str) else json.dumps(data)
         self.shop.query(
             "SELECT dinedesk_main.pos_publish(%s, %s, %s::jsonb)", (self.slug, kind, text)
         )
 
     def failure(self) -> tuple[str, str]:
-        """The newest event of the hostile tenant that could not be published: data and reason."""
+        """Return data and reason of the newest failed event of the hostile tenant."""
         sql = (
             f"SELECT event_data::text, failure FROM {self.schema}.pos_sync_logs"
             " WHERE failure IS NOT NULL ORDER BY id DESC LIMIT 1"
@@ -159,7 +159,7 @@ class HostileCase(SynchronousTestCase):
         return str(data), str(reason)
 
     def wait_for(self, sql: str, count: int) -> list[Any]:
-        """The rows of a query as soon as there are so many."""
+        """Return the rows of a query as soon as there are enough."""
 
         def enough() -> list[Any] | None:
             rows = self.shop.query(sql)
@@ -167,22 +167,22 @@ class HostileCase(SynchronousTestCase):
 
         return until(enough, f"{count} rows") or []
 
-    # -- what must hold ----------------------------------------------------------------------
+    # -- assertions --------------------------------------------------------------------------
 
     def assert_refused(self, answer: Answer, status: int, code: str) -> None:
-        """It is a refusal in JSON, as documented."""
+        """Assert that an answer is a documented refusal in JSON."""
         self.assertEqual((answer.status, answer.json["code"]), (status, code))
         self.assertEqual(answer.headers["content-type"], "application/json")
         self.assertIs(answer.json["success"], False)
 
     def assert_quiet(self, answer: Answer) -> None:
-        """An answer has nothing of exceptions, statements, paths and secrets."""
+        """Assert that an answer contains no exceptions, statements, paths or secrets."""
         said = repr((answer.headers, answer.body))
         for word in (*self.keys, self.secret, *LEAKED):
             self.assertNotIn(word, said)
 
     def assert_served(self, till: Peer, *, within: float = 10.0, rounds: int = 3) -> None:
-        """Another tenant's till gets what is published for it, one event after the other."""
+        """Assert that another tenant's till receives its events in order."""
         for number in range(rounds):
             self.shop.publish(self.neighbour, "note", {"n": number})
             while (message := till.message(within))["type"] != "note":
@@ -190,7 +190,7 @@ class HostileCase(SynchronousTestCase):
             self.assertEqual(message["data"], {"n": number})
 
     def assert_alive(self, till: Peer) -> None:
-        """A till is still there, and is understood."""
+        """Assert that a till is still connected and gets answers."""
         till.send(frame(PING, b"still there?"))
         while till.frame().payload != b"still there?":
             pass
@@ -199,16 +199,16 @@ class HostileCase(SynchronousTestCase):
             self.assertEqual(message["type"], "error")
 
     def memory(self) -> int:
-        """Mebibytes that the daemon has in memory."""
+        """Return the resident memory of the daemon in MiB."""
         status = Path(f"/proc/{self.posd.pid}/status").read_text()
         (line,) = (each for each in status.splitlines() if each.startswith("VmRSS:"))
         return int(line.split()[1]) // 1024
 
     def open_files(self) -> int:
-        """How many files and sockets the daemon has open."""
+        """Return the number of open files and sockets of the daemon."""
         return len(list(Path(f"/proc/{self.posd.pid}/fd").iterdir()))
 
 
 def pairs(headers: Headers) -> list[tuple[str, str]]:
-    """Headers one by one."""
+    """Yield headers one by one."""
     return list(headers.items() if isinstance(headers, Mapping) else headers)

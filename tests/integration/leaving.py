@@ -1,4 +1,4 @@
-"""Clients that go away before they have their answer."""
+"""Clients that disconnect before they have their answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WAITING = """
 
 @contextmanager
 def held(shop: Shop, table: str) -> Iterator[None]:
-    """Hold up whoever writes into a table."""
+    """Block writes into a table."""
     with closing(shop.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(f"BEGIN; LOCK TABLE {table} IN EXCLUSIVE MODE")
         yield
@@ -27,7 +27,7 @@ def held(shop: Shop, table: str) -> Iterator[None]:
 
 
 def leave(shop: Shop, daemon: Daemon, table: str, path: str, body: object, key: str) -> None:
-    """POST something that writes into a table, and hang up while that is being done."""
+    """POST a request that writes into a table, and disconnect while the write is blocked."""
     content = json.dumps(body).encode()
     with held(shop, table):
         plain = socket.create_connection(("127.0.0.1", daemon.port), WAIT)

@@ -1,4 +1,4 @@
-"""What the tests of gift cards and points begin with: a shop, who may ask, and how a till asks."""
+"""The base of the tests of gift cards and points: a shop, its keys, and calls of a till."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHONE = "+447700900123"
 
 
 class LedgerCase(WireCase):
-    """A tenant of its own for each test, a device's key (`key`) and a platform's."""
+    """A tenant for each test, with the key of a device (`key`) and that of a platform."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -26,7 +26,7 @@ class LedgerCase(WireCase):
         self.platform = self.shop.key("platform", self.slug)
 
     def tearDown(self) -> None:
-        """Whatever was refused, the API's description says that it may be."""
+        """Assert that the description of the API declares all refusals of the test."""
         self.assertNotIn("does not declare", self.posd.log())
 
     def ask(
@@ -38,8 +38,8 @@ class LedgerCase(WireCase):
         key: str | None = None,
         headers: Mapping[str, str] = {},
     ) -> Reply:
-        """Call an address of this tenant, as its till unless there is another key."""
-        # Amounts as they are written in the test, not as a binary float has them.
+        """Call an address of this tenant, with the key of its till by default."""
+        # Amounts as they are written in the test, not as binary floats.
         sent = None if body is None else jsontext.encode(body)
         return self.posd.request(
             method, f"/api/{self.slug}/{path}", sent, key=key or self.key, headers=headers
@@ -54,19 +54,19 @@ class LedgerCase(WireCase):
         once: str | None = None,
         headers: Mapping[str, str] = {},
     ) -> Reply:
-        """`once` is the call's Idempotency-Key."""
+        """POST. `once` is the Idempotency-Key."""
         named = {} if once is None else {"Idempotency-Key": once}
         return self.ask("POST", path, body, key=key, headers={**named, **headers})
 
     def sell(self, amount: str = "50", card: str | None = "GC-1", **more: object) -> str:
-        """A card that a platform sells; its number."""
+        """Sell a card as a platform. Return its number."""
         body = {"amount": Decimal(amount), "cardNumber": card, **more}
         sold = self.post("gift-cards", body, key=self.platform)
         self.assertEqual(sold.status, 201, sold.content)
         return str(sold.json["cardNumber"])
 
     def earn(self, points: int, phone: str = PHONE, **more: object) -> Reply:
-        """Points that a platform gives."""
+        """Add points as a platform."""
         earned = self.post(
             f"loyalty/{quote(phone)}/add", {"points": points, **more}, key=self.platform
         )
@@ -74,34 +74,34 @@ class LedgerCase(WireCase):
         return earned
 
     def balances(self, table: str = "pos_gift_card_transactions") -> list[Any]:
-        """What was moved, as the ledger has it: changes and balances."""
+        """Return the movements in the ledger: changes and balances."""
         change = "amount" if table == "pos_gift_card_transactions" else "points"
         rows = self.rows(f"SELECT {change}, balance_after FROM {{schema}}.{table} ORDER BY id")
         return [tuple(row) for row in rows]
 
     def assert_refused(self, reply: Reply, status: int, code: str, **details: object) -> None:
-        """An error as all of them are, and what stands beside it."""
+        """Assert that an answer has the form of an error, and return its other members."""
         self.assertEqual((reply.status, reply.json["code"]), (status, code), reply.content)
         self.assertIs(reply.json["success"], False)
         self.assertLessEqual(details.items(), exact(reply).items())
 
     def assert_twice(self, reply: Reply) -> None:
-        """The members of an answer stand under `data` too."""
+        """Assert that the members of an answer are repeated under `data`."""
         data = reply.json["data"]
         members = {n: v for n, v in reply.json.items() if n not in ("success", "data")}
         self.assertLessEqual(members.items(), data.items())
 
     def assert_replayed(self, first: Reply, again: Reply) -> None:
-        """An answer was given again, and says so."""
+        """Assert that an answer is a repetition and says so."""
         self.assertNotIn("idempotent-replayed", first.headers)
         self.assertEqual(again.headers.get("idempotent-replayed"), "true")
         self.assertEqual((again.status, again.json), (first.status, first.json))
 
     def send_and_leave(self, path: str, body: object, *, once: str, key: str | None = None) -> None:
-        """Send a call and leave without reading anything.
+        """Send a call and disconnect without reading.
 
-        The socket is closed in one direction: what lay in it unread would make a full close a reset,
-        which may be quicker than the call.
+        The socket is closed for writing only. A full close with unread data would become a reset, which
+        may overtake the call.
         """
         text = json.dumps(body)
         request = (
@@ -117,6 +117,6 @@ class LedgerCase(WireCase):
 
 
 def exact(reply: Reply) -> dict[str, Any]:
-    """An answer with its numbers as they are written."""
+    """Return an answer with its numbers as they are written."""
     members: dict[str, Any] = json.loads(reply.content, parse_float=Decimal)
     return members

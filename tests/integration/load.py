@@ -1,7 +1,7 @@
-"""A shop in full swing: writers on every road, tills that come and go, and what must be true of both.
+"""A busy shop: writers of all kinds, tills that come and go, and checks of both.
 
-Writers note what was committed, tills what they received, connection by connection. Afterwards the
-log in the database says who is right: see `Load.faults`.
+Writers record committed events, and tills record received events for each connection. Afterwards
+`Load.faults` compares them with the log in the database.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ _GIVE_UP: Final = 300.0
 
 
 class RolledBack(Exception):
-    """A shop has changed its mind."""
+    """The shop rolls its transaction back."""
 
 
 @define(eq=False)
 class Writer:
-    """One of the shop's programs. It works through its list, one transaction after the other.
+    """A program of the shop. It runs the transactions of its list one after the other.
 
-    `committed` are its marks in the order of their commits, `moments` when each was confirmed and by which
-    road, `doubtful` those whose COMMIT got no answer, `positions` what REST told.
+    `committed` are its marks in the order of their commits, `moments` the times and ways of the
+    confirmations, `doubtful` the marks whose COMMIT got no answer, and `positions` the positions that
+    REST returned.
     """
 
     shop: Shop
@@ -82,13 +83,13 @@ class Writer:
         self._forget()
 
     def _commit(self, mark: str, road: str) -> None:
-        """One transaction by SQL, at any isolation level; one in five is rolled back."""
+        """Run a transaction by SQL, at any isolation level. One in five is rolled back."""
         asked = False
         try:
             connection = self._connected()
             isolation = self.dice.choice(_ISOLATION)
-            # What lines of orders refer to is looked up by PostgreSQL, and collides with other new
-            # orders on the same page: SERIALIZABLE shops know that, with posd's hooks or without.
+            # PostgreSQL reads the rows that items refer to, and conflicts with other new orders on the same
+            # page. SERIALIZABLE clients must expect this, with posd's hooks or without.
             lines = 0 if isolation == ISOLATION_LEVEL_SERIALIZABLE else self.dice.randrange(1, 4)
             connection.set_session(isolation_level=isolation)
             with connection, connection.cursor() as cursor:
@@ -102,7 +103,7 @@ class Writer:
             self.collisions.append(str(failure))
             self.rolled_back.add(mark)
         except psycopg2.Error:
-            # The server is away. Only where COMMIT was on its way nobody knows.
+            # The server is unavailable. The outcome is unknown only if COMMIT was sent.
             (self.doubtful if asked else self.rolled_back).add(mark)
             self._forget()
             self.over.wait(_PAUSE)
@@ -134,7 +135,7 @@ class Writer:
             )
 
     def _post(self, mark: str) -> None:
-        """By REST until it is answered; the key sees to it that it counts once."""
+        """Publish by REST until there is an answer. The key prevents a second event."""
         body = {"type": "note", "data": {"mark": mark}}
         deadline = time.monotonic() + _GIVE_UP
         while time.monotonic() < deadline:
@@ -168,29 +169,29 @@ class Writer:
 
 @define(eq=False)
 class Visit:
-    """One connection: where it went on from, and what it was sent."""
+    """A connection: the position that it resumed after, and the received events."""
 
     resumed: int | None
     resync: str | None
     stream: str
     head: int
     by_cursor: bool = False
-    """Whether the till named no position, and went on from the one that posd keeps."""
+    """Whether the till named no position and resumed at its cursor."""
     received: list[tuple[int, str, Any]] = field(factory=list)
 
 
 class Connection(Protocol):
-    """What a till has open."""
+    """The open connection of a till."""
 
     def hang_up(self) -> None: ...
 
 
 @define(eq=False)
 class Rover:
-    """A till that comes and goes, on one node or another, in haste or with all the time.
+    """A till that comes and goes, on different nodes, for short or long visits.
 
-    A named one acknowledges, and has its position kept by posd; the others keep it themselves. This one
-    speaks WebSocket; `load_roads` has those of the other transports.
+    One with a device id acknowledges and uses its cursor. The others store their position. This class
+    uses WebSocket; `load_roads` has the other transports.
     """
 
     transport: ClassVar[str] = "WebSocket"
@@ -211,7 +212,7 @@ class Rover:
     final: int | None = None
 
     def rove(self) -> None:
-        """Connect again and again until it is over, and then until all is there."""
+        """Connect repeatedly until the load ends, and then until all events are received."""
         deadline: float | None = None
         while not self._has_all:
             if self.over.is_set():
@@ -229,7 +230,7 @@ class Rover:
             till.hang_up()
 
     def _connect(self) -> Connection:
-        """Open a connection, and note in a `Visit` from where it goes on."""
+        """Open a connection, and record in a `Visit` where it resumes."""
         query, by_cursor = self._wish()
         till = Till.dial(
             self.dice.choice(self.nodes),
@@ -242,14 +243,14 @@ class Rover:
         return till
 
     def _wish(self) -> tuple[str, bool]:
-        """The query that says where to go on, and whether that is the cursor that posd keeps."""
-        # A named till that has acknowledged lets posd remember where it stands, mostly.
+        """Return the query with the position to resume at, and whether it is the stored cursor."""
+        # A till that has acknowledged usually relies on its cursor.
         by_cursor = self.named and self.acked > 0 and self.dice.random() < 0.7
         query = "" if by_cursor else f"?last_event_id={self.position}"
         if self.stream is not None and not by_cursor:
             query += f"&stream_id={self.stream}"
         if self.named and not by_cursor:
-            # To name a position is to say that everything up to it is stored, even if no answer comes.
+            # Naming a position states that all events up to it are stored, even if there is no answer.
             self.acked = max(self.acked, self.position)
         return query, by_cursor
 
@@ -260,7 +261,7 @@ class Rover:
         self.visits.append(visit)
         if visit.resync is not None:
             self.position = visit.head
-            # Its cursor goes where it is sent; what it had acknowledged is another history's.
+            # Its cursor moves to its new position. The earlier acknowledgement was of another stream.
             self.acked = visit.head if self.named else 0
         elif visit.resumed is None:
             self.faults.append(f"not resumed at {self.position}, but at the head, {visit.head}")
@@ -283,7 +284,7 @@ class Rover:
         self.position = message["id"]
 
     def _stay(self, till: Any) -> None:
-        """Receive for as long as this visit lasts. Raises `Ended` and `OSError` where posd ends it."""
+        """Receive for the length of this visit. Raises `Ended` and `OSError` if posd ends it."""
         until = time.monotonic() + self.dice.random() * self.stays
         slow = self.dice.random() < 0.3
         while time.monotonic() < until or self.over.is_set():
@@ -302,7 +303,7 @@ class Rover:
 
 @define(eq=False)
 class Load:
-    """Writers and tills of one tenant on some nodes; a context that ends them."""
+    """Writers and tills of one tenant on some nodes. The end of its context ends them."""
 
     shop: Shop
     slug: str
@@ -327,9 +328,10 @@ class Load:
         pace: float = 0.02,
         stays: float = 3.0,
     ) -> None:
-        """`most` transactions of each writer, with pauses of up to `pace` seconds; stays of tills.
+        """Start. Each writer has `most` transactions, with pauses of up to `pace` seconds. `stays` are the
+        visits.
 
-        Every other till of each of the `kinds` has a name.
+        Every other till of each of the `kinds` has a device id.
         """
         dice = random.Random(self.seed)
         key = self.shop.key("platform", self.slug)
@@ -362,7 +364,7 @@ class Load:
         self._roving = [self._threads.submit(each.rove) for each in self.rovers]
 
     def written(self) -> None:
-        """Wait until the writers have done all they had to."""
+        """Wait until the writers have finished."""
         for each in self._writing:
             each.result(4 * _GIVE_UP)
 
@@ -375,7 +377,7 @@ class Load:
         return int(head)
 
     def finish(self) -> list[str]:
-        """Let the writers stop and the tills get the rest; everything that is not as promised."""
+        """Stop the writers, let the tills receive the rest, and return all faults."""
         self._over.set()
         self.written()
         self._wait(self._all_numbered)
@@ -388,7 +390,7 @@ class Load:
         return self.faults()
 
     def abort(self) -> None:
-        """Let go of everything, after a failure too."""
+        """Stop everything, also after a failure."""
         self._over.set()
         self._closed.set()
         for rover in self.rovers:
@@ -396,7 +398,7 @@ class Load:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def past(self, position: int) -> float:
-        """Wait until every till has received an event after `position`; when the last one had."""
+        """Wait until every till has received an event after `position`. Return the time of the last one."""
 
         def first(rover: Rover) -> float | None:
             return next((when for when, seq in list(rover.arrivals) if seq > position), None)
@@ -405,7 +407,7 @@ class Load:
         return max(first(each) or 0.0 for each in self.rovers)
 
     def resyncs(self) -> list[str]:
-        """Each time a till was told that it cannot go on: which till, and why."""
+        """Return each `resync` that a till received: the till and the reason."""
         return [
             f"till {number} ({rover.transport}): {visit.resync}"
             for number, rover in enumerate(self.rovers)
@@ -414,7 +416,7 @@ class Load:
         ]
 
     def faults(self) -> list[str]:
-        """Compare what was written and what was received with the log."""
+        """Compare the written and the received events with the log."""
         log = self.log()
         told = [fault for rover in self.rovers for fault in rover.faults]
         positions = sorted(log)
@@ -461,7 +463,7 @@ class Load:
         return told
 
     def log(self) -> dict[int, tuple[str, Any]]:
-        """Type and content of each event, by its position."""
+        """Return type and content of each event, by position."""
         schema = f"dinedesk_{self.slug.replace('-', '_')}"
         rows = self.shop.query(
             f"SELECT seq, event_type, event_data::text FROM {schema}.pos_events WHERE seq > 0"
@@ -477,7 +479,7 @@ class Load:
         while not look():
             for each in self._roving:
                 if each.done():
-                    # What a till failed by is raised here, and not waited for.
+                    # Raise the exception of a till here, and do not wait for it.
                     each.result()
             if time.monotonic() > deadline:
                 places = [(each.position, len(each.visits), each.faults) for each in self.rovers]
@@ -488,7 +490,7 @@ class Load:
 
 
 def _visit_faults(visit: Visit, log: dict[int, tuple[str, Any]]) -> list[str]:
-    """Each event once, in order, without a gap from where the connection went on; and the same."""
+    """Check the events of a connection: each once, in order, without a gap, with the same content."""
     start = visit.head if visit.resumed is None else visit.resumed
     ids = [seq for seq, _, _ in visit.received]
     told = []
@@ -503,7 +505,7 @@ def _visit_faults(visit: Visit, log: dict[int, tuple[str, Any]]) -> list[str]:
 
 
 def _runs(ids: Sequence[int]) -> str:
-    """1-3, 5, 5-9: where a sequence does not simply go on."""
+    """Return a sequence as ranges, such as 1-3, 5, 5-9."""
     runs: list[list[int]] = []
     for each in ids:
         if runs and each == runs[-1][1] + 1:

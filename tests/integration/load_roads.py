@@ -1,4 +1,4 @@
-"""Tills of `load` that have no WebSocket: one that follows server-sent events, and one that polls."""
+"""Tills of `load` without WebSocket: one with server-sent events, and one that polls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.integration.wire import Ended
 from tests.server_sent import ServerSent
 
 CONFIGURATION: Final = '[delivery]\nheartbeat = "2s"'
-"""A till that follows a stream looks up from it when something comes, at least a comment."""
+"""A till that follows a stream checks whether to leave when data arrives, at least a comment."""
 
 _POLL_SECONDS: Final = 1
 
 
 @define(eq=False)
 class StreamRover(Rover):
-    """A till by server-sent events."""
+    """A till with server-sent events."""
 
     transport: ClassVar[str] = "SSE"
     _unread: list[ServerSent] = field(init=False, factory=list)
@@ -77,7 +77,7 @@ class StreamRover(Rover):
 
 @define(eq=False)
 class PollRover(Rover):
-    """A till that polls. A visit of it goes on until it pauses, or is told to load everything anew."""
+    """A till that polls. A visit lasts until it pauses, or is told to reload."""
 
     transport: ClassVar[str] = "poll"
 
@@ -96,7 +96,7 @@ class PollRover(Rover):
                 return
             answer = self._ask(_POLL_SECONDS)
             if answer["resync"] is not None:
-                # The next visit begins with the same question.
+                # The next visit begins with the same request.
                 raise Ended(1006, answer["resync"])
             self._take(answer)
 
@@ -119,7 +119,7 @@ class PollRover(Rover):
 
 
 class _Nothing:
-    """A poll leaves no connection behind."""
+    """A poll leaves no connection open."""
 
     def hang_up(self) -> None:
         pass

@@ -1,7 +1,6 @@
-"""The other end of a connection to posd, under full control: any bytes, in any order, at any pace.
+"""The other end of a connection to posd, under full control of a test: any bytes, order and timing.
 
-What a well-behaved library would never send can be sent here. Blocking, with a deadline for all that is
-waited for.
+It can send data that a well-behaved library would not send. All calls block, with a deadline.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _MASKED: Final = 0x80
 
 @frozen
 class Answer:
-    """An HTTP answer as it came; header names in lower case."""
+    """An HTTP answer. Names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -43,7 +42,7 @@ class Answer:
 
 @frozen
 class Frame:
-    """One WebSocket frame of posd's."""
+    """A WebSocket frame of posd."""
 
     opcode: int
     payload: bytes
@@ -56,7 +55,7 @@ class Frame:
 
 
 class HungUp(Exception):
-    """posd ended the connection; `rest` is what it had said and nobody had read."""
+    """posd ended the connection. `rest` is the data that was not read before."""
 
     def __init__(self, rest: bytes) -> None:
         super().__init__(f"after {rest[:200]!r}")
@@ -65,7 +64,7 @@ class HungUp(Exception):
 
 @define(eq=False)
 class Peer:
-    """One connection to a daemon, with TLS unless it is `dial`led `bare`."""
+    """A connection to a daemon, with TLS unless it is `bare`."""
 
     socket: socket.socket
     _read: bytearray = field(init=False, factory=bytearray)
@@ -93,20 +92,20 @@ class Peer:
             if bare:
                 return cls(plain)
             context = context or daemon.tls()
-            # A peer that answers nobody's close_notify does not want to hear of a missing one.
+            # A peer that sends no close_notify does not report a missing one either.
             return cls(context.wrap_socket(plain, server_hostname="localhost"))
         except BaseException:
             plain.close()
             raise
 
     def send(self, data: bytes, seconds: float = WAIT) -> None:
-        """Send all of it, unless posd hangs up before: reading tells."""
+        """Send all data, unless posd ends the connection before. Then reading raises `HungUp`."""
         self.socket.settimeout(seconds)
         with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.socket.sendall(data)
 
     def send_endlessly(self, chunks: Iterable[bytes], seconds: float, stalled: float = 1.0) -> int:
-        """Send until posd hangs up or takes nothing for a while; how many bytes it took."""
+        """Send until posd ends the connection or reads no more. Return the number of bytes that were sent."""
         taken, deadline = 0, time.monotonic() + seconds
         self.socket.settimeout(stalled)
         with suppress(OSError):
@@ -118,14 +117,14 @@ class Peer:
         return taken
 
     def receive(self, size: int, seconds: float = WAIT) -> bytes:
-        """Exactly so many bytes. Raises `HungUp` and `TimeoutError`."""
+        """Receive exactly so many bytes. Raises `HungUp` and `TimeoutError`."""
         self._fill(lambda: len(self._read) >= size, seconds)
         data = bytes(self._read[:size])
         del self._read[:size]
         return data
 
     def rest(self, seconds: float = WAIT) -> bytes:
-        """Everything until posd hangs up. Raises `TimeoutError` if it does not."""
+        """Receive everything until posd ends the connection. Raises `TimeoutError`."""
         try:
             self._fill(lambda: False, seconds)
         except HungUp as end:
@@ -133,12 +132,12 @@ class Peer:
         raise AssertionError
 
     def head(self, seconds: float = WAIT) -> bytes:
-        """The head of an HTTP answer, whatever follows it."""
+        """Receive the head of an HTTP answer."""
         self._fill(lambda: b"\r\n\r\n" in self._read, seconds)
         return bytes(self._read).partition(b"\r\n\r\n")[0]
 
     def said_until(self, mark: bytes, seconds: float = WAIT) -> bytes:
-        """Everything that comes up to some bytes, or until posd hangs up."""
+        """Receive everything up to some bytes, or until posd ends the connection."""
         try:
             self._fill(lambda: mark in self._read, seconds)
         except HungUp as end:
@@ -146,11 +145,11 @@ class Peer:
         return bytes(self._read)
 
     def close(self) -> None:
-        """Be gone without a word, as often as one likes."""
+        """Close the connection. May be called repeatedly."""
         self.socket.close()
 
     def is_cut_off(self) -> bool:
-        """Whether the connection itself is over; TLS alone may have ended before."""
+        """Return whether the TCP connection has ended. TLS may have ended before."""
         plain = socket.fromfd(self.socket.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         with plain:
             plain.setblocking(False)
@@ -164,7 +163,7 @@ class Peer:
         return True
 
     def end(self) -> None:
-        """Say that nothing more will come (a FIN, below TLS), and go on reading."""
+        """Send a FIN, below TLS, and keep reading."""
         socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def __enter__(self) -> Self:
@@ -187,7 +186,7 @@ class Peer:
         return self.answer()
 
     def answer(self, seconds: float = WAIT) -> Answer:
-        """The next HTTP answer. Raises `HungUp` and `TimeoutError`."""
+        """Return the next HTTP answer. Raises `HungUp` and `TimeoutError`."""
         self._fill(lambda: b"\r\n\r\n" in self._read, seconds)
         head, _, rest = bytes(self._read).partition(b"\r\n\r\n")
         self._read[:] = rest
@@ -205,18 +204,18 @@ class Peer:
     def upgrade(
         self, path: str, headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
     ) -> Answer:
-        """Ask for a WebSocket; the answer, 101 if it was granted."""
+        """Request a WebSocket. Return the answer, which is 101 on success."""
         self.send_upgrade(path, headers)
         return self.answer()
 
     def send_upgrade(
         self, path: str, headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Ask for a WebSocket and do not wait for the answer."""
+        """Request a WebSocket and do not wait for the answer."""
         self.send(request("GET", path, [*handshake(), *_pairs(headers)]))
 
     def frame(self, seconds: float = WAIT) -> Frame:
-        """The next frame. Raises `HungUp` and `TimeoutError`."""
+        """Return the next frame. Raises `HungUp` and `TimeoutError`."""
         deadline = time.monotonic() + seconds
         first, length = self.receive(2, seconds)
         if length >= 126:
@@ -225,7 +224,7 @@ class Peer:
         return Frame(first & 0x0F, self.receive(length, deadline - time.monotonic()))
 
     def message(self, seconds: float = WAIT) -> dict[str, Any]:
-        """The next text message; pings and pongs before it are passed over."""
+        """Return the next text message, and skip pings and pongs before it."""
         deadline = time.monotonic() + seconds
         while True:
             frame = self.frame(deadline - time.monotonic())
@@ -234,7 +233,7 @@ class Peer:
             assert frame.opcode in (PING, PONG), frame
 
     def close_code(self, seconds: float = WAIT) -> int:
-        """The code of posd's Close frame, whatever comes before; 1006 if it hangs up without one."""
+        """Return the code of posd's Close frame, and skip data before it; 1006 without a Close frame."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -270,7 +269,7 @@ def request(
     headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     body: bytes | None = None,
 ) -> bytes:
-    """An HTTP/1.1 request; Content-Length is added where there is a body."""
+    """Return an HTTP/1.1 request, with Content-Length if there is a body."""
     lines = [("Host", "localhost"), *_pairs(headers)]
     if body is not None:
         lines.append(("Content-Length", str(len(body))))
@@ -279,7 +278,7 @@ def request(
 
 
 def handshake() -> list[tuple[str, str]]:
-    """The headers of a WebSocket handshake (RFC 6455 §4.1)."""
+    """Return the headers of a WebSocket handshake (RFC 6455 §4.1)."""
     return [
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
@@ -297,10 +296,10 @@ def frame(
     reserved: int = 0,
     length: int | None = None,
 ) -> bytes:
-    """One frame of a client (RFC 6455 §5.2), or something like one.
+    """Return a frame of a client (RFC 6455 §5.2), which may be invalid.
 
-    `reserved` are the three reserved bits; `length` is what the header says where that is not the
-    payload's. The mask is zero, which is allowed.
+    `reserved` are the three reserved bits. `length` replaces the length of the payload in the header. The
+    mask is zero, which is allowed.
     """
     size = len(payload) if length is None else length
     flag = _MASKED if masked else 0

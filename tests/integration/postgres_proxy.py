@@ -1,7 +1,7 @@
-"""A proxy between posd and PostgreSQL that loses, delays, cuts or counts what passes, or passes nothing.
+"""A proxy between posd and PostgreSQL that drops, delays, cuts or counts messages, or stops them all.
 
-It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
-a length that counts itself. On a unix socket no negotiation of encryption comes before them.
+It parses the framing of the server's messages (PostgreSQL manual, "Message Formats"): a type byte, and a
+length that includes itself. On a unix socket no negotiation of encryption precedes them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, it drops every NOTIFY and counts them in `lost`; while `mute`, nothing passes.
+    """While `deaf`, it drops every NOTIFY and counts them in `lost`. While `mute`, nothing passes.
 
-    It waits `delay` seconds before it passes a request on. While it is `cut`, it refuses connections.
-    `asked` counts how often the requests that pass contain each of the texts that are `watched`.
+    It delays requests by `delay` seconds. While it is `cut`, it refuses connections. `asked` counts for
+    each text in `watched` how often the requests contain it.
     """
 
     server: Path
@@ -62,12 +62,12 @@ class Proxy:
         shutil.rmtree(self.folder)
 
     def cut(self) -> None:
-        """End every connection; until `mend` new ones are ended at once."""
+        """End every connection, and refuse new ones until `mend`."""
         self._is_cut = True
         self._loop.call_soon_threadsafe(self._end_all)
 
     def mend(self) -> None:
-        """Let connections through again."""
+        """Accept connections again."""
         self._is_cut = False
 
     def _end_all(self) -> None:
@@ -109,7 +109,7 @@ class Proxy:
                 for text in self.watched:
                     self.asked[text] += data.count(text)
                 await self._pause()
-                # What comes meanwhile is under way too, and need not wait for this.
+                # Data that arrives meanwhile is under way too, and need not wait for this.
                 self._loop.call_later(self.delay, writer.write, data)
                 if not self.delay:
                     await asyncio.sleep(0)

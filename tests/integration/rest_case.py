@@ -1,4 +1,4 @@
-"""What the tests of REST begin with: a daemon that runs, a tenant for each test, and its keys."""
+"""The base of the tests of REST: a daemon, and a tenant with keys for each test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("tenant", "device", "platform", "admin")
 
 
 class RestCase(WireCase):
-    """`key` is the one that is used where a test names none: at first a tenant's."""
+    """`key` is the default key of requests: at first that of the tenant."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -25,20 +25,20 @@ class RestCase(WireCase):
     def ask(
         self, method: str, path: str, body: object = None, key: str | None = None, **headers: str
     ) -> Reply:
-        """Ask for something of this test's tenant; bytes are sent as they are."""
+        """Send a request for this test's tenant. Bytes are sent as they are."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.posd.request(
             method, f"/api/{self.slug}{path}", body, key=key or self.key, headers=named
         )
 
     def another(self) -> str:
-        """One more tenant."""
+        """Return the keys of another tenant."""
         slug = next_slug()
         self.shop.add_tenant(slug)
         return slug
 
     def events(self) -> list[tuple[int, str, Any]]:
-        """The tenant's stream: position, type and data."""
+        """Return the tenant's stream: position, type and data."""
         rows = self.rows(
             "SELECT seq, event_type, event_data::text FROM {schema}.pos_events"
             " WHERE seq IS NOT NULL ORDER BY seq"
@@ -50,7 +50,7 @@ class RestCase(WireCase):
         self.assertIs(reply.json["success"], False)
 
     def assert_only(self, kinds: str, method: str, path: str) -> None:
-        """Keys of all other kinds are refused, and those of others, and none."""
+        """Assert that other kinds of keys, keys of other tenants and a missing key are refused."""
         body: object = None if method == "GET" else {}
         for kind in KINDS:
             if kind not in kinds.split(", "):
@@ -71,7 +71,7 @@ class RestCase(WireCase):
     def send_and_leave(
         self, method: str, path: str, body: object, key: str | None = None, **headers: str
     ) -> None:
-        """Send a whole request and hang up without looking for an answer."""
+        """Send a whole request and disconnect without reading the answer."""
         content = json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         lines = [
@@ -82,8 +82,8 @@ class RestCase(WireCase):
             *(f"{name}: {value}" for name, value in named.items()),
         ]
         trust = self.posd.tls()
-        # The tickets of a later version would lie here unread: then the kernel resets the connection,
-        # and takes back what was sent.
+        # TLS 1.3 would leave unread session tickets here. Then the kernel resets the connection and
+        # discards the request.
         trust.maximum_version = ssl.TLSVersion.TLSv1_2
         plain = socket.create_connection(("127.0.0.1", self.posd.port), WAIT)
         with trust.wrap_socket(plain, server_hostname="localhost") as client:

@@ -1,4 +1,4 @@
-"""A till without a WebSocket, on a TLS socket of its own: server-sent events, and polls."""
+"""Tills without WebSocket, on a TLS socket: server-sent events and polls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server_sent import ServerSent, events_in
 
 @define(eq=False)
 class Response:
-    """One HTTP answer that is read bit by bit. `status` is known at once."""
+    """An HTTP answer that is read in parts. `status` is known at once."""
 
     _socket: socket.socket
     _answer: HTTPResponse
@@ -38,7 +38,7 @@ class Response:
         body: bytes = b"",
         receive_buffer: int | None = None,
     ) -> Self:
-        """Ask, and wait for the answer's head."""
+        """Send a request, and wait for the head of the answer."""
         asking = ask(daemon, path, headers, method=method, body=body, receive_buffer=receive_buffer)
         answer = HTTPResponse(asking, method=method)
         answer.begin()
@@ -50,12 +50,12 @@ class Response:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The head's fields, their names in lower case."""
+        """The header fields, with names in lower case."""
         return {name.lower(): value for name, value in self._answer.getheaders()}
 
     @property
     def text(self) -> str:
-        """The whole body of an answer that ends."""
+        """Return the whole body of an answer that ends."""
         return self._answer.read().decode()
 
     @property
@@ -63,7 +63,7 @@ class Response:
         return json.loads(self.text)
 
     def take(self, count: int) -> list[ServerSent]:
-        """The next so many events."""
+        """Return the next so many events."""
         deadline = time.monotonic() + WAIT
         while len(self._events) < count:
             if time.monotonic() > deadline or not self.read_some():
@@ -72,19 +72,19 @@ class Response:
         return taken
 
     def take_all(self) -> list[ServerSent]:
-        """The events that have come so far."""
+        """Return the events that have arrived so far."""
         taken, self._events = self._events, []
         return taken
 
     def read_some(self, size: int = 65536) -> bool:
-        """Read what there is; False at the end, which must be a clean one."""
+        """Read available data. Return False at the end, which must be a clean one."""
         some = self._answer.read1(size)
         whole, end, self._unfinished = (self._unfinished + some).rpartition(b"\n\n")
         self._events += events_in(whole + end)
         return bool(some)
 
     def read_to_the_end(self) -> list[ServerSent]:
-        """All events that were not taken yet."""
+        """Return all remaining events."""
         while self.read_some():
             pass
         return self._events
@@ -103,7 +103,7 @@ def ask(
     body: bytes = b"",
     receive_buffer: int | None = None,
 ) -> ssl.SSLSocket:
-    """A socket on which a request was sent, and nothing was read."""
+    """Return a socket on which a request was sent and nothing was read."""
     plain = socket.socket()
     if receive_buffer is not None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -123,7 +123,7 @@ def ask(
 
 
 def once(daemon: Daemon, path: str, headers: Mapping[str, str]) -> tuple[int, Any]:
-    """Status and JSON of one answer."""
+    """Return status and JSON of one answer."""
     response = Response.of(daemon, path, headers)
     with closing(response._socket):
         return response.status, response.json

@@ -1,9 +1,9 @@
-"""Everything that can be said to a posd, said with values that can be recognised.
+"""Send all kinds of requests with recognisable values.
 
-Every operation of the description, so that a new one is in it by itself: with keys of every kind, wrong
-ones, revoked ones and such in the wrong place, with bodies that are right and wrong in many ways, with
-cards, telephone numbers and customers in the path, the query, the headers and the body. Besides it
-every kind of message on a WebSocket, streams, polls and what is no HTTP. What was answered is kept.
+Every operation of the description is called, so that new ones are included: with keys of every kind,
+wrong, revoked and misplaced keys, with valid and invalid bodies, and with cards, telephone numbers and
+customers in the path, query, headers and body. Besides, all kinds of WebSocket messages, streams, polls
+and data that is not HTTP. The answers are recorded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _BY_NAME: Final = {
 _KEPT: Final = (
     *("type", "status", "date", "time", "currency", "kind", "at", "slug", "source", "expires"),
 )
-"""Endings of the names of members whose values are kept, since they would be refused otherwise."""
+"""Endings of names of members whose values are not changed, because they would be refused otherwise."""
 _MESSAGES: Final[Sequence[object]] = (
     {"type": "ping", "id": PAYLOAD.text, "timestamp": CUSTOMER.text},
     {"type": "pong", "note": PAYLOAD.text},
@@ -68,12 +68,12 @@ _MESSAGES: Final[Sequence[object]] = (
     [CARD.text, PHONE.text],
     CUSTOMER.text,
 )
-"""What a till may say, and what it may not."""
+"""Valid and invalid messages of a till."""
 
 
 @frozen
 class Asked:
-    """A request, and what was answered; `rightly` names what the caller may be told."""
+    """A request and its answer. `rightly` names the values that the caller may see."""
 
     what: str
     answer: Answer
@@ -81,7 +81,7 @@ class Asked:
 
 @define(eq=False)
 class Drive:
-    """A daemon, a shop `kitchen` with a neighbour, and everything that is asked there."""
+    """A daemon, a shop `kitchen` with a neighbour, and all requests."""
 
     shop: Shop
     posd: Daemon
@@ -89,7 +89,7 @@ class Drive:
     keys: dict[str, str] = field(init=False, factory=dict)
     operations: list[dict[str, Any]] = field(init=False, factory=list)
     given: Sequence[str] = field(init=False, default=())
-    """The keys that are tried."""
+    """The keys that are used."""
     _peer: Peer | None = field(init=False, default=None)
     _answered: int = field(init=False, default=0)
 
@@ -116,11 +116,11 @@ class Drive:
 
     @property
     def canaries(self) -> list[Canary]:
-        """All that is to be found nowhere."""
+        """Return all values that must not be found."""
         keys = [Canary(f"a key ({name})", key, 11, is_key=True) for name, key in self.keys.items()]
         return [*CUSTOMERS, *keys]
 
-    # -- by HTTP -----------------------------------------------------------------------------
+    # -- HTTP --------------------------------------------------------------------------------
 
     def ask(
         self,
@@ -130,7 +130,7 @@ class Drive:
         body: object = None,
         headers: Mapping[str, str] = {},
     ) -> Answer:
-        """One request, with something that must be told nobody in all its other places too."""
+        """Send a request, with confidential values in all its other places too."""
         sent = {**self._decoys(), "Content-Type": "application/json", **headers}
         if key is not None:
             sent["X-API-Key"] = key
@@ -143,7 +143,7 @@ class Drive:
         return answer
 
     def _keep_new_key(self, answer: Answer) -> None:
-        """What is shown once is to be found nowhere else."""
+        """A new key is shown once, and must not be found elsewhere."""
         if answer.status == 201 and b'"key":"' in answer.body:
             self.keys[f"made as the {len(self.keys)}th"] = answer.json["key"]
 
@@ -178,7 +178,7 @@ class Drive:
         self._peer = None
 
     def everything(self) -> None:
-        """Every operation in every way, and everything besides."""
+        """Call every operation in every way, and send everything else."""
         self.prepare()
         for operation in self.operations:
             self.with_keys(operation)
@@ -189,7 +189,7 @@ class Drive:
         self.tills()
 
     def prepare(self) -> None:
-        """An order, a card and an account that can be asked for."""
+        """Create an order, a card and an account to ask for."""
         platform = self.keys["platform"]
         order = {
             "orderId": ORDER,
@@ -207,7 +207,7 @@ class Drive:
         self.ask("POST", f"/api/kitchen/loyalty/{NATIONAL.text}/add", platform, points)
 
     def with_keys(self, operation: Mapping[str, Any]) -> None:
-        """Every key that there is and none, in the right place and in wrong ones."""
+        """Use every key and no key, in the right place and in wrong ones."""
         body = self.poisoned(operation)
         ask, method = self.ask, operation["method"]
         nobodys = self.values(phone=NATIONAL.text, slug="nobody")
@@ -222,7 +222,7 @@ class Drive:
         ask(method, address, None, body, {"Authorization": f"Bearer {self.keys['unknown']}"})
 
     def with_bodies(self, operation: Mapping[str, Any]) -> None:
-        """What is right in part, and what is not, from somebody who may."""
+        """Send partly valid and invalid bodies with a valid key."""
         key = self.right_key(operation)
         address = self.bounded(address_of(operation, self.values()))
         method, good = operation["method"], self.poisoned(operation)
@@ -257,20 +257,20 @@ class Drive:
             self.ask(method, address, key, good, headers)
 
     def with_the_right_body(self, operation: Mapping[str, Any]) -> None:
-        """What is right, from somebody who may."""
+        """Send a valid body with a valid key."""
         address = self.bounded(address_of(operation, self.values()))
         key, body = self.right_key(operation), self.poisoned(operation)
         for headers in ({}, {"Idempotency-Key": f"I{len(self.asked)}"}):
             self.ask(operation["method"], address, key, body, headers)
 
     def with_methods(self, operation: Mapping[str, Any]) -> None:
-        """Methods that are not there."""
+        """Use methods that do not exist."""
         address = address_of(operation, self.values())
         for method in ("TRACE", CARD.text):
             self.ask(method, address, self.right_key(operation), self.poisoned(operation))
 
     def astray(self) -> None:
-        """Addresses that lead nowhere, and what is no HTTP."""
+        """Use addresses that do not exist, and data that is not HTTP."""
         platform = self.keys["platform"]
         for path in (
             f"/{CARD.text}",
@@ -301,10 +301,10 @@ class Drive:
             answer = self._exchange(raw.encode())
             self.asked.append(Asked(repr(raw), answer))
 
-    # -- the stream, by every road -----------------------------------------------------------
+    # -- the stream, by every transport ------------------------------------------------------
 
     def streams(self) -> None:
-        """Server-sent events, and polls."""
+        """Use server-sent events and polls."""
         key = self.keys["device"]
         for query in ("after=0", "after=0&limit=1", f"after=0&types={CARD.text}", "wait=0"):
             self.ask("GET", f"/api/kitchen/events?{query}", key)
@@ -315,7 +315,7 @@ class Drive:
             peer.said_until(PAYLOAD.text.encode())
 
     def tills(self) -> None:
-        """WebSockets: who is not let in, and what those say who are."""
+        """Open WebSockets that are refused, and WebSockets that send messages."""
         place = f"/ws/pos/kitchen?last_event_id=0&apiKey={self.keys['misplaced']}"
         for key in (None, *self.given):
             headers = {**self._decoys(), "Origin": f"https://{CARD.text}.example"}
@@ -344,7 +344,7 @@ class Drive:
                 peer.close_code()
 
     def say(self, peer: Peer) -> None:
-        """Everything that a till can say, as far as posd lets it."""
+        """Send all messages of a till, until posd closes the connection."""
         for message in _MESSAGES:
             peer.send(frame(TEXT, json.dumps(message).encode()))
         peer.send(frame(TEXT, f'{{"type":"sale","note":"{PAYLOAD.text}'.encode()))
@@ -353,10 +353,10 @@ class Drive:
             while peer.frame().payload != PAYLOAD.text.encode():
                 pass
 
-    # -- what is sent ------------------------------------------------------------------------
+    # -- content of requests -----------------------------------------------------------------
 
     def values(self, **changed: str) -> dict[str, str]:
-        """Of the parts of an address that have a value."""
+        """Return values for the parts of an address."""
         named = {
             "tenant": "kitchen",
             "slug": "kitchen",
@@ -372,22 +372,22 @@ class Drive:
         return next((self.keys[kind] for kind in KINDS if kind in kinds), None)
 
     def bounded(self, address: str) -> str:
-        """An address that is answered soon: what begins a stream asks for something impossible."""
+        """Return an address that is answered soon: a stream is requested with an invalid position."""
         return (
             f"{address}?stream_id={CARD.text}&after=0" if address.endswith("/stream") else address
         )
 
     def poisoned(self, operation: Mapping[str, Any]) -> dict[str, Any]:
-        """The operation's own example with other people in it."""
+        """Return the operation's own example with other people."""
         example = operation["example"] or {}
         if operation["path"] == "/api/admin/tenants":
-            # What a shop is called is no secret.
+            # The name of a shop is not confidential.
             return dict(example)
         return {name: _poisoned(name, value) for name, value in example.items()}
 
 
 def described(posd: Daemon) -> Iterator[dict[str, Any]]:
-    """Every operation of the description."""
+    """Return every operation of the description."""
     whole = posd.request("GET", "/openapi.json").json
     for path, methods in whole["paths"].items():
         for method, operation in methods.items():
@@ -403,14 +403,14 @@ def described(posd: Daemon) -> Iterator[dict[str, Any]]:
 
 
 def address_of(operation: Mapping[str, Any], values: Mapping[str, str]) -> str:
-    """Where an operation is."""
+    """Return the address of an operation."""
     quoted = {name: urllib.parse.quote(value, safe="") for name, value in values.items()}
     address: str = operation["path"].format_map(quoted)
     return address
 
 
 def replaced(value: Any, by: object) -> Any:
-    """A value with something else in the place of everything in it that is plain."""
+    """Return a value with all its scalars replaced."""
     match value:
         case dict():
             return {name: replaced(member, by) for name, member in value.items()}

@@ -1,4 +1,4 @@
-"""A deed of a shop's day as a call of REST, and what has to be answered to it."""
+"""A deed of a shop's day as a REST call, and the check of its answer."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _STATUSES: Final = {
     **dict.fromkeys(("already_earned", "reversed", "card_exists", "order_exists"), 409),
     **dict.fromkeys(("version_mismatch", "invalid_transition"), 409),
 }
-"""What a refusal is answered with."""
+"""The HTTP status of each refusal."""
 
 
 @frozen
 class Answer:
-    """What posd has said to a call; numbers are as they were written."""
+    """posd's answer to a call. Numbers are as they were written."""
 
     status: int
     json: Any
@@ -51,7 +51,7 @@ class Answer:
 
 @define(eq=False)
 class Line:
-    """Somebody's connection, which is kept. `secret` is a key."""
+    """A persistent connection of an actor. `secret` is a key."""
 
     posd: Daemon
     slug: str
@@ -61,14 +61,14 @@ class Line:
     def call(
         self, method: str, path: str, body: object = None, *, once: str | None = None
     ) -> Answer:
-        """Ask, and ask again as long as an earlier call with this key is being worked on."""
+        """Call, and repeat while an earlier call with this key is being processed."""
         while True:
             answer = self._ask(method, path, body, once)
             if answer.json.get("code") != "still_running":
                 return answer
 
     def lose(self, method: str, path: str, body: object, once: str) -> None:
-        """Call, and be gone before there is an answer."""
+        """Call, and disconnect before the answer."""
         self._send(method, path, body, once)
         self.hang_up()
 
@@ -101,12 +101,12 @@ class Line:
 
 
 def _is_over(connection: http.client.HTTPSConnection) -> bool:
-    """Whether posd has hung up meanwhile, as it does when nobody has asked for a while."""
+    """Return whether posd has closed the connection, as it does when it is idle."""
     return connection.sock is not None and bool(select([connection.sock], [], [], 0)[0])
 
 
 def request(slug: str, deed: Deed) -> tuple[str, str, object, str | None]:
-    """A deed as a call: method, path, body, Idempotency-Key."""
+    """Return a deed as a call: method, path, body, Idempotency-Key."""
     if isinstance(deed, Placed):
         order = {"orderId": deed.order_id, **deed.content}
         if deed.road is Road.BROADCAST:
@@ -158,12 +158,12 @@ def _broadcast(
 
 
 def _written(subject: str) -> str:
-    """A card as it is typed, and a number as it is known at home."""
+    """Return a card or a telephone number as people write it."""
     return quote(f"0{subject[3:]}") if subject.startswith("+44") else f"%20{subject.lower()}"
 
 
 def check(happening: Happening, answer: Answer, *, is_first: bool) -> None:
-    """Raises `AssertionError` for an answer that is not what has to come of a deed."""
+    """Check an answer. Raises `AssertionError` if it is not the expected one."""
     deed, outcome, said = happening.deed, happening.outcome, answer.json
     if outcome.is_refusal:
         status = deed.status if isinstance(deed, Malformed) else _STATUSES[outcome.code]
@@ -173,7 +173,7 @@ def check(happening: Happening, answer: Answer, *, is_first: bool) -> None:
         return
     assert answer.status in _successes(deed), answer
     if isinstance(deed, Sold | Moved):
-        # Of a call that was lost nobody knows whether it was that one that has done it.
+        # It is unknown whether a call without an answer was executed.
         assert happening.is_lost or answer.is_replayed is not is_first, answer
         _check_moved(deed, outcome, said)
     elif isinstance(deed, TakenBack):
@@ -188,7 +188,9 @@ def check(happening: Happening, answer: Answer, *, is_first: bool) -> None:
 
 
 def _successes(deed: Deed) -> tuple[int, ...]:
-    """An order that is there already is 200; who asks again with a key is answered as before."""
+    """Return the statuses of a success: 200 if an order exists already. A repetition with a key has the same
+    answer.
+    """
     if isinstance(deed, Sold):
         return (201,)
     return (201, 200) if isinstance(deed, Placed) and deed.road is Road.REST else (200,)

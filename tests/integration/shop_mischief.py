@@ -1,7 +1,7 @@
-"""A shop that means harm: it has CREATE on its own schema, as docs/platform.md grants it, and uses it.
+"""A hostile shop with CREATE on its own schema, which docs/platform.md grants.
 
-What its code does is drawn at random. Wherever the code runs, it first tells PostgreSQL's log if it has more
-rights than that shop.
+The actions of its code are random. Its code first writes to PostgreSQL's log if it has more rights than
+the shop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BODIES: Final = (
     "PERFORM 1 / 0",
     "PERFORM pg_advisory_lock(7097, n) FROM generate_series(0, 9) AS n",
     "PERFORM set_config('search_path', '{schema}', false), set_config('statement_timeout', '0', false)",
-    # It ends the session where that setting is there, from PostgreSQL 17 on.
+    # From PostgreSQL 17 on, this setting ends the session.
     "PERFORM set_config('transaction_timeout', '1', false), pg_sleep(0.1)",
     "PERFORM set_config('idle_in_transaction_session_timeout', '1', false)",
     "LOOP RAISE WARNING 'well'; END LOOP",
@@ -56,7 +56,7 @@ THEFTS: Final = (
     "PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
     "CREATE ROLE thief SUPERUSER",
 )
-"""What must be refused wherever the shop's code runs."""
+"""Actions that must be refused wherever the shop's code runs."""
 TABLES: Final = """
     CREATE TABLE IF NOT EXISTS {schema}.orders (
         id bigint PRIMARY KEY, status text, total_amount numeric, created_at timestamptz DEFAULT now(),
@@ -69,13 +69,13 @@ TABLES: Final = """
 
 @define(eq=False)
 class Mischief:
-    """A tenant `slug`, whose shop does one thing after the other until it is `over`."""
+    """A tenant `slug`. Its shop does one action after the other until it is `over`."""
 
     scene: Shop
     slug: str
     dice: random.Random
     acts: list[str] = field(init=False, factory=list)
-    """What was done, for who has to understand a failure."""
+    """The actions, to explain a failure."""
     _over: threading.Event = field(init=False, factory=threading.Event)
     _thread: threading.Thread | None = field(init=False, default=None)
     _connection: Any = field(init=False, default=None)
@@ -90,11 +90,11 @@ class Mischief:
 
     @property
     def mark(self) -> str:
-        """What is in PostgreSQL's log if code of this shop had more rights than the shop."""
+        """The text in PostgreSQL's log if code of this shop had more rights than the shop."""
         return f"captured by {self.slug} in {parse_dsn(self.scene.dsn)['dbname']}"
 
     def open(self) -> None:
-        """Have the tenant, and the orders of its own, which are hooked."""
+        """Create the tenant and its own order tables with hooks."""
         self.scene.query(
             f"DO $$ BEGIN IF to_regrole('{self.role}') IS NULL THEN CREATE ROLE {self.role} LOGIN; END IF;"
             f" END $$; CREATE SCHEMA {self.schema} AUTHORIZATION posd_owner;"
@@ -126,7 +126,7 @@ class Mischief:
             self._thread.join(30)
 
     def run(self, sql: str, **values: str) -> None:
-        """As the shop. Whatever PostgreSQL thinks of it is its concern."""
+        """Run a statement as the shop, and ignore errors of PostgreSQL."""
         if self._connection is None or self._connection.closed:
             self._connection = psycopg2.connect(make_dsn(self.scene.dsn, user=self.role))
             self._connection.autocommit = True
@@ -137,7 +137,7 @@ class Mischief:
 
     def _work(self) -> None:
         self.run("SET statement_timeout = '2s'; SET lock_timeout = '300ms'")
-        # All of them at once, to begin with.
+        # Begin with all of them.
         self.code_in_items(ENDLESS)
         self.flood()
         while not self._over.is_set():
@@ -164,10 +164,10 @@ class Mischief:
         if self._connection is not None:
             self._connection.close()
 
-    # -- what it does ------------------------------------------------------------------------
+    # -- actions -----------------------------------------------------------------------------
 
     def code(self, body: str | None = None) -> None:
-        """Make {schema}.evil(), which tells on whoever runs it, and then does something."""
+        """Create {schema}.evil(), which reports its role and then does something."""
         body, theft = body or self.dice.choice(BODIES), self.dice.choice(THEFTS).replace("{{", "{")
         theft = theft.replace("}}", "}")
         self.acts.append(f"  {body.strip()[:60]} / {theft[:60]}")
@@ -181,7 +181,7 @@ class Mischief:
             f"  RAISE LOG '{self.mark}: runs in a session of %', session_user; END IF;"
             f" BEGIN {theft}; RAISE LOG '{self.mark}: %', $t${theft}$t$;"
             "  EXCEPTION WHEN query_canceled THEN NULL; WHEN OTHERS THEN NULL; END;"
-            # The shop's own session is to go on.
+            # The shop's own session must continue.
             f" IF session_user <> '{self.role}' THEN {body}; END IF; RETURN 1; END $f$"
         )
 
@@ -233,7 +233,7 @@ class Mischief:
         )
 
     def plant(self) -> None:
-        """Functions and views with names that posd uses."""
+        """Create functions and views with names that posd uses."""
         self.code()
         name = self.dice.choice(
             ("gift_cards", "pos_events", "pos_orders", "pos_adoption", "read_orders")

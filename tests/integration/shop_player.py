@@ -1,4 +1,4 @@
-"""Plays a shop's day against a posd that runs, and holds every answer against what has to come of it."""
+"""Play a shop's day against a running posd, and check every answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CURSOR = """
 
 @define(eq=False)
 class Player:
-    """Everybody who has to do with a shop. `tills` are the four that follow its stream."""
+    """All actors of a shop. `tills` are the four that follow its stream."""
 
     shop: Shop
     posd: Daemon
@@ -46,7 +46,7 @@ class Player:
     tills: dict[str, Follower] = field(init=False)
     lines: dict[str, Line] = field(init=False)
     played: int = field(init=False, default=0)
-    """How many moments are over."""
+    """The number of finished moments."""
     _books: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Player:
             till.come()
 
     def go_home(self) -> bool:
-        """Close the tills, once the database has where they are; whether nothing more was on its way."""
+        """Close the tills when the database has their positions. Return whether no more events arrived."""
         front = self.tills[FRONT]
         assert isinstance(front, SocketTill)
         is_quiet = front.is_up_to_date()
@@ -90,7 +90,7 @@ class Player:
         self._books.close()
 
     def play(self, moment: Moment) -> None:
-        """Everybody does what there is to do, at once; then the tills that are there take the news."""
+        """Do the deeds of a moment concurrently. Then the connected tills receive the events."""
         deeds: dict[str, list[Happening]] = {}
         for happening in moment.happenings:
             deeds.setdefault(happening.actor, []).append(happening)
@@ -138,7 +138,7 @@ class Player:
             check(happening, answer, is_first=is_first)
 
     def _reaching(self, device: str) -> Callable[[int], None]:
-        """How a till waits until the database has its position, and knows that it acknowledges."""
+        """Return how a till waits until the database has its position, and knows that it acknowledges."""
 
         def reached(position: int) -> None:
             until(

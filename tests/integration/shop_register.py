@@ -1,4 +1,4 @@
-"""A shop's own program, which writes its tables by SQL, a transaction a deed, and knows nothing of posd."""
+"""A shop's own program, which writes its tables by SQL, with one transaction for each deed, without posd."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.shop_deeds import Blocked, Changed, Deed, Moved, Placed, Sold, TakenB
 
 @define(eq=False)
 class Register:
-    """A shop's own program, which writes its tables by SQL and knows nothing of posd."""
+    """A shop's own program, which writes its tables by SQL and does not know posd."""
 
     connection: Any
     schema: str
 
     def write(self, deed: Deed, outcome: Outcome) -> None:
-        """One transaction. What the schema refuses was not possible."""
+        """Run a transaction. What the schema refuses was not possible."""
         refused = False
         try:
             with self.connection, self.connection.cursor() as cursor:
@@ -60,7 +60,7 @@ class Register:
             )
 
     def _order(self, cursor: Any, deed: Placed) -> None:
-        """The order first and then its items: posd has to see them all at once."""
+        """Insert the order first and then its items. posd must see them together."""
         row = {_column(name): value for name, value in deed.content.items() if name != "items"}
         self._insert(cursor, "orders", {"id": deed.order_id, **row})
         for line in deed.content["items"]:
@@ -69,7 +69,7 @@ class Register:
             self._insert(cursor, "order_items", {"order_id": deed.order_id, **item})
 
     def _update(self, cursor: Any, deed: Changed) -> None:
-        """A column each, in a statement each, as careless programs do."""
+        """Update each column with a statement of its own, as careless programs do."""
         for name, value in deed.members.items():
             cursor.execute(
                 f"UPDATE {self.schema}.orders SET {_column(name)} = %s WHERE id = %s",
@@ -90,7 +90,7 @@ class Register:
     def _append(
         self, cursor: Any, move: Moved, key: str | None, original: int | None = None
     ) -> None:
-        """Continue the chain of a card or a customer, with nobody else at it."""
+        """Append to the chain of a card or a customer, without concurrent writers."""
         table, owner, change = _LEDGERS[move.ledger]
         subject: object = move.subject
         if move.ledger == POINTS:
@@ -130,7 +130,7 @@ _LEDGERS: Final = {
 
 
 def _column(name: str) -> str:
-    """The column of `orders` that a member of an order stands in."""
+    """Return the column of `orders` for a member of an order."""
     return "discount_amount" if name == "discount" else snake(name)
 
 

@@ -1,4 +1,4 @@
-"""The tills of a shop's day: each follows the stream on a road of its own, and keeps what it was told."""
+"""The tills of a shop's day: each follows the stream with its own transport, and records the events."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.integration.wire import Till as Socket
 
 @define(eq=False)
 class Follower(ABC):
-    """A till. `heard` are all events that it was told, `position` is where it is in the stream.
+    """A till. `heard` has all its events, and `position` is its position.
 
-    `reached` waits until the database has its position: a till that leaves without naming it later
-    goes on from there.
+    `reached` waits until the database has its position: a till that leaves and does not name it later
+    resumes there.
     """
 
     posd: Daemon
@@ -35,24 +35,24 @@ class Follower(ABC):
     names_position: ClassVar[bool] = False
 
     def come(self) -> None:
-        """Be there, and go on from where it was."""
+        """Connect, and resume."""
         self._connect()
         self.is_there = True
 
     def go(self) -> None:
-        """Leave, with whatever is on its way unread."""
+        """Leave. Data under way is not read."""
         if not self.names_position:
             self.reached(self.position)
         self.hang_up()
 
     def hang_up(self) -> None:
-        """Be gone, as often as one likes."""
+        """Close the connection. May be called repeatedly."""
         if self.is_there:
             self.is_there = False
             self._hang_up()
 
     def follow(self, head: int) -> None:
-        """Take what there is up to this position, and acknowledge it."""
+        """Receive the events up to this position, and acknowledge."""
         if self.position >= head:
             return
         while self.position < head:
@@ -73,7 +73,7 @@ class Follower(ABC):
 
     @abstractmethod
     def _next(self) -> list[bytes]:
-        """What comes next, as it came."""
+        """Return the next event as it was received."""
 
     @abstractmethod
     def _acknowledge(self) -> None: ...
@@ -81,7 +81,7 @@ class Follower(ABC):
 
 @define(eq=False)
 class SocketTill(Follower):
-    """Over a WebSocket; it comes back without a word about where it was."""
+    """A till with WebSocket, which does not name its position."""
 
     _socket: Socket = field(init=False)
     _read: int = field(init=False, default=0)
@@ -90,12 +90,12 @@ class SocketTill(Follower):
         self._socket.send(message)
 
     def is_up_to_date(self) -> bool:
-        """Whether nothing more is on its way."""
+        """Return whether no more data is under way."""
         return self._socket.next_is_pong(self.position)
 
     def _connect(self) -> None:
         self._socket = Socket.dial(self.posd, f"/ws/pos/{self.slug}", self.headers)
-        # The first frame is posd's greeting.
+        # The first frame is `connected`.
         self._read = 0
 
     def _hang_up(self) -> None:
@@ -112,7 +112,7 @@ class SocketTill(Follower):
 
 @define(eq=False)
 class StreamTill(Follower):
-    """By server-sent events; it says where it was when it comes back."""
+    """A till with server-sent events, which names its position."""
 
     names_position: ClassVar[bool] = True
     _stream: Response = field(init=False)
@@ -142,15 +142,15 @@ class StreamTill(Follower):
 
 @define(eq=False)
 class PollTill(Follower):
-    """By polls; the position that it names is its acknowledgement."""
+    """A till with polls. The position that it names is its acknowledgement."""
 
     names_position: ClassVar[bool] = True
 
     def _connect(self) -> None:
-        """There is nothing to hold on to."""
+        """Do nothing: there is no connection."""
 
     def _hang_up(self) -> None:
-        """Nor to let go."""
+        """Do nothing: there is no connection."""
 
     def _next(self) -> list[bytes]:
         return [jsontext.encode(each) for each in self._poll(wait=10)["events"]]
@@ -166,7 +166,7 @@ class PollTill(Follower):
 
 
 class _Answer:
-    """An answer that is read with its numbers as they are written."""
+    """An answer with its numbers as they are written."""
 
     def __init__(self, posd: Daemon, path: str, headers: dict[str, str]) -> None:
         self.response = Response.of(posd, path, headers)

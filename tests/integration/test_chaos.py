@@ -1,4 +1,4 @@
-"""Calamities under load: what fails comes back, and no till notices more than a pause."""
+"""Failures under load: the failed part recovers, and tills notice only a pause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integration.wire_case import until
 
 
 class ProcessTests(ChaosCase):
-    """posd dies."""
+    """posd is killed."""
 
     def test_posd_is_killed_and_started_again(self) -> None:
         posd = self.node()
@@ -43,7 +43,7 @@ class ProcessTests(ChaosCase):
 
 
 class ServerTests(ChaosCase):
-    """PostgreSQL goes down, and comes back with all that was committed."""
+    """PostgreSQL stops, and restarts with all committed data."""
 
     def test_postgresql_is_restarted(self) -> None:
         load = self.busy(self.node())
@@ -111,7 +111,7 @@ class BackendTests(ChaosCase):
 
 
 class NotifyTests(ChaosCase):
-    """NOTIFY is a hint: everything works without it, a little later."""
+    """NOTIFY is a hint: without it everything works, a little later."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -126,7 +126,7 @@ class NotifyTests(ChaosCase):
         def calamity() -> None:
             self.proxy.deaf = True
             load.past(load.head())
-            # A doorman that is awake is not rung, so there may be no notification by itself.
+            # An awake doorman is not notified, so there may be no notification otherwise.
             self.shop.query("NOTIFY posd_outbox")
 
         self.survives(load, "every NOTIFY lost", calamity)
@@ -144,7 +144,7 @@ class NotifyTests(ChaosCase):
 
 
 class NodesTests(ChaosCase):
-    """Two nodes that share nothing but the database."""
+    """Two nodes that share only the database."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -155,7 +155,7 @@ class NodesTests(ChaosCase):
         return int(count)
 
     def entered(self, till: Till) -> None:
-        """Wait until a connection is in the books, where other nodes find it."""
+        """Wait until a connection is stored in the database, where other nodes find it."""
         known = "SELECT 1 FROM dinedesk_main.pos_connections WHERE connection_id = %s::uuid"
         mine = (till.connected["connectionId"],)
         until(lambda: self.shop.query(known, mine), "it is in the books")

@@ -1,8 +1,8 @@
-"""A database that is restored from an older backup, or replaced by a standby: who is told, who goes on.
+"""A database that is restored from an older backup, or replaced by a standby: which tills reload.
 
-Tills that know a future that is lost are told so, where posd can know it: by the fingerprint of the database
-(a dump, a copy and a promoted standby have another one), or because a head is behind what was delivered. All
-others go on where they are.
+A till that has seen lost events is told to reload, if posd can know it: by the fingerprint of the
+database (a dump, a copy and a promoted standby have another one), or because the head is before the
+delivered events. All other tills resume.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _AT_BACKUP, _LOST, _SINCE = 20, 10, 15
 
 
 class RestoreCase(ChaosCase):
-    """Twenty events are in the backup, ten more are lost, fifteen are new."""
+    """Twenty events are in the backup, ten more are lost, and fifteen are new."""
 
     def setUp(self) -> None:
         super().setUp()
         self.posd = self.node()
 
     def live_till(self) -> Till:
-        """One that has received it all, lost events too, and stays connected."""
+        """Connect a till that has received all events, including lost ones, and stays connected."""
         till = self.dial(self.posd, "?last_event_id=0")
         self.ids(till, _AT_BACKUP, 1)
         return till
@@ -41,7 +41,7 @@ class RestoreCase(ChaosCase):
         self.assertEqual(taken, list(range(first, first + count)))
 
     def assert_told(self, posd: Daemon, stream: str) -> None:
-        """Tills that have lost events are told to reload, and no others."""
+        """Assert that exactly the tills with lost events are told to reload."""
         self.assertNotEqual(self.stream(), stream)
         for position in (0, _AT_BACKUP - 5, _AT_BACKUP):
             till = self.dial_again(posd, f"?last_event_id={position}&stream_id={stream}")
@@ -63,12 +63,12 @@ class RestoreCase(ChaosCase):
         ended = till.ended()
         report("older backup restored → connected tills sent away", time.monotonic() - began)
         self.assertIn(ended.code, (1001, 1006))
-        # The greeting and every event of the lost history; not one of the new.
+        # `connected` and every event of the lost stream, and no new event.
         self.assertEqual(len(till.frames), 1 + _AT_BACKUP + _LOST)
 
 
 class LogicalTests(RestoreCase):
-    """A copy takes the place of the database, as a dump that was loaded does."""
+    """A copy replaces the database, like a dump that was loaded."""
 
     def admin(self, *statements: str) -> None:
         with closing(psycopg2.connect(self.server.dsn())) as connection:
@@ -78,7 +78,7 @@ class LogicalTests(RestoreCase):
                     cursor.execute(statement)
 
     def alone(self, *statements: str) -> None:
-        """Run statements that nobody may be connected to the database for."""
+        """Run statements that require that the database has no connections."""
         self.admin(
             "ALTER DATABASE posd ALLOW_CONNECTIONS false",
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'posd'",
@@ -104,7 +104,7 @@ class LogicalTests(RestoreCase):
         stream = till.connected["streamId"]
         began = time.monotonic()
         self.restore()
-        # At once, and beyond where the tills stand: what counts is whose history it is.
+        # At once beyond the positions of the tills, because the stream id decides.
         self.publish(_SINCE)
         self.assert_sent_away(till, began)
         self.assert_told(self.posd, stream)
@@ -166,7 +166,7 @@ class DataFolderCase(RestoreCase):
         return self.server.folder / "data"
 
     def down(self) -> None:
-        """Kill PostgreSQL, and wait for the last process of it to be gone."""
+        """Kill PostgreSQL, and wait for the end of its last process."""
         self.server.kill()
         until(lambda: not self.processes(), "all backends are gone")
 
@@ -181,7 +181,7 @@ class DataFolderCase(RestoreCase):
         return found
 
     def keep(self) -> Path:
-        """A copy of the data directory as it is now."""
+        """Copy the data directory as it is now."""
         backup = self.server.folder / "backup"
         self.down()
         subprocess.run(["cp", "-a", self.data(), backup], check=True)
@@ -195,7 +195,7 @@ class DataFolderCase(RestoreCase):
 
 
 class PhysicalTests(DataFolderCase):
-    """The data directory is put back as it was: nothing about the database itself says so."""
+    """The data directory is restored. The database itself has no sign of it."""
 
     def test_while_posd_runs(self) -> None:
         self.publish(_AT_BACKUP)
@@ -224,7 +224,7 @@ class PromotionTests(DataFolderCase):
     """A standby takes over."""
 
     def promote(self) -> None:
-        """Let the data directory be that of a standby, and promote it."""
+        """Make the data directory that of a standby, and promote it."""
         (self.data() / "standby.signal").touch()
         self.server.restart()
         with closing(psycopg2.connect(self.server.dsn())) as connection:
@@ -244,7 +244,7 @@ class PromotionTests(DataFolderCase):
         return found
 
     def test_that_has_everything(self) -> None:
-        """Position 3 of 5: events 4 and 5 still come, and no till reloads."""
+        """The till is at position 3 of 5: it receives the events 4 and 5 without a reload."""
         first = self.dial(self.posd, "?last_event_id=0", device="POS_BAR_1")
         legacy, live = self.dial(self.posd), self.dial(self.posd, "?last_event_id=0")
         stream = live.connected["streamId"]
@@ -278,7 +278,7 @@ class PromotionTests(DataFolderCase):
             self.ids(legacy, 1, 6)
 
     def test_that_lacks_events(self) -> None:
-        """Tills that have lost events reload, the others go on."""
+        """Tills with lost events reload, and the others resume."""
         self.publish(_AT_BACKUP)
         till = self.live_till()
         stream = till.connected["streamId"]

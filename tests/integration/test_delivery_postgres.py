@@ -1,7 +1,7 @@
-"""Every till gets exactly what was committed after its position: in order, each once a connection.
+"""Every till receives exactly the events committed after its position: in order, each once per connection.
 
-On a real PostgreSQL, with two nodes on one database, writers on every road at every isolation level,
-some of whom roll back, and tills that come and go. The seed is printed, so a failure can be had again.
+The test uses a real PostgreSQL, two nodes on one database, writers of all kinds and isolation levels,
+with rollbacks, and tills that come and go. It prints its seed, so that a failure can be repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SEED = os.environ.get("POSD_TEST_SEED")
 
 
 class DeliveryTests(SynchronousTestCase):
-    """The same property under loads of different kinds."""
+    """The same property under different loads."""
 
     def setUp(self) -> None:
         self.shop, first = running(_LIMITS)

@@ -1,4 +1,4 @@
-"""No file descriptor is left: nobody spins or dies, and everything comes back with the descriptors."""
+"""Without free file descriptors posd neither spins nor ends, and recovers when descriptors are free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DescriptorTests(ChaosCase):
         return len(list(Path(f"/proc/{self.posd.pid}/fd").iterdir()))
 
     def use_up(self) -> None:
-        """Leave the daemon a few descriptors, and take them with connections that say nothing."""
+        """Leave a few descriptors to the daemon, and use them with silent connections."""
         few = self.open_files() + 5
         resource.prlimit(self.posd.pid, resource.RLIMIT_NOFILE, (few, self.limits[1]))
         for _ in range(40):
@@ -44,12 +44,12 @@ class DescriptorTests(ChaosCase):
             resource.prlimit(self.posd.pid, resource.RLIMIT_NOFILE, self.limits)
 
     def cpu_seconds(self) -> float:
-        """What the daemon has used of the processor so far."""
+        """Return the seconds of processor time of the daemon so far."""
         fields = Path(f"/proc/{self.posd.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def busy_for(self, seconds: float) -> float:
-        """The part of a processor that the daemon uses in the next seconds."""
+        """Return the share of a processor that the daemon uses in the next seconds."""
         before, began = self.cpu_seconds(), time.monotonic()
         time.sleep(seconds)
         used = (self.cpu_seconds() - before) / (time.monotonic() - began)
@@ -59,7 +59,7 @@ class DescriptorTests(ChaosCase):
     def test_tills_that_are_there_are_served_and_others_afterwards(self) -> None:
         till = self.dial(self.posd)
         self.use_up()
-        # Some wait in the backlog and cannot be accepted: the reactor is told of them all the time.
+        # Some connections wait in the backlog and cannot be accepted. The reactor is notified continuously.
         self.assertLess(self.busy_for(1.5), 0.7)
         self.publish(1)
         self.assertEqual(till.receive()["id"], 1)
@@ -72,7 +72,7 @@ class DescriptorTests(ChaosCase):
         self.assertEqual((till.receive()["id"], other.receive()["id"]), (2, 2))
 
     def allow_none(self) -> None:
-        """Let nothing be opened any more, not even in the place of what is closed."""
+        """Let no file be opened any more, even after others are closed."""
         resource.prlimit(self.posd.pid, resource.RLIMIT_NOFILE, (3, self.limits[1]))
 
     def test_where_not_even_the_reserve_can_be_used_clients_wait_and_posd_rests(self) -> None:

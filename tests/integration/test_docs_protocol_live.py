@@ -15,7 +15,7 @@ CALLS = "docs/rest.md"
 
 
 class AddressTests(SynchronousTestCase):
-    """One posd, asked for everything in the page."""
+    """A posd that is asked for all addresses of the page."""
 
     def setUp(self) -> None:
         self.shop = Shop.open()
@@ -33,7 +33,7 @@ class AddressTests(SynchronousTestCase):
             for kind in ("tenant", "platform", "admin"):
                 key = self.shop.key(kind, None if kind == "admin" else "kitchen")
                 body = {"tenant": "kitchen", "type": "notice", "event": {}, "data": {}}
-                # An answer that does not end is refused, after it was looked who asks.
+                # An answer without an end is refused, after authentication.
                 answer = self.posd.request(
                     row[1],
                     filled(row[0].strip("`")),
@@ -73,5 +73,5 @@ class AddressTests(SynchronousTestCase):
 
 
 def filled(address: str) -> str:
-    """An address with something in place of each {name}."""
+    """Return an address with a value for each {name}."""
     return re.sub(r"\{.*?\}", "kitchen", address)

@@ -1,4 +1,4 @@
-"""docs/rest.md, run from its top to its end: every call, and what it is answered with."""
+"""Run docs/rest.md from top to end: every call, and its answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHANCE = re.compile(r'("(?:streamId|transactionId|key|preview|next)":)"[^"]+"')
 
 
 class PageTests(SynchronousTestCase):
-    """The tenant `kitchen`, and somebody with a shell who does what the page says."""
+    """The tenant `kitchen`, and a user with a shell who follows the page."""
 
     def setUp(self) -> None:
         if shutil.which("curl") is None:
@@ -64,7 +64,7 @@ class PageTests(SynchronousTestCase):
         return actions[block.language, block.words[0]]
 
     def operate(self, block: Block) -> None:
-        """Make the keys, and remember them for the calls."""
+        """Create the keys, and store them for the calls."""
         posctl = f'posctl() {{ "{sys.executable}" -m posd.cli --dsn "{self.shop.dsn}" "$@"; }}\n'
         names = re.findall(r"^([A-Z]+)=", block.text, re.MULTILINE)
         shown = self.bash(posctl + block.text + "".join(f'echo "${name}"\n' for name in names))
@@ -72,8 +72,8 @@ class PageTests(SynchronousTestCase):
         self.keys = dict(zip(names, keys, strict=True))
 
     def call(self, block: Block) -> None:
-        # What was moved becomes an event in a moment, and the page shows it in its order; and who has read
-        # the stream leaves the books in a moment.
+        # A movement becomes an event after a moment, and the page shows it in order. A reader of the stream
+        # is removed from the database after a moment.
         for table in ("pos_outbox", "pos_connections"):
             waiting = f"SELECT 1 FROM dinedesk_main.{table} LIMIT 1"
             until(lambda: not self.shop.query(waiting))  # noqa: B023  over before the next
@@ -89,7 +89,7 @@ class PageTests(SynchronousTestCase):
             self.assertEqual(steady(body), steady(block.text))
 
     def be_sent(self, block: Block) -> None:
-        """The events that begin a stream, without their data, in this order."""
+        """Return the first events of a stream, without their data, in this order."""
         lines = [line for line in self.said.splitlines() if line.startswith(("event:", "id:"))]
         shown = block.text.splitlines()
         self.assertEqual(lines[: len(shown)], shown)
@@ -113,7 +113,7 @@ class PageTests(SynchronousTestCase):
 
 
 class CompletenessTests(SynchronousTestCase):
-    """The page has everything that there is."""
+    """The page has all operations."""
 
     def test_every_operation_is_called(self) -> None:
         called = [call(block.text) for block in documents.blocks(PAGE) if block.of("sh", "call")]
@@ -129,12 +129,12 @@ class CompletenessTests(SynchronousTestCase):
 
 
 def pattern(path: str) -> str:
-    """Of the addresses that a template stands for."""
+    """Return a pattern for the addresses of a template."""
     return re.sub(r"{\w+}", "[^/]+", path)
 
 
 def call(script: str) -> tuple[str, str]:
-    """The method and the address of a call by curl."""
+    """Return the method and the address of a call by curl."""
     method = re.search(r"-X ([A-Z]+)", script)
     default = "POST" if " -d " in script else "GET"
     address = re.search(r'"\$POSD(/[^"?]*)', script)
@@ -143,12 +143,12 @@ def call(script: str) -> tuple[str, str]:
 
 
 def steady(text: str) -> str:
-    """An answer on one line, without what is different each time."""
+    """Return an answer on one line, without values that differ each time."""
     return _CHANCE.sub(r'\1"…"', comparable(text))
 
 
 def is_part(shown: object, whole: object) -> bool:
-    """Whether everything that is shown is there; of lists, at the same places."""
+    """Return whether an answer contains all of an example; lists at the same places."""
     if isinstance(shown, Mapping) and isinstance(whole, Mapping):
         return all(name in whole and is_part(shown[name], whole[name]) for name in shown)
     if isinstance(shown, list) and isinstance(whole, list):

@@ -64,7 +64,7 @@ class LiveCase(SynchronousTestCase):
         return self.connection(f"/ws/pos/kitchen{query}", {"X-API-Key": key})
 
     def connection(self, path: str, headers: dict[str, str]) -> Till:
-        till = Till.knock(self.posd, path, headers)
+        till = Till.try_handshake(self.posd, path, headers)
         self.addCleanup(till.hang_up)
         return till
 
@@ -387,10 +387,10 @@ class TryTests(SynchronousTestCase):
         # A till can connect before the demonstration has noticed that posd is ready.
         assert process.stdout is not None
         for told in process.stdout:
-            if "runs again as process" in told:
+            if "it was restarted as process" in told:
                 break
         else:
-            self.fail("the demo ended without a word about the posd that was killed")
+            self.fail("the demonstration did not report the posd that was killed")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=300)
         self.assertEqual(process.returncode, 0, out)

@@ -1,4 +1,4 @@
-"""posctl doctor and audit beside a posd that runs, with TLS and a till."""
+"""`posctl doctor` and `posctl audit` beside a running posd, with TLS and a till."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.cli_runner import as_role, posctl
 from tests.integration.wire_case import WireCase, until
 
 QUICK = ("fsync", "full_page_writes", "synchronous_commit")
-"""What a server of tests leaves out, and no other should."""
+"""Settings for speed of a test server, which no other server should have."""
 
 
 class LiveTests(WireCase):

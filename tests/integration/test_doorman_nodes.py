@@ -1,4 +1,4 @@
-"""Two daemons at one database: one is the doorman, and the other one takes over when it is gone or hangs."""
+"""Two daemons on one database: one is the doorman, and the other takes over if it ends or hangs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TakingOverTests(SynchronousTestCase):
         self.admin = self.shop.key("admin", None)
 
     def start(self) -> tuple[Daemon, Daemon]:
-        """The doorman, and another node with a till."""
+        """Start the doorman, and another node with a till."""
         doorman = self.shop.start()
         self.until(lambda: self.is_doorman(doorman), "the first node is the doorman")
         other = self.shop.start()
@@ -46,7 +46,7 @@ class TakingOverTests(SynchronousTestCase):
             time.sleep(0.02)
 
     def came(self) -> None:
-        """An order that is placed now comes to the till."""
+        """Assert that a new order reaches the till."""
         order_id = self.shop.order()
         message = self.till.receive(_SECONDS)
         while message["type"] != "new_order":

@@ -1,4 +1,4 @@
-"""A daemon that is stopped while tills are connected; tests/system does it with two thousand."""
+"""A daemon that is stopped while tills are connected. tests/system has the test with two thousand."""
 
 from __future__ import annotations
 

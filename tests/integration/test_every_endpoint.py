@@ -1,4 +1,4 @@
-"""Every endpoint that the description has: who may ask it, and what one tenant learns of another."""
+"""Every endpoint of the description: who may call it, and that tenants learn nothing of each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: Final = ("tenant", "device", "platform", "admin")
 WHO: Final = {
     "GET /api/{tenant}/health": TILLS | PLATFORM | ADMIN,
     "GET /api/{tenant}/pos-status": TILLS | PLATFORM | ADMIN,
-    # The stream, and what tills say of orders.
+    # The stream, and reports of tills about orders.
     "GET /api/{tenant}/events": TILLS,
     "GET /api/{tenant}/events/stream": TILLS,
     "POST /api/{tenant}/events/ack": TILLS,
@@ -35,7 +35,7 @@ WHO: Final = {
     "POST /api/{tenant}/orders/print": TILLS,
     "POST /api/{tenant}/heartbeat": TILLS,
     "POST /api/{tenant}/reports/daily": TILLS,
-    # Ledgers: used by both, sold by the platform.
+    # Ledgers, which both use. Platforms sell.
     "GET /api/{tenant}/gift-cards/{cardNumber}/balance": LEDGERS,
     "POST /api/{tenant}/gift-cards/{cardNumber}/deduct": LEDGERS,
     "POST /api/{tenant}/gift-cards/{cardNumber}/reverse": LEDGERS,
@@ -44,7 +44,7 @@ WHO: Final = {
     "POST /api/{tenant}/loyalty/{phone}/redeem": LEDGERS,
     "POST /api/{tenant}/loyalty/{phone}/reverse": LEDGERS,
     "POST /api/{tenant}/gift-cards": PLATFORM,
-    # What the platform calls.
+    # Calls of platforms.
     "POST /api/{tenant}/orders": PLATFORM,
     "GET /api/{tenant}/orders/{orderId}": PLATFORM,
     "PATCH /api/{tenant}/orders/{orderId}": PLATFORM,
@@ -60,16 +60,16 @@ WHO: Final = {
     "POST /api/admin/tenants/{slug}/terminals/{deviceId}/disconnect": ADMIN,
     "GET /health": ADMIN,
     "GET /metrics": ADMIN,
-    # Anybody.
+    # Public.
     "GET /health/live": frozenset[str](),
     "GET /health/ready": frozenset[str](),
     "GET /openapi.json": frozenset[str](),
     "GET /docs": frozenset[str](),
 }
-"""Which kinds of keys may ask what; nobody: no key is asked for."""
+"""The kinds of keys that may call each operation. `nobody`: no key is needed."""
 
 SECRET: Final = "Greta of the grill"
-"""A customer's name that no answer about the kitchen may have."""
+"""A customer's name that no answer about `kitchen` may contain."""
 
 IN_BOTH: Final = {
     "cardNumber": "CARD-1",
@@ -78,7 +78,7 @@ IN_BOTH: Final = {
     "deviceId": "front",
     "slug": "kitchen",
 }
-"""The same names in both shops, so that whatever is mixed up is found."""
+"""The same names in both shops, so that a mix-up is found."""
 
 OF_GRILL: Final = {
     "cardNumber": "CARD-GRILL",
@@ -91,7 +91,7 @@ OF_GRILL: Final = {
 
 @frozen
 class Called:
-    """An operation as it is called: the description's words, and an address."""
+    """An operation: the description's path, and an address."""
 
     name: str
     method: str
@@ -107,7 +107,7 @@ class Called:
 
 
 class Scene:
-    """Two shops with the same names in both, and keys of every kind for each."""
+    """Two shops with the same names, and keys of every kind for each."""
 
     def __init__(self, shop: Shop, posd: Daemon) -> None:
         self.shop, self.posd = shop, posd
@@ -165,7 +165,7 @@ class Scene:
         return self.posd.request(called.method, address, body, key=key, headers=headers)
 
     def begin_stream(self, address: str, key: str | None) -> Reply:
-        """The head of the answer, and of a stream what comes first."""
+        """Return the head of an answer, and the beginning of a stream."""
         connection = http.client.HTTPSConnection(
             "localhost", self.posd.port, timeout=300, context=self.posd.tls()
         )
@@ -180,7 +180,7 @@ class Scene:
             connection.close()
 
     def state(self, slug: str) -> dict[str, object]:
-        """What there is in a shop's schema, but for how far its orders have come on their way."""
+        """Return the content of a shop's schema, without the print statuses of its orders."""
         tables = self.shop.query(
             "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind IN ('r', 'v')",
             (f"dinedesk_{slug}",),
@@ -224,7 +224,7 @@ class KindTests(EveryEndpointCase):
         for called in self.scene.operations:
             for kind in KINDS if called.kinds else ():
                 with self.subTest(operation=called.name, kind=kind):
-                    # Nothing of this name is there, so that nothing is changed.
+                    # Nothing has this name, so nothing is changed.
                     values = {**OF_GRILL, "slug": "nobody"}
                     reply = self.scene.ask(called, "kitchen", values, self.kitchen[kind])
                     code = (reply.json or {}).get("code")

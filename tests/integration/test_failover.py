@@ -1,6 +1,6 @@
-"""A real primary and its standby: the standby is promoted under load, and posd follows it.
+"""A real primary and its standby: the standby is promoted under load, and posd follows.
 
-`tests.failover` does the same with Patroni, for as long as it is told.
+`tests.failover` does the same with Patroni, for as long as wanted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.integration.wire_case import until
 def query(
     server: PostgresServer, sql: str, *parameters: object, dbname: str = "postgres"
 ) -> list[Any]:
-    """Run a statement as the superuser of this very server; its rows, if it has any."""
+    """Run a statement as the superuser of this server. Return its rows, if it has any."""
     with closing(psycopg2.connect(server.dsn(dbname))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -46,11 +46,11 @@ _AWAY_SECONDS: Final = 0.02
 
 
 class FailoverCase(ChaosCase):
-    """A shop on a primary that a standby follows, and a connection string that names both."""
+    """A shop on a primary with a standby, and a connection string that names both."""
 
     def setUp(self) -> None:
         ports = (free_port(), free_port())
-        # What is told to be committed is in the kernel at least; nobody cuts the power here.
+        # A confirmed commit is at least in the kernel, which suffices without a power failure.
         confirmed = {"synchronous_commit": "on", "listen_addresses": "127.0.0.1"}
         self.server = test_server().another(settings={**confirmed, "port": str(ports[0])})
         self.addCleanup(self.server.stop)
@@ -83,7 +83,7 @@ class FailoverCase(ChaosCase):
         self.wait_for_standby("streaming", sync_state="sync")
 
     def move_standby_away(self, seconds: float) -> Proxy:
-        """Let what the standby says, its confirmations too, arrive so much later."""
+        """Delay the standby's messages, including its confirmations, by so much."""
         port = int(parse_dsn(self.shop.dsn)["port"].split(",")[0])
         proxy = Proxy(self.server.folder, port, delay=seconds)
         proxy.start()
@@ -111,12 +111,12 @@ class FailoverCase(ChaosCase):
         until(lambda: query(self.standby, replayed) == [(True,)], "the standby has it all", 300)
 
     def fail_over(self) -> None:
-        """The primary dies and stays away; the standby takes over."""
+        """Kill the primary for good, and promote the standby."""
         self.server.kill()
         self.standby.promote()
 
     def busy_with_all(self, *nodes: Daemon) -> Load:
-        """Writers on every road, and tills of every transport, with a name and without."""
+        """Start writers of all kinds, and tills of all transports, with a device id and without."""
         load = Load(self.shop, SLUG, nodes)
         self.addCleanup(load.abort)
         load.start(4, 6, kinds=ALL_KINDS, pace=0.04)
@@ -125,7 +125,7 @@ class FailoverCase(ChaosCase):
 
 
 class BootstrapTests(FailoverCase):
-    """A database is made while the standby, which is asked first, is behind."""
+    """A database is created while the standby, which is asked first, is behind."""
 
     def test_bootstrap_waits_until_the_standby_knows_the_new_database(self) -> None:
         names = parse_dsn(self.shop.dsn)
@@ -149,7 +149,7 @@ class SynchronousTests(FailoverCase):
         self.replicate_synchronously()
 
     def test_a_promotion_under_load_loses_moves_and_repeats_nothing(self) -> None:
-        """The standby is in another building."""
+        """The standby has a long round-trip time."""
         self.move_standby_away(_AWAY_SECONDS)
         self.wait_for_standby("streaming", sync_state="sync")
         posd = self.node()
@@ -200,7 +200,7 @@ class SynchronousTests(FailoverCase):
 
 
 class AsynchronousTests(FailoverCase):
-    """The standby lags behind, and what it lacks is lost with the primary."""
+    """The standby is behind, and its missing data is lost with the primary."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -211,7 +211,7 @@ class AsynchronousTests(FailoverCase):
         self.stream_id = self.behind.connected["streamId"]
         self.sees([self.behind, self.ahead, self.unnamed], 1, 3)
         self.behind.hang_up()
-        # The standby knows the device: one whose first acknowledgement is lost is new to it.
+        # The standby knows the device. A device whose first acknowledgement is lost is new to it.
         self.ahead.send({"type": "ack", "id": 3})
         acked = "SELECT 1 FROM dinedesk_main.pos_cursors WHERE device_id = 'POS_BAR_2' AND acked_seq = 3"
         until(
@@ -259,7 +259,7 @@ class AsynchronousTests(FailoverCase):
 
 
 class AsynchronousLoadTests(FailoverCase):
-    """The same with tills of every transport, which come and go on two nodes while events are lost."""
+    """The same with tills of all transports, which come and go on two nodes while events are lost."""
 
     def test_the_tills_that_saw_what_is_lost_are_told_and_no_others(self) -> None:
         nodes = self.node(), self.node()
@@ -281,7 +281,7 @@ class AsynchronousLoadTests(FailoverCase):
         self.assertNotEqual(load.resyncs(), [])
 
     def visits(self, load: Load) -> str:
-        """What each till was told and sent, connection by connection."""
+        """Return what each till received, for each connection."""
         return "\n".join(
             f"till {number} ({rover.transport}, {'named' if rover.named else 'unnamed'}): "
             + "; ".join(

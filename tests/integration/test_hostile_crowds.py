@@ -1,4 +1,4 @@
-"""Connections that are slow, silent, too many or no TLS: they are cut off, and no till waits for them."""
+"""Connections that are slow, silent, too many or without TLS are closed, and no till waits for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST: Final = 300.0
 
 @define(eq=False)
 class Crowd:
-    """So many TCP connections on which nothing is ever said."""
+    """Many TCP connections without data."""
 
     daemon: Daemon
     _sockets: dict[int, socket.socket] = field(init=False, factory=dict)
@@ -41,12 +41,12 @@ class Crowd:
             self._sockets[one.fileno()] = one
 
     def count(self) -> int:
-        """How many have not been cut off yet; looks for the fifth of a second."""
+        """Return how many are still open, after a fifth of a second."""
         poll = select.poll()
         for number in self._sockets:
             poll.register(number, select.POLLIN)
         for number, _ in poll.poll(200):
-            # Nothing is ever sent to them, so this is the end.
+            # Nothing is sent to them, so this is the end.
             self._sockets.pop(number).close()
         return len(self._sockets)
 
@@ -82,7 +82,7 @@ class CrowdTests(HostileCase):
         until(lambda: self.open_files() < 60, "sockets are closed")
 
     def slow_ones(self) -> Iterator[tuple[str, Peer, Iterator[bytes]]]:
-        """Peers and what they say, a little at a time."""
+        """Return peers and their data, which they send slowly."""
         hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
         live = request("GET", "/health/live")
         upgrade = request("GET", f"/ws/pos/{self.slug}", [*handshake(), ("X-API-Key", self.key)])
@@ -117,7 +117,7 @@ class CrowdTests(HostileCase):
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         crowd = Crowd(self.posd)
         self.addCleanup(crowd.leave)
-        # The daemon has the limit that it was started with.
+        # The daemon has the limit of its start.
         crowd.gather(min(_CROWD, soft - 300))
         return crowd
 
@@ -133,21 +133,21 @@ class CrowdTests(HostileCase):
     def test_more_connections_than_a_tenant_may_have(self) -> None:
         device = {"X-Device-ID": "till-1"}
         inside = [self.till(headers=device) for _ in range(4)]
-        refused = self.knock(self.key, headers=device)
+        refused = self.try_handshake(self.key, headers=device)
         self.assert_refused(refused, 429, "too_many_connections")
         self.assertIn("retry-after", refused.headers)
         inside[0].close()
-        until(lambda: self.knock(self.key, headers=device).status == 101, "a place is free")
+        until(lambda: self.try_handshake(self.key, headers=device).status == 101, "a place is free")
 
 
 class NoTLSTests(HostileCase):
-    """What is not TLS 1.2 or newer gets nothing."""
+    """Data that is not TLS 1.2 or newer gets no answer."""
 
     def assert_no_answer(self, data: bytes) -> None:
         peer = self.peer(bare=True)
         peer.send(data)
         said = peer.rest(5.0)
-        # An alert of TLS at most.
+        # At most a TLS alert.
         self.assertIn(said[:1], (b"", b"\x15"))
         self.assertLess(len(said), 32)
 
@@ -200,7 +200,7 @@ class NoTLSTests(HostileCase):
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         context.set_max_proto_version(SSL.TLS1_2_VERSION)
         with socket.create_connection(("127.0.0.1", self.posd.port), 10.0) as plain:
-            # pyOpenSSL wants a socket that blocks, without a time limit of Python's.
+            # pyOpenSSL needs a blocking socket without a timeout of Python's.
             plain.setblocking(True)
             connection = SSL.Connection(context, plain)
             connection.set_connect_state()
@@ -212,7 +212,7 @@ class NoTLSTests(HostileCase):
                 connection.recv(1)
 
     def test_any_name_gets_the_one_certificate(self) -> None:
-        """The name that is asked for (RFC 6066 §3) is looked at by nobody, so it can be anything."""
+        """posd ignores the requested name (RFC 6066 §3), so it can be anything."""
         seen = set()
         for name in (None, b"localhost", b"example.org", b"192.0.2.1", b"\xff\x01;'", b"a." * 127):
             with self.subTest(name=name), Peer.dial(self.posd, bare=True) as peer:
@@ -247,14 +247,14 @@ class NoTLSTests(HostileCase):
         counted = "SELECT count(*) FROM dinedesk_main.pos_connected JOIN dinedesk_main.tenants"
         mine = f"{counted} AS t ON t.id = tenant_id WHERE t.slug = '{self.slug}'"
         until(lambda: self.shop.query(mine) == [(0,)], "nobody is left")
-        self.assertEqual(self.knock(self.key).status, 101)
+        self.assertEqual(self.try_handshake(self.key).status, 101)
 
 
 _CHUNKED: Final = b"POST /broadcast HTTP/1.1\r\nHost: posd\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def _drip(data: bytes) -> Iterator[bytes]:
-    """A byte every half a second, in the end nothing."""
+    """Yield a byte every half a second, and then nothing."""
     due = time.monotonic()
     for byte in data:
         while time.monotonic() < due:

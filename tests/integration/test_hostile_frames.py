@@ -1,4 +1,4 @@
-"""Frames that RFC 6455 forbids, and messages that are too large, too many or not what they should be."""
+"""Frames that RFC 6455 forbids, and messages that are too large, too many or invalid."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def _close(code: int, reason: bytes = b"") -> bytes:
 
 
 class ForbiddenFrameTests(HostileCase):
-    """The connection is failed with the code that RFC 6455 §7.4.1 has for it, and is soon gone."""
+    """posd fails the connection with the code of RFC 6455 §7.4.1, and soon closes it."""
 
     def assert_failed(self, code: int, *wrongs: bytes) -> None:
-        """Each fails its connection. The peers never answer the Close frames: they go all the same."""
+        """Assert that each fails its connection. The peers do not answer the Close frames; posd closes
+        nevertheless.
+        """
         tills = [(wrong, self.till()) for wrong in wrongs]
         for wrong, till in tills:
             till.send(wrong)
@@ -80,7 +82,7 @@ class ForbiddenFrameTests(HostileCase):
 
 
 class SizeTests(HostileCase):
-    """64 KiB are a message, one byte more is not, and none costs more memory than that."""
+    """A message may have 64 KiB and not one byte more, and uses no more memory than that."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -136,10 +138,10 @@ class SizeTests(HostileCase):
 
 
 class FloodTests(HostileCase):
-    """Who sends without end, or does not read, harms nobody but itself."""
+    """A till that sends without end, or does not read, affects only itself."""
 
     def flood(self, *frames: bytes, device: str = "till-1") -> Peer:
-        """A till that sends this again and again until posd takes no more; it reads nothing."""
+        """Let a till send this repeatedly until posd reads no more. It reads nothing."""
         till, neighbour = self.till(headers={"X-Device-ID": device}), self.neighbours_till()
         before = self.memory()
         chunk = b"".join(frames)
@@ -222,7 +224,7 @@ class FloodTests(HostileCase):
 
 
 class DeafTillTests(HostileCase):
-    """A till that does not read costs what its outbox holds, and delays nobody."""
+    """A till that does not read uses the memory of its send queue, and delays no other till."""
 
     def test_what_a_deaf_till_costs(self) -> None:
         deaf = [self.till(headers={"X-Device-ID": f"deaf-{n}"}) for n in range(8)]
@@ -234,9 +236,9 @@ class DeafTillTests(HostileCase):
                 pass
             self.assertEqual(message["data"]["n"], number)
         self.assert_served(neighbour)
-        # Of 6 MB for each of eight only the outboxes, and what is on its way in TLS and TCP.
+        # Of 6 MB for each of eight tills, only the send queues and the buffers of TLS and TCP.
         self.assertLess(self.memory() - before, 10)
-        # Whoever reads again has it all, in order.
+        # A till that reads again receives everything, in order.
         for till in deaf[:2]:
             numbers = [till.message()["data"]["n"] for _ in range(60)]
             self.assertEqual(numbers, list(range(60)))

@@ -1,4 +1,4 @@
-"""Requests that no client of good will sends: ambiguous, endless, oversized, and those in disguise."""
+"""Hostile requests: ambiguous, endless, oversized, and disguised."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _NOTE: Final = b'{"type":"note","data":{}}'
 
 
 class SmugglingTests(HostileCase):
-    """Where a proxy and posd could see two different requests, posd sees none."""
+    """posd refuses what a proxy and posd could parse as two different requests."""
 
     def setUp(self) -> None:
         super().setUp()
         self.platform = self.make_key("platform")
 
     def post(self, *headers: bytes, body: bytes = b"") -> bytes:
-        """A publication with a valid key and these header lines."""
+        """Return a publication with a valid key and these header lines."""
         first = b"POST /api/%b/events HTTP/1.1\r\n" % self.slug.encode()
         lines = b"".join(line + b"\r\n" for line in (b"Host: posd", *headers))
         key = b"X-API-Key: %b\r\n" % self.platform.encode()
         return first + lines + key + b"\r\n" + body
 
     def head(self) -> int:
-        """How many events the tenant has."""
+        """Return the number of events of the tenant."""
         ((count,),) = self.shop.query(f"SELECT count(*) FROM {self.schema}.pos_sync_logs")
         return int(count)
 
     def assert_ended(self, raw: bytes, *later: bytes) -> None:
-        """It is answered with 400 and nothing else, the connection is over, nothing was published."""
+        """Assert that the only answer is 400, the connection ends, and nothing was published."""
         with self.peer() as peer:
             peer.send(raw)
             answer = peer.answer()
@@ -149,7 +149,7 @@ class SmugglingTests(HostileCase):
         self.assert_ended(raw.replace(b"Host: localhost\r\n", b""))
 
     def test_what_comes_behind_the_chunks_is_no_header(self) -> None:
-        """Trailers are read and thrown away (RFC 9110 §6.5.1)."""
+        """Trailers are read and discarded (RFC 9110 §6.5.1)."""
         body = b"19\r\n" + _NOTE + b"\r\n0\r\nX-Tenant-ID: other\r\nHost: other\r\n\r\n"
         with self.peer() as peer:
             peer.send(self.post(b"Transfer-Encoding: chunked", body=body))
@@ -170,7 +170,7 @@ class SmugglingTests(HostileCase):
                 lines = "".join(f"{name}: {value}\r\n" for name, value in body).encode()
                 peer.send(upgrade[:-2] + lines + b"\r\n")
                 peer.send(self.post(b"Content-Length: 25", body=_NOTE) * 2)
-                # Where what came too early is lost, the connection stands and answers.
+                # If early data is dropped, the connection stays open and answers.
                 peer.head()
                 peer.send(frame(PING, b"still there?"))
                 self.assertNotIn(b"HTTP/1.1 2", peer.said_until(b"still there?"))
@@ -178,7 +178,7 @@ class SmugglingTests(HostileCase):
 
 
 class DisguiseTests(HostileCase):
-    """Methods, versions and addresses that are not the usual ones."""
+    """Unusual methods, versions and addresses."""
 
     def test_methods_that_an_address_does_not_know(self) -> None:
         for method in ("OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "PROPFIND", "get", "CONNECT"):
@@ -234,7 +234,7 @@ class DisguiseTests(HostileCase):
                 self.assertEqual(self.ask("GET", target, key=self.key).status, 404)
 
     def test_a_target_in_absolute_form_is_for_posd(self) -> None:
-        """RFC 9112 §3.2.2: a server takes it, whatever host it names."""
+        """RFC 9112 §3.2.2: a server accepts it, whatever host it names."""
         for target in ("http://localhost/health/live", "HTTPS://example.org:444/health/live"):
             self.assertEqual(self.ask("GET", target).status, 200)
 
@@ -244,12 +244,12 @@ class DisguiseTests(HostileCase):
         self.assertNotIn("twisted", answer.headers["server"].lower())
 
     def test_a_client_that_offers_http_2_is_answered_in_http_1_1(self) -> None:
-        """As Java's HttpClient and `curl --http2` do without TLS."""
+        """Like Java's HttpClient and `curl --http2` without TLS."""
         offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AA"}
         self.assertEqual(self.ask("GET", "/health/live", headers=offer).status, 200)
 
     def test_headers_that_webserver_and_library_read_differently(self) -> None:
-        """The handshake is judged once; whatever else a client sends has no effect."""
+        """The handshake is judged once. Other headers have no effect."""
         for number, (name, value) in enumerate(
             (
                 ("Origin", "http://[::1"),
@@ -266,7 +266,7 @@ class DisguiseTests(HostileCase):
         ):
             with self.subTest(name=name, value=value):
                 key = self.make_key("device", f"till-{number}")
-                answer = self.knock(key, headers=[(name, value)])
+                answer = self.try_handshake(key, headers=[(name, value)])
                 self.assertEqual(answer.status, 101)
                 self.assertNotIn("sec-websocket-extensions", answer.headers)
 
@@ -290,8 +290,8 @@ class DisguiseTests(HostileCase):
 
     def test_a_fragment_or_a_query_string_is_told_nobody(self) -> None:
         for path in (f"?a={self.secret}", f"?a=b#{self.secret}", f"?{self.secret}#{self.secret}"):
-            self.knock(self.key, path=f"/ws/pos/{self.slug}{path}")
-            self.knock("wrong", path=f"/ws/pos/{self.slug}{path}")
+            self.try_handshake(self.key, path=f"/ws/pos/{self.slug}{path}")
+            self.try_handshake("wrong", path=f"/ws/pos/{self.slug}{path}")
             self.ask("POST", f"/api/{self.slug}/events{path}", {"type": 5}, key=self.key)
 
     def test_bytes_that_are_no_utf_8_make_no_fault(self) -> None:
@@ -310,7 +310,7 @@ class DisguiseTests(HostileCase):
 
 
 class SizeTests(HostileCase):
-    """What is too large is refused before it has come, and costs no memory."""
+    """Too large requests are refused before they have arrived, and use no memory."""
 
     def assert_refused_and_gone(self, peer: Peer, status: int, code: str) -> None:
         answer: Answer = peer.answer()
@@ -390,7 +390,7 @@ class SizeTests(HostileCase):
 
 
 class WrongProtocolTests(HostileCase):
-    """What is spoken on a port that speaks something else: both ends learn which."""
+    """The wrong protocol on a port: both ends are told which protocol is right."""
 
     def assert_logged(self, words: str) -> None:
         until(lambda: words in self.posd.log()[self._logged :], words)
@@ -421,7 +421,7 @@ class WrongProtocolTests(HostileCase):
         self.assert_logged("a client speaks the PROXY protocol on port")
 
     def test_tls_is_spoken_whatever_comes_in_pieces(self) -> None:
-        """The first piece may be one byte; what it begins is left to OpenSSL."""
+        """The first piece may be one byte. OpenSSL reads the rest."""
         with self.peer(bare=True) as peer:
             peer.send(b"\x16")
             peer.send(b"\x03\x01\x00\x01\x00")
@@ -431,7 +431,7 @@ class WrongProtocolTests(HostileCase):
 
 
 class BrowserTests(HostileCase):
-    """People who type an address, and pages that would be tills."""
+    """People who type an address into a browser, and pages that try to be tills."""
 
     def test_what_browsers_ask_for_by_themselves_is_404_and_no_noise(self) -> None:
         headers = {
@@ -478,16 +478,18 @@ class BrowserTests(HostileCase):
             self.assertIn(f" {got.status} ".encode(), head.partition(b"\r\n")[0])
 
     def test_a_page_cannot_be_a_till(self) -> None:
-        """It can send no header with a handshake, so it has no key; and a preflight is not answered."""
+        """A page cannot send headers with a handshake, so it has no key. posd does not answer a preflight
+        request.
+        """
         page = [("Origin", "https://till.example"), ("Sec-Fetch-Site", "cross-site")]
         path = f"/ws/pos/{self.slug}?apiKey={self.key}"
-        self.assert_refused(self.knock(None, path=path, headers=page), 401, "unauthorized")
+        self.assert_refused(self.try_handshake(None, path=path, headers=page), 401, "unauthorized")
         preflight = [*page, ("Access-Control-Request-Method", "POST")]
         answer = self.ask("OPTIONS", f"/api/{self.slug}/events/ack", headers=preflight)
         self.assert_refused(answer, 405, "method_not_allowed")
         self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
 
     def test_a_program_in_an_electron_app_is_a_till(self) -> None:
-        """Its main process sends headers, and an Origin that means nothing here."""
+        """Its main process sends headers, and an Origin that posd ignores."""
         till = self.till(headers={"Origin": "file://"})
         self.assert_alive(till)

@@ -1,4 +1,4 @@
-"""JSON that is deep, huge, ambiguous or no JSON: by WebSocket, by REST, by SQL, and out again to tills."""
+"""JSON that is deep, huge, ambiguous or invalid: by WebSocket, by REST, by SQL, and back to tills."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _NO_JSON: Final = (
 
 
 class FromTillsTests(HostileCase):
-    """What a till says: an error for it, and the connection stays up."""
+    """Messages of a till: an error for each, and the connection stays open."""
 
     def said(self, till: Peer, text: bytes) -> str:
-        """The code of the error that a message is answered with."""
+        """Return the code of the error that answers a message."""
         till.send(frame(TEXT, text))
         message = till.message()
         self.assertEqual(message["type"], "error", text[:40])
@@ -133,7 +133,7 @@ class FromTillsTests(HostileCase):
 
 
 class FromPlatformsTests(HostileCase):
-    """What a platform publishes by REST: a refusal, or exactly what it said."""
+    """Publications by REST: a refusal, or exactly the sent data."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -301,7 +301,7 @@ class FromPlatformsTests(HostileCase):
 
 
 class FromDatabasesTests(HostileCase):
-    """What a shop publishes by SQL: a failed event with a reason, and nobody else is held up."""
+    """Publications by SQL: a failed event with a reason, and no delay for others."""
 
     def assert_fails(self, data: str, reason: str) -> None:
         neighbour = self.neighbours_till()
@@ -322,7 +322,7 @@ class FromDatabasesTests(HostileCase):
         self.assertEqual(self.next_note(till), 2)
 
     def test_as_deep_as_postgresql_itself_can_read(self) -> None:
-        """Such a value can be read and not be written again from within a function."""
+        """Such a value can be read, but not written again inside a function."""
         till = self.till()
         shallow, deep = 1000, 200_000
         probe = "SELECT ('{\"a\":' || repeat('[', %s) || repeat(']', %s) || '}')::jsonb IS NULL"
@@ -339,7 +339,9 @@ class FromDatabasesTests(HostileCase):
 
     def test_numbers(self) -> None:
         till = self.till()
-        """One with more than forty digits is published as a string: nobody can be told to send another."""
+        """A number with more than forty digits becomes a string, because its sender cannot be asked to
+        repeat.
+        """
         self.publish('{"n":1e39,"m":-0.00}')
         self.assertEqual(till.message()["data"], {"n": 10**39, "m": 0})
         for number in ("1e40", "9" * 10_000, "1e-16000", "-1.5e300"):
@@ -351,7 +353,7 @@ class FromDatabasesTests(HostileCase):
         self.assertEqual(self.next_note(till), 6)
 
     def test_numbers_that_are_a_gigabyte_of_text(self) -> None:
-        """Some kilobytes of jsonb; the shop's statement may fail at it, posd may not."""
+        """Some kilobytes of jsonb. The shop's statement may fail, but posd may not."""
         till, neighbour = self.till(), self.neighbours_till()
         before = self.memory()
         for count in (20, 500):
@@ -380,7 +382,7 @@ class FromDatabasesTests(HostileCase):
         self.assertEqual(self.shop.query(failed), [(9,)])
 
     def test_notifications_that_nobody_sent(self) -> None:
-        """Anybody who can connect to the database may NOTIFY anything."""
+        """Any role that can connect to the database may NOTIFY anything."""
         till, neighbour = self.till(), self.neighbours_till()
         tenant = "SELECT id FROM dinedesk_main.tenants WHERE slug = %s"
         ((number,),) = self.shop.query(tenant, (self.neighbour,))
@@ -404,7 +406,7 @@ class FromDatabasesTests(HostileCase):
         self.assertEqual(self.next_note(till), 1)
 
     def next_note(self, till: Peer) -> int:
-        """The position of a note that is published now, after whatever was on its way."""
+        """Return the position of a note that is published now, after earlier data."""
         self.publish({"mark": True})
         while (message := till.message())["data"] != {"mark": True}:
             pass

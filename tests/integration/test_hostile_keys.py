@@ -1,4 +1,4 @@
-"""Keys that do not fit: one answer for each, nothing of another tenant, and an end for who is inside."""
+"""Invalid keys: one answer for all, no information about other tenants, and closed connections."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NOTE = {"type": "note", "data": {"n": 1}}
 
 
 class WrongKeyTests(HostileCase):
-    """Whatever is wrong with a key, a stranger learns nothing by it."""
+    """An invalid key reveals nothing, whatever is wrong with it."""
 
     def everywhere(self, key: str | None, slug: str) -> list[Answer]:
-        """What three faces of posd say to a key at one tenant's door."""
+        """Return the answers of three interfaces of posd to a key at one tenant."""
         return [
-            self.knock(key, slug=slug),
+            self.try_handshake(key, slug=slug),
             self.ask("POST", f"/api/{slug}/events", _NOTE, key=key),
             self.ask("POST", "/broadcast", {"tenant": slug, "event": _NOTE}, key=key),
         ]
@@ -61,7 +61,7 @@ class WrongKeyTests(HostileCase):
     def test_a_key_in_the_url_is_none(self) -> None:
         for name in ("apiKey", "api_key", "key", "token", "access_token"):
             path = f"/ws/pos/{self.slug}?{name}={self.key}"
-            self.assert_refused(self.knock(None, path=path), 401, "unauthorized")
+            self.assert_refused(self.try_handshake(None, path=path), 401, "unauthorized")
 
     def test_other_ways_to_present_a_key_are_none(self) -> None:
         for name, value in (
@@ -72,7 +72,7 @@ class WrongKeyTests(HostileCase):
             ("X-Api_Key", self.key),
             ("Proxy-Authorization", f"Bearer {self.key}"),
         ):
-            answer = self.knock(None, headers=[(name, value)])
+            answer = self.try_handshake(None, headers=[(name, value)])
             self.assert_refused(answer, 401, "unauthorized")
 
     def test_each_kind_of_key_does_what_it_may_and_nothing_of_another_tenant(self) -> None:
@@ -108,7 +108,7 @@ class WrongKeyTests(HostileCase):
         path = f"/api/{self.slug}/events"
         answer = self.ask("POST", path, _NOTE, key=platform, headers=foreign)
         self.assert_refused(answer, 403, "tenant_mismatch")
-        self.assert_refused(self.knock(self.key, headers=foreign), 403, "tenant_mismatch")
+        self.assert_refused(self.try_handshake(self.key, headers=foreign), 403, "tenant_mismatch")
         path = f"/api/{self.neighbour}/events"
         own = [("X-Tenant-ID", self.slug)]
         answer = self.ask("POST", path, _NOTE, key=platform, headers=own)
@@ -119,7 +119,7 @@ class WrongKeyTests(HostileCase):
         sql = ("'--", "%27%20OR%201=1--", "kitchen%22;DROP%20SCHEMA%20dinedesk_main;--")
         for name in (*names, *sql):
             with self.subTest(name=name):
-                door = self.knock(self.key, path=f"/ws/pos/{name}")
+                door = self.try_handshake(self.key, path=f"/ws/pos/{name}")
                 self.assert_refused(door, 400, "invalid_tenant")
                 answer = self.ask("POST", f"/api/{name}/events", _NOTE, key=self.key)
                 self.assert_refused(answer, 400, "invalid_tenant")
@@ -127,10 +127,10 @@ class WrongKeyTests(HostileCase):
     def test_malformed_names_of_devices_are_told_so(self) -> None:
         for name in ("", " ", "a" * 129, "\xc2\x85", "\x80\xff", "tab\there", "\xe2\x80\xae"):
             with self.subTest(name=name):
-                answer = self.knock(self.key, headers=[("X-Device-ID", name)])
+                answer = self.try_handshake(self.key, headers=[("X-Device-ID", name)])
                 self.assert_refused(answer, 400, "invalid_device")
         sql = "'); DELETE FROM dinedesk_main.pos_devices; --"
-        self.assertEqual(self.knock(self.key, headers=[("X-Device-ID", sql)]).status, 101)
+        self.assertEqual(self.try_handshake(self.key, headers=[("X-Device-ID", sql)]).status, 101)
         named = "SELECT device_id FROM dinedesk_main.pos_devices WHERE device_id = %s"
         self.assertEqual(self.shop.query(named, (sql,)), [(sql,)])
 
@@ -146,20 +146,22 @@ class WrongKeyTests(HostileCase):
         ):
             with self.subTest(query=query[:40]):
                 path = f"/ws/pos/{self.slug}?{query}"
-                self.assert_refused(self.knock(self.key, path=path), 400, "invalid_position")
+                self.assert_refused(
+                    self.try_handshake(self.key, path=path), 400, "invalid_position"
+                )
 
 
 class RevokedKeyTests(HostileCase):
-    """Who is inside when a key ends is sent home within a second, and does not get in again."""
+    """Connections of a key that becomes invalid are closed within a second, and cannot reconnect."""
 
     def assert_ends(self, key: str, statement: str, *parameters: object) -> None:
         till = self.till(key)
         self.shop.query(statement, parameters or None)
         self.assertEqual(till.close_code(), 4001)
-        self.assert_refused(self.knock(key), 401, "unauthorized")
+        self.assert_refused(self.try_handshake(key), 401, "unauthorized")
 
     def column_key(self) -> str:
-        """A key as operators are used to set it."""
+        """Set a key in the column, as operators used to."""
         key = f"pos_{os.urandom(32).hex()}"
         self.keys.append(key)
         self.shop.query(
@@ -210,7 +212,7 @@ class RevokedKeyTests(HostileCase):
             (self.key,),
         )
         self.assertEqual(till.close_code(), 4001)
-        self.assert_refused(self.knock(self.key), 401, "unauthorized")
+        self.assert_refused(self.try_handshake(self.key), 401, "unauthorized")
 
     def test_nobody_elses_connection_ends_with_it(self) -> None:
         other, neighbour = self.till(self.make_key()), self.neighbours_till()
@@ -219,7 +221,7 @@ class RevokedKeyTests(HostileCase):
         self.assert_served(neighbour)
 
     def test_a_key_is_revoked_while_it_is_looked_up(self) -> None:
-        """However the two meet, nobody is inside with a key that is revoked."""
+        """In both orders, no connection with a revoked key stays open."""
         for _ in range(10):
             key = self.make_key()
             peer = self.peer()
@@ -238,7 +240,7 @@ class RevokedKeyTests(HostileCase):
 
 
 class FailedAttemptTests(HostileCase):
-    """Whoever guesses is slowed down; whoever has a key is not."""
+    """Attempts with guessed keys are slowed down, and attempts with valid keys are not."""
 
     configuration = "[limits]\nfailed_auth_per_minute = 5"
     _places = itertools.count(2)
@@ -250,14 +252,14 @@ class FailedAttemptTests(HostileCase):
     def exhaust(self) -> None:
         for _ in range(5):
             self.assert_refused(
-                self.knock(f"pos_{'0' * 64}", source=self.place), 401, "unauthorized"
+                self.try_handshake(f"pos_{'0' * 64}", source=self.place), 401, "unauthorized"
             )
 
     def test_after_too_many_one_is_told_to_wait_on_every_face(self) -> None:
         self.exhaust()
         for answer in (
-            self.knock("wrong-key", source=self.place),
-            self.knock(None, source=self.place),
+            self.try_handshake("wrong-key", source=self.place),
+            self.try_handshake(None, source=self.place),
             self.ask("POST", f"/api/{self.slug}/events", _NOTE, source=self.place),
             self.ask("POST", "/broadcast", _NOTE, key="wrong-key", source=self.place),
             self.ask("GET", "/health", source=self.place),
@@ -267,7 +269,7 @@ class FailedAttemptTests(HostileCase):
 
     def test_a_valid_key_still_opens(self) -> None:
         self.exhaust()
-        self.assertEqual(self.knock(self.key, source=self.place).status, 101)
+        self.assertEqual(self.try_handshake(self.key, source=self.place).status, 101)
         platform = self.make_key("platform")
         answer = self.ask(
             "POST", f"/api/{self.slug}/events", _NOTE, key=platform, source=self.place
@@ -277,10 +279,12 @@ class FailedAttemptTests(HostileCase):
     def test_other_addresses_are_not_concerned(self) -> None:
         self.exhaust()
         other = f"127.0.1.{self.place.rpartition('.')[2]}"
-        self.assert_refused(self.knock("wrong-key", source=other), 401, "unauthorized")
+        self.assert_refused(self.try_handshake("wrong-key", source=other), 401, "unauthorized")
 
     def test_nobody_has_another_address_by_saying_so(self) -> None:
         self.exhaust()
         for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Client-IP"):
-            answer = self.knock("wrong-key", headers=[(name, "192.0.2.1")], source=self.place)
+            answer = self.try_handshake(
+                "wrong-key", headers=[(name, "192.0.2.1")], source=self.place
+            )
             self.assert_refused(answer, 429, "too_many_attempts")

@@ -1,4 +1,4 @@
-"""What costs posd memory or the time of its one thread: bounded, and another tenant feels nothing of it."""
+"""Loads on posd's memory and on its thread are bounded, and another tenant is not affected."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.integration.wire_case import until
 MEBIBYTE: Final = 1024 * 1024
 _ORDERS: Final = 24
 _NOTES: Final = "x" * 50_000
-"""They stand in an order twice, under two names."""
+"""Each is in an order twice, under two names."""
 _CROWD: Final = 120
 
 
 class UnreadAnswerTests(HostileCase):
-    """A tenant whose open orders are some two mebibytes, and clients that ask for them and do not read."""
+    """A tenant with two MiB of open orders, and clients that request them and do not read."""
 
-    # As much as they like: it is not the rate that bounds these answers.
+    # Unlimited, because the rate must not bound these answers.
     configuration = HostileCase.configuration + '\nbytes_per_second_per_credential = "1GiB"'
 
     def setUp(self) -> None:
@@ -33,7 +33,7 @@ class UnreadAnswerTests(HostileCase):
         self.path = f"/api/{self.slug}/orders/pending?limit=500"
 
     def deaf(self, key: str) -> Peer:
-        """A client that has the beginning of its answer, and reads no further."""
+        """Return a client that has read the beginning of its answer."""
         peer = Peer.dial(self.posd, receive_buffer=16 * 1024)
         self.addCleanup(peer.close)
         peer.send(request("GET", self.path, [("X-API-Key", key)]))
@@ -44,17 +44,17 @@ class UnreadAnswerTests(HostileCase):
         neighbour, before = self.neighbours_till(), self.memory()
         crowd = [self.deaf(self.key) for _ in range(_CROWD)]
         self.assert_served(neighbour)
-        # Of 120 MiB of answers 16, and what is on its way in TLS and TCP.
+        # Of 120 MiB of answers only 16, and the buffers of TLS and TCP.
         self.assertLess(self.memory() - before, 75)
         answer = self.ask("GET", self.path, key=self.make_key())
         self.assertEqual(answer.status, 200)
         self.assertLessEqual(len(answer.body), MEBIBYTE)
         self.assertTrue(answer.json["hasMore"])
-        # Those that were given up, and in the end all of them.
+        # First those that were given up, and in the end all.
         until(lambda: gone(crowd) >= _CROWD - 30, "the oldest gave way")
         until(lambda: gone(crowd) == _CROWD, "nobody is waited for", seconds=60)
         self.assert_served(neighbour)
-        # It does not wait for the garbage collector either.
+        # This does not wait for the garbage collector.
         self.assertLess(self.memory() - before, 50)
 
     def test_a_client_that_reads_slowly_gets_all_of_it(self) -> None:
@@ -66,7 +66,7 @@ class UnreadAnswerTests(HostileCase):
 
 
 def gone(peers: Sequence[Peer]) -> int:
-    """To how many posd has hung up; nothing is read."""
+    """Return how many connections posd has closed. Nothing is read."""
     poll = select.poll()
     for peer in peers:
         poll.register(peer.socket.fileno(), select.POLLRDHUP)
@@ -74,10 +74,10 @@ def gone(peers: Sequence[Peer]) -> int:
 
 
 class HostileTextTests(HostileCase):
-    """Texts that cost much to read, from who may send them: each is answered, and others are served."""
+    """Texts that are expensive to parse, with valid keys: each is answered, and others are served."""
 
     def texts(self, size: int) -> list[bytes]:
-        """JSON objects of about so many bytes."""
+        """Return JSON objects of about so many bytes."""
         units = (b"1e399", b"1e9", b"{}", b"[]", b"9" * 400, b'{"a":[{}]}', b"[" * 30 + b"]" * 30)
         filled = [b",".join([unit] * ((size - 60) // (len(unit) + 1))) for unit in units]
         padded = b",".join([b"1e9".ljust(11)] * ((size - 60) // 12))

@@ -1,4 +1,4 @@
-"""Rates on a daemon that runs: who is over one is held up, and nobody else is."""
+"""Rate limits on a running daemon: a client above its rate is delayed, and no other client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOTE: Final = {"type": "note", "data": {"n": 1}}
 _TRIES: Final = 1000
 _FOR_A_TENANT: Final = b"dinedesk_main.pos_credentials("
 _FOR_ANYBODY: Final = b"ORDER BY k.tenant_id NULLS FIRST"
-"""By these a statement is known that looks a key up (`posd.store.credentials`)."""
+"""A text in the statement that looks up a key (`posd.store.credentials`)."""
 
 
 @shared
@@ -44,7 +44,7 @@ def watched(stack: ExitStack, configuration: str) -> tuple[Shop, Daemon, Proxy]:
 
 
 class RatesCase(HostileCase):
-    """A key may send one request a second and 64 KiB, ten seconds' worth at once."""
+    """A key may send one request and 64 KiB per second, with bursts of ten seconds."""
 
     configuration = (
         "[limits]\nfailed_auth_per_minute = 5\nrequests_per_second_per_credential = 1\n"
@@ -64,11 +64,11 @@ class RatesCase(HostileCase):
 
     @property
     def lookups(self) -> int:
-        """How many statements have asked what a key opens."""
+        """Return how many statements have looked up a key."""
         return self.proxy.asked[_FOR_A_TENANT] + self.proxy.asked[_FOR_ANYBODY]
 
     def flood(self, what: bytes, count: int, peers: int) -> list[Answer]:
-        """The answers to so many requests on some connections, each asked as fast as it is answered."""
+        """Return the answers to so many requests on some connections, without pauses."""
         answers: list[Answer] = []
 
         def ask(peer: Peer, times: int) -> None:
@@ -87,15 +87,15 @@ class RatesCase(HostileCase):
         return answers
 
     def refused_after(self, ask: Callable[[], int]) -> int:
-        """How many requests are answered before one is too much."""
+        """Return how many requests are answered before the first refusal."""
         return next(count for count in range(_TRIES) if ask() == 429)
 
 
 class StrangerTests(RatesCase):
-    """Who has no valid key."""
+    """Clients without a valid key."""
 
-    def knocks(self, count: int) -> Counter[int]:
-        """So many wrong keys, each another one, at a till's door; a few on each connection."""
+    def try_wrong_keys(self, count: int) -> Counter[int]:
+        """Send handshakes with different wrong keys, a few on each connection."""
         statuses: Counter[int] = Counter()
         for number in range(0, count, 20):
             with self.peer(source=self.place) as peer:
@@ -111,10 +111,10 @@ class StrangerTests(RatesCase):
     def test_wrong_keys_cost_no_statement(self) -> None:
         neighbour, before = self.neighbours_till(), self.lookups
         self.assertGreater(before, 0)
-        knocks = self.knocks(4000)
+        try_wrong_keys = self.try_wrong_keys(4000)
         self.assert_served(neighbour)
-        self.assertEqual(knocks.keys(), {401, 429})
-        self.assertEqual(knocks[401], 5)
+        self.assertEqual(try_wrong_keys.keys(), {401, 429})
+        self.assertEqual(try_wrong_keys[401], 5)
         for path in ("/broadcast", "/health", f"/api/{self.slug}/events", "/api/admin/tenants"):
             answer = self.ask("POST", path, _NOTE, key=f"wrong-{path}", source="127.0.9.9")
             self.assertIn(answer.status, (401, 405))
@@ -132,39 +132,39 @@ class StrangerTests(RatesCase):
         self.assertEqual((answer.status, code), (429, "too_many_requests"))
         self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
         for address in ("/docs", "/health", "/broadcast", "/nothing"):
-            # One a second is answered.
+            # One per second is answered.
             tries = [self.ask("GET", address, source=self.place).status for _ in range(3)]
             self.assertIn(429, tries, address)
         self.assertEqual(self.ask("GET", "/health/ready", source=self.place).status, 200)
-        self.assertEqual(self.knock(self.key, source=self.place).status, 101)
+        self.assertEqual(self.try_handshake(self.key, source=self.place).status, 101)
         self.assertEqual(self.ask("POST", path, _NOTE, key=key, source=self.place).status, 201)
 
     def test_a_key_that_was_made_just_now_opens_from_there_too(self) -> None:
-        self.knocks(400)
+        self.try_wrong_keys(400)
         for _ in range(5):
-            # Until the notification has come it is a stranger's.
+            # Until the notification arrives, the key is unknown.
             key = self.make_key()
             until(
-                lambda key=key: self.knock(key, source=self.place).status == 101,  # type: ignore[misc]
+                lambda key=key: self.try_handshake(key, source=self.place).status == 101,  # type: ignore[misc]
                 "the new key opens",
             )
 
     def test_the_log_has_some_lines_of_it(self) -> None:
         before = len(self.posd.log())
-        self.knocks(2000)
+        self.try_wrong_keys(2000)
         lines = re.findall(r"not let in: .*", self.posd.log()[before:])
         self.assertTrue(0 < len(lines) < 60, len(lines))
 
 
 class CredentialTests(RatesCase):
-    """Who has one, and asks without end."""
+    """Clients with a valid key that send without end."""
 
     def test_a_flood_of_questions_is_refused_and_others_are_answered(self) -> None:
         neighbour, key = self.neighbours_till(), self.make_key(slug=self.neighbour)
         path = f"/api/{self.slug}/orders/pending"
         answers = self.flood(request("GET", path, [("X-API-Key", self.key)]), 60, peers=20)
         refused = [each for each in answers if each.status != 200]
-        # Ten at once, and one a second.
+        # Ten at once, and one per second.
         self.assertGreaterEqual(len(answers) - len(refused), 10)
         self.assertGreaterEqual(len(refused), 20)
         for answer in refused:
@@ -174,8 +174,8 @@ class CredentialTests(RatesCase):
             self.ask("GET", f"/api/{self.neighbour}/orders/pending", key=key).status, 200
         )
         self.assert_served(neighbour)
-        # It has the rate of a till besides, and till's handshakes are counted apart.
-        self.assertEqual(self.knock(self.key).status, 101)
+        # It also has the rate of a till, and handshakes of tills are counted separately.
+        self.assertEqual(self.try_handshake(self.key).status, 101)
 
     def test_every_face_is_counted(self) -> None:
         device = self.make_key("device", "till-1")
@@ -200,11 +200,11 @@ class CredentialTests(RatesCase):
                 refused = [each for each in tries if each.status == 429]
                 self.assertNotEqual(refused, [])
                 self.assert_refused(refused[0], 429, "too_many_requests")
-        self.assertIn(429, [self.knock(device).status for _ in range(3)])
+        self.assertIn(429, [self.try_handshake(device).status for _ in range(3)])
 
     def test_a_long_body_that_is_too_much_is_read_later_and_the_connection_is_kept(self) -> None:
         key, path = self.make_key("platform"), f"/api/{self.slug}/events"
-        # Until the key is known, its requests are charged to their address.
+        # Until the key is known, its requests count against the address.
         self.assertEqual(self.ask("POST", path, _NOTE, key=key).status, 201)
         body = b'{"type":"note","data":{"text":"' + b"x" * 600_000 + b'"}}'
         first = self.ask("POST", path, body, key=key)
@@ -219,14 +219,14 @@ class CredentialTests(RatesCase):
 
 
 class TillTests(RatesCase):
-    """A till that sends without end is read more slowly, and nothing of it is lost."""
+    """A till that sends without end is read more slowly, and nothing is lost."""
 
     def test_frames_of_every_kind_slow_it_down(self) -> None:
         neighbour = self.neighbours_till()
         for number, kind in enumerate((frame(PING), frame(PONG), frame(TEXT, b'{"type":"pong"}'))):
             with self.subTest(kind=kind):
                 till = self.till(headers={"X-Device-ID": f"till-{number}"})
-                # Forty at once, then four a second. What comes in one read is taken.
+                # Forty at once, then four per second. Data of one read is accepted.
                 till.send(kind * 52 + frame(PING, b"first"))
                 _pong(till, b"first", 10.0)
                 till.send(frame(PING, b"second"))

@@ -1,8 +1,8 @@
-"""Whatever shops do with their own tables, no other shop waits for it, and nothing of it has more rights.
+"""Code in shops' own tables delays no other shop and gets no further rights.
 
-Three shops do harm, drawn at random, while another one sells as it always does. Each seed is one day.
-`POSD_TEST_SEEDS` is how many days there are, `POSD_TEST_SEED` the first one. `POSD_PG_BIN` names the programs
-of another PostgreSQL.
+Three shops do random hostile actions while another shop sells. Each seed is a day. `POSD_TEST_SEEDS` is
+the number of days, and `POSD_TEST_SEED` the first seed. `POSD_PG_BIN` names the programs of another
+PostgreSQL.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tests.integration.shop_mischief import Mischief
 from tests.integration.wire import Till
 
 LONGEST: Final = 2.0
-"""Seconds from a commit to the till, besides what a slow machine takes for all."""
+"""Seconds from a commit to the till, in addition to those of a slow machine."""
 SECONDS: Final = 2.5
-"""For how long the shops do harm."""
+"""Seconds for which the shops are hostile."""
 
 
 class HostileShopTests(SynchronousTestCase):
@@ -92,7 +92,7 @@ class HostileShopTests(SynchronousTestCase):
         self.assertEqual((head, events), (4 + len(waits), 4 + len(waits)))
 
     def sell(self, scene: Shop, posd: Daemon, key: str, till: Till, dice: random.Random) -> float:
-        """Seconds from the commit of something, on any road, until the till has it."""
+        """Return the seconds from the commit of an event, by any way, until the till has it."""
         mark = str(dice.random())
         road = dice.choice(("hook", "sql", "rest"))
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Forty tills at one card and one account, retrying with their keys, while connections are cut off."""
+"""Forty tills with one card and one account, which retry with their keys while connections are cut."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Moved(Protocol):
 
 @frozen
 class Call:
-    """Something to spend, and the key under which it is spent once."""
+    """An amount to spend, and its key."""
 
     cause: MovementCause
     amount: int
@@ -51,17 +51,17 @@ async def spend_points(connection: ReconnectingConnection, call: Call) -> Moved:
 
 @define(eq=False)
 class Till:
-    """A till that asks again with the same key until it has an answer."""
+    """A till that repeats a call with the same key until it has an answer."""
 
     connection: ReconnectingConnection
     calls: list[Call]
     answers: dict[Call, int | None] = field(factory=dict)
-    """The transaction of each call; None where there was not enough."""
+    """The transaction of each call, or None if there was not enough."""
     retries: int = 0
 
     async def trade(self, spend: Spend, answered: Callable[[], None]) -> None:
         for call in self.calls:
-            # Once more, as if the answer had been lost.
+            # Repeat, as if the answer had been lost.
             await self._insist(spend, call)
             await self._insist(spend, call)
             answered()
@@ -74,7 +74,7 @@ class Till:
                 number = None
             except Unavailable:
                 self.retries += 1
-                # The link is told of its end after those who were using it.
+                # The link is notified of its end after its users.
                 await deferLater(REACTOR, 0)
                 await until(lambda: self.connection.up, "the till is connected")
                 continue
@@ -103,7 +103,7 @@ class CrowdTests(StoreCase):
         return tills
 
     async def trade(self, spend: Spend) -> list[Till]:
-        """Let them all trade, and cut one off each time that ten calls were answered."""
+        """Let all tills spend, and cut a connection after every ten answers."""
         dice = random.Random(7)
         tills = await self.crowd(dice)
         answered = 0
@@ -112,7 +112,7 @@ class CrowdTests(StoreCase):
             nonlocal answered
             answered += 1
             if answered % 10 == 0:
-                # One that is in the middle of something, if there is any.
+                # A connection in the middle of a call, if there is one.
                 self.admin.run(
                     "SELECT pg_terminate_backend(pid) FROM ("
                     "  SELECT pid FROM pg_stat_activity WHERE application_name = %s"
@@ -126,7 +126,7 @@ class CrowdTests(StoreCase):
         return tills
 
     def check(self, tills: list[Till], rows: list[tuple[str, str, int, int]]) -> None:
-        """Every answer is a row and every row an answer, of each key once, and nothing is missing."""
+        """Assert that every answer has a row and every row an answer, each key once, and no gap."""
         answers = {
             (call.cause.principal, call.cause.key): (number, -call.amount)
             for till in tills
@@ -138,7 +138,7 @@ class CrowdTests(StoreCase):
         self.assertEqual(written, answers)
         self.assertEqual(len([a for till in tills for a in till.answers]), TILLS * CALLS)
         self.assertGreater(sum(till.retries for till in tills), 0)
-        # There was less than all of them wanted; what is left was too little for somebody.
+        # The amount was less than all wanted. The rest was too little for some call.
         left = MONEY + sum(amount for *_, amount in rows)
         wanted = [call.amount for till in tills for call, n in till.answers.items() if n is None]
         self.assertGreaterEqual(left, 0)

@@ -1,4 +1,4 @@
-"""What the schema alone refuses to somebody who may write ledgers as the daemon may, and does it wrongly."""
+"""What the schema itself refuses to a writer of ledgers with the rights of the daemon."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ POINTS: Final = "dinedesk_kitchen.pos_loyalty_transactions"
 
 
 class LedgerCase(SchemaCase):
-    """Somebody with the daemon's rights, before two cards and two accounts.
+    """A writer with the rights of the daemon, two cards and two accounts.
 
-    On the first of each are 30, by two movements; on the other 50, by one.
+    The first of each has 30 from two movements, the other 50 from one.
     """
 
     def setUp(self) -> None:
@@ -36,7 +36,7 @@ class LedgerCase(SchemaCase):
         self.account()
 
     def card(self, **columns: object) -> int:
-        """Write a movement: the second of the first card, but for what is given; its id."""
+        """Write a movement, by default the second of the first card. Return its id."""
         return self._write(CARDS, {**SECOND, **columns})
 
     def account(self, **columns: object) -> int:
@@ -52,7 +52,7 @@ class LedgerCase(SchemaCase):
         )
 
     def refused(self, constraint: str, **columns: object) -> None:
-        """That constraint keeps such a movement out of both ledgers. Amounts are for both."""
+        """Assert that a constraint refuses such a movement in both ledgers. Amounts are for both."""
         names = {"amount": "points"}
         types = {"deduct": "redeem", "purchase": "add", "top_up": "adjust"}
         points = {
@@ -212,7 +212,7 @@ class ChainTests(LedgerCase):
 
 
 class ReversalTests(LedgerCase):
-    """The second movement of each chain has the id 3: the firsts of both chains came before it."""
+    """The second movement of each chain has the id 3, because the first ones of both chains came before."""
 
     def test_a_movement_is_reversed_wholly_and_once(self) -> None:
         whole = row(3, 2, 30, 20, 50, "reverse")
@@ -233,7 +233,7 @@ class ReversalTests(LedgerCase):
         account = self.account(**in_points({**SECOND, **whole}, "reverse"), reverses_id=3)
         self.assertEqual(card, account)
         self.refused("reverses", **row(4, 3, 50, -20, 30, "reverse"), reverses_id=card)
-        # Nor does it reverse itself, whose number can be guessed: that refusal has used one up.
+        # It cannot reverse itself either: a refusal has used up one id, so its own can be guessed.
         self.refused("reverses", **row(4, 3, 50, 20, 70, "reverse"), reverses_id=card + 2)
 
     def test_a_reversal_names_what_it_reverses_and_nothing_else_does(self) -> None:
@@ -302,7 +302,7 @@ class FormTests(LedgerCase):
 
 class CarelessTests(SchemaCase):
     def test_a_client_that_reads_and_then_writes_cannot_overspend(self) -> None:
-        """Many of them, with the daemon's rights and no lock: the chain is all there is."""
+        """Many clients with the rights of the daemon and without locks: only the chain protects."""
         self.admin.run("INSERT INTO dinedesk_kitchen.gift_cards VALUES ('GC-1')")
         self.admin.run(
             f"INSERT INTO {CARDS} (card_number, seq, balance_before, amount, balance_after, transaction_type)"

@@ -1,4 +1,4 @@
-"""`posctl listen` with what people write for a URL, an authority and a tenant, at a posd that runs."""
+"""`posctl listen` with correct and wrong URLs, authorities and tenants, at a running posd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS = 300.0
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[int]:
-    """A server on 127.0.0.1 that says the same to everybody, and then hangs up; its port."""
+    """Return the port of a server on 127.0.0.1 that sends this to every client and then closes."""
 
     def serve() -> None:
         with contextlib.suppress(OSError):
@@ -48,7 +48,7 @@ def answering(answer: bytes) -> Iterator[int]:
 
 @contextmanager
 def believing(made: private_ca.IssuedCertificate) -> Iterator[int]:
-    """A server that makes one TLS handshake with this certificate; its port."""
+    """Return the port of a server that does one TLS handshake with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made.certificate_path, made.key_path)
 
@@ -71,7 +71,7 @@ def http(status: str, body: str, *headers: str) -> bytes:
 
 class ListenCase(unittest.SynchronousTestCase):
     def listen(self, url: str, *options: str | Path, key: str = "pos_x") -> tuple[int, str]:
-        """Its exit code and what it says; it has to end by itself."""
+        """Return its exit code and its output. It must end by itself."""
         process, told = self.start(url, *options, key=key)
         code = process.wait(SECONDS)
         self.assertNotIn("Traceback", told.read_text())
@@ -80,7 +80,7 @@ class ListenCase(unittest.SynchronousTestCase):
     def start(
         self, url: str, *options: str | Path, key: str = "pos_x"
     ) -> tuple[subprocess.Popen[bytes], Path]:
-        """Start `posctl listen`; the file that has what it says, and no event is among it."""
+        """Start `posctl listen`. Return the file with its messages, without events."""
         arguments = ["listen", "--url", url, "--tenant", "kitchen", *map(str, options)]
         told = Path(self.mktemp()).absolute()
         told.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class ListenCase(unittest.SynchronousTestCase):
         return process, told
 
     def ends(self, code: int, *words: str, url: str, options: tuple[str | Path, ...] = ()) -> None:
-        """Check that it does not try again, and says in its last line what to do."""
+        """Assert that it does not try again, and that its last line says what to do."""
         with self.subTest(url=url, options=options):
             ended, told = self.listen(url, *options)
             self.assertEqual(ended, code, told)
@@ -120,7 +120,7 @@ class PosdTests(ListenCase):
         for code, url, options, words in (
             (os.EX_PROTOCOL, f"ws://localhost:{port}", (), ("write wss://",)),
             (os.EX_CONFIG, f"wss://localhost:{port}", (), ("--ca",)),
-            (os.EX_CONFIG, f"wss://localhost:{port}", ("--ca", other), (f"{other} is not",)),
+            (os.EX_CONFIG, f"wss://localhost:{port}", ("--ca", other), (f"is not in {other}",)),
             (os.EX_NOPERM, f"wss://localhost:{port}", ca, ("API key",)),
             (os.EX_DATAERR, f"wss://localhost:{port}/pos", ca, ("404", "--url")),
             (os.EX_USAGE, f"https://localhost:{port}", ca, ("wss://",)),
@@ -142,16 +142,16 @@ class PosdTests(ListenCase):
 
 
 class OtherTests(ListenCase):
-    """Something else than posd listens."""
+    """Other servers than posd."""
 
     def test_answers_that_are_no_posds(self) -> None:
         page = "<html><body>Welcome to nginx!</body></html>"
         for answer, words in (
-            (http("200 OK", page), ("HTTP 200", "no posd answers")),
-            (http("404 Not Found", page), ("HTTP 404", "no posd answers")),
-            (http("301 Moved", "", "Location: https://x/"), ("leads to https://x/",)),
+            (http("200 OK", page), ("HTTP 200", "the server is not posd")),
+            (http("404 Not Found", page), ("HTTP 404", "the server is not posd")),
+            (http("301 Moved", "", "Location: https://x/"), ("a redirect to https://x/",)),
             (http("400 Bad Request", page), ("HTTP 400",)),
-            (b"SSH-2.0-OpenSSH_9.2p1\r\n", ("not by HTTP",)),
+            (b"SSH-2.0-OpenSSH_9.2p1\r\n", ("did not answer with HTTP",)),
             (b"\x15\x03\x01\x00\x02\x02\x46", ("wss://",)),
             (b"", ("wss://",)),
         ):
@@ -162,7 +162,7 @@ class OtherTests(ListenCase):
         for answer in (http("400 Bad Request", ""), b"SSH-2.0-OpenSSH_9.2p1\r\n"):
             with answering(answer) as port:
                 url = f"wss://127.0.0.1:{port}"
-                self.ends(os.EX_PROTOCOL, "does not speak TLS", "ws://", url=url)
+                self.ends(os.EX_PROTOCOL, "does not use TLS", "ws://", url=url)
 
     def test_certificates_that_are_not_believed(self) -> None:
         name = x509.DNSName("localhost")

@@ -1,4 +1,4 @@
-"""`GET /metrics` of a running posd: who may read it, what it has counted, and that it is all described."""
+"""`GET /metrics` of a running posd: who may read it, its counts, and the description of all metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCAL = free_port()
 
 
 def described() -> set[str]:
-    """Every name in the tables of docs/metrics.md, as it is served."""
+    """Return every name in the tables of docs/metrics.md, as it is served."""
     return {
         re.sub(r"\{.*", "", word)
         for row in metric_rows()
@@ -115,7 +115,7 @@ class MetricsTests(WireCase):
 
 
 class BalanceTests(WireCase):
-    """A daemon that is scraped once, so that what it says is of that moment."""
+    """A daemon that is scraped once, so that all values are of the same time."""
 
     configuration = "[limits]\nconnections = 500"
 

@@ -1,4 +1,4 @@
-"""A posd that lets in only tills with a certificate of the shop's authority."""
+"""A posd that accepts only tills with a certificate of the shop's authority."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTS = itertools.count(100)
 
 @define(eq=False)
 class Mutual(Daemon):
-    """A posd whose clients show a certificate, unless they want not to."""
+    """A posd whose clients present a certificate unless told otherwise."""
 
     own: IssuedCertificate
 
@@ -63,13 +63,13 @@ class MutualCase(SynchronousTestCase):
         self.key = self.shop.key()
 
     def made(self, folder: str, name: str, **how: object) -> IssuedCertificate:
-        """A till's certificate, of the authority in a folder."""
+        """Issue a till's certificate, with the authority in a folder."""
         return make_client(self.shop.folder / folder, name, replace=True, **how)  # type: ignore[arg-type]
 
     def refused(self, made: IssuedCertificate | None, version: ssl.TLSVersion) -> tuple[str, str]:
-        """What a client with this certificate sees, and the line that posd has for it.
+        """Return what a client with this certificate sees, and the log line of posd.
 
-        Each comes from an address of its own: of one there are only a few lines.
+        Each client has an address of its own, because the lines of one address are limited.
         """
         context = Daemon.tls(self.posd)
         context.minimum_version = context.maximum_version = version
@@ -132,7 +132,7 @@ class ClientTests(MutualCase):
     """posd's own clients."""
 
     def listen(self, *options: str | Path, until_said: str) -> str:
-        """Run `posctl listen` until it has said something, and interrupt it; all that it said."""
+        """Run `posctl listen` until it has printed something, and interrupt it. Return its output."""
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "posd.cli", "listen", "--tenant", "kitchen"),
@@ -158,7 +158,7 @@ class ClientTests(MutualCase):
     def test_posctl_listen_shows_the_certificate_that_it_is_given(self) -> None:
         own = self.posd.own
         files = ("--client-cert", own.certificate_path, "--client-key", own.key_path)
-        self.listen(*files, until_said="connected without a name")
+        self.listen(*files, until_said="connected without a device id")
 
     def test_posctl_listen_without_one_says_what_is_missing(self) -> None:
         self.listen(until_said="the server refuses this client: it has no certificate")

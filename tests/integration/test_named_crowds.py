@@ -1,4 +1,4 @@
-"""Many named tills at once: every one is let in, and what they say is written, in bounded time."""
+"""Many tills with device ids at once: all are accepted, and their messages are stored, in bounded time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.integration.wire_case import until
 
 _TILLS: Final = 2000
 _SHOPS: Final = 4
-"""A shop may have 1,000 named devices."""
+"""A shop may have 1,000 devices."""
 _BOUND: Final = 240.0
-"""Seconds within which all of them must have done something, on any machine that runs the tests."""
+"""Seconds in which all of them must have finished, on any test machine."""
 _LIMITS: Final = """
 [limits]
 connections_per_tenant = 2000
@@ -30,10 +30,10 @@ publish_per_second_per_tenant = 100000
 
 
 class NamedCrowdCase(SynchronousTestCase):
-    """Shops with 2,000 named tills in all, and PostgreSQL behind a proxy."""
+    """Shops with 2,000 tills with device ids, and PostgreSQL behind a proxy."""
 
     def setUp(self) -> None:
-        # A socket of a till counts in this process and in the daemon, which inherits the limit.
+        # The socket of a till counts in this process and in the daemon, which inherits the limit.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
@@ -60,7 +60,7 @@ class NamedCrowdCase(SynchronousTestCase):
             yield f"/ws/pos/{slug}", headers
 
     def gather(self, posd: Daemon, count: int = _TILLS, shops: int = _SHOPS) -> Crowd:
-        """Have so many named tills connect at once."""
+        """Connect so many tills with device ids at once."""
         tills = list(self.tills(count, shops))
         crowd = Crowd.gather(posd, tills, at_once=count, plain=self.plain, patience=_BOUND)
         self.addCleanup(crowd.close)
@@ -97,7 +97,7 @@ class ConnectingTests(NamedCrowdCase):
         self.assert_all_in_the_books(_TILLS)
         crowd.say(b'{"type":"ping"}')
         self.assert_all_claimed(_TILLS)
-        # All at once again: the restart of posd.
+        # All at once again, like a restart of posd.
         self.assertEqual(posd.stop(60), 0)
         again = self.start(port=posd.port, plain=self.plain)
         crowd = self.timed("posd just restarted", again)
@@ -119,7 +119,7 @@ class AcknowledgingTests(NamedCrowdCase):
     def test_a_thousand_tills_acknowledge_one_event(self) -> None:
         posd = self.start()
         crowd = self.gather(posd, 1000, 1)
-        # What connects is written by then, so the claims of all come in one turn.
+        # Earlier connections are stored by then, so the claims of all come in one iteration.
         self.assert_all_in_the_books(1000)
         (slug, *_) = self.slugs
         self.shop.publish(slug, "note", {})
@@ -137,8 +137,8 @@ class CutTests(NamedCrowdCase):
         posd = self.start()
         slug = self.slugs[0]
         path = f"/api/{slug}/orders/pending"
-        # Of one key's requests only two are worked on at once, so each call has a key of its own. A page that
-        # several ask for at once is read once, so each asks for another one.
+        # posd processes only two requests of one key at once, so each call has a key of its own. Several
+        # requests for the same page are one read, so each asks for another page.
         keys = [self.shop.key("device", slug, f"POS_{number}") for number in range(150)]
 
         def call(key: str = self.keys[slug], limit: int = 50) -> int:
@@ -164,7 +164,7 @@ class CutTests(NamedCrowdCase):
         self.assert_in_order(posd)
 
     def queued(self, posd: Daemon) -> int:
-        """How many calls wait for the shop's share of the pool."""
+        """Return how many calls wait for the shop's share of the pool."""
         key = self.shop.key("admin", None)
         text = posd.request("GET", "/metrics", key=key).content.decode()
         (line,) = [

@@ -1,4 +1,4 @@
-"""No file is read on the path of a request, a till or a scrape, and no descriptor left is no fault."""
+"""No request, till or scrape reads a file, and a lack of descriptors causes no error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.wire_case import until
 
 _AUDITED: Final = ROOT / "tests/integration/audited"
 _PROCESS: Final = "'/proc/self/"
-"""What Prometheus is told of the process comes from the kernel, at each scrape."""
+"""Prometheus' metrics of the process come from the kernel, at each scrape."""
 
 
 @shared
@@ -50,14 +50,14 @@ class NoFilesTests(SynchronousTestCase):
         self.posd = self.scene.posd
 
     def opened(self) -> list[str]:
-        """What was opened since the start."""
+        """Return the files opened since the start."""
         with self.path.open("rb") as file:
             file.seek(self.began)
             lines = file.read().decode().splitlines()
         return [line for line in lines if _PROCESS not in line]
 
     def test_the_start_reads_files(self) -> None:
-        """Else nothing would be known by the others."""
+        """Otherwise the other tests would prove nothing."""
         self.assertGreater(self.began, 1000)
         self.assertIn("zoneinfo/Asia/Tokyo", self.path.read_text())
 
@@ -135,7 +135,7 @@ class NoFilesTests(SynchronousTestCase):
 
 
 class NoDescriptorTests(SynchronousTestCase):
-    """Not one more descriptor is to be had: what stands goes on, and what cannot be is 503."""
+    """Without a free descriptor, connections stay open, and what is not possible is answered with 503."""
 
     def setUp(self) -> None:
         self.scene, _, _ = audited("descriptors")
@@ -148,7 +148,7 @@ class NoDescriptorTests(SynchronousTestCase):
         self.logged = len(self.posd.log())
 
     def ask(self, method: str, path: str, body: object = None, key: str | None = None) -> int:
-        """A request on a connection that stands; the answer's status."""
+        """Send a request on an open connection. Return the status."""
         headers = {} if key is None else {"X-API-Key": key}
         data = None if body is None else json.dumps(body)
         self.connection.request(method, path, data, headers)
@@ -158,7 +158,7 @@ class NoDescriptorTests(SynchronousTestCase):
 
     @contextmanager
     def none_left(self) -> Iterator[None]:
-        """Take all descriptors away that are not in use."""
+        """Use all free descriptors."""
         before = resource.prlimit(self.posd.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(self.posd.pid, resource.RLIMIT_NOFILE, (3, before[1]))
         try:
@@ -171,7 +171,7 @@ class NoDescriptorTests(SynchronousTestCase):
             self.assertNotIn(word, self.posd.log()[self.logged :])
 
     def asked(self, called: Called) -> Any:
-        """The status of an operation, with a key that it is for."""
+        """Return the status of an operation, with a suitable key."""
         kind = sorted(called.kinds)[-1] if called.kinds else None
         key = None if kind is None else self.scene.keys["kitchen"][kind]
         body = None if called.method in ("GET", "DELETE") else called.example

@@ -1,4 +1,4 @@
-"""The role that posd connects as, and its environment, say otherwise in everything posd relies on."""
+"""The role and the environment of posd have odd values for all settings that posd relies on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OddSettingsTests(SynchronousTestCase):
             os.environ[name] = value
 
     def platform(self, statement: str, *parameters: object) -> None:
-        """What a shop's own session does, which sets what it needs itself, and no more."""
+        """Do what a shop's session does, which sets only what it needs itself."""
         with closing(psycopg2.connect(self.server.dsn("posd"), client_encoding="UTF8")) as shop:
             with shop.cursor() as cursor:
                 cursor.execute(

@@ -1,7 +1,6 @@
-"""What users of other systems have reported, tried on a posd: tills, real-time servers, proxies.
+"""Bug reports of other systems, tried with posd: tills, real-time servers, proxies.
 
-Each test names the public report that it comes from. The systems differ from posd; the symptom is what is
-tried.
+Each test names the public report. The systems differ from posd; the test tries the symptom.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ class ReportsCase(RestCase):
         return self.ask("POST", "/orders", {"orderId": order_id, **members}, self.platform)
 
     def shown(self, order_id: str) -> Any:
-        """An order as the platform is shown it."""
+        """Return an order as the platform sees it."""
         return self.ask("GET", f"/orders/{quote(order_id, safe='')}", key=self.platform).json
 
     def published(self, count: int) -> None:
-        """Wait until so many events are in the stream."""
+        """Wait until the stream has so many events."""
         until(lambda: len(self.events()) == count, f"{count} events")
 
     def pending(self) -> list[str]:
-        """The ids of the orders that are to be made."""
+        """Return the ids of the open orders."""
         return [each["orderId"] for each in self.ask("GET", "/orders/pending").json["orders"]]
 
     def stream(self, query: str = "", **headers: str) -> Response:
-        """Follow by server-sent events; the greeting is not read yet."""
+        """Follow with server-sent events. `connected` is not read yet."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         stream = Response.of(
             self.posd, f"/api/{self.slug}/events/stream{query}", {"X-API-Key": self.key, **named}
@@ -60,10 +59,10 @@ class ReportsCase(RestCase):
 
 
 class RequestTests(ReportsCase):
-    """What platforms and their libraries send."""
+    """Requests of platforms and their libraries."""
 
     def test_an_order_behind_a_byte_order_mark_is_taken(self) -> None:
-        """n8n-io/n8n#35933, SharePoint/sp-dev-docs#1123: webhooks of programs on Windows begin with one."""
+        """n8n-io/n8n#35933, SharePoint/sp-dev-docs#1123: webhooks of Windows programs begin with one."""
         body = _BOM + json.dumps({"orderId": "B1", "customerName": "Ann"}).encode()
         self.assertEqual(self.ask("POST", "/orders", body, self.platform).status, 201)
         report = {"reportDate": "2026-11-29", "totalSales": 10, "totalOrders": 1}
@@ -74,7 +73,7 @@ class RequestTests(ReportsCase):
         self.assertEqual(till.receive()["echo"], 1)
 
     def test_a_compressed_body_is_415_and_says_what_is_wrong(self) -> None:
-        """HarperFast/harper#1438, jetty/jetty.project#5285: it was 500, 501 or 400 with "invalid JSON"."""
+        """HarperFast/harper#1438, jetty/jetty.project#5285: the answer was 500, 501 or 400 "invalid JSON"."""
         body = gzip.compress(b'{"orderId":"G1"}')
         reply = self.ask("POST", "/orders", body, self.platform, Content_Encoding="gzip")
         self.assert_refused(reply, 415, "unsupported_media_type")
@@ -91,7 +90,7 @@ class RequestTests(ReportsCase):
         for since in ("2020-01-01T00:00:00+01:00", "2020-01-01T00:00:00.5+0100"):
             reply = self.ask("GET", f"/orders/pending?since={since}")
             self.assertEqual((reply.status, reply.json["count"]), (200, 1), since)
-        # An hour apart: it is read as the offset that it is.
+        # The times differ by an hour, so the offset is applied.
         shop = self.shop.query(
             "SELECT to_char(now() AT TIME ZONE 'UTC' + interval '30 minutes', 'YYYY-MM-DD\"T\"HH24:MI:SS')"
         )[0][0]
@@ -102,7 +101,7 @@ class RequestTests(ReportsCase):
         self.assertEqual(found, [0, 1])
 
     def test_a_request_that_offers_http_2_is_answered_in_http_1(self) -> None:
-        """apache/trafficserver#3813: "Upgrade: h2c", as Java's HttpClient sends it, was 400."""
+        """apache/trafficserver#3813: "Upgrade: h2c" of Java's HttpClient was answered with 400."""
         body = b'{"orderId":"H1"}'
         peer = Peer.dial(self.posd)
         self.addCleanup(peer.close)
@@ -115,18 +114,20 @@ class RequestTests(ReportsCase):
         self.assertEqual(peer.answer().status, 201)
 
     def test_connection_upgrade_without_an_upgrade_is_an_ordinary_request(self) -> None:
-        """nginx-proxy/nginx-proxy#37: the usual recipe sends "Connection: upgrade" with every request."""
+        """nginx-proxy/nginx-proxy#37: the usual configuration sends "Connection: upgrade" with every
+        request.
+        """
         reply = self.ask("POST", "/orders", {"orderId": "N1"}, self.platform, Connection="upgrade")
         self.assertEqual(reply.status, 201)
 
     def test_a_proxys_own_authorization_beside_the_key_does_not_count(self) -> None:
-        """Sanket9225/UsenetStreamer#76: the password that a proxy adds was taken for the key."""
+        """Sanket9225/UsenetStreamer#76: the password that a proxy added was taken for the key."""
         reply = self.ask("GET", "/orders/pending", Authorization="Basic dXNlcjpwYXNz")
         self.assertEqual(reply.status, 200)
 
 
 class StreamTests(ReportsCase):
-    """Server-sent events and polls, as libraries and proxies treat them."""
+    """Server-sent events and polls, with the behaviour of libraries and proxies."""
 
     def test_a_client_that_keeps_its_url_goes_on_from_its_header(self) -> None:
         """Yaffle/EventSource#167, EventSource/eventsource#27: the first position was named for ever."""
@@ -138,25 +139,25 @@ class StreamTests(ReportsCase):
         self.assertEqual(till.connected["resumedFrom"], 4)
 
     def test_an_empty_last_event_id_is_none(self) -> None:
-        """Scille/parsec-cloud#7034: a library that has seen no event yet sends the header empty."""
+        """Scille/parsec-cloud#7034: before its first event a library sends an empty header."""
         self.publish(2)
         (greeting,) = self.stream(Last_Event_ID="").take(1)
         self.assertIsNone(greeting.message["resumedFrom"])
         self.assertIsNone(self.dial(headers={"Last-Event-ID": ""}).connected["resumedFrom"])
 
     def test_what_is_no_position_is_refused_and_not_taken_for_the_beginning(self) -> None:
-        """athrvk/vayu#21: a lost position became 0, and the whole history came again."""
+        """athrvk/vayu#21: a lost position became 0, and the whole history was sent again."""
         for named in ("undefined", "null", "NaN", "-1"):
             self.assertEqual(self.stream(Last_Event_ID=named).status, 400, named)
 
     def test_no_proxy_may_compress_or_hold_back_the_stream(self) -> None:
-        """Mng-dev-ai/agentrove#869, facebook/create-react-app#1633: compression held sparse events back."""
+        """Mng-dev-ai/agentrove#869, facebook/create-react-app#1633: compression delayed sparse events."""
         head = self.stream().headers
         self.assertIn("no-transform", head["cache-control"])
         self.assertEqual(head["x-accel-buffering"], "no")
 
     def test_a_proxy_of_http_1_0_gets_a_stream_without_chunks(self) -> None:
-        """hashbang/shell-server#119: nginx speaks HTTP/1.0 to what is behind it unless told otherwise."""
+        """hashbang/shell-server#119: nginx uses HTTP/1.0 for its upstream by default."""
         self.publish(1)
         peer = Peer.dial(self.posd)
         self.addCleanup(peer.close)
@@ -169,16 +170,16 @@ class StreamTests(ReportsCase):
         self.assertNotIn(b"chunked", seen.lower())
 
     def test_the_handshake_takes_any_origin(self) -> None:
-        """crossbario/autobahn-python#1302, django/daphne#72: apps in a web view were refused for theirs."""
+        """crossbario/autobahn-python#1302, django/daphne#72: the origin of apps in a web view was refused."""
         for origin in ("file://", "null", "capacitor://localhost", "qrc://", "app://till", "?"):
             self.dial(headers={"Origin": origin}).leave()
 
 
 class OrderTests(ReportsCase):
-    """Orders as shops' software makes them."""
+    """Orders of shops' software."""
 
     def hooked(self, **columns: object) -> str:
-        """Place an order in the shop's own table; its id."""
+        """Insert an order into the shop's own table. Return its id."""
         columns = {"customer_name": "Ann", "total_amount": 12.5, **columns}
         names = ", ".join(columns)
         values = ", ".join(["%s"] * len(columns))
@@ -189,7 +190,9 @@ class OrderTests(ReportsCase):
         return str(order_id)
 
     def test_an_order_that_is_paid_after_it_was_cancelled_is_to_be_made(self) -> None:
-        """woocommerce/woocommerce#20991, #20928: unpaid, cancelled by a timer, then paid: nobody was told."""
+        """woocommerce/woocommerce#20991, #20928: unpaid, cancelled by a timer, then paid: without a
+        notification.
+        """
         order_id = self.hooked(status="pending")
         until(lambda: self.pending() == [order_id], "it is to be made")
         for count, status in enumerate(("cancelled", "processing"), 2):
@@ -199,9 +202,9 @@ class OrderTests(ReportsCase):
         self.assertEqual(self.events()[-1][2]["previousStatus"], "cancelled")
 
     def test_a_new_order_under_the_id_of_an_earlier_one_is_made(self) -> None:
-        """alphabit-technology/erpnext-restaurant#57, litedb-org/LiteDB#256: ids of deleted rows came again.
+        """alphabit-technology/erpnext-restaurant#57, litedb-org/LiteDB#256: ids of deleted rows were reused.
 
-        The new order was a change of the old one, which was printed already: no till made it.
+        The new order was a change of the old one, which was already printed, so no till made it.
         """
         order_id = self.hooked()
         self.published(1)
@@ -220,7 +223,7 @@ class OrderTests(ReportsCase):
         self.assertEqual(self.shown(order_id)["delivery"]["terminals"], [])
         told = f"an order id was used again: tenant={self.slug} order={order_id}"
         until(lambda: told in self.posd.log(), "the operators are told")
-        # It goes on like any other.
+        # It continues like any other.
         self.ask("POST", "/orders/print", report)
         self.assertEqual(self.pending(), [])
         self.rows("UPDATE {schema}.orders SET status = 'ready'")
@@ -228,7 +231,7 @@ class OrderTests(ReportsCase):
         self.assertEqual(self.events()[-1][1], "order_updated")
 
     def test_an_order_that_begins_as_failed_is_new_when_it_is_paid(self) -> None:
-        """woocommerce-mercadopago#21: an order that the payment reached later was announced to nobody."""
+        """woocommerce-mercadopago#21: an order that was paid later was not announced."""
         order_id = self.hooked(status="failed")
         self.publish(1)
         self.rows("UPDATE {schema}.orders SET status = 'confirmed'")
@@ -239,7 +242,7 @@ class OrderTests(ReportsCase):
     def test_an_order_that_was_cancelled_before_it_was_printed_is_not_printed_any_more(
         self,
     ) -> None:
-        """odoo/odoo#229039, coopcycle/coopcycle-app#1853: the kitchen went on with cancelled orders."""
+        """odoo/odoo#229039, coopcycle/coopcycle-app#1853: the kitchen continued with cancelled orders."""
         self.order("K1")
         self.ask("PATCH", "/orders/K1", {"status": "cancelled"}, self.platform)
         self.assertEqual(self.pending(), [])
@@ -258,7 +261,7 @@ class OrderTests(ReportsCase):
         self.assertEqual([kind for _, kind, _ in self.events()], ["new_order"])
 
     def test_nothing_is_a_number_and_less_than_nothing_too(self) -> None:
-        """ordercloud-api/ordercloud-javascript-sdk#73: what is zero was dropped as if it were missing."""
+        """ordercloud-api/ordercloud-javascript-sdk#73: zero was dropped like a missing value."""
         items = [
             {"name": "Sauce", "price": 0, "quantity": 1},
             {"name": "Voucher", "price": -2.5, "quantity": 1},
@@ -271,7 +274,9 @@ class OrderTests(ReportsCase):
         self.assertEqual(shown["items"][2]["specialInstructions"], "Quantity: 0.5")
 
     def test_leading_zeros_and_signs_are_part_of_an_orders_name(self) -> None:
-        """odoo/odoo#15814, frappe/cordova-wrapper#28: a number lost its zeros, and was another or none."""
+        """odoo/odoo#15814, frappe/cordova-wrapper#28: a number lost its zeros, and named another order or
+        none.
+        """
         for name in ("0042", "42", "#42", "A/7", "ü 1"):
             self.assertEqual(self.order(name).status, 201, name)
             self.assertEqual(self.shown(name)["orderId"], name)
@@ -280,7 +285,7 @@ class OrderTests(ReportsCase):
         self.assertEqual(self.pending(), [])
 
     def test_an_hour_that_is_missing_or_twice_is_a_time_all_the_same(self) -> None:
-        """nodatime/nodatime#1057, nadineproject/nadine#46: at the change of the clocks orders failed."""
+        """nodatime/nodatime#1057, nadineproject/nadine#46: orders failed at the change of the clocks."""
         for local, instant in (
             ("2027-03-28T01:30:00", "2027-03-28T01:30:00.000Z"),
             ("2027-10-31T01:30:00", "2027-10-31T00:30:00.000Z"),
@@ -297,10 +302,10 @@ class OrderTests(ReportsCase):
 
 
 class MoneyTests(ReportsCase):
-    """Cards and points, as they are typed and repeated."""
+    """Cards and points, with typed numbers and repeated calls."""
 
     def test_a_card_keeps_its_zeros_and_its_signs(self) -> None:
-        """Setono/SyliusGiftCardPlugin#283: a number as it was printed was refused."""
+        """Setono/SyliusGiftCardPlugin#283: a number as printed on the card was refused."""
         for name in ("0012345678", "GC-12/34", "AB 12 CD"):
             self.ask("POST", "/gift-cards", {"cardNumber": name, "amount": 10}, self.platform)
             typed = quote(f" {name.lower()} ", safe="")
@@ -309,7 +314,7 @@ class MoneyTests(ReportsCase):
         self.assertEqual(self.ask("GET", "/gift-cards/12345678/balance").status, 404)
 
     def test_points_for_an_order_are_added_once(self) -> None:
-        """OCA/pos#185: orders of an offline till were sent again, and the points were given again."""
+        """OCA/pos#185: orders of an offline till were sent again, and the points were added again."""
         points = {"points": 10, "orderId": "77"}
         replies = [self.ask("POST", "/loyalty/07700900123/add", points) for _ in range(3)]
         self.assertEqual(replies[0].json["newPoints"], 10)
@@ -317,10 +322,10 @@ class MoneyTests(ReportsCase):
 
 
 class ConnectionTests(ReportsCase):
-    """Terminals that come, go and come back."""
+    """Terminals that connect, disconnect and reconnect."""
 
     def test_the_end_of_an_old_connection_does_not_take_the_new_one_offline(self) -> None:
-        """uProxy-p2p#2260, ChatSecureAndroid#149: the end of an old line hid who had come back."""
+        """uProxy-p2p#2260, ChatSecureAndroid#149: the end of an old connection hid the new one."""
         key = self.shop.key("device", self.slug, _DEVICE)
         old = self.dial(key=key)
         old.send({"type": "ping"})
@@ -342,7 +347,9 @@ class ConnectionTests(ReportsCase):
         self.assertEqual(connected(), [_DEVICE])
 
     def test_two_machines_with_one_key_do_not_send_each_other_away_without_end(self) -> None:
-        """emqx/emqx#935, mqttjs/MQTT.js#684: they did, here 140 times a second, and no log said why."""
+        """emqx/emqx#935, mqttjs/MQTT.js#684: they did, here 140 times per second, and no log named the
+        reason.
+        """
         key = self.shop.key("device", self.slug, _DEVICE)
         until_when = time.monotonic() + 4
         endings: list[int] = []
@@ -371,7 +378,7 @@ class ConnectionTests(ReportsCase):
         self.assertEqual(self.posd.log().count(told), 1)
 
     def test_a_ping_is_answered_while_a_long_history_is_sent(self) -> None:
-        """crossbario/autobahn-python#1327, WebSocket-Node#229: the pong stood behind all that was queued."""
+        """crossbario/autobahn-python#1327, WebSocket-Node#229: the pong waited behind all queued data."""
         self.publish(400, 20_000)
         till = self.dial(after=0, receive_buffer=16384)
         till.read_some(4096)
@@ -379,7 +386,9 @@ class ConnectionTests(ReportsCase):
         self.assertLess(len(till.frames), 400)
 
     def test_clients_of_strict_rules_trust_the_certificate_of_a_private_authority(self) -> None:
-        """python/cpython#138193, ioBroker/ioBroker.js-controller#515: no key identifier, 825 days at most."""
+        """python/cpython#138193, ioBroker/ioBroker.js-controller#515: no key identifier, and at most 825
+        days.
+        """
         trust = self.posd.tls()
         trust.verify_flags |= ssl.VERIFY_X509_STRICT
         plain = socket.create_connection(("127.0.0.1", self.posd.port), WAIT)
@@ -393,14 +402,14 @@ class ConnectionTests(ReportsCase):
 
 
 class ListenerTests(SynchronousTestCase):
-    """Listeners without TLS, and programs that keep a connection for the next call."""
+    """Listeners without TLS, and programs with persistent connections."""
 
     def setUp(self) -> None:
         self.shop = Shop.open()
         self.addCleanup(self.shop.close)
 
     def test_who_has_finished_sending_is_answered_all_the_same(self) -> None:
-        """elastic/elasticsearch#11466, httpwg/http-core#22: netcat closes its half, and got nothing."""
+        """elastic/elasticsearch#11466, httpwg/http-core#22: netcat closes its half, and got no answer."""
         port = free_port()
         self.shop.start(
             f'[[listen]]\nname = "local"\nendpoint = "tcp:port={port}:interface=127.0.0.1"\n'
@@ -418,7 +427,7 @@ class ListenerTests(SynchronousTestCase):
             self.assertTrue(said.startswith(b"HTTP/1.1 200"), said)
 
     def test_a_publisher_whose_kept_connection_is_dead_publishes_once(self) -> None:
-        """nodejs/node#20256, InsForge/InsForge#1813: the first call on a connection that had ended failed."""
+        """nodejs/node#20256, InsForge/InsForge#1813: the first call on a closed connection failed."""
         posd = self.shop.start()
         key = self.shop.key("platform")
         with closing(BlockingBroadcaster(posd.url, key, ca=posd.ca)) as broadcaster:
@@ -430,7 +439,7 @@ class ListenerTests(SynchronousTestCase):
         self.assertEqual(self.shop.query(published), [("1",), ("2",)])
 
 
-# As `twistd`, with a system clock that is set by so many seconds as a file says.
+# Like `twistd`, with a system clock that differs by the seconds in a file.
 _SET_CLOCK = """
 import os, sys, time
 real, place = time.time, sys.argv.pop(1)
@@ -441,7 +450,7 @@ run()
 
 
 class ClockTests(SynchronousTestCase):
-    """twisted/twisted#2424, #3899, #5552: timers stand still when the system clock is set back."""
+    """twisted/twisted#2424, #3899, #5552: timers stop when the system clock is set back."""
 
     def setUp(self) -> None:
         self.shop = Shop.open()
@@ -464,7 +473,7 @@ class ClockTests(SynchronousTestCase):
         return till
 
     def pinged(self, till: Till) -> None:
-        """Read until posd has looked after the connection once more."""
+        """Read until posd has checked the connection once more."""
         before = till.pings
         deadline = time.monotonic() + WAIT
         while till.pings == before:
@@ -482,7 +491,7 @@ class ClockTests(SynchronousTestCase):
 
     def test_a_clock_that_is_set_forward_sends_no_till_home(self) -> None:
         till = self.dial()
-        # Nothing of the till's is on its way that posd would hear after that.
+        # No data of the till is under way that posd would receive after that.
         self.assertTrue(till.next_is_pong(1))
         self.set_clock(_HOUR)
         self.pinged(till)

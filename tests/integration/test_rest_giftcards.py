@@ -1,4 +1,4 @@
-"""Gift cards by REST, on a running posd: every answer and every refusal."""
+"""Gift cards by REST, on a running posd: all answers and refusals."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class RepetitionTests(LedgerCase):
             ({"amount": 5}, {"X-Idempotency-Key": "k-1"}),
             ({"amount": 5, "idempotencyKey": "k-1"}, {}),
             ({"amount": Decimal("5.00"), "idempotency_key": "k-1"}, {"Idempotency-Key": "k-1"}),
-            # Clocks, texts and references change between honest repetitions.
+            # Clocks, texts and references differ between honest repetitions.
             ({"amount": 5, "notes": "again", "orderId": "9"}, {"Idempotency-Key": "k-1"}),
         )
         for body, headers in ways:

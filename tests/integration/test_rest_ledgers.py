@@ -1,4 +1,4 @@
-"""Money by REST when it is crowded or slow: every penny is spent once, and nothing happens too late."""
+"""Ledgers by REST under load and delay: every unit is spent once, and no call is executed too late."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.wire_case import until
 
 TILLS: Final = 40
 CALLS: Final = 3
-"""Of each till, on the card and on the account."""
+"""For each till, on the card and on the account."""
 SEED: Final = 20261122
 
 _TAKES: Final = """
@@ -32,7 +32,7 @@ _TAKES: Final = """
 
 @define(eq=False)
 class Counter:
-    """A till that pays one unit at a time, loses some connections, and asks about each payment twice."""
+    """A till that pays one unit at a time, loses some connections, and repeats each payment."""
 
     posd: Daemon
     place: str
@@ -63,7 +63,7 @@ class Counter:
     def ask(
         self, connection: http.client.HTTPSConnection, path: str, body: Mapping[str, int], once: str
     ) -> Reply:
-        """The answer; as long as posd is too busy to give one, ask again."""
+        """Return the answer. Repeat while posd is too busy."""
         while True:
             connection.request("POST", f"{self.place}/{path}", json.dumps(body), self.headers(once))
             answer = connection.getresponse()
@@ -73,7 +73,7 @@ class Counter:
                 return Reply(answer.status, json.loads(content), headers, content)
 
     def leave(self, path: str, body: Mapping[str, int], once: str) -> None:
-        """Send a call and close the socket, so that nobody knows how far it comes."""
+        """Send a call and close the socket, so that its outcome is unknown."""
         connection = self.connection()
         connection.connect()
         connection.request("POST", f"{self.place}/{path}", json.dumps(body), self.headers(once))
@@ -119,7 +119,7 @@ class CrowdTests(LedgerCase):
                 self.check_ledger(table, paid)
 
     def check_answers(self, answers: Mapping[str, list[Reply]], refusal: str) -> list[str]:
-        """Both answers about a payment say the same; the keys of those that were made."""
+        """Assert that both answers about a payment agree. Return the keys of successful payments."""
         paid = []
         for once, (first, second) in answers.items():
             self.assertEqual(first.status, second.status, once)
@@ -133,7 +133,7 @@ class CrowdTests(LedgerCase):
         return paid
 
     def check_ledger(self, table: str, paid: list[str]) -> None:
-        """Every payment that was told is there once, there is no other, and nothing is left."""
+        """Assert that the ledger has exactly the answered payments, each once, and nothing is left."""
         rows = self.rows(
             f"SELECT idempotency_key, balance_after FROM {{schema}}.{table} WHERE seq > 1 ORDER BY seq"
         )
@@ -142,7 +142,7 @@ class CrowdTests(LedgerCase):
 
 
 class SlowTests(LedgerCase):
-    """Tills give up after some seconds; the database may take longer."""
+    """Tills give up after some seconds, but the database may take longer."""
 
     def test_who_waits_for_a_cards_lock_is_told_in_time_and_may_come_again(self) -> None:
         self.sell()
@@ -162,7 +162,7 @@ class SlowTests(LedgerCase):
         with ThreadPoolExecutor(3) as threads:
             calls = [threads.submit(self.pay, "GC-1")]
             until(lambda: self.sleeping() == 1, "the first one is being made")
-            # These wait for it, and have what is left of their time for themselves.
+            # These calls wait for it, and have the rest of their time for themselves.
             calls += [threads.submit(self.pay, card) for card in ("GC-2", "GC-3")]
             replies = [call.result() for call in calls]
         for reply in replies:
@@ -173,7 +173,7 @@ class SlowTests(LedgerCase):
         self.assertEqual(self.balances(), [(50, 50)] * 3 + [(-5, 45)])
 
     def pay(self, card: str) -> Reply:
-        """Pay as somebody who waits for eight seconds, and a moment for a busy machine."""
+        """Pay like a till that waits for eight seconds, plus a moment for a busy machine."""
         place = f"/api/{self.slug}/gift-cards/{card}/deduct"
         return self.posd.request("POST", place, {"amount": 5}, key=self.key, patience=9.0)
 
@@ -187,7 +187,7 @@ class SlowTests(LedgerCase):
 
     @contextmanager
     def held(self, statement: str) -> Iterator[None]:
-        """Somebody else's transaction, which goes on."""
+        """Hold a transaction of another session open."""
         with closing(self.shop.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("BEGIN")
             cursor.execute(statement.format(schema=self.schema))

@@ -1,4 +1,4 @@
-"""Loyalty points by REST, on a running posd: every answer and every refusal."""
+"""Loyalty points by REST, on a running posd: all answers and refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.integration.ledger_case import PHONE, LedgerCase, exact
 from tests.integration.wire_case import until
 
 HERE = "loyalty/07700900123"
-"""The same customer, as people write the number."""
+"""The same customer in different notations."""
 
 
 class LoyaltyCase(LedgerCase):
@@ -165,7 +165,7 @@ class RedemptionTests(LoyaltyCase):
                 "pointsRedeemed": 150,
                 "newPoints": 350,
                 "remainingPoints": 350,
-                # 1.875, in the decimals of the currency.
+                # 1.875, with the decimals of the currency.
                 "discountAmount": Decimal("1.88"),
             },
         )
@@ -363,7 +363,7 @@ class PushTests(LoyaltyCase):
 
 
 class DailyLimitTests(LoyaltyCase):
-    """A till may add 100,000 points in a day, to whomever it likes."""
+    """A till may add 100,000 points per day, to any customers."""
 
     def give(self, points: int, customer: int, key: str | None = None, **more: str) -> Reply:
         path = f"loyalty/+4477009001{customer:02}/add"
@@ -410,7 +410,7 @@ class DailyLimitTests(LoyaltyCase):
         for _ in range(3):
             self.assertEqual(self.give(60_000, 1, **{"Idempotency-Key": "one"}).status, 200)
         self.assertEqual(self.give(40_000, 2).status, 200)
-        # Even when there is nothing left.
+        # Even when nothing is left.
         self.assertEqual(self.give(60_000, 1, **{"Idempotency-Key": "one"}).status, 200)
 
     def test_calls_at_the_same_time_count_each_other(self) -> None:

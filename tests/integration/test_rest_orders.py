@@ -1,4 +1,4 @@
-"""Orders by REST, as a platform places, changes and looks at them: through a real daemon."""
+"""Orders by REST, as a platform creates, changes and reads them, through a real daemon."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TWICE: Final[tuple[tuple[dict[str, Any], str], ...]] = (
         "items[0].selectedAddons[0].addon_id",
     ),
 )
-"""What says a member twice, and which."""
+"""Data with a repeated member, and its name."""
 
 _NO_NUMBERS: Final[tuple[Any, ...]] = ("12.50", "", 1.234, 10**11, [], {})
 NO_MONEY: Final[tuple[tuple[dict[str, Any], str], ...]] = (
@@ -50,7 +50,7 @@ NO_MONEY: Final[tuple[tuple[dict[str, Any], str], ...]] = (
         "items[0].selectedAddons[0].price",
     ),
 )
-"""What has an amount that is none, and where."""
+"""Data with an invalid amount, and its place."""
 
 
 class OrdersCase(RestCase):

@@ -1,4 +1,4 @@
-"""What tills ask and report by REST: open orders, printing, heartbeats. Through a real daemon."""
+"""Requests and reports of tills by REST: open orders, printing, heartbeats. Through a real daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.wire_case import until
 
 
 class TerminalCase(RestCase):
-    """A shop with one order, whose `key` is that of the terminal POS_1."""
+    """A shop with one order. `key` is that of the terminal POS_1."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -31,7 +31,7 @@ class TerminalCase(RestCase):
         return self.ask("POST", f"/orders/{kind}", body, key, **headers)
 
     def told(self, kind: str, **body: object) -> str:
-        """The print status that posd answers with."""
+        """Return the print status that posd answers."""
         reply = self.report(kind, {"orderId": "A-1", **body})
         self.assertEqual(reply.status, 200, reply.json)
         self.assertEqual({*reply.json}, {"success", "orderId", "printStatus"})
@@ -312,7 +312,7 @@ class PendingTests(TerminalCase):
         self.assertEqual(len(self.pending("?limit=99999999999999999999")), 2)
 
     def test_more_than_a_page_is_had_page_by_page(self) -> None:
-        """Sixty orders, of which a till that does not page has the oldest fifty and is told so."""
+        """Sixty orders. A till that reads one page gets the oldest fifty, and `hasMore`."""
         events = [
             {"type": "new_order", "data": {"orderId": f"B-{number:02}", "totalAmount": 1}}
             for number in range(59)
@@ -334,7 +334,7 @@ class PendingTests(TerminalCase):
         self.assertEqual(self.successResultOf(fetched), [*names[:50], *names[51:], "C-1"])
 
     async def fetch(self) -> list[object]:
-        """What the reference till has after a resync."""
+        """Return what the reference till fetches after a resync."""
 
         async def ask(path: str) -> bytes:
             return self.posd.request("GET", path, key=self.key).content
@@ -357,7 +357,7 @@ class PendingTests(TerminalCase):
                 break
             query = f"?limit=500&after={reply.json['next']}"
         self.assertEqual(found, ["A-1", *(f"L-{number:02}" for number in range(24))])
-        self.assertGreater(pages, 2)  # the notes stand in each order twice
+        self.assertGreater(pages, 2)  # the notes are in each order twice
 
     def test_an_id_of_any_letters_is_a_place(self) -> None:
         self.place("\N{SLICE OF PIZZA} &after=x:y/%41")
@@ -403,7 +403,7 @@ class PendingTests(TerminalCase):
 
 
 class DeliveryTests(TerminalCase):
-    """What is written to a socket is sent; only a till's word ends `undelivered`."""
+    """An order written to a socket is sent. Only a message of a till ends `undelivered`."""
 
     def sent(self, order_id: str = "A-1") -> None:
         until(lambda: self.delivery(order_id)["pushedAt"], f"{order_id} was sent")

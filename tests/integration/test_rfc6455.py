@@ -1,4 +1,4 @@
-"""What RFC 6455 allows a till to send, however unusual, is understood; sections in the names' order."""
+"""posd accepts everything that RFC 6455 allows a till to send. The tests are in the order of its sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shop that had `orders` and `order_items` before posd came."""
+"""A shop with `orders` and `order_items` from before posd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOP = KITCHEN_SHOP
 
 
 class AdoptCase(SchemaCase):
-    """The shop `bistro`, whose schema the platform has made and filled."""
+    """The shop `bistro`. The platform has made and filled its schema."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -27,7 +27,7 @@ class AdoptCase(SchemaCase):
         self.shop = self.connect(SHOP)
 
     def tables(self, kind: str = "bigint", *, owner: Client | None = None) -> None:
-        """Make the shop's tables, as the shop; posd is given what it needs."""
+        """Create the shop's tables as the shop, and grant posd its rights."""
         owner = owner or self.shop
         owner.run(
             f"CREATE TABLE dinedesk_bistro.orders (id {kind} PRIMARY KEY, status text,"
@@ -48,7 +48,7 @@ class AdoptCase(SchemaCase):
         adopting.adopt(self.connection, "bistro", choices)
 
     def refusal(self, choices: AdoptionOptions = NOTHING_CHOSEN) -> str:
-        """What an operator is told who tries to adopt the shop."""
+        """Return the message to an operator who tries to adopt the shop."""
         with self.assertRaises(SchemaError) as raised:
             self.adopt(choices)
         return str(raised.exception).removeprefix("the tables of bistro are not hooked:").lstrip()
@@ -64,21 +64,21 @@ class AdoptCase(SchemaCase):
             )
 
     def contents(self, *keys: str) -> dict[str, Any]:
-        """What the sequencer reads of orders, by id."""
+        """Return what the sequencer reads of orders, by id."""
         rows = self.connect("posd_reader").rows(
             "SELECT * FROM posd_hooks.read_orders$bistro(%s)", [*keys]
         )
         return {key: json.loads(text) for key, text in rows}
 
     def read(self, *keys: str) -> list[tuple[str, str, int]]:
-        """Of that: id, status, how many items."""
+        """Return of that: id, status, number of items."""
         return [
             (key, row["status"], len(row["items"])) for key, row in self.contents(*keys).items()
         ]
 
 
 class IdTypesTests(AdoptCase):
-    """Whatever a shop numbers its orders by."""
+    """All types of order ids."""
 
     def check(self, kind: str, key: str) -> None:
         self.tables(kind)
@@ -204,7 +204,7 @@ class RightsTests(AdoptCase):
 
 
 class RefusalTests(AdoptCase):
-    """What cannot be hooked, and the sentence about it."""
+    """Tables that cannot be hooked, and the messages."""
 
     def test_an_unknown_tenant(self) -> None:
         self.assertEqual(self.refusal(), "there is no tenant 'bistro'")
@@ -272,7 +272,7 @@ class RefusalTests(AdoptCase):
 
 
 class AdoptionTests(AdoptCase):
-    """A shop that is hooked."""
+    """A shop with hooks."""
 
     def test_twice_is_as_good_as_once(self) -> None:
         self.tables()
@@ -301,10 +301,10 @@ class AdoptionTests(AdoptCase):
 
 
 class PartsCase(AdoptCase):
-    """A shop whose orders lie in several tables, which it also writes to one by one."""
+    """A shop whose orders are in several tables, which it also writes directly."""
 
     def ready(self, *statements: str) -> None:
-        """Have the shop make its tables; posd is given the rights that it asks for."""
+        """Let the shop create its tables, and grant posd the rights that it asks for."""
         for statement in statements:
             self.shop.run(statement)
         add(self.connection, "bistro")

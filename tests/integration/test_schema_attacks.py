@@ -1,6 +1,6 @@
-"""A shop that means harm, with all that PostgreSQL lets the owner of some tables do.
+"""A hostile shop, with all rights of the owner of some tables in PostgreSQL.
 
-What it can do while its tables are read is tried in `tests.database.test_shop_readers`.
+`tests.database.test_shop_readers` tests attacks during the reading of its tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PUBLISH = "SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')"
 
 
 class AttackCase(SchemaCase):
-    """The kitchen's role owns its tables and may make what it likes in its schema."""
+    """The role of `kitchen` owns its tables and may create objects in its schema."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -52,7 +52,7 @@ class AttackCase(SchemaCase):
 
 
 class ReplacementTests(AttackCase):
-    """Something of the shop's in the place of something of posd's."""
+    """Objects of the shop in place of objects of posd."""
 
     def test_posds_objects_in_its_schema_are_not_its_to_change(self) -> None:
         self.refused(
@@ -72,8 +72,8 @@ class ReplacementTests(AttackCase):
         )
 
     def test_nothing_of_its_own_is_attached_to_what_is_posds(self) -> None:
-        """What would run, or lock, or be read, with whoever uses the table."""
-        # As the owner of a table with partitions may.
+        """Anything that would run, lock or be read with each user of the table."""
+        # As the owner of a partitioned table may.
         self.admin.run(
             f"GRANT EXECUTE ON FUNCTION posd_hooks.note_orders$kitchen() TO {KITCHEN_SHOP}"
         )
@@ -97,7 +97,8 @@ class ReplacementTests(AttackCase):
             "ALTER TABLE dinedesk_kitchen.orders SET SCHEMA dinedesk_grill",
             "ALTER TABLE dinedesk_kitchen.orders SET SCHEMA dinedesk_main",
             "ALTER TABLE dinedesk_kitchen.orders OWNER TO posd_owner",
-            # The hooks' own function: with other transition tables it would read what the shop names.
+            # The hooks' own function: with other transition tables it would read tables of the shop's
+            # choice.
             "CREATE TRIGGER t AFTER INSERT ON dinedesk_kitchen.orders EXECUTE FUNCTION"
             " posd_hooks.note_orders$kitchen()",
             "CREATE CAST (bigint AS text) WITH INOUT",
@@ -143,7 +144,7 @@ class ReplacementTests(AttackCase):
 
 
 class SessionTests(AttackCase):
-    """What a session can do to itself and to others."""
+    """The effects of a session on itself and on others."""
 
     def test_no_other_role_can_be_taken_and_no_other_session_ended(self) -> None:
         grill = self.connect(GRILL_SHOP)
@@ -178,7 +179,7 @@ class SessionTests(AttackCase):
 
 
 class SearchPathTests(AttackCase):
-    """Functions, operators and tables with the names of the system's, where a session looks first."""
+    """Functions, operators and tables with the names of system objects in a schema that is searched first."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -232,7 +233,7 @@ class SearchPathTests(AttackCase):
 
 
 class KeyTests(AttackCase):
-    """What a shop calls its orders."""
+    """The ids that a shop gives to its orders."""
 
     def test_the_sequencer_is_not_given_more_of_a_long_id_than_is_needed_to_refuse_it(self) -> None:
         self.shop.run(
@@ -250,7 +251,7 @@ class KeyTests(AttackCase):
 
 
 class LockTests(AttackCase):
-    """A shop that holds on to what others need."""
+    """A shop that holds locks that others need."""
 
     def test_the_sequencers_lock_is_not_for_shops(self) -> None:
         self.shop.run("BEGIN")
@@ -326,7 +327,7 @@ class NotificationTests(SynchronousTestCase):
             sorted(found),
             [
                 ("001_tenants.sql", "PERFORM pg_notify(channel, payload);"),
-                # To the node itself: it finds out whether notifications arrive.
+                # To the node itself, to check whether notifications arrive.
                 ("feed.py", "_CANARY: Final = \"SELECT pg_notify(%s, ''), clock_timestamp()\""),
             ],
         )

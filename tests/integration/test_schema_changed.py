@@ -1,4 +1,4 @@
-"""What a shop changes in its own tables after they were hooked: its statements work as before."""
+"""Changes of a shop's own tables after their adoption: the shop's statements still work."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from posd.database.adoption_rules import AdoptionOptions
 from posd.maintenance import audit, shop_changes
 from posd.values import Tenant
 from tests.integration.test_schema_adopt import SHOP, PartsCase
-from tests.integration.test_schema_strangers import StrangerCase
+from tests.integration.test_schema_strangers import ForeignTablesCase
 from tests.integration.wire_case import until
 from tests.schema_case import DEADLINE
 
 BISTRO: Final = Tenant(3, "bistro", "Bistro", "dinedesk_bistro")
 
 
-class ChangedTests(StrangerCase):
-    """A session of the shop's that has used the tables before, and one that comes after the change."""
+class ChangedTests(ForeignTablesCase):
+    """A session of the shop that has used the tables before, and one that begins after the change."""
 
     def after(self, *changes: tuple[str, str]) -> None:
         self.ready()
@@ -32,7 +32,7 @@ class ChangedTests(StrangerCase):
             self.alter(change, table)
 
     def sold(self, number: int, *, key: str = "id", order_id: str = "order_id") -> list[str]:
-        """Sell something in both sessions, change it, and take the lines away; what was noted."""
+        """Sell something in both sessions, change it, and delete the items. Return what was noted."""
         for shop, order in ((self.shop, number), (self.connect(SHOP), number + 1)):
             for statement in (
                 f"INSERT INTO dinedesk_bistro.orders ({key}, status) VALUES ({order}, 'new')",
@@ -48,7 +48,7 @@ class ChangedTests(StrangerCase):
         return sorted({str(each) for each in self.admin.touched()} - {"1"})
 
     def told(self) -> list[str]:
-        """What `posctl doctor` says has changed."""
+        """Return the changes that `posctl doctor` reports."""
         executor = BlockingExecutor(self.connection)
         return [
             str(each) for each in run_to_completion(shop_changes.table_changes(executor, BISTRO))
@@ -90,7 +90,7 @@ class ChangedTests(StrangerCase):
         )
         self.shop.run("CREATE TABLE dinedesk_bistro.orders (LIKE dinedesk_bistro.old_orders)")
         self.shop.run("GRANT SELECT ON dinedesk_bistro.orders TO posd_hook_bistro")
-        # What is noted are the lines.
+        # The noted changes are those of the items.
         self.assertEqual(self.sold(7), ["7", "8"])
         schema = run_to_completion(audit.load_schema(BlockingExecutor(self.connection), BISTRO))
         wrong = [each.wrong for each in schema.differences()]

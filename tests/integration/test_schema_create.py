@@ -1,4 +1,4 @@
-"""pos_create_tenant(): what it makes, what it refuses, and what nobody can make it do."""
+"""pos_create_tenant(): what it creates, what it refuses, and what it cannot be made to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posd.events.timezones import is_zone
 from tests.schema_case import KITCHEN_SHOP, SchemaCase, add
 
 CREATE = "SELECT dinedesk_main.pos_create_tenant(%s, %s, 'EUR', 'Europe/Paris', 'FR')"
-# All that a schema is made of, in words in which the shop's names are replaced.
+# All objects of a schema as text, with the shop's names replaced.
 DESCRIBED = r"""
     WITH shop AS (SELECT %(schema)s::regnamespace AS id), marked AS (
         SELECT '"?(dinedesk_|posd_hook_|posd_note_|[a-z_]+[$])' || %(slug)s || '"?' AS pattern)

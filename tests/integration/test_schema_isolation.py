@@ -1,4 +1,4 @@
-"""A shop's transaction never waits for posd and never fails because of it."""
+"""A transaction of a shop never waits for posd and never fails because of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUBLISH = "SELECT dinedesk_main.pos_publish(%s, 'news', '{}')"
 
 
 class ShopCase(SchemaCase):
-    """Shops whose every statement fails at once if it would have to wait for a lock."""
+    """Shops whose statements fail at once if they would have to wait for a lock."""
 
     def shop(self, role: str = KITCHEN_SHOP) -> Client:
         client = self.connect(role)
@@ -28,10 +28,10 @@ class ShopCase(SchemaCase):
 
 
 class ConcurrentWritersTests(ShopCase):
-    """Eight tills of a busy shop write at once while the sequencer works."""
+    """Eight busy tills of a shop write concurrently while the sequencer works."""
 
     def check(self, isolation: str, *statements: str) -> None:
-        # A foreign key is checked by reading, which is a reason of its own for SERIALIZABLE to fail.
+        # A foreign key is checked by a read, which is another reason for SERIALIZABLE to fail.
         self.admin.run(
             "ALTER TABLE dinedesk_kitchen.order_items DROP CONSTRAINT order_items_order_id_fkey"
         )
@@ -84,10 +84,10 @@ class ConcurrentWritersTests(ShopCase):
 
 
 class SerializableTests(ShopCase):
-    """What a SERIALIZABLE transaction could conflict by is what it has read."""
+    """A SERIALIZABLE transaction can conflict only with what it has read."""
 
     def read_by(self, client: Client) -> set[str]:
-        """The relations that a transaction holds predicate locks on."""
+        """Return the relations on which a transaction holds predicate locks."""
         return {
             name
             for (name,) in client.rows(
@@ -121,7 +121,7 @@ class SerializableTests(ShopCase):
 
 
 class WaitingTests(ShopCase):
-    """Somebody holds on to something for long."""
+    """Another session holds a lock for long."""
 
     def test_two_tenants_published_in_opposite_order(self) -> None:
         self.admin.run(f"GRANT USAGE ON SCHEMA dinedesk_grill TO {KITCHEN_SHOP}")
@@ -156,7 +156,7 @@ class WaitingTests(ShopCase):
         for order in range(50):
             shop.run(ORDER, order)
             shop.run(PUBLISH, "kitchen")
-        # The queue is the cluster's: other databases of it may be heard at this moment.
+        # The queue belongs to the cluster: sessions of other databases may listen at the moment.
         self.assertLess(self.admin.value("SELECT pg_notification_queue_usage()"), 0.01)
         self.assertEqual(self.sequencer().sequence(), 100)
 
@@ -193,7 +193,7 @@ class WaitingTests(ShopCase):
         shop.run(ORDER, 1)
         with shop.transaction():
             shop.run(PUBLISH, "kitchen")
-            # Takes a lock that no INSERT conflicts with, and no stronger one to give pages back.
+            # This takes a lock that does not conflict with an INSERT, and no stronger lock to truncate.
             self.admin.run("VACUUM dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions")
         for table in ("pos_outbox", "pos_outbox_transactions"):
             options = (
@@ -203,7 +203,7 @@ class WaitingTests(ShopCase):
 
 
 class SettingsTests(ShopCase):
-    """A shop's session is set up in its own way."""
+    """A shop's session has settings of its own."""
 
     def test_no_setting_that_a_shop_may_make_fails_its_orders(self) -> None:
         shop = self.shop()

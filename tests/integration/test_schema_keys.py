@@ -1,4 +1,4 @@
-"""Credentials in the database: what is written into tenants.pos_api_key, and what becomes of it."""
+"""Keys in the database: values written to tenants.pos_api_key, and their effect."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def sha256(key: str) -> bytes:
 
 
 class KeyCase(SchemaCase):
-    """The kitchen is to get a key."""
+    """The tenant `kitchen` gets a key."""
 
     def keys(self) -> dict[bytes, bool]:
-        """All keys' hashes, and whether each is valid."""
+        """Return the hashes of all keys, and whether each is valid."""
         return {
             bytes(digest): not revoked
             for digest, revoked in self.admin.rows(
@@ -36,7 +36,7 @@ class KeyCase(SchemaCase):
 
 
 class ColumnTests(KeyCase):
-    """`UPDATE tenants SET pos_api_key = '…'`, as operators are used to it."""
+    """`UPDATE tenants SET pos_api_key = '…'`, as operators used to do."""
 
     def test_the_key_is_stored_as_a_hash_and_shown_as_a_preview(self) -> None:
         self.write(OWN)
@@ -177,7 +177,7 @@ class ColumnTests(KeyCase):
 
 
 class InsertTests(KeyCase):
-    """A tenant that comes with its key."""
+    """A tenant that is inserted with its key."""
 
     INSERT = (
         "INSERT INTO dinedesk_main.tenants (slug, name, schema_name, pos_api_key)"
@@ -267,7 +267,7 @@ class KeyOkTests(KeyCase):
 
 
 class DeviceKeyTests(KeyCase):
-    """A terminal gets a key of its own, from the daemon's role."""
+    """A terminal gets a key of its own, through the daemon's role."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -325,7 +325,7 @@ class DeviceKeyTests(KeyCase):
 
 
 class ToldTests(KeyCase):
-    """Nodes listen, so that what they have cached is true."""
+    """Nodes listen, to keep their caches right."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -1,8 +1,8 @@
-"""A shop plants every name that posd uses in its schema, and then everything that posd does is done.
+"""A shop creates objects with all names that posd uses in its schema, and then posd does all its work.
 
-The shop has USAGE and CREATE on its schema, as docs/platform.md grants them. What it plants calls a function
-that tells as whom it runs. It may run as the shop, and as the two roles of the shop: the one that reads that
-shop's tables, and the one that enqueues for it.
+The shop has USAGE and CREATE on its schema, as docs/platform.md grants. Its objects call a function that
+reports the role that runs it. This may be the shop, and the two roles of the shop: the reader of its
+tables, and the role that enqueues for it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ OWN: Final = """
 
 
 def names_of_posd() -> set[str]:
-    """What posd's SQL calls anything in a tenant's schema, and its functions for tenants."""
+    """Return the names that posd's SQL uses in a tenant's schema, and its functions for tenants."""
     found: set[str] = set()
     for path in [*ROOT.glob("sql/**/*.sql"), *ROOT.glob("posd/**/*.py")]:
         text = path.read_text("utf-8")
@@ -139,7 +139,7 @@ class PlantingTests(SynchronousTestCase):
                 f"CREATE TRIGGER t INSTEAD OF INSERT OR UPDATE ON dinedesk_bistro.{name}"
                 " FOR EACH ROW EXECUTE FUNCTION trap.trigger()"
             )
-        # Names of the constraints that told posd's own ledgers from a shop's.
+        # Names of the constraints that distinguished posd's own ledgers from a shop's.
         self.shop(
             "CREATE TABLE dinedesk_bistro.own (n int, CONSTRAINT gift_cards_number_form CHECK (n > 0),"
             " CONSTRAINT loyalty_phone_form CHECK (n > 0), CONSTRAINT loyalty_chain CHECK (n > 0))"
@@ -173,7 +173,7 @@ class PlantingTests(SynchronousTestCase):
             )
 
     def columns(self, name: str) -> str:
-        """What posd's own table of this name has, with a value where posd looks for one."""
+        """Return the columns of posd's own table of this name, with a value where posd searches for one."""
         known = {"card_number": "'CARD-1'", "phone": f"'{KEY}'", "initial_balance": "5", "id": "1"}
         columns = self.admin(
             "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
@@ -182,7 +182,7 @@ class PlantingTests(SynchronousTestCase):
         return ", ".join(f"{known.get(each, 'NULL')}::{kind} AS {each}" for each, kind in columns)
 
     def change_types(self) -> None:
-        """The ids become values of a type whose casts are functions of the shop's."""
+        """The ids become values of a type whose casts are functions of the shop."""
         self.shop(
             "CREATE TYPE dinedesk_bistro.key AS (v bigint);"
             "CREATE FUNCTION dinedesk_bistro.as_text(dinedesk_bistro.key) RETURNS text LANGUAGE sql"
@@ -262,7 +262,7 @@ class PlantingTests(SynchronousTestCase):
         self.drive_posctl()
         self.drive_endpoints(posd, keys)
         self.admin("SELECT dinedesk_main.pos_publish('bistro', 'notice', '{}')")
-        # Looked at by a daemon that begins, too.
+        # A daemon that starts also reads them.
         posd.stop()
         self.said.append(posd.log())
         again = self.scene.start()
@@ -282,18 +282,18 @@ class PlantingTests(SynchronousTestCase):
         self.posctl("adopt", "bistro")
         self.assertIn("ALTER COLUMN id TYPE text", self.said[-1])
         self.assertFalse(self.captured())
-        # A domain is what it is based on.
+        # A domain counts as its base type.
         self.shop(
             f'ALTER TABLE dinedesk_bistro.orders ALTER id TYPE dinedesk_bistro."{evil}" USING 1,'
             " ADD PRIMARY KEY (id)"
         )
-        # Its name is shown on the operator's terminal.
+        # Its name is shown in the operator's terminal.
         self.shop(
             "CREATE TYPE dinedesk_bistro.\"\x1b[2J\" AS ENUM ('5');"
             'ALTER TABLE dinedesk_bistro.orders ALTER total_amount TYPE dinedesk_bistro."\x1b[2J" USING NULL'
         )
         self.posctl("adopt", "bistro")
-        self.assertIn("The orders of bistro are hooked.", self.said[-2])
+        self.assertIn("The hooks are installed on the orders of bistro.", self.said[-2])
         self.assertIn("[2J", self.said[-1])
         self.assertNotIn("\x1b", "".join(self.said))
         self.assertFalse(self.captured())

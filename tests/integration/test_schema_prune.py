@@ -1,4 +1,4 @@
-"""pos_prune() in a crowd: a sequencer numbers, tills acknowledge, and two prune, all at the same moment."""
+"""pos_prune() with concurrency: a sequencer numbers, tills acknowledge, and two sessions prune."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AGED = """
 _ROUNDS = 20
 
 
-# Foreign keys of the common tables without an index of all rows that begins with their columns.
+# Foreign keys of the central tables without a full index that begins with their columns.
 UNINDEXED = """
     SELECT k.conrelid::regclass::text FROM pg_constraint AS k
      WHERE k.contype = 'f' AND k.connamespace = 'dinedesk_main'::regnamespace

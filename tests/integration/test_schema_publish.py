@@ -1,4 +1,4 @@
-"""What a shop's SQL leaves in the outbox: by pos_publish() and by the hooks, one by one."""
+"""The rows that a shop's SQL writes to the outbox: by pos_publish() and by the hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ITEM = """
 """
 
 FALL_ASLEEP = "SELECT pg_try_advisory_lock(7097, 10)"
-"""What a doorman does that has to be rung from then on; whether it can."""
+"""What a doorman does before it must be notified. Returns whether it may sleep."""
 
 
 class PublishTests(SchemaCase):
@@ -33,7 +33,7 @@ class PublishTests(SchemaCase):
         return [(row.tenant_id, row.type, row.data) for row in self.admin.take() or ()]
 
     def refused(self, slug: str | None, role: str = KITCHEN_SHOP) -> str:
-        """What PostgreSQL says to who may not publish for that tenant."""
+        """Return PostgreSQL's message to a role that may not publish for that tenant."""
         with self.assertRaises(psycopg2.errors.InsufficientPrivilege) as raised:
             self.connect(role).run(PUBLISH, slug, "new_order", "{}")
         self.assertEqual(self.published(), [])
@@ -119,14 +119,14 @@ class PublishTests(SchemaCase):
 
 
 class HookTests(SchemaCase):
-    """The shop `kitchen` writes its own rows, and what the hooks note of it."""
+    """The shop `kitchen` writes its own rows, and the hooks note them."""
 
     def setUp(self) -> None:
         super().setUp()
         self.shop = self.connect(KITCHEN_SHOP)
 
     def existing(self, orders: int = 2, items_each: int = 1) -> None:
-        """Orders 1, 2, … with their items, of which the outbox knows nothing more."""
+        """Insert orders 1, 2, … with items, and empty the outbox."""
         self.shop.run(
             "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
             " SELECT n, 10 FROM generate_series(1, %s) AS n",
@@ -199,7 +199,7 @@ class HookTests(SchemaCase):
     def test_a_deleted_order_is_gone_when_it_is_read(self) -> None:
         self.existing()
         self.shop.run("DELETE FROM dinedesk_kitchen.orders WHERE id = 1")
-        # Its items went with it (ON DELETE CASCADE), and they noted it.
+        # Its items were deleted too (ON DELETE CASCADE), and the hooks noted it.
         self.assertEqual(self.admin.touched(), ["1"])
         self.assertEqual(self.read("1"), {})
 
@@ -293,7 +293,7 @@ class HookTests(SchemaCase):
 
 
 class TwoPhaseTests(SchemaCase):
-    """A shop whose application server commits in two phases."""
+    """A shop whose application server uses two-phase commit."""
 
     def test_it_may_do_without_the_notification(self) -> None:
         """Prepared, its transaction keeps its share of the lock, so the doorman does not fall asleep."""

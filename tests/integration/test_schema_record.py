@@ -1,4 +1,4 @@
-"""The sequencer numbers and stores: pos_record(), and what can be read of it afterwards."""
+"""The sequencer numbers and stores: pos_record(), and the rows afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDERS = """
 
 
 def order(key: str, version: int = 1, tenant_id: int = 1, **more: str | None) -> Entry:
-    """An event about an order, with a snapshot that tells its version."""
+    """Return an event about an order, with a snapshot that has its version."""
     snapshot = f'{{"orderId":"{key}","v":{version}}}'
     return Entry(
         tenant_id,
@@ -38,7 +38,7 @@ def order(key: str, version: int = 1, tenant_id: int = 1, **more: str | None) ->
 
 
 class RecordCase(SchemaCase):
-    """A sequencer, at work in UTC as the daemon is."""
+    """A sequencer that works in UTC, like the daemon."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -50,7 +50,7 @@ class RecordCase(SchemaCase):
 
 
 class NumberingTests(RecordCase):
-    """Positions: 1, 2, 3, … for each tenant."""
+    """Positions 1, 2, 3, … for each tenant."""
 
     def test_each_tenant_counts_for_itself_in_the_order_of_publishing(self) -> None:
         batch = [Entry(1), Entry(2), Entry(1), Entry(1), Entry(2)]
@@ -120,7 +120,7 @@ class NumberingTests(RecordCase):
 
 
 class NotifyTests(RecordCase):
-    """The other nodes are told that there is something, and not what."""
+    """Other nodes are notified of new events, without their content."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -158,7 +158,7 @@ class NotifyTests(RecordCase):
 
 
 class ElsewhereTests(RecordCase):
-    """How many tills hear of it on other nodes."""
+    """The number of tills on other nodes."""
 
     def node(self, node: UUID, lease: str, *tenants: int) -> None:
         self.daemon.run(
@@ -255,7 +255,7 @@ class OrdersTests(RecordCase):
 
 
 class SyncLogsTests(RecordCase):
-    """The deployed table `pos_sync_logs` is a view."""
+    """The older table `pos_sync_logs` is a view."""
 
     def statuses(self) -> list[str]:
         rows = self.daemon.rows("SELECT status FROM dinedesk_kitchen.pos_sync_logs ORDER BY id")
@@ -306,7 +306,7 @@ class SyncLogsTests(RecordCase):
 
 
 class HeadsTests(RecordCase):
-    """What the schema itself does not let happen to a stream."""
+    """What the schema itself prevents for a stream."""
 
     def test_no_place_is_beyond_the_head(self) -> None:
         for column in ("sent_seq", "received_seq", "pruned_seq"):
@@ -321,7 +321,7 @@ class HeadsTests(RecordCase):
 
 
 class FingerprintTests(SchemaCase):
-    """Which database this is, so that a restored one is not taken for the one that tills know."""
+    """The identity of the database, to distinguish a restored one."""
 
     FINGERPRINT = "SELECT dinedesk_main.pos_fingerprint()"
 
@@ -331,7 +331,7 @@ class FingerprintTests(SchemaCase):
         self.assertEqual(self.admin.value(self.FINGERPRINT), first)
 
     def test_a_copy_of_a_database_has_another(self) -> None:
-        # Every database of these tests is the copy of a template.
+        # Every database of these tests is a copy of a template.
         known = self.admin.value("SELECT fingerprint FROM dinedesk_main.pos_incarnation")
         self.assertNotEqual(self.admin.value(self.FINGERPRINT), known)
 
@@ -344,7 +344,7 @@ class FingerprintTests(SchemaCase):
         server.restart()
         self.assertEqual(self.fingerprint(dsn), before)
 
-        # Enough unwritten pages for the checkpoint after the promotion to take its time.
+        # Enough dirty pages that the checkpoint after the promotion takes some time.
         self.connect(dsn=dsn).run(
             "CREATE TABLE pages AS SELECT repeat('x', 500) FROM generate_series(1, 20000)"
         )

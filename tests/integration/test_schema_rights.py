@@ -1,4 +1,4 @@
-"""Who may do what with posd's tables and functions, tried as the roles themselves."""
+"""The rights on posd's tables and functions, tried as the roles themselves."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ON_KITCHEN = {
     "pos_sync_logs": {"posd": READ},
     "pos_unsequenced": {"posd": READ},
 }
-"""What each role has been granted, but for owners and the roles that tests log in as."""
+"""The grants of each role, except those of owners and of the login roles of the tests."""
 
 FUNCTIONS_OF_MAIN = {
     "pos_ring()": ("posd_owner", False, {"posd_hook"}),
@@ -106,8 +106,8 @@ FUNCTIONS_OF_MAIN = {
         {"posd"},
     ),
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
-    # They have their caller's rights only. Triggers that any role may fire call the one, the tenants' readers
-    # the other.
+    # They have only the rights of their caller. Triggers that any role may fire call the former, the
+    # readers of tenants the latter.
     "pos_notify(text, text)": ("posd_owner", False, {"-"}),
     "pos_read_shop(text, text[], text, text, text[])": ("posd_owner", False, {"-"}),
     "pos_credentials(text[], bytea[], text[])": ("posd_owner", False, {"posd"}),
@@ -188,7 +188,7 @@ GRANTS = """
      WHERE grantee <> relowner AND grantee::regrole::text !~ '^posd_test_'
      GROUP BY relname, grantee
 """
-# Without any grant a function has the default, which is that everybody (shown as -) may call it.
+# Without a grant, a function has the default: everybody (shown as -) may call it.
 FUNCTIONS = """
     SELECT format('%%s(%%s)', split_part(proname, '$', 1), oidvectortypes(proargtypes)),
            CASE WHEN (SELECT rolsuper FROM pg_roles AS r WHERE r.oid = proowner) THEN 'a superuser'
@@ -200,7 +200,7 @@ FUNCTIONS = """
 
 
 class GrantsTests(SchemaCase):
-    """The catalogs say what each role may do, and nothing else is granted to anybody."""
+    """The catalogs have exactly these rights of the roles."""
 
     def grants(self, schema: str) -> dict[str, dict[str, str]]:
         granted: dict[str, dict[str, str]] = {}
@@ -501,7 +501,7 @@ class RoleTests(SchemaCase):
         )
 
     def test_a_shops_views_show_its_own_rows_to_whatever_it_calls(self) -> None:
-        """A shop's function that PostgreSQL takes for free is not called with another shop's row."""
+        """A shop's function that PostgreSQL considers cheap is not called with another shop's row."""
         for tenant_id, name in ((1, "mine"), (2, "other")):
             self.admin.record(
                 Entry(tenant_id, name, order_id=name, status="new", version=1),
@@ -526,7 +526,7 @@ class RoleTests(SchemaCase):
         }
         self.admin.run(f"GRANT CREATE ON SCHEMA dinedesk_kitchen TO {KITCHEN_SHOP}")
         shop = self.connect(KITCHEN_SHOP)
-        # A shop chooses its plans: one that goes through all rows and calls first what costs least.
+        # A shop can choose a plan that scans all rows and calls the cheapest function first.
         for setting in ("enable_indexscan", "enable_bitmapscan", "enable_indexonlyscan"):
             shop.run(f"SET {setting} = off")
         shop.run(

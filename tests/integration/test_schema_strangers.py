@@ -30,7 +30,7 @@ MOODY = (
 """A type whose value 'bad' cannot be converted to JSON."""
 
 
-class StrangerCase(AdoptCase):
+class ForeignTablesCase(AdoptCase):
     def alter(self, change: str, table: str = "orders") -> None:
         self.shop.run(f"ALTER TABLE dinedesk_bistro.{table} {change}")
 
@@ -38,14 +38,14 @@ class StrangerCase(AdoptCase):
         self.shop.run(statement.replace("orders", "dinedesk_bistro.orders"), *values)
 
     def ready(self, *changes: str) -> None:
-        """Make the tables, change them, and adopt them."""
+        """Create the tables, change them, and adopt them."""
         self.tables()
         for change in changes:
             self.alter(change)
         self.adopt()
 
 
-class OddRowTests(StrangerCase):
+class OddRowTests(ForeignTablesCase):
     def test_a_row_that_cannot_be_converted_fails_alone_and_by_name(self) -> None:
         for statement in MOODY:
             self.shop.run(statement)
@@ -93,7 +93,7 @@ class OddRowTests(StrangerCase):
             self.contents("1")
 
 
-class ColumnTests(StrangerCase):
+class ColumnTests(ForeignTablesCase):
     def test_only_the_columns_that_an_event_uses_are_read(self) -> None:
         for statement in MOODY:
             self.shop.run(statement)
@@ -182,9 +182,9 @@ class ColumnTests(StrangerCase):
             self.contents("1")
 
 
-class TimeTests(StrangerCase):
+class TimeTests(ForeignTablesCase):
     def zoneless(self, timestamps: str) -> Any:
-        """What is read of a time without a zone."""
+        """Return what is read of a time without a zone."""
         self.tables()
         self.alter("ALTER created_at TYPE timestamp")
         self.adopt(AdoptionOptions(timestamps=timestamps))
@@ -220,7 +220,7 @@ class TimeTests(StrangerCase):
         self.assertEqual(self.contents("1")["1"]["created_at"], "2026-07-01T12:00:00+00:00")
 
 
-class ConditionTests(StrangerCase):
+class ConditionTests(ForeignTablesCase):
     def test_an_order_for_which_it_is_not_true_is_marked(self) -> None:
         self.tables()
         self.adopt(AdoptionOptions("status <> 'cart' AND waiter LIKE 'T%' -- no carts"))
@@ -285,8 +285,8 @@ class ConditionTests(StrangerCase):
         self.assertEqual(self.admin.touched(), ["1"])
 
 
-class RefusalTests(StrangerCase):
-    """What would go wrong later, and the statement that helps."""
+class RefusalTests(ForeignTablesCase):
+    """Problems that would appear later, and the statements that help."""
 
     def settle(self, *, superuser: bool = False) -> None:
         """Run the statements of a refusal, and adopt the tables."""
@@ -347,8 +347,8 @@ class RefusalTests(StrangerCase):
         self.settle()
 
 
-class SurveyTests(StrangerCase):
-    """What an operator is shown before the tables are hooked."""
+class SurveyTests(ForeignTablesCase):
+    """The findings that an operator sees before the adoption."""
 
     def survey(self, choices: AdoptionOptions = AdoptionOptions()) -> adopting.ShopTablesSurvey:  # noqa: B008
         return adopting.survey(self.connection, "bistro", choices)
@@ -409,7 +409,7 @@ class SurveyTests(StrangerCase):
         self.assertIn("--unique-ids", "\n".join(map(str, self.survey().refusals)))
 
     def look(self, body: str) -> StatusSample | None:
-        """Look at orders whose status is computed by the shop's code."""
+        """Survey orders whose status is computed by the shop's code."""
         self.tables()
         for statement in (
             "CREATE TABLE dinedesk_bistro.marks (n int)",

@@ -1,4 +1,4 @@
-"""The sequencer looks at the outbox, takes rows and looks at orders: pos_look(), pos_take()."""
+"""The sequencer reads the outbox and orders, and takes rows: pos_look(), pos_take()."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PUBLISH = """
     SELECT dinedesk_main.pos_publish(%s, 'n', to_jsonb(n)) FROM generate_series(1, %s) AS n
 """
 STATES = "SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])"
-# pg_stat_xact_user_tables counts the rows that were found, and not those that were passed over.
+# pg_stat_xact_user_tables counts returned rows, but not skipped ones.
 VISITED = """
     SELECT sum(pg_stat_get_xact_tuples_returned(c.oid))::integer
       FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
@@ -70,7 +70,7 @@ class TakeTests(SchemaCase):
         self.publish("grill", 3)
         taken = self.take(4)
         self.assertEqual(taken, [(1, "1"), (1, "2"), (2, "1"), (2, "2")])
-        # What one leaves, the other has.
+        # The rows that one leaves are for the other.
         taken = self.take(10)
         self.assertEqual([tenant for tenant, _ in taken], [1] * 9 + [2])
         self.assertEqual([data for _, data in taken], [*map(str, range(3, 12)), "3"])
@@ -109,7 +109,7 @@ class TakeTests(SchemaCase):
         )
 
     def test_data_longer_than_any_event_may_be_is_never_read(self) -> None:
-        """Some bytes of jsonb can be a hundred megabytes of text; the row says who and what it was."""
+        """Some bytes of jsonb can be a hundred megabytes of text. The row says whose it was and what."""
         numbers = "[" + ", ".join(["1e131071"] * 20) + "]"
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'bomb', %s)", numbers)
         self.publish("kitchen", 1)
@@ -132,7 +132,7 @@ class TakeTests(SchemaCase):
         self.assertEqual(taken, [8, 8, 4, 0])
 
     def test_a_backlog_is_not_read_whole_for_each_batch(self) -> None:
-        # What the statistics know of it, most of the time.
+        # What the statistics usually know of it.
         self.admin.run("ANALYZE dinedesk_main.pos_outbox")
         self.publish("kitchen", 2000)
         read = (
@@ -145,7 +145,7 @@ class TakeTests(SchemaCase):
 
 
 class TransactionTests(SchemaCase):
-    """Transactions of a shop that are open, were rolled back, or overlap."""
+    """Transactions of a shop that are open, rolled back, or overlap."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -158,7 +158,7 @@ class TransactionTests(SchemaCase):
         )
 
     def visited(self, statement: str, *parameters: object) -> int:
-        """How many entries of indexes and rows of tables of the outbox a statement passes over."""
+        """Return how many index entries and rows of the outbox tables a statement visits."""
         with self.sequencer.transaction():
             before = self.sequencer.value(VISITED)
             self.sequencer.run(statement, *parameters)
@@ -224,7 +224,7 @@ class TransactionTests(SchemaCase):
                 self.assertLess(self.visited(look), 3000)
 
     def test_rows_of_transactions_that_overlap_come_in_their_order(self) -> None:
-        """Also one by one, though a transaction has further rows."""
+        """Also one by one, although a transaction has further rows."""
         self.shop.run("BEGIN")
         self.publish(1, self.shop)
         self.publish(2)
@@ -255,7 +255,7 @@ class TransactionTests(SchemaCase):
         self.assertEqual(self.left(), [])
 
     def test_a_transaction_finds_the_row_that_a_dump_brought_under_its_number(self) -> None:
-        """Rows of another cluster have its numbers of transactions, and these may come here too."""
+        """Rows of another cluster have its transaction numbers, which may also occur here."""
         self.admin.run(
             "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data, xact)"
             " SELECT 1, 'n', '1', (pg_current_xact_id()::text::bigint + 1)::text::xid8;"
@@ -265,7 +265,7 @@ class TransactionTests(SchemaCase):
         self.shop.run("BEGIN")
         self.publish(2, self.shop)
         with self.sequencer.transaction():
-            # A transaction has a number when it writes.
+            # A transaction gets a number when it writes.
             self.assertEqual([row.data for row in self.sequencer.take()], ["1"])
         self.shop.run("COMMIT")
         self.assertEqual([row.data for row in self.sequencer.take()], ["2"])
@@ -275,7 +275,7 @@ class TransactionTests(SchemaCase):
 
 
 class OneSequencerTests(SchemaCase):
-    """Two nodes, of which one is at work."""
+    """Two nodes, of which one is active."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -345,7 +345,7 @@ class OneSequencerTests(SchemaCase):
             self.assertEqual([seq for (seq,) in seqs], list(range(1, 81)))
 
     def some_batches(self, client: Client) -> int:
-        """Sequence for a while, a few rows at a time; every third batch is rolled back."""
+        """Sequence for some time, a few rows at a time. Every third batch is rolled back."""
         for number in range(60):
             client.run("BEGIN")
             rows = client.take(3)
@@ -371,7 +371,7 @@ class OrderStatesTests(SchemaCase):
     def states(
         self, *wanted: tuple[int, str | None]
     ) -> dict[tuple[int, str | None], tuple[object, ...]]:
-        """By tenant and order: snapshot, status, version."""
+        """Return snapshot, status and version by tenant and order."""
         rows = self.daemon.rows(STATES, *[list(column) for column in zip(*wanted, strict=True)])
         self.assertEqual(len({row[:2] for row in rows}), len(rows))
         return {(row[0], row[1]): tuple(row[2:]) for row in rows}

@@ -1,8 +1,8 @@
-"""The description of the API, taken at its word by a program that tries to refute it.
+"""The description of the API, tested by schemathesis.
 
-schemathesis makes requests of `/openapi.json`, good ones and bad ones, and holds every answer against
-it: no 5xx, no status, header, content type or body that is not described, nothing refused that is
-described as good, nothing taken that is not, no other methods, no call without its key.
+schemathesis makes valid and invalid requests from `/openapi.json` and checks every answer: no 5xx, no
+undescribed status, header, content type or body, no refusal of valid data, no success with invalid data,
+no other methods, and no call without its key.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _WORDS = {
     "header.X-Tenant-ID": "kitchen",
     "header.X-Device-ID": "POS_1",
     "query.wait": 0,
-    # Which key is to be revoked: made up, it would be one that is in use here.
+    # The key to revoke. A random one could be a key that is used here.
     "query.id": 2**31 - 1,
 }
-"""What would lead nowhere if it were made up, or take long."""
+"""Values for parameters of which random ones would lead nowhere or take long."""
 _KNOWN = {"cardNumber": "GC-7Q4M-2XKD", "phone": "+447700900123", "orderId": "A-2"}
-"""What there is, by the parts of addresses that lead to it; it is asked for four times of five."""
+"""Existing values for the parts of addresses. They are used four times out of five."""
 _TRUE_TO_TYPE = [200, 201, 400, 401, 403, 404, 409, 422]
-"""What a good request may be answered with: a schema knows nothing of what is on a card."""
+"""Statuses that a valid request may have: a schema does not know the balance of a card."""
 
 
 class SchemathesisTests(SynchronousTestCase):
-    """A shop whose posd is asked everything there is."""
+    """A shop whose posd gets all kinds of requests."""
 
     def setUp(self) -> None:
         self.shop = Shop.open(tenants=["kitchen"])
@@ -66,7 +66,7 @@ class SchemathesisTests(SynchronousTestCase):
         self.folder.mkdir()
 
     def fill(self) -> None:
-        """Sell a card and open an account, so that there is something to ask for."""
+        """Sell a card and open an account, so that they can be asked for."""
         card = {"cardNumber": _KNOWN["cardNumber"], "amount": 5000}
         for path, body in (
             ("/api/kitchen/gift-cards", card),
@@ -81,7 +81,7 @@ class SchemathesisTests(SynchronousTestCase):
         (self.folder / "schemathesis.toml").write_text(self.configuration(whole))
         ran = self.run_it()
         self.assertEqual(ran.returncode, 0, f"\n{ran.stdout}\n{ran.stderr}")
-        # All but the description itself, with which it begins.
+        # All operations except the description itself, which is read first.
         self.assertRegex(ran.stdout, rf"Tested: +{len([*operations(whole)]) - 1}\b")
 
     def run_it(self) -> subprocess.CompletedProcess[str]:
@@ -98,7 +98,7 @@ class SchemathesisTests(SynchronousTestCase):
         )
 
     def configuration(self, whole: Mapping[str, Any]) -> str:
-        """Everything that schemathesis has to know besides, with a key of the right kind for each call."""
+        """Return the configuration of schemathesis, with a key of the right kind for each call."""
         return "\n".join(
             (
                 f"seed = {_SEED}",
@@ -123,13 +123,13 @@ class SchemathesisTests(SynchronousTestCase):
         kinds = operation.get("x-key-kinds")
         if not kinds:
             return
-        # The kind that may do the most, of those that may.
+        # The allowed kind with the most rights.
         kind = next(each for each in ("tenant", "platform", "admin") if each in kinds)
         yield "[[operations]]"
         yield f"include-operation-id = {json.dumps(operation['operationId'])}"
         yield f"headers = {{X-API-Key = {json.dumps(self.keys[kind])}}}"
         if is_tolerant(operation, whole):
-            # Almost everything is good there, and its thousands of cases say nothing new.
+            # Almost all data is valid there, and thousands of cases would show nothing new.
             yield "[operations.phases.coverage]"
             yield "enabled = false"
             yield "[operations.checks.negative_data_rejection]"
@@ -145,13 +145,13 @@ class SchemathesisTests(SynchronousTestCase):
 
 
 def operations(whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All operations of a document."""
+    """Return all operations of a document."""
     for methods in whole["paths"].values():
         yield from methods.values()
 
 
 def is_tolerant(operation: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
-    """Whether there is something in its body of which no value is refused."""
+    """Return whether the body has a member of which no value is refused."""
     seen: set[str] = set()
     waiting = [json.dumps(operation.get("requestBody", {}))]
     while waiting:

@@ -1,4 +1,4 @@
-"""What is nobody's business is in no log, no metric, no error and no file of PostgreSQL's."""
+"""Confidential data is not in a log, a metric, an error or a file of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MENDED: Final = "DROP TRIGGER refuse ON {table}"
 
 
 class Scene:
-    """A posd with everything said to it, and with a database that refuses everything afterwards."""
+    """A posd after all kinds of requests, and then with a database that refuses everything."""
 
     def __init__(self, stack: ExitStack) -> None:
         # One's own, since its log is looked at; the daemon comes as the role that it has in a shop.
@@ -64,7 +64,7 @@ class Scene:
         path.write_text(f'[logging]\nformat = "{format_name}"\nlevel = "debug"\n')
 
     def spoil(self) -> None:
-        """Let every table refuse what is written, in every format, and try again."""
+        """Let every table refuse writes, and send everything again, in each log format."""
         tables = [
             table
             for (table,) in self.shop.query(
@@ -113,7 +113,7 @@ def scene(stack: ExitStack) -> Scene:
 
 
 class SecretsTests(SynchronousTestCase):
-    """After all that, nothing of it is to be found."""
+    """After all requests, no confidential data is found."""
 
     def setUp(self) -> None:
         self.scene = scene()
@@ -151,7 +151,7 @@ class SecretsTests(SynchronousTestCase):
         self.assert_silent(log, "PostgreSQL's log")
 
     def test_what_was_refused_was_noticed(self) -> None:
-        """The tests above look at something."""
+        """The other tests search something."""
         refused = [each.answer.status for each in self.drive.asked[self.scene.well :]]
         self.assertGreater(refused.count(500), 20)
         log = self.drive.posd.log()
@@ -166,14 +166,14 @@ class SecretsTests(SynchronousTestCase):
             self.assertIn(sign, log)
 
     def test_what_posctl_prints(self) -> None:
-        # Something for `posctl audit` to name.
+        # A fault for `posctl audit` to report.
         self.scene.shop.query(
             "SET session_replication_role = replica;"
             " DELETE FROM dinedesk_kitchen.pos_gift_card_transactions WHERE seq = 1;"
             " DELETE FROM dinedesk_kitchen.loyalty_accounts;"
             " UPDATE dinedesk_kitchen.pos_orders SET snapshot = '{}', version = 99"
         )
-        # The id of an order is named where it fails, and nothing else of it.
+        # A failed order is named by its id, and by nothing else.
         order = f'{{"orderId":"W-78","voucherCode":"{CARD.text}","customerPhone":"{PHONE.text}"}}'
         said = ""
         for arguments, stdin in (
@@ -191,7 +191,7 @@ class SecretsTests(SynchronousTestCase):
         ):
             ran = posctl(*arguments, dsn=self.scene.dsn, stdin=stdin)
             said += ran.out + ran.err
-        # The database refuses everything, which posctl does not foresee.
+        # The database refuses everything, which posctl does not expect.
         command = (sys.executable, "-m", "posd.cli", "--dsn", self.scene.dsn)
         ended = subprocess.run(
             [*command, *_PUBLISH, "new_order"],
@@ -202,12 +202,12 @@ class SecretsTests(SynchronousTestCase):
             check=False,
         )
         said += ended.stdout + ended.stderr
-        for sign in ("StatementFailed", "follows nothing", "Nothing was erased yet", "W-78"):
+        for sign in ("StatementFailed", "follows nothing", "Nothing was erased.", "W-78"):
             self.assertIn(sign, said)
         self.assert_silent(said, "what posctl prints")
 
     def test_who_watches_postgresql_sees_no_statement_of_posds(self) -> None:
-        """What it runs is for superusers, who could read the tables too, and pg_read_all_stats."""
+        """Only superusers, who could read the tables too, and pg_read_all_stats see its statements."""
         self.scene.shop.query("CREATE ROLE onlooker LOGIN; GRANT posd_publisher TO onlooker")
         watching = make_dsn(self.scene.shop.dsn, user="onlooker")
         with closing(psycopg2.connect(watching)) as connection, connection.cursor() as cursor:
@@ -216,7 +216,7 @@ class SecretsTests(SynchronousTestCase):
 
 
 def error_body(asked: Asked) -> object:
-    """What an error says, but for the order that its owner is shown beside `version_mismatch`."""
+    """Return an error, without the order that `version_mismatch` shows to its owner."""
     body = dict(asked.answer.json)
     if body["code"] == "version_mismatch":
         del body["order"]

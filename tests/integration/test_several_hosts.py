@@ -1,4 +1,4 @@
-"""A connection string with several hosts: the daemon follows the one that accepts writes."""
+"""A connection string with several hosts: the daemon follows the host that accepts writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integration.harness import Shop, free_port
 from tests.integration.wire_case import until
 
 AWAY_SECONDS = 4.0
-"""How long the first host is down: long enough for several rounds over all hosts."""
+"""Seconds that the first host is down: enough for several rounds over all hosts."""
 TIMES = 2
 STOP_SECONDS = 120.0
 
@@ -42,7 +42,7 @@ class SeveralHostsTests(ChaosCase):
         )
 
     def goes_on(self, dsn: str, times: int = TIMES) -> None:
-        """Kill PostgreSQL several times; a connected till gets its orders afterwards."""
+        """Kill PostgreSQL several times. A connected till receives its orders afterwards."""
         posd = self.node(dsn)
         till = self.dial(posd)
         for number in range(1, times + 1):
@@ -63,7 +63,7 @@ class SeveralHostsTests(ChaosCase):
         self.goes_on(self.dsn(self.port, free_port()))
 
     def test_the_second_host_is_one_that_cannot_be_written_to(self) -> None:
-        """A standby, as far as libpq sees: it asks each server, and goes on to the next one."""
+        """A standby, from the point of view of libpq: it asks each server, and tries the next one."""
         other = free_port()
         self.new_server(other, default_transaction_read_only="on")
         self.goes_on(self.dsn(self.port, other))
@@ -72,7 +72,7 @@ class SeveralHostsTests(ChaosCase):
         self.goes_on(self.dsn(self.silent_port(), self.port), times=1)
 
     def silent_port(self) -> int:
-        """A port from which nothing comes back, not even a refusal: a full queue drops every SYN (Linux)."""
+        """Return a port that does not answer at all: a full backlog drops every SYN (Linux)."""
         listening = socket.socket()
         self.addCleanup(listening.close)
         listening.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A whole day of a shop, on every road at once: in the evening everything agrees to the penny."""
+"""A whole day of a shop, with all ways to publish and all transports: in the evening all sums agree."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _LEDGERS: Final = {
 
 @frozen
 class Evening:
-    """A day that is over: what should have come of it, and where to see what has.
+    """The end of a day: the expected state, and the ways to read the real one.
 
-    `is_quiet`: nothing more was on its way when the tills were closed.
+    `is_quiet`: no more data was under way when the tills were closed.
     """
 
     day: ShopDay
@@ -48,7 +48,7 @@ class Evening:
         return self.streams[FRONT]
 
     def by_subject(self) -> dict[str, list[dict[str, Any]]]:
-        """What tills were told, by order, card and customer: by the first of them that an event names."""
+        """Return the events of the tills by order, card and customer: by the first that an event names."""
         told: dict[str, list[dict[str, Any]]] = {}
         for event in self.told:
             subject = next(event["data"][name] for name in _SUBJECTS if name in event["data"])
@@ -56,11 +56,11 @@ class Evening:
         return told
 
     def rows(self, sql: str, *parameters: object) -> list[Any]:
-        """Run a statement; `{schema}` is the tenant's."""
+        """Run a statement. `{schema}` is the tenant's."""
         return self.player.shop.query(sql.format(schema=self.player.schema), parameters or None)
 
     def chains(self, table: str, change: str) -> dict[str, list[Any]]:
-        """A ledger's rows by card or phone: place, balance before, kind, change, balance after."""
+        """Return a ledger's rows by card or phone: place, balance before, kind, change, balance after."""
         owner = "card_number" if table == "pos_gift_card_transactions" else "account_id"
         phone = "(SELECT phone FROM {schema}.loyalty_accounts AS a WHERE a.id = account_id)"
         chains: dict[str, list[Any]] = {}
@@ -72,7 +72,7 @@ class Evening:
         return chains
 
     def reports(self, table: str) -> list[dict[str, Any]]:
-        """Daily reports of the day, by the names in which figures are sent."""
+        """Return the daily reports, with the member names of requests."""
         columns = {snake(name): name for name in self.day.books.sales()}
         odd = ("revision", "balanced", "issues")
         rows = self.rows(
@@ -82,7 +82,7 @@ class Evening:
         return [dict(zip((*columns.values(), *odd), row, strict=True)) for row in rows]
 
     def takings(self) -> dict[str, Decimal]:
-        """What orders were paid by, as posd has them."""
+        """Return what paid the orders, according to posd."""
         sums = dict(
             self.rows(
                 "SELECT snapshot ->> 'paymentMethod', sum((snapshot ->> 'totalAmount')::numeric)"
@@ -92,14 +92,14 @@ class Evening:
         return {name: sums.get(method, Decimal()) for method, name in TENDERS.items()}
 
     def ask(self, path: str, who: str = FRONT) -> Any:
-        """What somebody is answered."""
+        """Return the answer to a request."""
         answer = self.player.lines[who].call("GET", path)
         assert answer.status == 200, answer
         return answer.json
 
 
 def evening(seed: int) -> Evening:
-    """The evening of this seed's day. Raises for all tests what went wrong when it was played."""
+    """Return the evening of this seed's day. Raises the exception of its play for all tests."""
     played = _played(seed)
     if isinstance(played, AssertionError):
         raise played
@@ -133,7 +133,7 @@ def _played(stack: ExitStack, seed: int) -> Evening | AssertionError:
 
 class ShopDayTests(SynchronousTestCase):
     def evenings(self) -> Iterator[Evening]:
-        """Each day that was played; its seed stands in what fails."""
+        """Yield each evening. A failure names its seed."""
         for seed in SEEDS:
             with self.subTest(seed=seed):
                 yield evening(seed)
@@ -286,19 +286,19 @@ def _is_printed(over: Evening, expected: Mapping[str, str]) -> bool:
 
 
 def _delivered(over: Evening) -> Any:
-    """How the tills stand, once nothing is on its way to them any more."""
+    """Return the state of the tills when no data is under way."""
     status = over.ask("pos-status")
     behind = [each["behind"] for each in status["websocket"]["terminals"]]
     return status if status["undelivered"] == 0 and not any(behind) else None
 
 
 def _plain(stream: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events without the word that some are sent to catch up."""
+    """Return events without the mark of a replay."""
     return [{n: value for n, value in each.items() if n != "replay"} for each in stream]
 
 
 def _said(events: list[dict[str, Any]], expected: list[Told]) -> list[Told]:
-    """Events as the books have them: an order whole but for its clocks, others' named members."""
+    """Return events as the books have them: orders without clocks, and the named members of others."""
     if len(events) != len(expected):
         return [Told(each["type"], each["data"]) for each in events]
     return [
@@ -315,7 +315,7 @@ def _said(events: list[dict[str, Any]], expected: list[Told]) -> list[Told]:
 
 
 def _moved(data: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The change and the balance of an event about a ledger."""
+    """Return the change and the balance of a ledger event."""
     if "initialBalance" in data:
         return data["initialBalance"], data["currentBalance"]
     if "pointsChange" in data:

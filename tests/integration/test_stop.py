@@ -19,7 +19,7 @@ LONGEST = service._FORCED_EXIT_SECONDS + 120
 
 
 class SilentServer:
-    """Accepts connections and answers the first bytes of each with `greeting`, and nothing more."""
+    """A server that accepts connections, answers the first bytes with `greeting`, and sends nothing else."""
 
     def __init__(self, greeting: bytes = b"") -> None:
         self.greeting = greeting
@@ -94,7 +94,7 @@ class StopTests(ChaosCase):
         self.ends(posd)
 
     def test_while_statements_hang_and_tills_are_connected(self) -> None:
-        """The network to the database swallows everything, and nobody is told."""
+        """The network to the database drops all packets, without a notification."""
         proxy = Proxy(self.server.folder)
         proxy.start()
         self.addCleanup(proxy.stop)

@@ -1,4 +1,4 @@
-"""How connections end (wire protocol §1.3, §1.5): who is displaced, sent home, revoked, given up."""
+"""How connections end (wire protocol §1.3, §1.5): superseded, closed, revoked, timed out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEVICE = "POS_BAR_1"
 
 
 class SupersedeTests(WireCase):
-    """One live connection for each device: the newest that means it."""
+    """One connection for each device: the newest one that proves to be live."""
 
     def test_the_newest_wins_as_soon_as_it_has_said_something(self) -> None:
         old = self.dial(device=_DEVICE)
@@ -80,7 +80,7 @@ class SupersedeTests(WireCase):
 
 
 class RevocationTests(WireCase):
-    """4001: the credential is no longer valid."""
+    """4001: the key is no longer valid."""
 
     def change(self, change: str, device: str) -> None:
         where = " WHERE {mine} AND device_id = %s"
@@ -130,8 +130,8 @@ class RevocationTests(WireCase):
             spans.append(time.monotonic() - began)
 
 
-class FarewellTests(WireCase):
-    """Who closes, and how posd ends."""
+class ClosingTests(WireCase):
+    """Closing by the till and by posd."""
 
     def test_a_till_that_closes_is_answered(self) -> None:
         self.assert_ended(self.dial().leave(), 1000)
@@ -177,7 +177,7 @@ class FarewellTests(WireCase):
 
 
 class PatienceTests(SynchronousTestCase):
-    """What only time shows. All of it waits at once, from the first of these tests on."""
+    """Timeouts. All tests wait concurrently, from the first of these tests on."""
 
     def assert_ended(self, ended: Ended, code: int) -> None:
         self.assertEqual(ended.code, code)
@@ -190,7 +190,7 @@ class PatienceTests(SynchronousTestCase):
     def test_a_till_that_is_not_heard_any_more_is_dropped(self) -> None:
         ended, seconds, pings = _waiting()["silent"].result(300)
         self.assert_ended(ended, 1006)
-        # Two heartbeats and five seconds, and up to five more until it is looked at.
+        # Two heartbeats and five seconds, and up to five more until the check.
         self.assertGreater(seconds, 6)
         self.assertGreater(pings, 0)
 
@@ -205,7 +205,7 @@ class PatienceTests(SynchronousTestCase):
 
 @functools.cache
 def _waiting() -> dict[str, Future[Any]]:
-    """Begin to wait for everything; what came of each."""
+    """Begin all waits. Return their results."""
     names = ("displaced", "silent", "talking", "stalled")
     crowd = ThreadPoolExecutor(len(names))
     waiting = {name: Waiting(name) for name in names}
@@ -216,7 +216,7 @@ def _waiting() -> dict[str, Future[Any]]:
 
 
 class Waiting(WireCase):
-    """The waiting itself, each with a tenant of its own."""
+    """The waits, each with a tenant of its own."""
 
     configuration = '[limits]\nfailed_auth_per_minute = 10000\n[delivery]\nheartbeat = "1s"'
 

@@ -1,4 +1,4 @@
-"""The delivery promise (wire protocol §1.4): at least once, in order, for each terminal."""
+"""The delivery guarantee (wire protocol §1.4): at least once, in order, for each terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEVICE = "POS_BAR_1"
 
 
 class NamedTests(WireCase):
-    """A named terminal is a durable subscription, from its first word on."""
+    """A terminal with a device id is a durable subscription, from its first acknowledgement on."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -119,7 +119,7 @@ class NamedTests(WireCase):
 
 
 class UnnamedTests(WireCase):
-    """Who has no name is live only, unless it says where it stands."""
+    """A terminal without a device id receives only new events, unless it names a position."""
 
     def test_without_a_position_it_is_sent_what_comes(self) -> None:
         self.publish(3)
@@ -140,7 +140,7 @@ class UnnamedTests(WireCase):
 
 
 class HandOverTests(WireCase):
-    """From replay to live while events are committed: no gap and no repeat."""
+    """From replay to live while events are committed: no gap and no repetition."""
 
     def test_tills_that_connect_in_the_middle_miss_nothing(self) -> None:
         seed = random.randrange(2**32)
@@ -161,7 +161,7 @@ class HandOverTests(WireCase):
         self.assertGreater(sum(rounds), len(readers), f"seed {seed}")
 
     def write(self, over: Event, pace: float) -> int:
-        """Commit one event after the other; how many."""
+        """Commit one event after the other. Return their number."""
         count = 0
         with closing(self.shop.connect()) as connection, connection.cursor() as cursor:
             while not over.is_set():
@@ -174,12 +174,12 @@ class HandOverTests(WireCase):
         return count
 
     def read(self, over: Event, start: int) -> int:
-        """Connect from where one stands, read a while, and again; how often."""
+        """Connect at the last position, read for some time, and repeat. Return the number of connections."""
         position, rounds = start, 0
         while not over.is_set() or rounds < 2:
             till = self.dial(after=position)
             self.assertEqual(till.connected["resumedFrom"], position)
-            # Beyond the replay, which reaches as far as the head was at the greeting.
+            # After the replay, which ends at the head at the time of `connected`.
             last = till.connected["lastEventId"] + (0 if over.is_set() else 5)
             while position < last:
                 try:
@@ -194,7 +194,7 @@ class HandOverTests(WireCase):
 
 
 class SlowTests(WireCase):
-    """A till that takes its time costs its outbox, delays nobody, and loses nothing."""
+    """A slow till uses the memory of its send queue, delays no other till, and loses nothing."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -207,7 +207,7 @@ class SlowTests(WireCase):
         self.assert_ids(quick.take(300), 1, 300)
         read = self.slow.take(300)
         self.assert_ids(read, 1, 300)
-        # What had not fitted into the outbox was read again from the log.
+        # Events that did not fit into the send queue were read again from the log.
         self.assertIn(True, [each.get("replay", False) for each in read])
         self.publish(1)
         self.assert_ids([self.slow.receive()], 301, 301)
@@ -237,7 +237,7 @@ class SlowTests(WireCase):
 
 
 class LimitTests(WireCase):
-    """An event that is too large is nobody's."""
+    """An event that is too large is not delivered."""
 
     def too_large(self) -> Message:
         return {"text": "x" * 129 * 1024}

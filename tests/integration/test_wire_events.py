@@ -1,4 +1,4 @@
-"""What a till is sent (wire protocol §1.2): frames byte by byte, replays, and why there is none."""
+"""Messages to tills (wire protocol §1.2): frames byte by byte, replays, and refused replays."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class EventCase(WireCase):
         self.platform = self.shop.key("platform", self.slug)
 
     def post(self, kind: str, data: object, status: int = 201) -> int:
-        """Publish by REST; the position that the answer tells."""
+        """Publish by REST. Return the position in the answer."""
         body = {"type": kind, "data": data}
         reply = self.posd.request("POST", f"/api/{self.slug}/events", body, key=self.platform)
         self.assertEqual(reply.status, status, reply.json)
         return int(reply.json.get("id") or 0)
 
     def text(self, till: Till) -> bytes:
-        """The next message as it stands on the wire."""
+        """Return the next message as it is sent."""
         till.receive()
         return bytes(till.frames[-1].data)
 
     def assert_text(self, text: bytes, expected: str) -> None:
-        """The message is that one; `NOW` in it stands for a time in the contract's form."""
+        """Assert that the message is this text. `NOW` in it stands for a time in the form of the protocol."""
         pattern = re.escape(expected.encode()).replace(b'"NOW"', _TIME)
         if re.fullmatch(pattern, text) is None:
             self.assertEqual(text.decode(), expected)
 
 
 class FrameTests(EventCase):
-    """One message is one unfragmented, uncompressed text frame."""
+    """A message is one unfragmented, uncompressed text frame."""
 
     def test_compression_is_not_taken_up(self) -> None:
         offers = [ClientPerMessageDeflateFactory(client_max_window_bits=True)]
@@ -81,7 +81,7 @@ class FrameTests(EventCase):
 
 
 class KnownTypeTests(EventCase):
-    """The five types, exactly, each by another road."""
+    """The five types, exactly, each published in a different way."""
 
     def test_new_order_from_a_shops_own_rows(self) -> None:
         till = self.dial()
@@ -190,7 +190,7 @@ class KnownTypeTests(EventCase):
 
 
 class OtherTypeTests(EventCase):
-    """What a platform thinks of itself, and what it may not."""
+    """Types of a platform's own, and forbidden ones."""
 
     def test_they_are_delivered_unchanged_in_value(self) -> None:
         data = (
@@ -241,7 +241,7 @@ class OtherTypeTests(EventCase):
 
 
 class ReplayTests(EventCase):
-    """Catching up: the very same events, marked."""
+    """Replays: the same events, marked."""
 
     def test_what_is_sent_to_catch_up_says_so_and_is_the_same_otherwise(self) -> None:
         live = self.dial()
@@ -281,12 +281,12 @@ class ReplayTests(EventCase):
 
 
 class ResyncTests(EventCase):
-    """A part of a replay is never passed off as the whole."""
+    """A partial replay is never presented as a complete one."""
 
     def setUp(self) -> None:
         super().setUp()
         self.publish(10)
-        # As posd prunes: events go, and the floor says up to which.
+        # Like pruning by posd: events are deleted, and the floor is set.
         self.rows("DELETE FROM {schema}.pos_events WHERE seq <= 6")
         self.rows("UPDATE dinedesk_main.pos_heads SET pruned_seq = 6 WHERE {mine}")
 
@@ -298,7 +298,7 @@ class ResyncTests(EventCase):
         self.assert_ids(self.next(till), said["lastEventId"] + 1, said["lastEventId"] + 1)
 
     def next(self, till: Till) -> list[Message]:
-        """What comes next is live: delivery goes on from `lastEventId`."""
+        """Return the next event, which is live: delivery continues after `lastEventId`."""
         self.publish(1)
         message = till.receive()
         self.assertNotIn("replay", message)

@@ -1,4 +1,4 @@
-"""What a till may say, and what posd makes of it (wire protocol §1.3)."""
+"""Messages of tills, and posd's reactions (wire protocol §1.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KIB = 1024
 
 class MessageCase(WireCase):
     def complaint(self, till: Till, code: str) -> Message:
-        """posd has something to say about the last message, and the connection stays up."""
+        """Assert that posd answers the last message with an error, and the connection stays open."""
         said = till.receive()
         self.assertEqual((said["type"], said["code"]), ("error", code))
         self.assertEqual(list(said), ["type", "code", "message"])
@@ -21,7 +21,7 @@ class MessageCase(WireCase):
         return said
 
     def logged(self, kind: str) -> list[Any]:
-        """What the shop's log has of this type: the data, its status, whose it was."""
+        """Return the entries of this type in the shop's log: data, status, and device."""
         return self.rows(
             "SELECT event_data, status, device_id FROM {schema}.pos_sync_logs"
             " WHERE event_type = %s ORDER BY id",
@@ -30,7 +30,7 @@ class MessageCase(WireCase):
 
 
 class PingTests(MessageCase):
-    """Whether anybody is there."""
+    """Application pings."""
 
     def answer(self, **members: object) -> Message:
         till = self.dial()
@@ -62,7 +62,7 @@ class PingTests(MessageCase):
 
 
 class AckTests(MessageCase):
-    """How far a terminal has come."""
+    """Acknowledgements of a terminal."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -126,7 +126,7 @@ class AckTests(MessageCase):
 
 
 class NackTests(MessageCase):
-    """What a terminal could not process is handled all the same, and seen by an operator."""
+    """An event that a terminal cannot process counts as handled, and operators see it."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -180,7 +180,7 @@ class NackTests(MessageCase):
 
 
 class PrintTests(MessageCase):
-    """How printing went."""
+    """Print reports."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -216,14 +216,14 @@ class PrintTests(MessageCase):
         self.complaint(self.till, "invalid_message")
 
     def test_messages_after_it_wait_for_it(self) -> None:
-        """The answers come in the order of the questions, although a print asks the database."""
+        """The answers have the order of the messages, although a print report needs the database."""
         self.till.send({"type": "print", "orderId": "no such", "status": "printed"})
         self.till.send({"type": "ping", "id": 9})
         self.assertEqual([each["type"] for each in self.till.take(2)], ["error", "pong"])
 
 
 class OtherMessageTests(MessageCase):
-    """Whatever else a till says is written down."""
+    """All other messages of a till are logged."""
 
     def test_it_is_in_the_log_under_its_name(self) -> None:
         till = self.dial(device="POS_BAR_1")
@@ -254,7 +254,7 @@ class OtherMessageTests(MessageCase):
 
 
 class InvalidMessageTests(MessageCase):
-    """What is no message."""
+    """Invalid messages."""
 
     nonsense = (
         b"",

@@ -1,4 +1,4 @@
-"""The delivery promise, kept to Node's `ws`: the library that deployed tills were first tried with."""
+"""The delivery guarantee with Node's `ws`, the library of deployed tills."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECONDS: Final = 300
 
 @functools.cache
 def modules() -> Path | str:
-    """A folder whose node_modules has `ws`, made once; or why there is none."""
+    """Return a folder whose node_modules has `ws`, made once, or the reason why there is none."""
     programs = [shutil.which(name) for name in ("node", "npm")]
     if not all(programs):
         return "not run: node and npm are not installed"
@@ -44,7 +44,7 @@ def modules() -> Path | str:
 
 @define
 class Run:
-    """What one run of the script reported."""
+    """The report of one run of the script."""
 
     said: Message | None = None
     events: list[Message] = field(factory=list)
@@ -64,7 +64,7 @@ class NodeTests(WireCase):
     def run_till(
         self, *, query: str = "", headers: Mapping[str, str] = {}, key: str = "", **plan: object
     ) -> Run:
-        """Run the script to its end; `plan` has `count`, `ack`, `crash`, `say`, `deflate`."""
+        """Run the script to its end. `plan` has `count`, `ack`, `crash`, `say`, `deflate`."""
         whole = {
             "modules": str(self.modules),
             "ca": str(self.posd.ca),
@@ -124,7 +124,7 @@ class NodeTests(WireCase):
             )
             assert run.said is not None
             resumed = run.said["resumedFrom"]
-            # At least once: what was acknowledged in the last moment may be sent again.
+            # At least once: events acknowledged in the last moment may be sent again.
             self.assertLessEqual(resumed, seen[-1])
             ids = [each["id"] for each in run.events]
             self.assertEqual(ids, list(range(resumed + 1, resumed + 1 + len(ids))))

@@ -1,4 +1,4 @@
-"""Who is not let in (wire protocol §1.1): each status, always with a JSON body that says why."""
+"""Refused connections (wire protocol §1.1): each status, always with a JSON body with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UPGRADE = {
 
 class RefusalCase(WireCase):
     def assert_error(self, refused: Refused, status: int, code: str) -> Message:
-        """It has this status and code, and the body that every error has."""
+        """Assert that an answer has this status and code, and the body of all errors."""
         body = refused.json
         self.assertEqual((refused.status, body["code"]), (status, code))
         self.assertIs(body["success"], False)
@@ -38,7 +38,7 @@ class RefusalCase(WireCase):
 
 
 class MalformedTests(RefusalCase):
-    """400, 404, 426: what makes no sense, whoever asks."""
+    """400, 404, 426: invalid requests, for all callers."""
 
     def test_a_slug_has_one_form_only(self) -> None:
         for slug in ("Kitchen", "-kitchen", "kitchen-", "kit_chen", "kit.chen", "k" * 49, "k%20"):
@@ -84,12 +84,12 @@ class MalformedTests(RefusalCase):
         self.assertEqual(reply.headers["sec-websocket-version"], "13")
 
     def ask(self, path: str, headers: dict[str, str]) -> Reply:
-        """A handshake with some headers of one's own."""
+        """Send a handshake with the given headers."""
         return self.posd.request("GET", path, key=self.key, headers={**_UPGRADE, **headers})
 
 
 class CredentialTests(RefusalCase):
-    """401 and 403: whoever has no key, or not this tenant's, or not a till's."""
+    """401 and 403: no key, a key of another tenant, or a key that is not for tills."""
 
     def test_every_key_that_does_not_fit_gets_one_answer(self) -> None:
         self.shop.add_tenant(f"{self.slug}-other")
@@ -115,14 +115,14 @@ class CredentialTests(RefusalCase):
             self.answer(path, early),
             self.answer(path, self.shop.key(slug=f"{self.slug}-other")),
             self.answer("/ws/pos/nobody-of-this-name", self.key),
-            # A name that no tenant may have is no different from one that none has.
+            # A name that no tenant can have is treated like an unknown one.
             self.answer("/ws/pos/main", self.key),
         ]
         for other in answers[1:]:
             self.assertEqual(other, answers[0])
 
     def answer(self, path: str, key: str | None) -> tuple[object, ...]:
-        """All that could tell one refusal from another."""
+        """Return all parts of an answer that could distinguish refusals."""
         headers = {} if key is None else {"X-API-Key": key}
         with self.assertRaises(Refused) as raised:
             Till.dial(self.posd, path, headers)
@@ -164,7 +164,7 @@ class FailedAttemptTests(RefusalCase):
 
 
 class CrowdTests(RefusalCase):
-    """429 and 503 where there are too many connections."""
+    """429 and 503 for too many connections."""
 
     configuration = "[limits]\nconnections_per_tenant = 6\nconnections = 8"
 
@@ -208,7 +208,7 @@ class CrowdTests(RefusalCase):
             self.dial()
 
     def lets_in(self, **how: Any) -> None:
-        """posd lets a till in, now or as soon as it has noticed that another one is gone."""
+        """Return whether posd accepts a till, now or when it has noticed that another one has gone."""
 
         def attempt() -> bool:
             try:
@@ -221,7 +221,7 @@ class CrowdTests(RefusalCase):
 
 
 class UnavailableTests(RefusalCase):
-    """503 when posd cannot serve, or will not much longer."""
+    """503 if posd cannot serve, or will soon stop."""
 
     def test_without_a_database_posd_answers_and_says_when_to_come_again(self) -> None:
         shop = Shop.open([])
@@ -234,7 +234,7 @@ class UnavailableTests(RefusalCase):
 
     def test_one_that_drains_lets_nobody_in_any_more(self) -> None:
         posd = self.shop.start()
-        # Sent home one after the other, they keep posd draining for more than a second.
+        # Because their connections are closed one after the other, posd drains for more than a second.
         for _ in range(12):
             self.dial(to=posd, after=0)
         context = posd.tls()
@@ -242,14 +242,14 @@ class UnavailableTests(RefusalCase):
             early = context.wrap_socket(plain, server_hostname="localhost")
             posd.terminate()
             until(lambda: "code=1001" in posd.log(), "the first of them is sent home")
-            answer = self.knock(early)
+            answer = self.try_handshake(early)
         self.assertIn(b"HTTP/1.1 503 ", answer)
         self.assertIn(b"Retry-After: 1\r\n", answer)
         self.assertIn(b'"success":false', answer)
         self.assertEqual(posd.stop(), 0)
 
-    def knock(self, early: ssl.SSLSocket) -> bytes:
-        """Ask for an upgrade on a connection that stands already."""
+    def try_handshake(self, early: ssl.SSLSocket) -> bytes:
+        """Request an upgrade on an open connection."""
         lines = [f"GET /ws/pos/{self.slug} HTTP/1.1", "Host: localhost", f"X-API-Key: {self.key}"]
         lines += [f"{name}: {value}" for name, value in _UPGRADE.items()]
         early.sendall("\r\n".join([*lines, "", ""]).encode())

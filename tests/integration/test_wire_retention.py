@@ -9,7 +9,7 @@ from tests.integration.wire_case import WireCase
 
 class PrunedTests(WireCase):
     def prune(self, last: int) -> None:
-        """All events up to this one are old by now, and an operator does not wait for the night."""
+        """Make all events up to this one old, and prune them as an operator does."""
         self.rows(
             "UPDATE {schema}.pos_events SET created_at = now() - interval '31 days' WHERE seq <= %s",
             last,
@@ -62,7 +62,7 @@ class PrunedTests(WireCase):
 
 
 class ReplayTests(WireCase):
-    """A till that acknowledges has lost its data, and an operator has it sent again."""
+    """A till that acknowledges has lost its data, and an operator replays it."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -1,4 +1,4 @@
-"""One till, all roads: WebSocket, server-sent events and polling are one stream with one position."""
+"""One till with all transports: WebSocket, server-sent events and polling have one stream and position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RoadsCase(WireCase):
         return f"{place}?{urlencode(query)}" if query else place
 
     def follow(self, after: int | None = None, *, receive_buffer: int | None = None) -> Response:
-        """A till by server-sent events that was greeted."""
+        """Connect a till with server-sent events, and read `connected`."""
         headers = self.headers if after is None else {**self.headers, "Last-Event-ID": str(after)}
         stream = Response.of(
             self.posd, self.address("/stream"), headers, receive_buffer=receive_buffer
@@ -214,7 +214,7 @@ class LongPollTests(RoadsCase):
             until(lambda: not self.is_full(), "it was noticed")
 
     def wait_in_the_only_place(self) -> ssl.SSLSocket:
-        """A poll that waits. What asks whether it does so may get its place first: then it asks again."""
+        """Start a long poll. The request that checks it may take its place first; then poll again."""
         deadline = time.monotonic() + WAIT
         while time.monotonic() < deadline:
             waiting = ask(self.posd, self.address(wait=60), self.headers)
@@ -229,7 +229,7 @@ class LongPollTests(RoadsCase):
         raise AssertionError("others were always first")
 
     def answered(self, waiting: ssl.SSLSocket) -> bytes:
-        """What has come so far."""
+        """Return what has arrived so far."""
         waiting.setblocking(False)
         try:
             return waiting.recv(100)
@@ -239,7 +239,7 @@ class LongPollTests(RoadsCase):
             waiting.settimeout(WAIT)
 
     def is_full(self) -> bool:
-        """Whether there is no place for one more connection. It asks with another device's key."""
+        """Return whether the limit of connections is reached. It uses another device's key."""
         headers = {"X-API-Key": self.other}
         head = self.head()
         status, answer = once(self.posd, self.address(after=head, wait=1), headers)
@@ -282,7 +282,7 @@ class DrainTests(RoadsCase):
         self.assertLess(time.monotonic() - began, 55)
 
     def seen(self) -> Any:
-        """When the terminal was last heard of, as it is written down."""
+        """Return the stored time of the terminal's last message."""
         return self.value("SELECT last_seen_at FROM dinedesk_main.pos_devices WHERE {mine}")
 
     def whole(self, waiting: Any) -> bytes:

@@ -1,11 +1,11 @@
-"""A till of somebody else's making: PyPI's `websockets`, without its network part, on a TLS socket.
+"""A till on PyPI's `websockets`, without its network part, on a TLS socket.
 
-Everything that goes over the wire can be seen and steered here: each frame as it came, how much is
-read and when, whether pings are answered. Blocking, with a deadline for all that is waited for.
+A test sees and controls everything: each received frame, how much is read and when, and whether pings are
+answered. All calls block, with a deadline.
 
-Not the library's own blocking client: it reads in one thread and writes in another, which a TLS
-connection of Python 3.11 does not always survive (of 864 that were opened, one after the other,
-against posd on a busy machine, 6 failed; of 12,464 of its asyncio client none).
+The library's own blocking client is not used: it reads in one thread and writes in another, which a TLS
+connection of Python 3.11 does not always survive (of 864 that were opened, one after the other, against
+posd on a busy machine, 6 failed; of 12,464 of its asyncio client none).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
 class Refused(Exception):
-    """The answer to a handshake that was no upgrade; header names in lower case."""
+    """The answer to a refused handshake. Names of headers are in lower case."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str], body: bytes) -> None:
         super().__init__(f"{status} {body!r}")
@@ -56,7 +56,7 @@ class Refused(Exception):
 
 
 class Ended(Exception):
-    """The connection is over; `code` is what posd's Close frame said, 1006 if there was none."""
+    """The connection has ended. `code` is that of posd's Close frame, or 1006 without one."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code} {reason}")
@@ -66,12 +66,12 @@ class Ended(Exception):
 
 @define(eq=False)
 class Till:
-    """One connection. `connected` is posd's greeting, `frames` are all data frames as they came."""
+    """A connection. `connected` is posd's first message, `frames` are all received data frames."""
 
     _socket: ssl.SSLSocket
     _protocol: ClientProtocol
     answering: bool = True
-    """Whether what the protocol answers by itself, to pings and Close frames, is sent."""
+    """Whether automatic answers to pings and Close frames are sent."""
     connected: Message = field(init=False, factory=dict)
     frames: list[Frame] = field(init=False, factory=list)
     pings: int = field(init=False, default=0)
@@ -89,8 +89,8 @@ class Till:
         receive_buffer: int | None = None,
         seconds: float = WAIT,
     ) -> Self:
-        """Connect and read the greeting. Raises `Refused`, and `OSError` where nobody listens."""
-        till = cls.knock(daemon, path, headers, extensions, receive_buffer, seconds)
+        """Connect and read `connected`. Raises `Refused`, and `OSError` if no server listens."""
+        till = cls.try_handshake(daemon, path, headers, extensions, receive_buffer, seconds)
         try:
             till.connected = till.receive(seconds)
         except BaseException:
@@ -99,7 +99,7 @@ class Till:
         return till
 
     @classmethod
-    def knock(
+    def try_handshake(
         cls,
         daemon: Daemon,
         path: str,
@@ -108,7 +108,7 @@ class Till:
         receive_buffer: int | None = None,
         seconds: float = WAIT,
     ) -> Self:
-        """Connect, and read nothing after posd's answer to the handshake."""
+        """Connect, and read nothing after the answer to the handshake."""
         plain = socket.socket()
         try:
             if receive_buffer is not None:
@@ -129,13 +129,13 @@ class Till:
         return till
 
     def receive(self, seconds: float = WAIT) -> Message:
-        """The next message. Raises `Ended`, and `TimeoutError` when none comes."""
+        """Return the next message. Raises `Ended`, and `TimeoutError` if there is none."""
         message = json.loads(self.receive_text(seconds), parse_float=Decimal)
         assert isinstance(message, dict), message
         return message
 
     def receive_text(self, seconds: float = WAIT) -> bytes:
-        """The next message as it came."""
+        """Return the next message as it was received."""
         deadline = time.monotonic() + seconds
         while not self._inbox:
             if self._protocol.state is State.CLOSED:
@@ -144,18 +144,18 @@ class Till:
         return bytes(self._inbox.popleft().data)
 
     def take(self, count: int, seconds: float = WAIT) -> list[Message]:
-        """The next so many messages."""
+        """Return the next so many messages."""
         deadline = time.monotonic() + seconds
         return [self.receive(deadline - time.monotonic()) for _ in range(count)]
 
     def next_is_pong(self, mark: int) -> bool:
-        """Whether nothing was on its way here before the answer to a ping that is sent now."""
+        """Return whether no data arrived before the answer to a ping that is sent now."""
         self.send({"type": "ping", "id": mark})
         answer = self.receive()
         return (answer["type"], answer.get("echo")) == ("pong", mark)
 
     def ended(self, seconds: float = WAIT) -> Ended:
-        """How the connection ends; what is said before that is in `frames`."""
+        """Return how the connection ends. Earlier messages are in `frames`."""
         deadline = time.monotonic() + seconds
         while self._protocol.state is not State.CLOSED:
             self._read(deadline)
@@ -166,7 +166,7 @@ class Till:
         self.send_text(json.dumps(message, separators=(",", ":")).encode())
 
     def send_text(self, payload: bytes) -> None:
-        """Send a text frame, whatever is in it. Raises `Ended` if posd has closed the connection."""
+        """Send a text frame with any content. Raises `Ended` if posd has closed the connection."""
         try:
             self._protocol.send_text(payload)
         except InvalidState as error:
@@ -195,29 +195,29 @@ class Till:
         return self.pongs.pop()
 
     def leave(self) -> Ended:
-        """Close as RFC 6455 §7 wants it; what posd says to that."""
+        """Close as RFC 6455 §7 requires. Return posd's answer."""
         ended = self.say_goodbye()
         self.hang_up()
         return ended
 
     def say_goodbye(self) -> Ended:
-        """Close as in `leave`, but do not hang up."""
+        """Close as in `leave`, but keep the TCP connection."""
         self._protocol.send_close(1000)
         self._write()
         return self.ended()
 
     def hang_up(self) -> None:
-        """Be gone without a word, as often as one likes."""
+        """Close the TCP connection. May be called repeatedly."""
         self._socket.close()
 
     def read_some(self, size: int, seconds: float = WAIT) -> None:
-        """Read no more than so many bytes off the connection, as a till does that has no time."""
+        """Read at most so many bytes, like a slow till."""
         self._read(time.monotonic() + seconds, size)
 
     def _shake_hands(self, headers: Mapping[str, str], deadline: float) -> None:
         request = self._protocol.connect()
         for name, value in headers.items():
-            # `websockets` sends ISO-8859-1; UTF-8 is what names are written in.
+            # `websockets` sends ISO-8859-1, but names are written in UTF-8.
             request.headers[name] = value.encode().decode("latin-1")
         self._protocol.send_request(request)
         self._write()
@@ -265,7 +265,7 @@ class Till:
     def _write(self) -> None:
         self._socket.settimeout(WAIT)
         for data in self._protocol.data_to_send():
-            # Where posd has hung up already, reading says so.
+            # If posd has closed the connection already, reading reports it.
             with suppress(OSError):
                 self._socket.sendall(data)
 

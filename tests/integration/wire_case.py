@@ -1,4 +1,4 @@
-"""What the tests of the wire begin with: a daemon that runs, and a tenant for each test."""
+"""The base of the wire tests: a running daemon, and a tenant for each test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _numbers = itertools.count(1)
 
 
 def until(look: Callable[[], T], what: str, seconds: float = WAIT) -> T:
-    """Look again and again until there is something to see; what it is."""
+    """Repeat until the result is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
         if time.monotonic() > deadline:
@@ -31,7 +31,7 @@ def until(look: Callable[[], T], what: str, seconds: float = WAIT) -> T:
 
 
 def next_slug() -> str:
-    """What no tenant of this process is called yet."""
+    """Return a slug that no tenant of this process has."""
     return f"shop-{next(_numbers)}"
 
 
@@ -44,7 +44,7 @@ def running(stack: ExitStack, configuration: str) -> tuple[Shop, Daemon]:
 
 
 class WireCase(SynchronousTestCase):
-    """Tests of a daemon that is configured as the class says; every test has a tenant of its own."""
+    """Tests of a daemon with the configuration of the class. Every test has a tenant of its own."""
 
     configuration: ClassVar[str] = "[limits]\nfailed_auth_per_minute = 10000"
 
@@ -71,7 +71,7 @@ class WireCase(SynchronousTestCase):
         to: Daemon | None = None,
         **how: Any,
     ) -> Till:
-        """Connect a till of this test's tenant; it is gone when the test is over."""
+        """Connect a till of this test's tenant. It is closed at the end of the test."""
         asked = {"last_event_id": after, "stream_id": stream, **query}
         given = {name: value for name, value in asked.items() if value is not None}
         place = path or f"/ws/pos/{self.slug}"
@@ -86,13 +86,13 @@ class WireCase(SynchronousTestCase):
         return till
 
     def refused(self, **how: Any) -> Refused:
-        """How posd refuses to let a till in."""
+        """Return posd's refusal of a till."""
         refused = self.assertRaises(Refused, self.dial, **how)
         assert isinstance(refused, Refused)
         return refused
 
     def publish(self, count: int = 1, size: int = 0, *, first: int = 1) -> int:
-        """Publish notes numbered from `first`, in one transaction; the head once they are in."""
+        """Publish notes numbered from `first`, in one transaction. Return the head after them."""
         before = self.head()
         self.shop.query(
             "SELECT dinedesk_main.pos_publish(%s, 'note',"
@@ -104,11 +104,11 @@ class WireCase(SynchronousTestCase):
         return before + count
 
     def head(self) -> int:
-        """The last position of the tenant's stream."""
+        """Return the last position of the tenant's stream."""
         return int(self.value("SELECT last_seq FROM dinedesk_main.pos_heads WHERE {mine}"))
 
     def cursor(self, device: str) -> int | None:
-        """How far a device has acknowledged, None if it has no cursor."""
+        """Return the cursor of a device, or None if it has none."""
         rows = self.rows(
             "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE {mine} AND device_id = %s",
             device,
@@ -116,28 +116,28 @@ class WireCase(SynchronousTestCase):
         return int(rows[0][0]) if rows else None
 
     def reaches(self, device: str, position: int) -> None:
-        """Wait until a device's cursor stands there."""
+        """Wait until the cursor of a device is at this position."""
         until(lambda: self.cursor(device) == position, f"{device} at {position}")
 
     def proves_itself(self, device: str) -> None:
-        """Wait until the database knows that a device acknowledges: it is a legacy one no more."""
+        """Wait until the database knows that a device acknowledges, so that it is not legacy any more."""
         known = (
             "SELECT first_acked_at FROM dinedesk_main.pos_devices WHERE {mine} AND device_id = %s"
         )
         until(lambda: self.value(known, device) is not None, f"{device} acknowledges")
 
     def value(self, sql: str, *parameters: object) -> Any:
-        """The single value that a statement returns; see `rows`."""
+        """Return the single value of a statement; see `rows`."""
         ((value,),) = self.rows(sql, *parameters)
         return value
 
     def rows(self, sql: str, *parameters: object) -> list[Any]:
-        """Run a statement; `{mine}` is the condition on `tenant_id`, `{schema}` the tenant's."""
+        """Run a statement. `{mine}` is the condition on `tenant_id`, `{schema}` the tenant's."""
         mine = f"tenant_id = (SELECT id FROM dinedesk_main.tenants WHERE slug = '{self.slug}')"
         return self.shop.query(sql.format(mine=mine, schema=self.schema), parameters or None)
 
     def assert_ids(self, messages: list[Message], first: int, last: int) -> None:
-        """These are the events from `first` to `last`, each once."""
+        """Assert that these are the events from `first` to `last`, each once."""
         self.assertEqual([each.get("id") for each in messages], list(range(first, last + 1)))
 
     def assert_ended(self, ended: Ended, code: int, reason: str | None = None) -> None:

@@ -1,8 +1,8 @@
-"""Tests of what is installed: they boot a real systemd, build packages, run the operators' guide.
+"""Tests of the installed service: they boot systemd, build packages, and run the guides for operators.
 
-They need root and some of Debian's tools, and `make test` leaves them out: no module here is called
-`test_…`. `make system` runs each module whose name ends in `_system`. One that cannot run where it
-is skips with `not run: REASON`, which `machine.missing()` and its like give:
+They need root and some tools of Debian. `make test` does not run them, because no module here is called
+`test_…`. `make system` runs the modules whose names end in `_system`. A test that cannot run on a machine
+is skipped with `not run: REASON`, which `machine.missing()` and similar functions return:
 
     class Installation(SynchronousTestCase):
         def setUp(self) -> None:
@@ -11,5 +11,5 @@ is skips with `not run: REASON`, which `machine.missing()` and its like give:
         def test_systemd_is_there(self) -> None:
             self.assertEqual(self.machine.run("systemctl", "is-system-running"), "running\\n")
 
-Who needs a posd that is installed, with a PostgreSQL and a shop, has it by `installation.shared()`.
+`installation.shared()` returns an installed posd with a PostgreSQL and a shop.
 """

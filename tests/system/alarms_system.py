@@ -1,4 +1,4 @@
-"""docs/alerts.yml, judged by Prometheus' own tool: no objection, and alarms go off when they should."""
+"""docs/alerts.yml, checked by promtool: the rules are valid, and the alerts fire when they should."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Alarms(SynchronousTestCase):
         rules = yaml.safe_load((ROOT / "docs/alerts.yml").read_text("utf-8"))
         for group in rules["groups"]:
             for rule in group["rules"]:
-                # What is said is for people, and would have to be said here once more.
+                # The test cases do not repeat the annotations, which are texts for people.
                 del rule["annotations"]
         (self.folder / "alerts.yml").write_text(yaml.safe_dump(rules), "utf-8")
         shutil.copy(CASES, self.folder)

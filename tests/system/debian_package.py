@@ -1,4 +1,4 @@
-"""The Debian package of this checkout, made once for all tests of a run, as CONTRIBUTING.md says."""
+"""The Debian package of this checkout, built once for all tests of a run, as CONTRIBUTING.md describes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SECONDS: Final = 1800.0
 
 @cache
 def package() -> Path:
-    """What `make deb` makes; skips, saying why, where Debian's tools for that are missing."""
+    """Return the package that `make deb` builds. Skip the test if Debian's tools are missing."""
     reason = missing()
     if reason is not None:
         raise SkipTest(f"not run: {reason}")
-    # Of a `make system` around this only the environment is kept, if it has another place.
+    # Do not pass on variables of a surrounding `make system`, except those that name the environment.
     environ = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     run("make", f"VENV={sys.prefix}", "deb", cwd=ROOT, environ=environ)
     (made,) = (ROOT / "dist").glob("posd_*.deb")
@@ -32,7 +32,7 @@ def package() -> Path:
 
 
 def missing() -> str | None:
-    """Why no package can be built here; None if one can."""
+    """Return why no package can be built on this machine, or None."""
     if shutil.which("dpkg-buildpackage") is None:
         return "dpkg-dev is not installed"
     unmet = subprocess.run(
@@ -45,7 +45,7 @@ def missing() -> str | None:
 
 
 def built_elsewhere(folder: Path) -> Path:
-    """The same package, from the same source distribution, but by somebody else in another place."""
+    """Build the package again from the same source distribution, as another user in another folder."""
     folder.mkdir()
     (sources,) = (ROOT / "dist").glob("posd-*.tar.gz")
     shutil.unpack_archive(sources, folder)
@@ -63,7 +63,7 @@ def built_elsewhere(folder: Path) -> Path:
 
 
 def next_version(package: Path, version: str, folder: Path, *appended: tuple[str, str]) -> Path:
-    """A later one: with another version, and with lines appended to files, which may be new."""
+    """Return a later version of the package, with lines appended to files, which may be new."""
     tree = folder / version
     run("dpkg-deb", "--raw-extract", str(package), str(tree))
     control = tree / "DEBIAN" / "control"
@@ -80,7 +80,7 @@ def next_version(package: Path, version: str, folder: Path, *appended: tuple[str
 
 
 def run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> str:
-    """Run a command that must succeed; what it printed."""
+    """Run a command that must succeed. Return its output."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
-"""A bare Debian 12 in a folder, and packages for it in another: what machines install without a network.
+"""A bare Debian 12 in a folder, and a folder of packages, so that machines can install without a network.
 
-Both are made once, in `build/`, from the mirrors that apt knows here; `make clean` takes them away.
+Both are made once, in `build/`, from the mirrors in the configuration of apt. `make clean` removes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.system import machine
 
 _FOLDER: Final = ROOT / "build" / "debian"
 _SUITE: Final = "bookworm"
-# A server as Debian's installer leaves it at the least: no Python, no PostgreSQL, no tools.
+# A minimal server of Debian's installer, without Python, PostgreSQL and tools.
 _INCLUDED: Final = ("systemd", "systemd-sysv", "dbus", "libpam-systemd")
 _OFFERED: Final = ("postgresql", "curl", "python3", "procps")
 _DOWNLOAD: Final = 'chroot "$1" apt-get --yes --no-install-recommends --download-only install'
@@ -30,19 +30,19 @@ _SECONDS: Final = 1200.0
 
 @frozen
 class Debian:
-    """`tree` is the root file system, `packages` an apt repository: a folder of packages and its index."""
+    """`tree` is the root file system. `packages` is an apt repository: a folder of packages and its index."""
 
     tree: Path
     packages: Path
 
     @property
     def source(self) -> str:
-        """The line of sources.list for a machine that has `packages` at the same place."""
+        """Return the line of sources.list for a machine with `packages` at the same path."""
         return f"deb [trusted=yes] file:{self.packages} ./\n"
 
 
 def debian() -> Debian:
-    """The tree, which is made if it is not there; skips, saying why, where that is not possible."""
+    """Return the tree, and make it if it is missing. Skip the test if that is not possible."""
     reason = machine.missing() or _missing()
     if reason is not None:
         raise SkipTest(f"not run: {reason}")
@@ -61,7 +61,7 @@ def _missing() -> str | None:
 
 
 def _make(wanted: Debian) -> None:
-    """Make both beside their place, so that what was made halfway is never taken for them."""
+    """Make both under temporary names, so that an incomplete tree is never used."""
     folder = _FOLDER.with_name(f"debian-{os.getpid()}")
     new = Debian(folder / "tree", folder / "packages")
     new.packages.mkdir(parents=True)
@@ -79,7 +79,7 @@ def _make(wanted: Debian) -> None:
             timeout=_SECONDS,
         )
         if done.returncode:
-            # Mostly there is no network. What apt says is long, and its end tells.
+            # The usual reason is a missing network. Only the end of apt's long output is of interest.
             raise SkipTest(f"not run: no Debian could be made: {done.stderr.strip()[-300:]}")
         index = subprocess.run(
             ("dpkg-scanpackages", "--multiversion", "."),

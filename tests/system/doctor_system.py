@@ -1,4 +1,4 @@
-"""posctl doctor on a machine with a systemd, a PostgreSQL that asks who is there, and posd as its unit."""
+"""`posctl doctor` on a machine with systemd, a PostgreSQL with peer authentication, and posd as a unit."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ PrivateTmp=no
 
 
 class Installations(SynchronousTestCase):
-    """A shop's server, set up as it should be."""
+    """A shop's server with a correct installation."""
 
     def setUp(self) -> None:
         self.machine = machine.boot(self, bound=[ROOT])
         if not Path("/etc/passwd").read_text("utf-8").count("\npostgres:"):
             raise SkipTest("not run: there is no user postgres")
-        # Whatever folders this checkout and its interpreter are in, others may enter them in there.
+        # Other accounts must be able to enter the folders of this checkout and its interpreter.
         for folder in {*ROOT.parents, *Path(sys.executable).resolve().parents}:
             self.machine.run("chmod", "o+x", str(folder))
         self.start_postgres()
@@ -69,7 +69,7 @@ class Installations(SynchronousTestCase):
         self.machine.run("systemctl", "enable", "--now", "posd.service")
 
     def start_postgres(self) -> None:
-        """One with peer authentication, as Debian's is."""
+        """Start a PostgreSQL with peer authentication, as on Debian."""
         try:
             self.programs = find_binaries(os.environ)[0].path
         except NoServer as error:
@@ -91,7 +91,7 @@ class Installations(SynchronousTestCase):
         self.machine.run("install", "-D", "-m", "0644", "/dev/stdin", path, stdin=text)
 
     def doctor(self) -> tuple[int, list[dict[str, Any]]]:
-        """The exit code, and the lines: what root sees."""
+        """Return the exit code and the lines of the doctor, run as root."""
         try:
             code, told = 0, self.posctl("doctor", "--json")
         except CommandFailed as error:
@@ -107,7 +107,7 @@ class Installations(SynchronousTestCase):
         self.assertEqual([line for line in lines if line["state"] == "fault"], [])
         self.assertEqual(code, 0)
         told = {line["part"]: line["what"] for line in lines if line["state"] == "ok"}
-        # The daemon's login and the administrator's, though root has neither.
+        # The doctor checks the logins of the daemon and of the administrator, although root has neither.
         self.assertIn("posd may become posd", told["rights"])
         self.assertIn("posd reads shops' tables as posd_reader", told["reader_dsn"])
         self.assertIn("postgres may change schemas", told["admin_dsn"])
@@ -133,4 +133,4 @@ class Installations(SynchronousTestCase):
         self.assertEqual(self.faults(), (69, ["database", "reader_dsn", "admin_dsn"]))
 
     def test_an_audit_is_the_daemons_to_ask(self) -> None:
-        self.assertIn("0 rows at fault", self.posctl("audit", user="posd"))
+        self.assertIn("0 faulty rows", self.posctl("audit", user="posd"))

@@ -1,4 +1,4 @@
-"""Two thousand tills over TLS on one daemon, which is told to stop while shops publish."""
+"""Two thousand tills over TLS on one daemon that is stopped while shops publish."""
 
 from __future__ import annotations
 

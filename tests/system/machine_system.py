@@ -1,4 +1,4 @@
-"""The machine that the other tests stand on."""
+"""The machine that the other tests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/install.md, operations.md and runbook.md, typed one after the other into a bare Debian 12."""
+"""The commands of docs/install.md, operations.md and runbook.md, in order, on a bare Debian 12."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TILL_SECONDS = 60.0
 
 
 def server(test: SynchronousTestCase) -> Machine:
-    """A bare Debian 12 with nothing but the package, where the page has it copied to."""
+    """Return a bare Debian 12 with only the package, at the path of the page."""
     tree = debian()
     package = debian_package.package()
     booted = machine.boot(test, tree.tree, [tree.packages])
@@ -70,7 +70,7 @@ class PageTests(SynchronousTestCase):
         self.renew()
 
     def renew(self) -> None:
-        """Call the page's hook as certbot does, and wait for posd to serve what it has brought."""
+        """Call the page's hook as certbot does, and wait until posd serves the new certificate."""
         self.machine.run(
             "posctl", "make-cert", "--dir", "/root/lineage", "--name", "pos.example.com"
         )
@@ -98,7 +98,7 @@ class PageTests(SynchronousTestCase):
                 self.till.await_(self._running, "received", _TILL_SECONDS)
                 self.check(block, self.till.end(self._running))
             case ["sh" | "dockerfile", "elsewhere"]:
-                # tests.test_docs_operations looks whether it could be typed.
+                # tests.test_docs_operations checks its syntax.
                 pass
             case _:
                 self.fail(f"{self._place} does not say whose it is")

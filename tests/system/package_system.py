@@ -1,4 +1,4 @@
-"""The Debian package on a bare Debian 12: installed, upgraded, removed, purged; and made twice."""
+"""The Debian package on a bare Debian 12: installed, upgraded, removed, purged, and built twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SITE = "/opt/posd/lib/python3.11/site-packages"
 
 
 class PackageTests(SynchronousTestCase):
-    """A server as Debian's installer left it, and whoever looks after it."""
+    """A minimal server of Debian's installer."""
 
     def setUp(self) -> None:
         debian = debian_tree.debian()
@@ -33,7 +33,7 @@ class PackageTests(SynchronousTestCase):
         self.run_("apt-get", "update")
 
     def run_(self, *command: str, user: str | None = None) -> str:
-        """A command's output and what it complains about, nobody being there to answer questions."""
+        """Run a command without a terminal. Return its output and standard error."""
         return self.server.run(
             *("sh", "-c", 'exec "$@" 2>&1 </dev/null', "sh", *command),
             user=user,
@@ -56,7 +56,7 @@ class PackageTests(SynchronousTestCase):
         return self.posctl("--dsn", "postgresql:///posd", *arguments, user="postgres")
 
     def state(self) -> str:
-        """What systemd says of posd, in one word."""
+        """Return the state of posd in systemd, as one word."""
         shown = self.run_("systemctl", "show", "--property=ActiveState", "--value", "posd")
         return shown.strip()
 
@@ -64,7 +64,7 @@ class PackageTests(SynchronousTestCase):
         return int(self.run_("systemctl", "show", "--property=MainPID", "--value", "posd"))
 
     def set_up(self) -> None:
-        """What the operators' guide does between the installation and the start."""
+        """Do the steps of the operators' guide between installation and start."""
         self.install("postgresql")
         self.as_superuser("bootstrap")
         self.as_superuser("migrate")
@@ -74,7 +74,9 @@ class PackageTests(SynchronousTestCase):
         self.run_("chmod", "640", f"{tls}/privkey.pem")
 
     def files(self) -> set[str]:
-        """Every file and folder of the server, but for databases and what apt, dpkg and the journal keep."""
+        """Return all files and folders of the server, except databases and files of apt, dpkg and the
+        journal.
+        """
         of_others = ("dpkg", "apt", "postgresql")
         kept = [*(f"/var/lib/{name}" for name in of_others), "/var/cache", "/var/log"]
         pruned = [word for path in kept for word in ("-path", path, "-prune", "-o")]
@@ -116,7 +118,7 @@ class PackageTests(SynchronousTestCase):
         self.install(str(self.package))
         plugins = f"{SITE}/twisted/plugins"
         before = self.run_("stat", "-c", "%y %i", f"{plugins}/dropin.cache")
-        # As root, who could write all of it.
+        # Run as root, which could write all files.
         self.run_("/opt/posd/bin/twistd", "posd", "--help")
         self.run_("posctl", "--help")
         self.assertEqual(self.run_("stat", "-c", "%y %i", f"{plugins}/dropin.cache"), before)
@@ -134,7 +136,7 @@ class PackageTests(SynchronousTestCase):
         config.write_text(edited, "utf-8")
         self.server.path("/etc/posd/conf.d/kitchen.toml").write_text(KITCHEN)
 
-        # Stopped as it is, it stays so.
+        # A stopped service stays stopped.
         self.install(self.later("99.1"))
         self.assertEqual(self.state(), "inactive")
         self.assertEqual(config.read_text("utf-8"), edited)
@@ -186,7 +188,7 @@ class PackageTests(SynchronousTestCase):
         self.run_("apt-get", "purge", "--yes", "posd")
         running = self.run_("systemctl", "list-units", "--no-legend", "--state=active", "posd*")
         self.assertEqual(running, "")
-        # The user is there still, and with it what its making left.
+        # The user still exists, and also the files that its creation has changed.
         self.run_("getent", "passwd", "posd")
         users = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")}
         self.assertEqual(self.files() - before - users, set())

@@ -1,7 +1,6 @@
-"""The daemon under its unit, as it is installed: started, reloaded, killed, hung, restarted, stopped.
+"""The daemon as an installed unit: started, reloaded, killed, hung, restarted and stopped.
 
-One machine serves all tests. Each prints how long what it tries has taken; the times are those of
-one run on whatever machine this is.
+All tests share one machine. Each test prints how long its action took in this run on this machine.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def hang(*_):
 
 signal.signal(signal.SIGUSR1, hang)
 """
-"""What makes the reactor hang at SIGUSR1; Python imports it when it starts."""
+"""A module that makes the reactor hang at SIGUSR1. Python imports it at the start."""
 
 _CALLING: Final = """
 import collections, json, socket, ssl, sys, threading
@@ -62,7 +61,7 @@ def told(what: str, seconds: float) -> None:
 
 
 class ServiceTestCase(SynchronousTestCase):
-    """Begins with a posd that runs, and the socket in front of it."""
+    """Begins with a running posd, and the socket in front of it."""
 
     def setUp(self) -> None:
         self.posd = installation.shared()
@@ -207,11 +206,11 @@ class Ending(ServiceTestCase):
         self.assertNotIn("ConnectionRefusedError", came)
         self.assertGreater(came["404"], 1, came)
         self.assertEqual(till.orders_like("RESTARTED"), ["RESTARTED-1"])
-        # It was let in when the database was there, and not turned away before.
+        # The connection waited until the database was available, and was not refused.
         self.assertNotIn("503", " ".join(till.said))
 
     def call(self) -> subprocess.Popen[str]:
-        """Connect again and again, from before anything happens."""
+        """Connect repeatedly, beginning before the action."""
         calling = subprocess.Popen(
             self.posd.machine.entering(f"{PLACE}/bin/python", "-c", _CALLING),
             stdin=subprocess.PIPE,
@@ -258,7 +257,7 @@ class Journal(ServiceTestCase):
             self.assertNotIn(secret, everything)
 
     def spoil_the_certificate(self) -> None:
-        """Have a reload refused."""
+        """Make a reload fail."""
         self.posd.write(_WRONG, '[tls]\ncertificate = "/etc/posd/posd.toml"\n')
         self.addCleanup(self.posd.machine.path(_WRONG).unlink)
         self.posd.systemctl("reload", "posd")
@@ -267,7 +266,7 @@ class Journal(ServiceTestCase):
         )
 
     def entries(self) -> list[dict[str, str]]:
-        """All that any unit has said since the machine was booted."""
+        """Return the journal entries of all units since the boot."""
         lines = self.posd.machine.run("journalctl", "--output=json", "--no-pager").splitlines()
         return [json.loads(line) for line in lines]
 

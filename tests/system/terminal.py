@@ -1,4 +1,4 @@
-"""Terminals of a machine: a shell that is typed into, block after block, as a person would."""
+"""Terminals of a machine: a shell that executes block after block."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _LOOK_SECONDS: Final = 0.05
 _ENVIRON: Final = {
     "COLUMNS": "110",
     "TERM": "dumb",
-    # Whoever asks is answered with what is there already.
+    # A reader that comes later gets the earlier output too.
     "DEBIAN_FRONTEND": "noninteractive",
 }
 
 
 class BlockFailed(Exception):
-    """A command of a block ended with another status than 0. The text is what the block printed."""
+    """A command of a block ended with a status other than 0. The text is the output of the block."""
 
 
 @define(eq=False)
 class Terminal:
-    """One shell of root's. It ends with the first command that fails."""
+    """A root shell. It ends at the first command that fails."""
 
     _machine: Machine
     name: str
@@ -50,12 +50,12 @@ class Terminal:
         return cls(machine, name, shell)
 
     def type(self, block: str) -> str:
-        """Run a block to its end; what it printed. Where it is and what it has set stays so."""
+        """Run a block and wait for its end. Return its output. The shell keeps its folder and variables."""
         began = self.begin(block)
         return self.end(began)
 
     def begin(self, block: str) -> str:
-        """Run a block, and do not wait for it; its name, for `end`."""
+        """Run a block without waiting. Return its name, for `end`."""
         self._typed += 1
         file = f"{_FOLDER}/{self.name}-{self._typed}"
         self._machine.path(file).write_text(block, "utf-8")
@@ -66,7 +66,7 @@ class Terminal:
         return file
 
     def end(self, began: str) -> str:
-        """Wait for the end of a block; what it printed."""
+        """Wait for the end of a block. Return its output."""
         assert self._shell.stdout is not None
         if not select([self._shell.stdout], [], [], _BLOCK_SECONDS)[0]:
             raise BlockFailed(f"{self.screen(began)}… and no end within {_BLOCK_SECONDS:.0f} s")
@@ -75,11 +75,11 @@ class Terminal:
         return self.screen(began)
 
     def screen(self, began: str) -> str:
-        """What a block has printed up to now."""
+        """Return the output of a block so far."""
         return self._machine.path(f"{began}.out").read_text("utf-8", "replace")
 
     def await_(self, began: str, text: str, seconds: float) -> None:
-        """Wait until a block that goes on has printed something."""
+        """Wait until a running block has printed a text."""
         deadline = time.monotonic() + seconds
         while text not in self.screen(began):
             if self._shell.poll() is not None or time.monotonic() > deadline:
@@ -87,6 +87,6 @@ class Terminal:
             time.sleep(_LOOK_SECONDS)
 
     def close(self) -> None:
-        """Hang up."""
+        """End the shell."""
         self._shell.kill()
         self._shell.communicate()

@@ -1,4 +1,4 @@
-"""A till in a machine: `posctl listen`, and what it has received."""
+"""A till in a machine: `posctl listen`, and the events that it has received."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _SECONDS: Final = 60.0
 
 @define(eq=False)
 class Till:
-    """A till that runs until `stop`. It reconnects by itself, and goes on after what it had."""
+    """A till that runs until `stop`. It reconnects by itself, and resumes after its last event."""
 
     _process: subprocess.Popen[str]
     events: list[dict[str, Any]] = field(init=False, factory=list)
     said: list[str] = field(init=False, factory=list)
-    """What it told about its connection."""
+    """Its messages about the connection."""
     _changed: threading.Condition = field(init=False, factory=threading.Condition)
 
     @classmethod
     def start(cls, command: Sequence[str]) -> Self:
-        """Start it, and wait until it is connected."""
+        """Start the till, and wait until it is connected."""
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # It is a child of the program that enters the machine, and is reached by their group.
+            # The till is a child of the program that enters the machine, so signal the process group.
             start_new_session=True,
         )
         till = cls(process)
@@ -50,12 +50,12 @@ class Till:
 
     @property
     def connections(self) -> int:
-        """How often it has connected."""
+        """Return how often the till has connected."""
         return sum(line.startswith("connected") for line in self.said)
 
     @property
     def orders(self) -> list[str]:
-        """The numbers of the orders that it has, as often as it was sent them."""
+        """Return the numbers of the received orders, with repetitions."""
         return [each["data"]["orderNumber"] for each in self.events if each["type"] == "new_order"]
 
     def orders_like(self, beginning: str) -> list[str]:
@@ -71,7 +71,7 @@ class Till:
         self._await(lambda: any(text in line for line in self.said), repr(text))
 
     def stop(self) -> None:
-        """End it in order."""
+        """Stop the till with a signal, and wait for its end."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait(_SECONDS)

@@ -1,4 +1,4 @@
-"""A daemon of one's own starts, stops, and says why it does not."""
+"""The daemon process of the tests starts, stops, and reports why it does not start."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ format = "text"
 
 
 class DaemonTests(SynchronousTestCase):
-    """There is a database, and a folder for a configuration."""
+    """A database, and a folder for a configuration."""
 
     def setUp(self) -> None:
-        # trial's folders are too deep for the name of a unix socket.
+        # The path of trial's folder is too long for a unix socket.
         folder = tempfile.TemporaryDirectory(prefix="posd-daemon-")
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
@@ -44,12 +44,12 @@ class DaemonTests(SynchronousTestCase):
         self.assertFalse(daemon.running)
         self.assertRaises(ProcessLookupError, os.kill, daemon.pid, 0)
 
-    def test_one_that_ends_at_once_leaves_its_reason(self) -> None:
+    def test_the_error_has_the_log_of_a_daemon_that_ends_at_once(self) -> None:
         self.config.write_text("[database]\n")
         error = self.assertRaises(DaemonFailed, DaemonProcess.start, self.config, self.folder)
         self.assertIn("database.dsn", str(error))
 
-    def test_stopping_twice_is_stopping_once(self) -> None:
+    def test_it_may_be_stopped_twice(self) -> None:
         self.configure(as_role(migrated_database(), "posd"))
         daemon = DaemonProcess.start(self.config, self.folder)
         daemon.stop()

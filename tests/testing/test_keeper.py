@@ -1,4 +1,4 @@
-"""The process that keeps a server: neither outlives who wanted it, whatever signals they ignore."""
+"""The keeper: the server ends with its owner, even if signals are ignored."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from posd.testing import keeper
 SECONDS = 300.0
 _WAIT = "import signal; signal.pause()"
 _AS_IN_THE_BACKGROUND = 'trap "" QUIT INT; exec "$@"'
-"""What a shell without job control does for `command &` (POSIX, Shell Command Language §2.11)."""
+"""The signal settings of `command &` in a shell without job control (POSIX, Shell Command Language §2.11)."""
 
 
 class BackgroundTests(SynchronousTestCase):
-    """A server that has no handlers of its own is kept in the background of a script."""
+    """A server without signal handlers in the background of a script."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()

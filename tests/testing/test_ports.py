@@ -1,4 +1,4 @@
-"""Ports that are kept for a server."""
+"""Reserved ports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posd.testing.ports import reserve
 
 
 def server(port: int) -> socket.socket:
-    """A server as Twisted makes it."""
+    """Return a listening socket with the options that Twisted sets."""
     listening = socket.socket()
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -24,7 +24,7 @@ def server(port: int) -> socket.socket:
 
 
 class ReservedPortTests(SynchronousTestCase):
-    def test_nobody_else_can_reserve_it(self) -> None:
+    def test_a_port_is_reserved_only_once(self) -> None:
         with reserve() as kept, self.assertRaises(OSError):
             reserve(kept.number)
 
@@ -41,16 +41,16 @@ class ReservedPortTests(SynchronousTestCase):
         with closing(reserve(port)) as again:
             self.assertEqual(again.number, port)
 
-    def test_connections_that_have_ended_do_not_keep_it(self) -> None:
+    def test_closed_connections_do_not_keep_a_port(self) -> None:
         with reserve(self.lately_used()) as kept, self.assertRaises(OSError):
             reserve(kept.number)
 
-    def test_a_server_that_listens_does(self) -> None:
+    def test_a_listening_server_keeps_its_port(self) -> None:
         with server(self.lately_used()) as listening, self.assertRaises(OSError):
             reserve(listening.getsockname()[1])
 
     def lately_used(self) -> int:
-        """A port with a connection in TIME-WAIT, as a server leaves it that hangs up first."""
+        """Return a port with a connection in TIME-WAIT, because the server closed it first."""
         with server(0) as listening:
             address = listening.getsockname()
             with socket.create_connection(address) as client:
@@ -60,7 +60,7 @@ class ReservedPortTests(SynchronousTestCase):
             refused.bind(address)
         return int(address[1])
 
-    def test_many_at_once_are_all_different(self) -> None:
+    def test_concurrent_reservations_have_different_ports(self) -> None:
         with ExitStack() as stack:
             kept = [stack.enter_context(reserve()) for _ in range(200)]
             self.assertEqual(len({each.number for each in kept}), 200)

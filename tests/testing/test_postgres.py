@@ -1,4 +1,4 @@
-"""The PostgreSQL of the tests: found in the promised order, obedient, and never left behind."""
+"""The PostgreSQL of the tests: the order of the search, its settings, and its end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _START_A_SERVER = """
 
 
 def query(dsn: str, statement: str) -> list[tuple[object, ...]]:
-    """Run one statement in a session of its own, committed; its rows, if it has any."""
+    """Run a statement in a session of its own and commit. Return its rows, if it has any."""
     with closing(psycopg2.connect(dsn)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -58,7 +58,7 @@ def alive(pid: int) -> bool:
 
 
 def eventually(happened: Callable[[], bool], what: str, within: float = 30.0) -> None:
-    """Wait for what another process does and nobody reports."""
+    """Wait until a condition in another process holds."""
     deadline = time.monotonic() + within
     while not happened():
         if time.monotonic() > deadline:
@@ -75,7 +75,7 @@ class FindingTests(SynchronousTestCase):
         self.patch(binaries_module, "_WHEEL", "no_such_wheel")
 
     def install(self, folder: str, version: str, *programs: str) -> Path:
-        """Put programs there that call themselves PostgreSQL of that version."""
+        """Write programs that print this version of PostgreSQL."""
         place = self.root / folder
         place.mkdir(parents=True)
         for name in programs or ("initdb", "postgres"):
@@ -157,7 +157,7 @@ class FindingTests(SynchronousTestCase):
 
 
 class ServerTests(SynchronousTestCase):
-    """One server's life, on the first that this machine offers."""
+    """The life of a server, with the preferred programs of this machine."""
 
     def start(
         self,
@@ -188,12 +188,12 @@ class ServerTests(SynchronousTestCase):
         self.patch(os, "environ", {**os.environ, "PGPORT": "1", "PGDATA": "/nowhere"})
         self.assertEqual(query(self.start().dsn(), "SELECT 1"), [(1,)])
 
-    def test_it_spares_the_disk_unless_durability_is_asked_for(self) -> None:
+    def test_without_durability_fsync_is_off(self) -> None:
         quick, durable = self.start(), self.start(durable=True)
         self.assertEqual(query(quick.dsn(), "SHOW fsync"), [("off",)])
         self.assertEqual(query(durable.dsn(), "SHOW fsync"), [("on",)])
 
-    def test_what_need_not_be_durable_is_kept_in_memory(self) -> None:
+    def test_without_durability_the_files_are_in_memory(self) -> None:
         memory = Path(tempfile.mkdtemp(dir="/tmp"))
         self.addCleanup(shutil.rmtree, memory)
         memory.chmod(0o755)
@@ -209,7 +209,7 @@ class ServerTests(SynchronousTestCase):
         self.patch(server_module, "_MEMORY", Path("/nowhere"))
         self.assertEqual(self.start().folder.parent, Path(tempfile.gettempdir()))
 
-    def test_settings_come_on_top(self) -> None:
+    def test_given_settings_override_the_defaults(self) -> None:
         server = self.start(settings={"max_connections": "7", "statement_timeout": "5s"})
         self.assertEqual(query(server.dsn(), "SHOW max_connections"), [("7",)])
         self.assertEqual(query(server.dsn(), "SHOW statement_timeout"), [("5s",)])
@@ -238,7 +238,7 @@ class ServerTests(SynchronousTestCase):
             self.assertTrue(alive(pid))
         self.assertFalse(alive(pid))
 
-    def test_what_was_committed_survives_every_way_to_go_down(self) -> None:
+    def test_committed_data_survives_every_kind_of_stop(self) -> None:
         server = self.start(durable=True)
         query(server.dsn(), "CREATE TABLE orders (id int)")
         downs = (server.restart, lambda: server.restart("immediate"), self.crash(server))
@@ -249,7 +249,7 @@ class ServerTests(SynchronousTestCase):
 
     def crash(self, server: PostgresServer) -> Callable[[], None]:
         def down() -> None:
-            # An idle session's backend outlives the postmaster for a moment.
+            # The backend of an idle session may run a moment longer than the postmaster.
             with closing(psycopg2.connect(server.dsn())):
                 server.kill()
                 self.assertEqual(server.pid, 0)
@@ -277,10 +277,10 @@ class ServerTests(SynchronousTestCase):
 
 
 class AbandonedTests(SynchronousTestCase):
-    """A server whose owner is killed has nobody to stop it, and yet does not stay."""
+    """A server ends after its owner was killed."""
 
     def owner(self) -> tuple[subprocess.Popen[str], int, Path]:
-        """A process that has started a server; its server's process id and folder."""
+        """Start a process that starts a server. Return the server's process id and folder."""
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(_START_A_SERVER)],
             stdin=subprocess.PIPE,
@@ -312,7 +312,7 @@ class AbandonedTests(SynchronousTestCase):
 
 
 class AccountTests(SynchronousTestCase):
-    """Whom it runs as: PostgreSQL refuses root."""
+    """The account of the server: PostgreSQL refuses to run as root."""
 
     def setUp(self) -> None:
         if os.geteuid() != 0:
@@ -326,7 +326,7 @@ class AccountTests(SynchronousTestCase):
         folder.chmod(mode)
         return folder
 
-    def test_started_by_root_it_runs_as_nobody_behind_a_closed_door(self) -> None:
+    def test_started_by_root_it_runs_as_nobody_in_a_private_folder(self) -> None:
         owner = Path(f"/proc/{self.server.pid}").stat().st_uid
         self.assertEqual(owner, self.server.folder.stat().st_uid)
         self.assertNotEqual(owner, 0)
@@ -354,7 +354,7 @@ class AccountTests(SynchronousTestCase):
         eventually(lambda: not folder.exists(), "its folder is removed")
 
     def python_for(self, account: os.stat_result) -> str:
-        """An interpreter that the account can run; one below root's home is not."""
+        """Return an interpreter that the account can run, which one below root's home is not."""
         recent = "import sys; sys.exit(sys.version_info < (3, 11))"
         for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
             try:
@@ -372,7 +372,7 @@ class AccountTests(SynchronousTestCase):
                 return python
         raise SkipTest("no Python 3.11 that an unprivileged account can run")
 
-    def test_binaries_that_nobody_cannot_reach_are_brought_within_reach(self) -> None:
+    def test_programs_that_the_account_cannot_access_are_copied(self) -> None:
         wheel = [found for found in find_binaries(os.environ) if found.source == "wheel"]
         if not wheel:
             raise SkipTest("the extra `embedded` is not installed")
@@ -391,7 +391,7 @@ class AccountTests(SynchronousTestCase):
 
 
 class StandbyTests(SynchronousTestCase):
-    """A second server that follows the first."""
+    """A standby of a server."""
 
     def setUp(self) -> None:
         self.primary = PostgresServer.start()
@@ -403,21 +403,21 @@ class StandbyTests(SynchronousTestCase):
     def ids(self, server: PostgresServer) -> list[tuple[object, ...]]:
         return query(server.dsn(), "SELECT id FROM orders ORDER BY id")
 
-    def test_it_has_what_there_was_and_follows(self) -> None:
+    def test_a_standby_has_the_data_of_its_primary_and_follows(self) -> None:
         self.assertEqual(self.ids(self.standby), [(1,)])
         query(self.primary.dsn(), "INSERT INTO orders VALUES (2)")
         eventually(lambda: self.ids(self.standby) == [(1,), (2,)], "the row is at the standby")
         with self.assertRaises(psycopg2.errors.ReadOnlySqlTransaction):
             query(self.standby.dsn(), "INSERT INTO orders VALUES (3)")
 
-    def test_it_is_promoted_and_needs_the_first_one_no_more(self) -> None:
+    def test_a_promoted_standby_does_not_need_its_primary(self) -> None:
         self.primary.stop()
         self.standby.promote()
         query(self.standby.dsn(), "INSERT INTO orders VALUES (2)")
         self.assertEqual(self.ids(self.standby), [(1,), (2,)])
 
     def test_a_setting_it_refuses_is_reported_and_leaves_nothing(self) -> None:
-        # Other processes of the tests make and remove folders in the same place.
+        # Other processes of the tests create and remove folders in the same place.
         made: list[Path] = []
         account = SystemAccount
         make = account.temporary_folder
@@ -434,7 +434,7 @@ class StandbyTests(SynchronousTestCase):
 
 
 class DatabaseTests(SynchronousTestCase):
-    """Databases on the server that a process's tests share."""
+    """Databases on the server that the tests of a process share."""
 
     def setUp(self) -> None:
         self.server = test_server()
@@ -447,7 +447,7 @@ class DatabaseTests(SynchronousTestCase):
     def test_there_is_one_server_for_a_process(self) -> None:
         self.assertIs(test_server(), self.server)
 
-    def test_fresh_databases_know_nothing_of_each_other(self) -> None:
+    def test_fresh_databases_are_independent(self) -> None:
         one, other = self.fresh(), self.fresh()
         query(one, "CREATE TABLE orders (id int)")
         self.assertEqual(query(other, "SELECT to_regclass('orders')"), [(None,)])
@@ -491,7 +491,7 @@ class DatabaseTests(SynchronousTestCase):
         self.addCleanup(self.server.drop_database, prepared[0])
         self.assertRaises(psycopg2.OperationalError, psycopg2.connect, prepared[0])
 
-    def test_dropping_does_not_wait_for_who_is_still_connected(self) -> None:
+    def test_dropping_a_database_ends_its_connections(self) -> None:
         dsn = self.server.fresh_database()
         with closing(psycopg2.connect(dsn)):
             self.server.drop_database(dsn)
@@ -503,7 +503,7 @@ class DatabaseTests(SynchronousTestCase):
         dsn = self.server.dsn("template1", user="till")
         self.assertEqual(query(dsn, "SELECT current_user"), [("till",)])
 
-    def test_a_server_of_the_users_is_used_and_left_as_it_was(self) -> None:
+    def test_the_server_of_posd_test_dsn_is_used_and_cleaned(self) -> None:
         self.patch(postgres_module, "_shared", None)
         users = test_server({"POSD_TEST_DSN": self.server.dsn()})
         self.assertIsNone(users.server)
