@@ -104,7 +104,7 @@ class DatabaseTests(SynchronousTestCase):
 
 class AuditTests(SynchronousTestCase):
     def test_the_checks_of_the_page_are_those_of_the_audit(self) -> None:
-        rows = documents.table(PAGE, "What must be so").rows
+        rows = documents.table(PAGE, "Audit checks").rows
         shown = set().union(*(words_in_code(row[0]) for row in rows))
         modules = (audit_main, audit_stream, audit_orders)
         checks = [each for module in modules for each in module.CHECKS]

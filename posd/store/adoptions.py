@@ -1,4 +1,4 @@
-"""What was chosen and found when a shop's tables were adopted (`sql/main/013_adoptions.sql`)."""
+"""The record of the adoption of a shop's own tables (`sql/main/013_adoptions.sql`)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ _PUBLISHED: Final = """
 
 @frozen
 class AdoptedColumns:
-    """The columns of the tables with their types, and what a time without a zone means."""
+    """The adopted tables of a shop.
+
+    `tables` maps a table to its columns and their types. `timestamps` says how times without a time
+    zone are interpreted.
+    """
 
     timestamps: str | None
     tables: Mapping[str, Mapping[str, str]]
 
 
 async def find(executor: Querier, tenant: Tenant) -> AdoptedColumns | None:
-    """What is known of a tenant's adoption; None if its tables were never adopted."""
+    """Return the record of a tenant's adoption, or None if its tables were never adopted."""
     rows = await executor.query(_KEPT, (tenant.id,))
     if not rows:
         return None
@@ -43,7 +47,7 @@ async def find(executor: Querier, tenant: Tenant) -> AdoptedColumns | None:
 async def publication_times(
     executor: Querier, tenant: Tenant, most: int
 ) -> list[tuple[datetime, datetime]]:
-    """Of the last orders: when each was made by its own account, and when posd first published it."""
+    """Return, for the `most` latest orders, the order's own `created_at` and the time of publication."""
     return [
         (made, told)
         for made, told in await executor.query(_PUBLISHED.format(schema=schema(tenant)), (most,))

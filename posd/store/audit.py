@@ -1,13 +1,12 @@
-"""What an audit asks of the database: a statement for each rule, which finds the rows that break it.
+"""The checks of an audit: one statement per rule, which finds the rows that violate the rule.
 
-A `AuditCheck` believes no constraint, index or trigger of posd's own, since somebody may have taken it
-off: it
-recomputes the rule from the rows. Its statement has a row for each row that may be at fault, with the words
-that name it and what is wrong with it, NULL where nothing is. The checks themselves are in the modules
-`audit_…`, each about one part of the data model.
+An `AuditCheck` does not rely on posd's own constraints, indexes or triggers, because an administrator may
+have dropped them: it recomputes the rule from the rows. Its statement returns one row per examined row:
+a text that identifies the row, and a description of the violation, or NULL if there is none. The checks are
+in the modules `audit_…`, one module per part of the data model.
 
-Nobody's secrets are in those words: rows are named by numbers, positions and the ids of orders and devices,
-never by a card, a telephone number or a key.
+These texts contain no secrets. They identify rows by ids, positions, order ids and device ids, never by a
+card number, a telephone number or a key.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from posd.database.reconnecting import Querier
 from posd.store import schema
 from posd.values import Tenant
 
-# The rows come in the order of the check, which a window over all of them leaves as it is.
+# The subquery determines the order of the rows. A window over all rows does not change it.
 _LOOK: Final = """
     SELECT f.thing, f.wrong, count(*) OVER () FROM ({sql}) AS f (thing, wrong)
      WHERE f.wrong IS NOT NULL LIMIT %(most)s
@@ -33,11 +32,12 @@ _OF_ALL_TENANTS: Final = (
 
 @frozen
 class AuditCheck:
-    """A rule by its name, and the statement that finds what breaks it.
+    """The name of a rule, and the statement that finds violations of it.
 
-    The statement is given `%(tenant)s`, the tenant's number, `{schema}`, and the tenant's rows of the
-    tables of all tenants: `{pos_events}`, `{pos_unsequenced}`, `{pos_nacks}`, `{pos_orders}` and
-    `{pos_order_terminals}`. Where `warns` is true, what it finds is worth looking at and breaks no rule.
+    The statement may use the parameter `%(tenant)s` (the tenant's id) and the placeholders `{schema}`,
+    `{pos_events}`, `{pos_unsequenced}`, `{pos_nacks}`, `{pos_orders}` and `{pos_order_terminals}`. The
+    last five stand for the tenant's rows of these shared tables. If `warns` is true, findings are
+    warnings and not errors.
     """
 
     name: str
@@ -47,7 +47,7 @@ class AuditCheck:
 
 @frozen
 class BrokenRow:
-    """A row that is at fault, and why."""
+    """A text that identifies a row, and a description of the violation."""
 
     row: str
     what: str
@@ -55,7 +55,7 @@ class BrokenRow:
 
 @frozen
 class CheckOutcome:
-    """What breaks a rule: how many rows, and the first of them."""
+    """The number of rows that violate a rule, and the first of these rows."""
 
     total: int = 0
     rows: Sequence[BrokenRow] = ()
@@ -64,7 +64,10 @@ class CheckOutcome:
 async def run_check(
     executor: Querier, check: AuditCheck, tenant: Tenant | None, most: int
 ) -> CheckOutcome:
-    """Find what breaks a rule, `most` rows of it; `tenant` is None for what concerns them all."""
+    """Run a check and return at most `most` violating rows.
+
+    `tenant` is None for a check of the tables in `dinedesk_main` as a whole.
+    """
     sql, values = _LOOK.replace("{sql}", check.sql), {"most": most, "tenant": None}
     if tenant is not None:
         sql, values["tenant"] = sql.replace("{schema}", schema(tenant)), tenant.id

@@ -1,4 +1,4 @@
-"""Whether the ledgers add up: each chain of a card's or an account's movements, walked from its beginning."""
+"""Audit checks of the ledgers: follow the movements of each card and account from the first one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posd.values import Tenant
 
 @frozen
 class _LedgerColumns:
-    """How the columns of a ledger are called, and what each type of movement does."""
+    """The tables and columns of a ledger, and the sign of each type of movement."""
 
     name: str
     movements: str
@@ -22,7 +22,7 @@ class _LedgerColumns:
     owner: str
     owner_key: str
     unowned: str
-    """When nobody has this card or account, only a reversal has named it."""
+    """The condition for a card or an account that was never in use: only a reversal has named it."""
     amount: str
     gains: str
     losses: str
@@ -57,9 +57,9 @@ _LOYALTY: Final = _LedgerColumns(
     most="9007199254740991",
 )
 
-# Each row is held against the one before it, so of a chain that is broken once one row is named, not all that
-# follow. A window goes through the chain in its order, whatever indexes there are. 'NaN' equals and exceeds
-# everything.
+# Each row is compared with its predecessor, so a chain with one fault yields one row and not all rows after
+# it. A window visits the chain in order without relying on an index. PostgreSQL treats 'NaN' as equal to
+# itself and greater than all numbers, so the comparisons need an explicit test for it.
 _CHAIN: Final = """
     SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
                WHEN m.seq IS NULL OR m.balance_before IS NULL OR m.<amount> IS NULL OR m.balance_after IS NULL
@@ -120,7 +120,8 @@ _REVERSALS: Final = """
       FROM {schema}.<movements> AS r LEFT JOIN {schema}.<movements> AS o ON o.id = r.reverses_id
      WHERE r.transaction_type = 'reverse' OR r.reverses_id IS NOT NULL ORDER BY r.id
 """
-# A tombstone says that a call was taken back before it came. The platform's counts for everybody's key.
+# A tombstone records that a call was reversed before the call arrived. A tombstone of the platform applies
+# to the keys of all principals.
 _KEYS: Final = """
     SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
                WHEN m.same > 1 THEN 'another movement of the chain is of the same call'
@@ -150,8 +151,8 @@ _EARNINGS: Final = """
              WHERE t.transaction_type = 'add' AND t.order_id IS NOT NULL) AS m
      WHERE m.same > 1 ORDER BY m.id
 """
-# By who owns the tables: an audit reads no table of a shop's own, which may be a view that runs the shop's
-# functions. Tables of posd's that are gone are found by the comparison of the schema.
+# Checks the owner of the table. An audit must not read a shop's own table, because it may be a view that runs
+# the shop's functions. The comparison of the schema reports missing tables of posd.
 _KEPT: Final = "SELECT dinedesk_main.pos_keeps(%s, %s)"
 
 
@@ -174,7 +175,7 @@ LOYALTY: Final = (*_checks(_LOYALTY), AuditCheck("earnings of points", _EARNINGS
 
 
 async def load_checks(executor: Querier, tenant: Tenant) -> Sequence[AuditCheck]:
-    """The checks of those ledgers that posd keeps for a tenant."""
+    """Return the checks of the ledgers that posd keeps for a tenant."""
     found: list[AuditCheck] = []
     for ledger, its in ((_GIFT_CARDS, GIFT_CARDS), (_LOYALTY, LOYALTY)):
         if (await executor.query(_KEPT, (tenant.schema, ledger.owners)))[0][0]:

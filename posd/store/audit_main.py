@@ -1,4 +1,4 @@
-"""Whether what all tenants have in common is in order: keys, stored answers, what waits to be numbered."""
+"""Audit checks of the tables in `dinedesk_main`: tenants, keys, stored answers, the outbox, roles."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ _KEYS: Final = """
         ON d.tenant_id = k.tenant_id AND d.device_id = k.device_id
      ORDER BY k.id
 """
-# A row has no number of its own, and the path of what was called may have a telephone number in it.
+# A row has no id, and the path in `operation` may contain a telephone number: so the row is identified by
+# its ctid.
 _ANSWERS: Final = """
     SELECT concat('idempotency_keys ctid ', i.ctid), CASE
                WHEN i.tenant_id IS NOT NULL AND t.id IS NULL THEN 'there is no such tenant'
@@ -66,8 +67,8 @@ _OUTBOX: Final = """
            END
       FROM dinedesk_main.pos_outbox AS o ORDER BY o.id
 """
-# While no daemon runs, rows have to wait. A daemon leaves a shop whose tables cannot be read alone for up to
-# five minutes. So this check only warns.
+# Rows wait while no daemon runs. A daemon also leaves out a shop whose tables cannot be read for up to five
+# minutes. So this check only warns.
 _WAITING: Final = """
     SELECT concat('pos_outbox id ', o.id, ' of tenant ', o.tenant_id),
            concat('waits since ', date_trunc('second', o.created_at), ', and a daemon runs')
@@ -76,7 +77,7 @@ _WAITING: Final = """
        AND EXISTS (SELECT FROM dinedesk_main.pos_nodes AS n WHERE n.lease_until > now())
      ORDER BY o.id
 """
-# Attributes of roles and memberships in them are the cluster's, and not copied with a database.
+# Role attributes and memberships belong to the cluster. A copy of the database does not contain them.
 _ROLES: Final = """
     SELECT concat('role ', r.rolname), CASE
                WHEN r.rolsuper THEN 'is a superuser'

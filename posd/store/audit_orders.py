@@ -1,4 +1,4 @@
-"""Whether orders are as posd has published them and tills have told of them; whether reports are whole."""
+"""Audit checks of orders, their events and print states, and of the tills' daily reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS: Final = """
            END
       FROM {pos_orders} AS o ORDER BY o.created_at, o.order_id
 """
-# An event that is pruned is believed; what the log still has must agree.
+# Positions of pruned events cannot be checked. The events that are still in the log must agree.
 _POSITIONS: Final = """
     SELECT concat('pos_orders ', coalesce(o.order_id, e.order_id)), CASE
                WHEN o.order_id IS NULL
@@ -51,8 +51,8 @@ _POSITIONS: Final = """
       JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
      ORDER BY coalesce(o.last_seq, e.last)
 """
-# An event that was too large for tills is in the log as failed, without its content; the order has it. So a
-# snapshot may be newer than the last event with a position where something failed after that.
+# An event that is too large for tills is stored as failed, without content and position, but the order has
+# its content. So a snapshot may be newer than the order's last event if an event failed after it.
 _SNAPSHOTS: Final = """
     SELECT concat('pos_orders ', o.order_id), CASE
                WHEN e.event_data::text = o.snapshot::text

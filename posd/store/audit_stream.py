@@ -1,4 +1,4 @@
-"""Whether a tenant's stream is whole: its head, its log, how far each terminal has come."""
+"""Audit checks of a tenant's stream: its head, its names, its log and the cursors of terminals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _HEAD: Final = """
       FROM dinedesk_main.tenants AS t LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id
      WHERE t.id = %(tenant)s
 """
-# The position after the head stands for the end, so that what is missing there is a gap like any other.
+# The position after the head is added to the positions of the log, so that events missing at the end are
+# found as a gap.
 _GAPS: Final = """
     WITH head AS (SELECT * FROM dinedesk_main.pos_heads WHERE tenant_id = %(tenant)s)
     SELECT concat('seq ', g.before + 1, CASE WHEN g.seq > g.before + 2 THEN concat(' to ', g.seq - 1) END),
@@ -56,7 +57,8 @@ _NAMES: Final = """
        AND NOT EXISTS (SELECT FROM dinedesk_main.pos_stream_epochs AS e
                         WHERE e.tenant_id = h.tenant_id AND e.stream_id = h.stream_id)
 """
-# What waits are rows; the other two are counted where they happen (docs/data-model.md).
+# `waiting` is counted from rows. The statements that acknowledge and expire events maintain the other two
+# counters (docs/data-model.md).
 _BALANCE: Final = """
     SELECT 'pos_heads', CASE WHEN h.last_seq <> h.acknowledged + h.expired + e.waiting
                THEN concat(h.last_seq, ' were published, and ', h.acknowledged, ' acknowledged, ', h.expired,
@@ -113,7 +115,7 @@ _CURSORS: Final = """
       LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = c.tenant_id
      WHERE c.tenant_id = %(tenant)s ORDER BY c.device_id
 """
-# A till may send any number. Such a nack does nothing, and tells of a till that counts wrongly.
+# A till may send any number. Such a nack has no effect, but indicates a till that counts incorrectly.
 _NACKS: Final = """
     SELECT concat('pos_nacks of ', n.device_id, ', seq ', n.seq),
            CASE WHEN n.seq < 1 OR n.seq > h.last_seq THEN 'there is no event of this position' END

@@ -1,9 +1,9 @@
-"""What a schema is made of, as the system catalogs have it: what an audit holds against the migrations.
+"""The objects of a schema, read from the system catalogs. An audit compares them with the migrations.
 
-Each thing has a kind, a name and a text that says how it is made, without the names of the tenant's schema,
-roles and functions, so that it is the same for all tenants. A tenant's functions in `posd_hooks` count as
-part of its schema. Rights are those of posd's own roles and of PUBLIC; whom else an operator lets in is not
-posd's affair.
+An object has a kind, a name and a definition. The names of the tenant's schema, roles and functions are
+replaced, so that the definition is the same for all tenants. A tenant's functions in `posd_hooks` count as
+part of its schema. Privileges are compared for posd's own roles and for PUBLIC only; operators may grant
+privileges to other roles.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _OBJECTS: Final = r"""
          WHERE NOT EXISTS (SELECT FROM pg_constraint AS o WHERE o.conindid = i.indexrelid
                               AND o.contype IN ('p', 'u', 'x'))
         UNION ALL
-        -- Hooks are of one form on a table that stands alone, and of another on one that has parts.
+        -- Hooks on a plain table and on a partitioned table have different definitions: compare the function.
         SELECT 'trigger', concat(c.relname, '.', t.tgname), concat(
                    CASE WHEN c.shops THEN concat(p.pronamespace::regnamespace, '.', p.proname, '()')
                         ELSE pg_get_triggerdef(t.oid) END,
@@ -136,7 +136,7 @@ _APPLIED: Final = """
 
 @frozen
 class SchemaObject:
-    """A part of a schema: a table, a column, a constraint, the rights on it, a function, its source."""
+    """An object of a schema: a table, a column, a constraint, privileges, a function or its source."""
 
     kind: str
     name: str
@@ -144,11 +144,11 @@ class SchemaObject:
 
 
 async def schema_objects(executor: Querier, schema_name: str, shop: str = "") -> list[SchemaObject]:
-    """What a schema is made of; `shop` is what the names of the tenant's roles and functions end in."""
+    """Return the objects of a schema. `shop` is the suffix of the tenant's roles and functions."""
     rows = await executor.query(_OBJECTS, {"schema": schema_name, "shop": shop})
     return [SchemaObject(*row) for row in rows]
 
 
 async def applied_migrations(executor: Querier, schema_name: str) -> dict[str, str]:
-    """The migrations that a schema has, with the checksum that each had then."""
+    """Return the migrations applied to a schema, mapped to the checksum of each file when it was applied."""
     return dict(await executor.query(_APPLIED, {"schema": schema_name}))

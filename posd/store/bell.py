@@ -1,7 +1,7 @@
-"""The two advisory locks by which the doorman says whether it has to be rung (`sql/main/006_doorman.sql`).
+"""The two advisory locks that tell publishers whether to notify the doorman (`sql/main/006_doorman.sql`).
 
-They belong to the session. All calls go to the connection on which the doorman numbers, which holds no other
-advisory locks of a session.
+The locks are session-level. All functions must be called on the connection on which the sequencer numbers
+events. It holds no other session-level advisory locks.
 """
 
 from __future__ import annotations
@@ -17,20 +17,26 @@ _WAKE: Final = "SELECT pg_advisory_unlock_all()"
 
 
 async def try_sleep(executor: Executor) -> bool:
-    """Have all who write into the outbox from now on ring; False while one is at it that will not."""
+    """Take the first lock: all transactions that write to the outbox from now on send `NOTIFY`.
+
+    Return False, without waiting, while a transaction is open that will not send it.
+    """
     return bool((await executor.query(_SLEEP))[0][0])
 
 
 async def try_doze(executor: Executor) -> bool:
-    """Have those ring that have a share of the first lock; False if another session is in the way."""
+    """Take the second lock: transactions that hold the first lock in share mode send `NOTIFY`.
+
+    Return False if another session holds the second lock.
+    """
     return bool((await executor.query(_DOZE))[0][0])
 
 
 async def end_doze(executor: Executor) -> None:
-    """Give back the second lock only: all ring because of the first one."""
+    """Release the second lock only. Transactions send `NOTIFY` because of the first lock."""
     await executor.query(_END_DOZE)
 
 
 async def wake(executor: Executor) -> None:
-    """Have nobody ring."""
+    """Release both locks: transactions no longer send `NOTIFY`."""
     await executor.query(_WAKE)

@@ -1,6 +1,6 @@
-"""Movements of gift cards: rows of their ledger, and how several are made in one statement.
+"""Movements of gift cards: the rows of their ledger, and statements that make several at once.
 
-`posd.store.giftcards` says what each kind of movement is for, and what it raises.
+`posd.store.giftcards` documents the kinds of movements and the errors they raise.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ _COLUMNS: Final = {
     "orders": "order",
     "notes": "note",
 }
-"""The parameters of `_MOVE`, and the columns of a `MovementCause` that they are made of."""
+"""The array parameters of `_MOVE`, and the key of `MovementCause.columns` for the values of each."""
 
 
 @frozen
 class CardMoveRequest:
-    """A movement of a known card that is asked for: `amount` is signed, `columns` those of its
-    `MovementCause`.
-    """
+    """A request for one movement of a card. `amount` is signed; `columns` is `MovementCause.columns()`."""
 
     number: str
     kind: str
@@ -52,10 +50,11 @@ class CardMoveRequest:
 
 @frozen
 class CardMovement:
-    """A row of the ledger: `after` is `before` and the signed `amount`.
+    """A row of the ledger: `after` is `before` plus the signed `amount`.
 
-    `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
-    `expiry_date` is a sale's: until when the card was to be valid as it was sold.
+    `replayed` is true if an earlier call with the same key made the movement. A `tombstone` has the amount
+    0 and prevents a movement that has been reversed before it arrived. `expiry_date` is set for sales only:
+    the end of the card's validity as it was sold.
     """
 
     transaction_id: int
@@ -76,32 +75,33 @@ class CardMovement:
 
 
 Outcome = CardMovement | PosdError | None
-"""What came of a `CardMoveRequest`: the movement, or what is to be raised; None: nothing was done."""
+"""The result of a `CardMoveRequest`: the movement, or the error; None if nothing was done."""
 
 
 async def move_one(executor: Querier, tenant: Tenant, asked: CardMoveRequest) -> CardMovement:
-    """Make one movement. Raises what `deduct` does."""
+    """Make one movement. Raises the errors of `giftcards.deduct`."""
     (outcome,) = await move_many(executor, tenant, [asked])
     return movement_or_raise(outcome)
 
 
 def movement_or_raise(outcome: Outcome) -> CardMovement:
-    """The movement, or raise what has come instead."""
+    """Return the movement, or raise the error that `move_many` returned for it."""
     if isinstance(outcome, CardMovement):
         return outcome
     if outcome is None:
-        raise PosdError("the ledger said nothing of a movement")
+        raise PosdError("the ledger returned no result for a movement")
     raise outcome
 
 
 async def move_many(
     executor: Querier, tenant: Tenant, moves: Sequence[CardMoveRequest], *, patient: bool = True
 ) -> list[Outcome]:
-    """Move money on several cards, of which none is named twice, in one statement.
+    """Make movements of several cards in one statement. No card may be named twice.
 
-    Returns what came of each: the movement, or the exception that `deduct` raises. Where it is not
-    `patient`, a card that another transaction has locked is not waited for: None, and nothing was done. If
-    it raises, nothing was done with any card, but for `OutcomeUnknown` and `ConnectionLost`.
+    Returns, for each request, the movement or the exception that `giftcards.deduct` raises. If `patient` is
+    false, the statement does not wait for cards that another transaction has locked: their result is None,
+    and they have not changed. If this function raises, no card has changed. After `OutcomeUnknown` and
+    `ConnectionLost`, the movements may have been committed.
     """
     parameters: dict[str, object] = {
         "numbers": [each.number for each in moves],
@@ -118,16 +118,16 @@ async def move_many(
 
 
 def has_distinct_cards(moves: Sequence[CardMoveRequest]) -> bool:
-    """Whether `move_many` can make all of these."""
+    """Return True if no card is named twice, as `move_many` requires."""
     return len({each.number for each in moves}) == len(moves)
 
 
 async def move_sequentially(
     executor: Querier, tenant: Tenant, moves: Sequence[CardMoveRequest]
 ) -> list[Outcome]:
-    """As `move_many`, not patiently and in a transaction, where cards may be named several times.
+    """Like `move_many` with `patient=False`, in a transaction; cards may be named several times.
 
-    A statement makes the first movement of each card, the next one the second, and so on.
+    The first statement makes the first movement of each card, the second statement the second, and so on.
     """
     outcomes: list[Outcome] = [None] * len(moves)
     left = [*enumerate(moves)]
@@ -150,12 +150,12 @@ def _outcome(tenant: Tenant, row: Sequence[Any]) -> Outcome:
     try:
         return load_movement(tenant, row)
     except PosdError as error:
-        # The others are committed with it.
+        # Return the error: raising it would roll back the other movements of the statement.
         return error
 
 
 def load_movement(tenant: Tenant, row: Sequence[Any]) -> CardMovement:
-    """A row of `MOVEMENT` as a movement. Raises the `Refusal` that its outcome is."""
+    """Convert a row of `MOVEMENT` to a movement. Raises the `Refusal` that the outcome stands for."""
     outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
     before, moved, after = (money.quantized(each or Decimal(), tenant.currency) for each in amounts)
     if outcome not in ("made", "replayed", "tombstoned"):

@@ -1,4 +1,4 @@
-"""What nodes are told at once, whether or not a notification arrives: `dinedesk_main.pos_control`."""
+"""Messages for all nodes: `dinedesk_main.pos_control`. Nodes read them even if a notification is lost."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ _MESSAGES_SINCE: Final = f"""
 
 
 async def read_since(executor: Executor, since: KeySnapshot) -> tuple[KeySnapshot, list[str]]:
-    """What was committed since a snapshot, oldest first, and the present snapshot to go on from."""
+    """Return the messages committed since a snapshot, oldest first, and the snapshot for the next call."""
     rows = await executor.query(_MESSAGES_SINCE, {"since": since.text})
     return KeySnapshot(rows[0][0]), [what for _, what, _ in rows[1:]]

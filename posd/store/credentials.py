@@ -1,4 +1,4 @@
-"""Credentials: from a key's hash to whom it speaks for, and the operator's handling of them."""
+"""API keys: look up the principal of a key by its hash, and create, list and revoke keys."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _REVOKE_OF: Final = """
 
 @frozen
 class CredentialQuery:
-    """A key at a tenant's door: the slug, the key's SHA-256, and the device that the caller names."""
+    """A look-up of a key for one tenant: slug, SHA-256 of the key, and the device that the client names."""
 
     slug: str
     sha256: bytes
@@ -67,11 +67,11 @@ class CredentialQuery:
 
 @frozen
 class Credential:
-    """A valid key at one tenant's door.
+    """A key that is valid for one tenant.
 
-    `seconds` is for how long it is still valid, by the database's clock; None for a key without an end.
-    `device_has_key` and `device_active` are about the device that the key or the caller names;
-    `applied` are the migrations of the tenant's schema.
+    `seconds` is the remaining validity by the database's clock; None for a key that does not expire.
+    `device_has_key` and `device_active` describe the device that the key or the client names. `applied`
+    lists the migrations of the tenant's schema.
     """
 
     principal: Principal
@@ -84,7 +84,7 @@ class Credential:
 
 @frozen
 class CreatedKey:
-    """A new key: its number, and how long it is valid."""
+    """The id of a new key and the time at which it expires."""
 
     id: int
     expires_at: datetime | None
@@ -94,7 +94,7 @@ class CreatedKey:
 class ListedKey:
     """A key in an operator's list; `slug` is None for a key of all tenants.
 
-    `now` is when it was read, by the database's clock, which decides whether a key is valid.
+    `now` is the time of the query by the database's clock, which decides whether the key is valid.
     """
 
     id: int
@@ -111,7 +111,7 @@ class ListedKey:
 
     @property
     def state(self) -> str:
-        """`valid`, or why it is not."""
+        """Return `valid`, `revoked`, `expired` or `not yet valid`."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= self.now:
@@ -120,7 +120,11 @@ class ListedKey:
 
 
 async def find(executor: Executor, queries: Sequence[CredentialQuery]) -> list[Credential | None]:
-    """What keys open at tenants' doors, by one statement; None for what does not fit, without a reason."""
+    """Look up several keys in one statement.
+
+    The result has one element per query: None if the key is not valid for the tenant. It does not say why,
+    so that the answer to a client cannot say it either.
+    """
     columns = zip(*((each.slug, each.sha256, each.device_id) for each in queries), strict=True)
     found: list[Credential | None] = [None] * len(queries)
     for number, *row in await executor.query(_FIND, tuple(list(column) for column in columns)):
@@ -134,7 +138,7 @@ async def find(executor: Executor, queries: Sequence[CredentialQuery]) -> list[C
 
 
 async def find_key(executor: Executor, sha256: bytes) -> Principal | None:
-    """Whose a key is, where no tenant is named; one of all tenants before one of one."""
+    """Look up a key when the URL names no tenant. A key for all tenants wins over a tenant's own key."""
     rows = await executor.query(_FIND_KEY, (sha256,))
     if not rows:
         return None
@@ -144,19 +148,19 @@ async def find_key(executor: Executor, sha256: bytes) -> Principal | None:
 
 
 async def invalid_keys(executor: Executor, ids: Iterable[int]) -> set[int]:
-    """Those of these keys that are valid no more: revoked, expired or gone, or their tenant is."""
+    """Return the ids of keys that are revoked, expired or deleted, or whose tenant is disabled."""
     return {row[0] for row in await executor.query(_INVALID, (list(ids),))}
 
 
 async def disabled_devices(
     executor: Executor, ids: Iterable[TenantId]
 ) -> set[tuple[TenantId, str]]:
-    """The disabled devices of these tenants."""
+    """Return the disabled devices of these tenants."""
     return {(row[0], row[1]) for row in await executor.query(_DISABLED, (list(ids),))}
 
 
 async def record_use(executor: Executor, ids: Iterable[int]) -> None:
-    """Note that these keys were used."""
+    """Set `last_used_at` of these keys to now."""
     await executor.execute(_TOUCH, (list(ids),))
 
 
@@ -169,9 +173,9 @@ async def create(
     preview: str,
     lifetime: timedelta | None,
 ) -> CreatedKey:
-    """Store a new key's hash. Without a tenant it is a key of all tenants.
+    """Store the hash of a new key. A key without a tenant is a key of all tenants.
 
-    The database refuses kinds that lack tenant or device.
+    A constraint rejects a kind of key that lacks its tenant or device.
     """
     tenant_id = None if tenant is None else tenant.id
     values = (tenant_id, kind.value, device_id, sha256, preview, lifetime)
@@ -181,19 +185,19 @@ async def create(
 async def list_keys(
     executor: Executor, slug: str | None = None, *, after: int = 0, most: int | None = None
 ) -> list[ListedKey]:
-    """All keys, or those of one tenant: up to `most` of those with a larger id than `after`."""
+    """Return up to `most` keys with ids above `after`, of all tenants or of the tenant `slug`."""
     rows = await executor.query(_LIST, {"slug": slug, "after": after, "most": most})
     return [ListedKey(row[0], row[1], KeyKind(row[2]), *row[3:]) for row in rows]
 
 
 async def revoke(executor: Executor, key_id: int) -> bool:
-    """Revoke a key at once; False if there is no such valid key."""
+    """Revoke a key. Return False if there is no such key or it is revoked already."""
     return bool(await executor.query(_REVOKE, (key_id,)))
 
 
 async def revoke_tenant_key(
     executor: Executor, tenant_id: TenantId, key_id: int
 ) -> datetime | None:
-    """Revoke a tenant's key at once; since when it is revoked, None if the tenant has no such key."""
+    """Revoke a tenant's key. Return the time of its revocation; None if the tenant has no such key."""
     rows = await executor.query(_REVOKE_OF, (key_id, tenant_id))
     return rows[0][0] if rows else None

@@ -1,7 +1,8 @@
-"""How far terminals have come: their cursors, moved in bulk (`posd.delivery.presence`).
+"""Cursors: the position up to which a terminal has acknowledged events, moved in bulk.
 
-A cursor is a position, so it is counted in a name of the stream (`posd.store.epochs`). It is carried over to
-a later name as far as both names have the same events.
+A cursor is a position, so it belongs to a `stream_id` (`posd.store.epochs`). After the stream has been
+renamed, the cursor stays valid up to the last event that both names share. `posd.delivery.presence` calls
+these functions.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from uuid import UUID
 from posd.database.reconnecting import Executor
 from posd.values import Seq, StreamName, TenantId
 
-# A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
-# name. One that has spoken in a later name was told when it came; a node may say the same again long after
-# that.
+# If a device was sent events of an earlier `stream_id` that the present stream does not have, the device must
+# reload: its cursor's stream_id becomes NULL. A device whose cursor has a later `stream_id` has reloaded
+# already, and a node may report it again long after that.
 #
-# The database may have lost that a device has said how far it is. It would be taken for one that never did.
+# The database may have lost the device's first acknowledgement, and would treat the device as a legacy
+# terminal. So `first_acked_at` is set again.
 _MARK_ASTRAY: Final = """
     WITH astray AS (
         UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
@@ -38,10 +40,11 @@ _MARK_ASTRAY: Final = """
       FROM astray AS a
      WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id AND a.spoke AND d.first_acked_at IS NULL
 """
-# Never backwards and never beyond what the stream has of the name, in whatever order flushes of several nodes
-# come. What a device says of an earlier name is true of the present one that far. Two words take a cursor
-# back: the first one of a legacy device, since nobody had vouched for what was merely followed; and the first
-# one in the present name of a device whose cursor means nothing in it.
+# Flushes of several nodes may arrive in any order: a cursor never moves backwards, and never beyond the end
+# of its `stream_id`. An acknowledgement in an earlier `stream_id` is valid up to the end of that name. Two
+# acknowledgements do move a cursor back: the first one of a legacy device, because its cursor was only set
+# to the positions sent; and the first one in the present `stream_id` of a device whose cursor is not valid
+# in it.
 _ADVANCE: Final = """
     WITH a AS (
         SELECT DISTINCT ON (a.tenant_id, a.device_id) a.tenant_id, a.device_id, a.seq, h.stream_id,
@@ -86,32 +89,32 @@ _FOLLOW: Final = """
 """
 
 Move = tuple[TenantId, str, UUID, Seq]
-"""Where a cursor is to go: tenant, device, history, position."""
+"""An acknowledgement: tenant, device, `stream_id`, position."""
 Reached = tuple[TenantId, str, UUID, Seq, bool]
-"""How far a device was sent a history, and whether it has ever said how far it is."""
+"""The position up to which a device was sent a stream, and whether it has ever acknowledged an event."""
 
 
 async def advance(executor: Executor, acks: Sequence[Move]) -> list[tuple[StreamName, Seq]]:
-    """Move cursors forward. From then on they are no legacy terminals'.
+    """Move cursors forward. The terminals are no longer legacy terminals.
 
-    Returns what was true of the stream, under its present name. A position that the stream does not have in
-    common with the one it was counted in moves nothing: it is of an event that is lost.
+    Returns the acknowledged positions that are valid in the present stream, with its `stream_id`. A position
+    beyond the end of its `stream_id` is ignored, because the database has lost that event.
     """
     rows = await executor.query(_ADVANCE, _columns(acks))
     return [((tenant_id, UUID(stream_id)), seq) for tenant_id, stream_id, seq in rows]
 
 
 async def mark_astray(executor: Executor, sent: Sequence[Reached]) -> None:
-    """Note of terminals how far they were sent a stream that has another name by now.
+    """Mark the cursors of terminals that were sent events which the present stream does not have.
 
-    One that was sent more than the present stream has of it is told to reload when it comes.
+    These terminals get a resync when they connect again.
     """
     has_acknowledged = [each[4] for each in sent]
     await executor.execute(_MARK_ASTRAY, (*_columns([each[:4] for each in sent]), has_acknowledged))
 
 
 async def advance_legacy(executor: Executor, follows: Sequence[Move]) -> None:
-    """Move the cursors of legacy terminals to where they were sent to."""
+    """Move the cursors of legacy terminals to the position of the last event sent."""
     await executor.execute(_FOLLOW, _columns(follows))
 
 

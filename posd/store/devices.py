@@ -1,4 +1,4 @@
-"""Terminals with a name: what they tell of themselves by REST."""
+"""Heartbeats that terminals send by REST."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 from posd.database.reconnecting import Executor
 from posd.values import TenantId
 
-# What is not told stays as it was.
+# coalesce() keeps the stored value of a member that the heartbeat does not have.
 _HEARTBEAT: Final = """
     INSERT INTO dinedesk_main.pos_devices AS d
         (tenant_id, device_id, last_seen_at, status, pending_acks, pending_orders, last_print_at, app_version)
@@ -31,7 +31,7 @@ _HEARTBEAT: Final = """
 
 @frozen
 class HeartbeatReport:
-    """What a terminal tells of itself; None stays as it was."""
+    """The members of a heartbeat; None leaves the stored value unchanged."""
 
     status: str | None = None
     pending_acks: int | None = None
@@ -50,10 +50,9 @@ async def record_heartbeat(
     most_devices: int,
     beat: HeartbeatReport = _SILENT,
 ) -> bool:
-    """Note that a device was heard of by REST, and what it tells of itself.
+    """Store a heartbeat. An unknown device is registered; its cursor is created when it connects.
 
-    One that was never seen is registered; False when the tenant has too many devices for that. Its
-    cursor begins when it connects.
+    Return False if the device is unknown and the tenant has `most_devices` devices already.
     """
     values = {
         "tenant": tenant_id,

@@ -1,4 +1,4 @@
-"""The lease of the doorman, the one node that takes rows out of the outbox (`sql/main/006_doorman.sql`)."""
+"""The lease of the doorman, the only node that takes rows out of the outbox (`sql/main/006_doorman.sql`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from attrs import frozen
 from posd.database.reconnecting import Executor, Querier
 
 _CLAIM: Final = "SELECT dinedesk_main.pos_claim_lease(%s::uuid, %s)"
-# The connection by which a node gives the lease up need not be the one by which it has renewed it.
+# A node may release the lease on another connection than the one on which it renewed it, so the node id is
+# compared and not backend_pid.
 _LEAVE: Final = """
     UPDATE dinedesk_main.pos_doorman
        SET node_id = NULL, lease_until = clock_timestamp(), backend_pid = NULL WHERE node_id = %s::uuid
@@ -24,7 +25,7 @@ _PRESENT: Final = """
 
 @frozen
 class DoormanLease:
-    """Which node is the doorman, the name of its host, and since when."""
+    """The node that is the doorman, the name of its host, and the time at which it got the lease."""
 
     node_id: UUID
     host: str
@@ -32,17 +33,17 @@ class DoormanLease:
 
 
 async def claim(executor: Executor, node_id: UUID, host: str) -> int | None:
-    """Take or renew the lease for five seconds: its fence, or None if another node has it."""
+    """Take or renew the lease for five seconds. Return its fence, or None if another node has it."""
     rows = await executor.query(_CLAIM, (str(node_id), host))
     return None if rows[0][0] is None else int(rows[0][0])
 
 
 async def release(executor: Executor, node_id: UUID) -> None:
-    """Give the lease up if this node has it, so that the next node need not wait until it lapses."""
+    """Release the lease if this node has it, so that the next node need not wait until it expires."""
     await executor.execute(_LEAVE, (str(node_id),))
 
 
 async def current_lease(executor: Querier) -> DoormanLease | None:
-    """Who has the lease; None if no node has renewed it in the last five seconds."""
+    """Return the present lease; None if no node has renewed it in the last five seconds."""
     rows = await executor.query(_PRESENT)
     return DoormanLease(UUID(rows[0][0]), rows[0][1], rows[0][2]) if rows else None

@@ -1,7 +1,8 @@
-"""The names of streams: which database this is, and where each name has ended.
+"""The names (`stream_id`) of streams, and the positions at which earlier names ended.
 
-A position is counted in a name (`stream_id`). A name ends when the database may lack events that terminals
-have seen; up to where it ended its positions are those of the present name too.
+A position belongs to a `stream_id`. A name ends when the database may lack events that terminals have
+received, for example after a failover. Up to the position at which it ended, its positions are valid in the
+present stream too.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _ENDS: Final = """
 
 @frozen
 class StreamEnd:
-    """The end of a name: its events up to `shared` are those of the present stream.
+    """The end of a name. Its events up to `shared` are also events of the present stream.
 
-    After `resumed_after` come all events that were stored under later names.
+    The events stored under later names have positions above `resumed_after`.
     """
 
     shared: Seq
@@ -41,18 +42,18 @@ class StreamEnd:
 
 
 async def is_same_history(executor: Executor) -> bool:
-    """Whether this is the database that it was; if not, all streams get new names, once.
+    """Return True if the database is the same as at the last call; else give all streams new names, once.
 
-    A backup that was restored, or a standby that was promoted, may lack events that terminals have.
+    A restored backup or a promoted standby may lack events that terminals have received.
     """
     ((same,),) = await executor.query(_RECOGNISE)
     return bool(same)
 
 
 async def begin_new_history(executor: Executor, found: Iterable[StreamHead]) -> None:
-    """End the names of streams that were found behind what was sent of them, at the heads found.
+    """Rename streams whose heads were found below positions that had been sent. The names end at these heads.
 
-    A stream that has another name by now keeps it.
+    A stream that has been renamed since then keeps its new name.
     """
     heads = sorted(found, key=lambda head: head.tenant_id)
     last = [head.last_seq for head in heads]
@@ -61,7 +62,7 @@ async def begin_new_history(executor: Executor, found: Iterable[StreamHead]) -> 
 
 
 async def reset_streams(executor: Executor, ids: Iterable[TenantId], common: Seq = 0) -> None:
-    """End the names of streams by hand: only events up to `common` are as terminals have them."""
+    """Rename streams on an operator's request. The earlier names end at the position `common`."""
     tenants = list(ids)
     await executor.execute(_BEGIN, (tenants, None, [common] * len(tenants), None))
 
@@ -69,7 +70,7 @@ async def reset_streams(executor: Executor, ids: Iterable[TenantId], common: Seq
 async def stream_ends(
     executor: Executor, names: Iterable[StreamName]
 ) -> dict[StreamName, StreamEnd]:
-    """The ends of these names. One that has not ended, or that the database does not know, is missing."""
+    """Return the ends of these names, without names that have not ended or are unknown."""
     wanted = list(names)
     columns = [tenant_id for tenant_id, _ in wanted], [str(name) for _, name in wanted]
     rows = await executor.query(_ENDS, columns)

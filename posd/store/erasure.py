@@ -1,7 +1,8 @@
-"""Where a tenant's customers are in posd's tables, read batch by batch, and having them erased there.
+"""Read a tenant's documents that may contain a customer's data, in batches, and erase the data.
 
-posd has no right to change an event; `sql/main/011_erasure.sql` does it, and sees that nothing but texts
-goes. A document is read again with the next question, so whoever changes it meanwhile loses nothing.
+posd has no privilege to update events. The functions of `sql/main/011_erasure.sql` do it, and verify that
+only texts are removed. They replace a document only if it has not changed since it was read, so concurrent
+changes are not lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from posd.values import Tenant
 
 DocumentPlace = Literal["event", "message", "order", "answer", "outbox", "refusal"]
 Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox", "refusal"]
-"""What is written at once: of an event two texts, and of a stored answer the address that was called."""
+"""The column that is written: an event has two texts, and a stored answer has a body and a path."""
 
 BATCH: Final = 500
 
@@ -37,7 +38,7 @@ _READ: Final[dict[DocumentPlace, str]] = {
           FROM dinedesk_main.pos_orders AS o
          WHERE o.tenant_id = %(tenant)s AND o.order_id > %(id)s ORDER BY o.order_id LIMIT %(limit)s
     """,
-    # In the order of idempotency_keys_unique.
+    # The order of the index idempotency_keys_unique.
     "answer": """
         SELECT ARRAY[i.principal, i.operation, i.key],
                i.principal || chr(1) || i.operation || chr(1) || i.key, i.answer::text, NULL::text,
@@ -55,7 +56,7 @@ _READ: Final[dict[DocumentPlace, str]] = {
          WHERE t.tenant_id = %(tenant)s AND t.kind = 'plain' AND o.data IS NOT NULL AND o.id > %(id)s
          ORDER BY o.id LIMIT %(limit)s
     """,
-    # The reason is a text and no JSON. It belongs to the order of its event.
+    # The reason is plain text. It is presented as notes of the order that the event is about.
     "refusal": """
         SELECT ARRAY[n.seq::text, n.device_id], n.seq || chr(1) || n.device_id,
                json_build_object('orderId', e.event_data->>'orderId', 'notes', n.reason)::text,
@@ -88,7 +89,7 @@ _ACCOUNTS: Final = """
                       WHERE m.account_id = a.id ORDER BY m.seq DESC LIMIT 1), 0)
       FROM {schema}.loyalty_accounts AS a WHERE a.phone IS NOT NULL
 """
-# What posd reads or has others read, and never writes.
+# The shop's own tables: posd reads them but never writes them.
 _REMAINS: Final = """
     SELECT n.nspname || '.' || c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
      WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'f', 'm')
@@ -106,8 +107,11 @@ _NOTE: Final = """
 
 @frozen
 class CustomerDocument:
-    """JSON text that may be about a customer. An event has a second one `extra_members` it, perhaps; a stored
-    answer is that to an `operation`, whose address may name somebody too."""
+    """JSON text that may contain a customer's data.
+
+    `extra_members` is the second JSON text of an event. `operation` is the method and path that a stored
+    answer belongs to; the path may contain a telephone number.
+    """
 
     key: str
     text: str
@@ -117,7 +121,7 @@ class CustomerDocument:
 
 @frozen
 class CardHolder:
-    """A gift card and the people on it."""
+    """A gift card and the names and addresses of people stored with it."""
 
     number: str
     people: Sequence[str | None]
@@ -125,7 +129,7 @@ class CardHolder:
 
 @frozen
 class PointsAccount:
-    """A customer who collects points."""
+    """A customer's account of loyalty points."""
 
     id: int
     phone: str
@@ -135,7 +139,7 @@ class PointsAccount:
 
 @frozen
 class ErasureCounts:
-    """How much of what a customer was erased in; it says nothing about whom."""
+    """The number of changed rows of each kind. It does not identify the customer."""
 
     events: int = 0
     orders: int = 0
@@ -147,7 +151,7 @@ class ErasureCounts:
 async def next_documents(
     executor: Executor, tenant: Tenant, place: DocumentPlace, after: object = None
 ) -> tuple[list[CustomerDocument], object]:
-    """The next documents of a place, and where to read on."""
+    """Return the next `BATCH` documents of a place, and the value of `after` for the next call."""
     values = {
         "tenant": tenant.id,
         "id": _FIRST[place] if after is None else after,
@@ -161,7 +165,7 @@ async def next_documents(
 async def load_people(
     executor: Executor, tenant: Tenant
 ) -> tuple[list[CardHolder], list[PointsAccount]]:
-    """The gift cards that have people on them, and the loyalty accounts, where they are posd's."""
+    """Return the gift cards with personal data and the loyalty accounts, from tables that posd owns."""
     ((cards, accounts),) = await executor.query(_KEEPS, (tenant.schema, tenant.schema))
     name = schema(tenant)
     return (
@@ -181,8 +185,10 @@ async def load_people(
 async def erase(
     executor: Executor, tenant: Tenant, part: Part, texts: Sequence[tuple[str, str]]
 ) -> AsyncIterator[set[str]]:
-    """Put texts in the place of those that have these keys; of each batch the keys of those that were
-    still what they had been. Nodes that remember such events drop them."""
+    """Replace the texts with these keys. Yield, for each batch, the keys of the rows that were replaced.
+
+    A row that has changed since it was read is not replaced. All nodes drop cached copies of the events.
+    """
     for some in _batches(texts):
         keys, new = zip(*some, strict=True)
         rows = await executor.query(_ERASE, (tenant.id, part, list(keys), list(new)))
@@ -192,7 +198,7 @@ async def erase(
 async def erase_people(
     executor: Executor, tenant: Tenant, cards: Sequence[str], accounts: Sequence[int]
 ) -> tuple[int, int]:
-    """Take the people off these gift cards and loyalty accounts; how many there were of either."""
+    """Erase personal data of these gift cards and loyalty accounts. Return the number of each."""
     ((done_cards, done_accounts),) = await executor.query(
         _ERASE_PEOPLE, (tenant.id, list(cards), list(accounts))
     )
@@ -200,14 +206,14 @@ async def erase_people(
 
 
 async def remaining_tables(executor: Executor, tenant: Tenant) -> list[str]:
-    """The shop's own tables, in which the customer may be too: posd does not write them."""
+    """Return the names of the shop's own tables. They may contain the customer; posd does not write them."""
     return [name for (name,) in await executor.query(_REMAINS, (tenant.schema,))]
 
 
 async def record_erasure(
     executor: Executor, tenant: Tenant, request: str, counts: ErasureCounts
 ) -> None:
-    """Keep that somebody was erased, without who."""
+    """Record an erasure in `pos_erasures`, without the customer's identity."""
     values = (counts.events, counts.orders, counts.answers, counts.gift_cards, counts.accounts)
     await executor.execute(_NOTE, (tenant.id, request, *values))
 

@@ -1,4 +1,4 @@
-"""A tenant's rows of the tables of all tenants, written out: the log, refusals, orders."""
+"""Export a tenant's rows of the shared tables: the log, the nacks and the orders."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TABLES: Final = tuple(_ROWS)
 Key = tuple[object, str]
 """The key of a row within its tenant and table."""
 _FIRST: Final[dict[str, Key]] = {
-    # A position may be negative where a till has refused one that there is not.
+    # A till may send a nack for any number, so a position here may be negative.
     "pos_nacks": ("-9223372036854775808", ""),
     "pos_orders": ("", ""),
     "pos_order_terminals": ("", ""),
@@ -57,9 +57,9 @@ _FIRST: Final[dict[str, Key]] = {
 async def next_rows(
     executor: Querier, tenant: Tenant, table: str, after: Key | None = None
 ) -> tuple[list[str], Key | None]:
-    """The next rows of one of `TABLES`, each as a JSON text, and the key to read on from.
+    """Return the next `BATCH` rows of one of `TABLES` as JSON texts, and `after` for the next call.
 
-    The texts are as PostgreSQL writes them: a `json` column stands in them as it is stored.
+    PostgreSQL writes the texts: they contain `json` columns as they are stored.
     """
     key, device = after or _FIRST.get(table, (0, ""))
     values = {"tenant": tenant.id, "key": key, "device": device, "limit": BATCH}

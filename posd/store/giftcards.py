@@ -1,10 +1,10 @@
-"""Gift cards: what is on them, and every way in which that changes.
+"""Gift cards: their balances, and all movements of their ledger.
 
-An amount is more than nothing and in the decimals of the shop's currency, else `invalid_amount`;
-what a movement says is signed, as the ledger has it. Each movement can also raise `Conflict`
-(`reversed`: a reversal came first), `Unprocessable` (`idempotency_mismatch`), `NotFound` (`no_ledger`)
-and what the database raises; after `OutcomeUnknown` and `ConnectionLost` it may have been made, and the
-same call with the same key tells.
+An amount is positive and has no more decimals than the shop's currency, else `invalid_amount` is raised. The
+amounts of a `CardMovement` are signed. All movements can also raise `Conflict` (`reversed`: the reversal
+arrived first), `Unprocessable` (`idempotency_mismatch`), `NotFound` (`no_ledger`) and database errors. After
+`OutcomeUnknown` and `ConnectionLost` the movement may have been made: repeat the call with the same key to
+find out.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from posd.store.card_movements import (
 from posd.store.ledgers import MovementCause
 from posd.values import Tenant
 
-# As gift_cards_number_form in the schema.
+# The same rule as the constraint gift_cards_number_form.
 _NUMBER: Final = re.compile(r"[!-`{-~]([ -`{-~]{0,62}[!-`{-~])?")
-# Without those that look alike: 78 bits in 16 characters.
+# Without characters that look alike. 16 characters have 78 bits.
 _ALPHABET: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MADE_LENGTH: Final = 16
 
@@ -67,7 +67,7 @@ Status = Literal["active", "blocked", "expired", "depleted"]
 
 @frozen
 class GiftCard:
-    """A card as it is now. `expiry_date` is the last instant at which it is valid."""
+    """The present state of a card. `expiry_date` is the last instant at which the card is valid."""
 
     number: str
     balance: Decimal
@@ -83,7 +83,7 @@ class GiftCard:
 
     @property
     def status(self) -> Status:
-        """`blocked`, `expired`, `depleted` or `active`: the first that is true."""
+        """The first that applies of `blocked`, `expired`, `depleted` and `active`."""
         if self.is_blocked:
             return "blocked"
         if self.is_expired:
@@ -93,7 +93,7 @@ class GiftCard:
 
 @frozen
 class CardDetails:
-    """What is known of a card besides its money."""
+    """The optional details of a card."""
 
     purchased_by: str | None = None
     recipient_name: str | None = None
@@ -102,20 +102,20 @@ class CardDetails:
 
 
 def normalise(number: str) -> str | None:
-    """A card's number as it is stored and compared; None for what can be none."""
+    """Return a card's number as it is stored and compared; None if it cannot be the number of a card."""
     number = number.strip().upper()
     return number if _NUMBER.fullmatch(number) else None
 
 
 def generate_number() -> str:
-    """A number that nobody can guess."""
+    """Return an unpredictable number for a new card."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(_MADE_LENGTH))
 
 
 async def balances(
     executor: Querier, tenant: Tenant, numbers: Sequence[str]
 ) -> dict[str, GiftCard]:
-    """These cards and what is on them, by their normalised numbers; a number of no card is left out."""
+    """Return the cards with these normalised numbers, by number. Unknown numbers are left out."""
     statement = _CARDS.format(shop=shop(tenant))
     rows = await ledgers.run(executor, statement, {"numbers": [*numbers]})
     return {
@@ -130,7 +130,7 @@ async def balances(
 
 
 async def balance(executor: Executor, tenant: Tenant, number: str) -> GiftCard | None:
-    """A card and what is on it."""
+    """Return a card with its balance; None if there is no such card."""
     known = normalise(number)
     if known is None:
         return None
@@ -140,7 +140,7 @@ async def balance(executor: Executor, tenant: Tenant, number: str) -> GiftCard |
 async def deduct(
     executor: Executor, tenant: Tenant, number: str, amount: object, cause: MovementCause
 ) -> CardMovement:
-    """Take money off a card.
+    """Deduct an amount from a card.
 
     Raises `BadRequest` (`insufficient_balance` with `currentBalance`, `card_expired`, `card_blocked`)
     and `NotFound` (`unknown_card`).
@@ -153,7 +153,7 @@ async def deduct(
 async def top_up(
     executor: Executor, tenant: Tenant, number: str, amount: object, cause: MovementCause
 ) -> CardMovement:
-    """Put money on a card. Raises what `deduct` does, but for the balance."""
+    """Add an amount to a card. Raises the errors of `deduct`, except `insufficient_balance`."""
     value = money.parse_positive(amount, tenant.currency, "amount")
     return await card_movements.move_one(
         executor, tenant, CardMoveRequest(_known(number), "top_up", value, cause.columns())
@@ -163,8 +163,9 @@ async def top_up(
 def deduction_request(
     tenant: Tenant, number: str, amount: object, cause: MovementCause
 ) -> CardMoveRequest:
-    """What `deduct` does, to be done by `card_movements.move_many`. Raises `NotFound` and
-    `invalid_amount`.
+    """Return the request with which `card_movements.move_many` does the same as `deduct`.
+
+    Raises `NotFound` (`unknown_card`) and `Unprocessable` (`invalid_amount`).
     """
     value = money.parse_positive(amount, tenant.currency, "amount")
     return CardMoveRequest(_known(number), "deduct", -value, cause.columns())
@@ -178,7 +179,7 @@ async def purchase(
     cause: MovementCause,
     details: CardDetails | None = None,
 ) -> CardMovement:
-    """Sell a new card, with a number that posd chooses if it is None.
+    """Sell a new card. If `number` is None, posd generates one.
 
     Raises `Conflict` (`card_exists`) and `Unprocessable` (`invalid_card`).
     """
@@ -193,9 +194,9 @@ async def purchase_in_transaction(
     cause: MovementCause,
     details: CardDetails,
 ) -> tuple[CardMovement, GiftCard]:
-    """As `purchase`, in a transaction, with the card that it has made.
+    """Like `purchase`, in a transaction; return the new card too.
 
-    Raises `BadRequest` (`card_expired`) for one that would be of no use when it is sold.
+    Raises `BadRequest` (`card_expired`) if the card would have expired before its sale.
     """
     movement = await purchase(executor, tenant, number, amount, cause, details)
     card = await balance(executor, tenant, movement.card_number)
@@ -214,9 +215,9 @@ async def activate(
     cause: MovementCause,
     details: CardDetails | None = None,
 ) -> CardMovement:
-    """Sell a card that lies in the shop with its number on it, whether it was entered before or not.
+    """Sell a preprinted card, whether or not its number has been entered before.
 
-    Raises `Conflict` (`card_exists`: it is sold already), `BadRequest` (`card_expired`, `card_blocked`)
+    Raises `Conflict` (`card_exists`: the card has been sold), `BadRequest` (`card_expired`, `card_blocked`)
     and `Unprocessable` (`invalid_card`).
     """
     return await _issue(executor, tenant, number, "activate", amount, cause, details)
@@ -231,26 +232,26 @@ async def reverse(
     key: str | None = None,
     transaction_id: int | None = None,
 ) -> CardMovement:
-    """Take a movement back, named by the key it was made with or by its id; once and wholly.
+    """Reverse a whole movement, identified by its idempotency key or its id.
 
-    Called again it gives the same reversal, `replayed`. A key that no movement has leaves a tombstone
-    (`tombstoned`), on an unknown number too. The key is looked for among the principal's own; the
-    platform may reverse others' movements. `cause.key` and `cause.order_id` play no part. Raises
-    `NotFound` (`unknown_transaction`, `unknown_card`), `Forbidden`, `Conflict` (`ambiguous_key`),
-    `Unprocessable` (`not_reversible`), and `BadRequest` (`insufficient_balance`) when what a sale put
-    on a card has been spent.
+    A repeated call returns the same reversal, `replayed`. If no movement has the key, a tombstone is stored
+    (`tombstoned`), even for an unknown card number. Only the principal's own movements are searched for the
+    key, but the platform may reverse movements of all principals. `cause.key` and `cause.order_id` are
+    ignored. Raises `NotFound` (`unknown_transaction`, `unknown_card`), `Forbidden`, `Conflict`
+    (`ambiguous_key`), `Unprocessable` (`not_reversible`), and `BadRequest` (`insufficient_balance`) if the
+    amount to take back from the card has been spent.
     """
     parameters = cause.columns() | ledgers.original_reference(key, transaction_id)
     return await _run(executor, tenant, _REVERSE, _known(number), parameters)
 
 
 async def block(executor: Executor, tenant: Tenant, number: str) -> GiftCard:
-    """Let nothing be taken off a card or put on it. Raises `NotFound` (`unknown_card`)."""
+    """Block a card: it accepts no deductions and no top-ups. Raises `NotFound` (`unknown_card`)."""
     return await _set_blocked(executor, tenant, number, blocked=True)
 
 
 async def unblock(executor: Executor, tenant: Tenant, number: str) -> GiftCard:
-    """Take `block` back. Raises `NotFound` (`unknown_card`)."""
+    """Unblock a card. Raises `NotFound` (`unknown_card`)."""
     return await _set_blocked(executor, tenant, number, blocked=False)
 
 
@@ -301,7 +302,7 @@ async def _run(
 
 
 def _known(number: str) -> str:
-    """The number of a card that there may be."""
+    """Return the normalised number. Raises `NotFound` (`unknown_card`) if it cannot be a card's number."""
     issued = normalise(number)
     if issued is None:
         raise unknown_card()

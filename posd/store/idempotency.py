@@ -1,4 +1,4 @@
-"""The first answers to calls that named an `Idempotency-Key`."""
+"""Stored answers to calls with an `Idempotency-Key`, for retries of these calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _STORE: Final = """
     SELECT * FROM unnest(%s::integer[], %s::text[], %s::text[], %s::text[], %s::bytea[],
                          %s::smallint[], %s::json[])
 """
-# A conflicting INSERT would wait for the first call; this tells at once that it is still running.
+# A conflicting INSERT would wait for the end of the first call. This lock shows at once that it still runs.
+# The salt keeps other database users from guessing the lock's number and blocking calls.
 _TRY: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended(concat(i.salt, %s::text), 7097))
       FROM dinedesk_main.pos_incarnation AS i
@@ -38,10 +39,10 @@ _TRY: Final = """
 
 @frozen
 class IdempotencyKey:
-    """What names one call: the same again is a retry.
+    """The identity of a call: a call with an equal one is a retry.
 
-    `tenant_id` is None where there is no tenant before the call. `fingerprint` is the SHA-256 of what the
-    call moves: with another one it is another call, made with a key that was used before.
+    `tenant_id` is None for a call that belongs to no tenant yet. `fingerprint` is the SHA-256 of the content
+    of the call. If it differs from the stored one, the client has used the key for two different calls.
     """
 
     tenant_id: TenantId | None
@@ -66,7 +67,7 @@ class StoredResponse:
 
 @frozen
 class IdempotentResponse:
-    """What a call is answered with; `replayed`: as an equal one was before."""
+    """The answer to a call; `replayed` is true for the stored answer to an earlier, equal call."""
 
     status: int
     body: Mapping[str, object]
@@ -78,11 +79,11 @@ async def run_once(
     call: IdempotencyKey | None,
     work: Callable[[], Awaitable[tuple[int, Mapping[str, object]]]],
 ) -> IdempotentResponse:
-    """Do `work` unless it was done before, and keep its answer (status and JSON) with its effect.
+    """Call `work` unless an earlier call has done so, and store its answer (status and JSON).
 
-    `executor` is a transaction, in which `work` does all it does. Raises `Conflict` (`still_running`)
-    while the first such call runs, `Unprocessable` (`idempotency_mismatch`) when that moved something
-    else, and what `work` raises, which is not kept.
+    `executor` is a transaction, and `work` does all its work in it, so the answer commits with its effects.
+    Raises `Conflict` (`still_running`) while the first call runs, `Unprocessable` (`idempotency_mismatch`)
+    if the first call had another fingerprint, and the errors of `work`, which are not stored.
     """
     if call is None:
         return IdempotentResponse(*await work())
@@ -107,7 +108,7 @@ async def run_once_and_render(
     work: Callable[[], Awaitable[T]],
     show: Callable[[T], tuple[int, Mapping[str, object]]],
 ) -> IdempotentResponse:
-    """As `run_once`, where `show` makes the answer of what `work` has done."""
+    """Like `run_once`; `show` converts the result of `work` to the answer."""
 
     async def shown() -> tuple[int, Mapping[str, object]]:
         return show(await work())
@@ -116,7 +117,7 @@ async def run_once_and_render(
 
 
 def key_mismatch() -> Unprocessable:
-    """What a caller is told who used a key for two things."""
+    """Return the error for a key that was used for two different calls."""
     return Unprocessable(
         "This Idempotency-Key was used for another call.", code="idempotency_mismatch"
     )
@@ -125,7 +126,7 @@ def key_mismatch() -> Unprocessable:
 async def find_responses(
     executor: Executor, calls: Sequence[IdempotencyKey]
 ) -> dict[Scope, StoredResponse]:
-    """The stored answers to these calls, by their scope."""
+    """Return the stored answers to these calls, by scope."""
     rows = await executor.query(_FIND, _columns([call.scope for call in calls]))
     return {row[:4]: StoredResponse(bytes(row[4]), row[5], row[6]) for row in rows}
 
@@ -133,7 +134,7 @@ async def find_responses(
 async def store_responses(
     executor: Executor, answers: Sequence[tuple[IdempotencyKey, int, str]]
 ) -> None:
-    """Keep the answers to these calls: status and JSON text."""
+    """Store the answers to calls: status and JSON text."""
     rows = [(*call.scope, call.fingerprint, status, body) for call, status, body in answers]
     await executor.execute(_STORE, _columns(rows))
 

@@ -1,8 +1,8 @@
-"""The keys that may be valid, for `posd.security.key_index`: all of them in pages, then what has changed.
+"""The keys that may be valid, for `posd.security.key_index`: all keys in pages, then changes.
 
-A change is found by the transaction that made it (`sql/main/001_tenants.sql`). A reader keeps the
-snapshot of its last reading, and reads the rows whose transaction that snapshot did not see and the present
-one sees. No change is passed over, in whichever order transactions commit.
+Rows store the transaction that last changed them (`sql/main/001_tenants.sql`). A reader keeps the snapshot
+of its last query, and reads the rows whose transaction is visible in the present snapshot but not in that
+one. So no change is missed, in whatever order transactions commit.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from posd.database.reconnecting import Executor, Row
 from posd.values import KeyKind, TenantId
 
 _SNAPSHOT: Final = "SELECT pg_current_snapshot()::text"
-# A key that is not valid yet is one that may be.
+# A key with `not_before` in the future is included: it becomes valid without a change of its row.
 _VALID: Final = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
 _KEYS: Final = f"""
     SELECT k.id, k.key_sha256, k.tenant_id, k.kind, {_VALID} FROM dinedesk_main.pos_api_keys AS k
      WHERE k.id > %s AND {_VALID} ORDER BY k.id LIMIT %s
 """
 _TENANTS: Final = "SELECT t.slug, t.id, t.is_active FROM dinedesk_main.tenants AS t"
-# Transactions that the present snapshot does not see have no rows here, but a restored dump brings the
-# numbers of another cluster's transactions.
+# The last condition matters after a restore only: a dump contains transaction ids of another cluster, which
+# may be in the future here.
 NEW: Final = """
     changed_in >= pg_snapshot_xmin(%(since)s::pg_snapshot)
     AND NOT pg_visible_in_snapshot(changed_in, %(since)s::pg_snapshot)
@@ -43,12 +43,12 @@ _CHANGES: Final = f"""
 
 @frozen
 class KeySnapshot:
-    """What was committed at a moment, as PostgreSQL writes it: `xmin:xmax:list`."""
+    """A `pg_snapshot` in PostgreSQL's text format: `xmin:xmax:list`."""
 
     text: str
 
     def is_after(self, other: KeySnapshot) -> bool:
-        """Whether it is not of an earlier time; a database that was set back gives such."""
+        """Return True if this snapshot is not older than `other`. A restored database has older snapshots."""
         return self._next >= other._next
 
     @property
@@ -78,7 +78,7 @@ class StoredTenant:
 
 @frozen
 class KeyChanges:
-    """What has changed up to `current_snapshot`."""
+    """The changed keys and tenants, and the snapshot for the next call of `load_changes`."""
 
     snapshot: KeySnapshot
     keys: Sequence[StoredKey]
@@ -86,22 +86,22 @@ class KeyChanges:
 
 
 async def current_snapshot(executor: Executor) -> KeySnapshot:
-    """The present one: taken before the first page, it is where changes are read from."""
+    """Return the present snapshot. Take it before the first page of keys, and read changes since it."""
     return KeySnapshot((await executor.query(_SNAPSHOT))[0][0])
 
 
 async def load_keys(executor: Executor, after: int, limit: int) -> list[StoredKey]:
-    """Up to `limit` keys that may be valid, by id, after that id."""
+    """Return up to `limit` keys that may be valid with ids above `after`, by id."""
     return [_key(row) for row in await executor.query(_KEYS, (after, limit))]
 
 
 async def load_tenants(executor: Executor) -> list[StoredTenant]:
-    """All tenants, disabled ones too."""
+    """Return all tenants, including disabled ones."""
     return [StoredTenant(*row) for row in await executor.query(_TENANTS)]
 
 
 async def load_changes(executor: Executor, since: KeySnapshot) -> KeyChanges:
-    """What has been written since a snapshot, by one statement."""
+    """Return the keys and tenants that were changed since a snapshot, read by one statement."""
     rows = await executor.query(_CHANGES, {"since": since.text})
     now = next(KeySnapshot(row[1]) for row in rows if row[0] == "snapshot")
     keys = [_key((*row[2:5], row[5], row[6])) for row in rows if row[0] == "key"]

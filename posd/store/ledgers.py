@@ -1,8 +1,8 @@
-"""What the ledgers have in common: who moves something and why, and what may come of it.
+"""The common part of both ledgers: the cause of a movement, and the errors of a movement.
 
-The movements themselves are functions in `posd_hooks` (`sql/tenant/003_ledgers.sql`): one
-call takes the one lock, looks and writes, in one round trip. Each is whole in itself, so it needs no
-transaction around it, and can be made in one.
+The movements are functions in `posd_hooks` (`sql/tenant/003_ledgers.sql`). A call takes the lock of the card
+or account, checks, and writes, in one round trip. A movement is atomic without a transaction around it, and
+can also be part of a transaction.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from posd.store import schema
 from posd.values import Tenant
 
 PLATFORM: Final = "platform"
-"""The principal that may reverse everybody's movements."""
+"""The principal that may reverse the movements of all principals."""
 
 _KEY: Final = re.compile("[!-~]{1,255}")
 _TEXT_LENGTH: Final = 500
@@ -35,9 +35,9 @@ _ID_LENGTH: Final = 255
 _DEVICE_LENGTH: Final = 128
 _INT64: Final = range(1, 2**63)
 
-# In the same string as the statement that follows, so that it costs no round trip.
+# Sent in the same string as the statement after it, so that it costs no round trip.
 _CHECK: Final = "SELECT dinedesk_main.pos_check_keeps(%(_schema)s, %(_people)s);"
-# undefined_table, undefined_function, and the schema itself
+# undefined_table, undefined_function, invalid_schema_name
 _NO_LEDGER: Final = ("42P01", "42883", "3F000")
 _UNIQUE_VIOLATION: Final = "23505"
 _TAKEN: Final = frozenset(
@@ -47,9 +47,9 @@ _TAKEN: Final = frozenset(
         *("loyalty_reversed_once", "loyalty_earned_once"),
     }
 )
-"""The constraints that two movements of an account violate that are made at the same time.
+"""The constraints that two concurrent movements of an account violate.
 
-posd's own movements lock the account. A shop's INSERT need not do that.
+posd's own movements lock the account. A shop's INSERT may not.
 """
 
 
@@ -61,18 +61,17 @@ def _usable(key: str | None) -> str | None:
 
 
 def _clipped(text: str | None) -> str | None:
-    """A remark, as much of it as is kept: no movement fails for a long word about it."""
+    """Shorten a remark to the stored length: a long remark must not make a movement fail."""
     return text[:_TEXT_LENGTH] if text else None
 
 
 @frozen
 class MovementCause:
-    """Who moves something, and what about.
+    """The caller of a movement and the reason for it.
 
-    `principal` is in whose name the key is remembered: `platform`, `tenant` or `device <id>`. `key` is
-    the call's `Idempotency-Key`, kept with the movement for ever: the same call again is answered
-    with the same movement. `note` is for people, the reference or the reason; what is beyond 500
-    characters is dropped.
+    `principal` is the owner of the key: `platform`, `tenant` or `device <id>`. `key` is the call's
+    `Idempotency-Key`. It is stored with the movement for ever: a repeated call returns the same movement.
+    `note` is a reference or reason for humans; it is shortened to 500 characters.
     """
 
     principal: str
@@ -82,10 +81,10 @@ class MovementCause:
     note: str | None = None
 
     def columns(self) -> dict[str, object]:
-        """The parameters of a statement.
+        """Return the parameters of a statement.
 
-        Raises `BadRequest` (`invalid_idempotency_key`) and `Unprocessable` (`invalid_order`) for what
-        cannot be kept.
+        Raises `BadRequest` (`invalid_idempotency_key`) and `Unprocessable` (`invalid_order`) for values that
+        cannot be stored.
         """
         if self.order_id is not None and len(self.order_id) > _ID_LENGTH:
             raise Unprocessable(
@@ -101,7 +100,7 @@ class MovementCause:
 
 
 def original_reference(key: str | None, transaction_id: int | None) -> dict[str, object]:
-    """Which movement to reverse, as parameters of a statement: exactly one of the two names it."""
+    """Return the parameters that identify the movement to reverse: exactly one argument is not None."""
     if (key is None) == (transaction_id is None):
         raise ValueError("Either a key or a transaction is reversed.")
     if transaction_id is not None and transaction_id not in _INT64:
@@ -118,8 +117,8 @@ async def run_on_own_tables(
 ) -> list[Row]:
     """Run a statement that names the tables of a ledger in `{schema}`.
 
-    It runs only if the tables belong to posd: a view that the shop has put in the place of one would run
-    the shop's functions with posd's rights. Raises what `run` does.
+    It runs only if the tables belong to posd: a view that the shop has created in place of a table would run
+    the shop's functions with posd's privileges. Raises the errors of `run`.
     """
     statement = _CHECK + statement.format(schema=schema(tenant))
     return await run(
@@ -130,9 +129,9 @@ async def run_on_own_tables(
 async def run(executor: Querier, statement: str, parameters: dict[str, object]) -> list[Row]:
     """Run a statement on a ledger.
 
-    Raises `NotFound` (`no_ledger`) if the shop keeps its own, and `Busy` if a movement that the shop has
-    inserted meanwhile has taken the place of this one. Nothing was done then, and the same call again
-    follows the shop's movement.
+    Raises `NotFound` (`no_ledger`) if the shop has its own ledger, and `Busy` if the shop has inserted a
+    movement of the same account concurrently. In that case nothing was done; a repeated call adds its
+    movement after the shop's.
     """
     try:
         return await executor.query(statement, parameters)
@@ -149,7 +148,7 @@ def no_ledger() -> NotFound:
 
 
 def raise_outcome(outcome: str) -> NoReturn:
-    """Raise what an outcome means, of those that the ledgers have in common."""
+    """Raise the error for an outcome that both ledgers have."""
     match outcome:
         case "mismatch":
             message = "This Idempotency-Key was used for another call."
@@ -171,8 +170,8 @@ def raise_outcome(outcome: str) -> NoReturn:
 
 
 def movement_suppressed() -> PosdError:
-    """For a movement that has no row: a trigger of the shop has returned NULL instead of it."""
-    return PosdError("a trigger on the ledger has kept a movement from being written")
+    """Return the error for a movement without a row: a trigger of the shop has returned NULL."""
+    return PosdError("a trigger on the ledger has suppressed the row of a movement")
 
 
 def unknown_transaction() -> NotFound:

@@ -1,7 +1,7 @@
-"""Loyalty points: every way in which they change. Customers' accounts are in `posd.store.loyalty_accounts`.
+"""Loyalty points: all movements of their ledger. `posd.store.loyalty_accounts` reads customers' accounts.
 
-A customer is named by a telephone number in E.164 (`posd.events.phones`). `giftcards` documents the errors
-that all movements share; an unknown customer is `NotFound` (`unknown_customer`).
+A telephone number in E.164 identifies a customer (`posd.events.phones`). `posd.store.giftcards` documents
+the errors that all movements share. For an unknown customer, `NotFound` (`unknown_customer`) is raised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from posd.store.ledgers import MovementCause
 from posd.values import Tenant
 
 MOST_POINTS: Final = 10**9
-"""In one movement."""
+"""The largest number of points in one movement."""
 
 _MOVEMENT: Final = """
     m.outcome, (m.movement).id, (m.movement).account_id, (m.movement).seq, (m.movement).transaction_type,
@@ -31,7 +31,7 @@ RULES: Final = """
     t.loyalty_enabled, t.loyalty_opens_accounts, t.loyalty_points_per_pound, t.loyalty_redemption_rate,
     t.loyalty_minimum_redeem, t.loyalty_increment
 """
-# With `joining` of NULL, the shop's rules say whether an account is made.
+# If `joining` is NULL, the shop's rules decide whether an account is created.
 _MOVE: Final = f"""
     SELECT {_MOVEMENT}, {RULES} FROM dinedesk_main.tenants AS t
      CROSS JOIN LATERAL posd_hooks."points_move${{shop}}"(
@@ -43,8 +43,8 @@ _REVERSE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."points_reverse${{shop}}"(
         %(phone)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
-# The row is locked until the transaction is over, so that calls at the same time count each other. Days are
-# those of the database's clock.
+# The row stays locked until the end of the transaction, so concurrent calls count each other's points. Days
+# follow the database's clock.
 _COUNT_GIVEN: Final = """
     WITH shop AS (SELECT now() AT TIME ZONE 'UTC' + %(offset)s * interval '1 second' AS time)
     INSERT INTO {schema}.pos_points_given AS g (giver, day, points)
@@ -59,7 +59,7 @@ _COUNT_GIVEN: Final = """
 
 @frozen
 class DailyLimit:
-    """How many points `giver` may add in a day of the shop, which begins `offset` before one of UTC."""
+    """The number of points that `giver` may add per day of the shop. Its day begins `offset` before UTC's."""
 
     giver: str
     most: int
@@ -68,10 +68,11 @@ class DailyLimit:
 
 @frozen
 class LoyaltyRules:
-    """`redemption_rate` is what a point is worth, in the shop's currency.
+    """A shop's rules for loyalty points.
 
-    `points_per_pound` is how many points a till gives for a unit of that currency. `minimum_redeem` and
-    `increment`: so many points at least are redeemed at once, and a multiple of so many.
+    `redemption_rate` is the value of a point in the shop's currency. `points_per_pound` is the number of
+    points that a till gives per unit of that currency. A redemption takes at least `minimum_redeem` points,
+    and a multiple of `increment`.
     """
 
     enabled: bool
@@ -84,10 +85,11 @@ class LoyaltyRules:
 
 @frozen
 class PointsMovement:
-    """A row of the ledger: `after` is `before` and the signed `points`.
+    """A row of the ledger: `after` is `before` plus the signed `points`.
 
-    `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
-    `discount` is what redeemed points were worth when they were.
+    `replayed` is true if an earlier call with the same key made the movement. A `tombstone` has 0 points and
+    prevents a movement that has been reversed before it arrived. `discount` is the value of redeemed points
+    at the time of the redemption.
     """
 
     transaction_id: int
@@ -115,10 +117,10 @@ async def add(
     *,
     joining: bool = False,
 ) -> PointsMovement:
-    """Give a customer points; `joining` makes the account where there is none.
+    """Add points to a customer's account; `joining` creates a missing account.
 
-    Raises `Conflict` (`already_earned`) if the order has earned points before, by another call, and
-    `Unprocessable` (`invalid_amount`) for more than an account can hold.
+    Raises `Conflict` (`already_earned`) if another call has added points for the same order, and
+    `Unprocessable` (`invalid_amount`) if the balance would exceed the maximum of an account.
     """
     value = _positive(points)
     movement, _ = await _move(executor, tenant, phone, "add", value, cause, joining=joining)
@@ -128,17 +130,17 @@ async def add(
 async def add_by_rules(
     executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
 ) -> tuple[PointsMovement, LoyaltyRules]:
-    """As `add`, with the shop's rules, which say whether an account is made."""
+    """Like `add`, but the shop's rules decide whether a missing account is created. Return the rules too."""
     return await _move(executor, tenant, phone, "add", _positive(points), cause, joining=None)
 
 
 async def count_towards_limit(
     executor: Executor, tenant: Tenant, points: int, limit: DailyLimit
 ) -> None:
-    """Count points that were added in this transaction.
+    """Count points that this transaction has added towards the daily limit.
 
-    Raises `TooManyRequests` (`too_many_points`) with the seconds until the next day; the transaction
-    must be rolled back then.
+    Raises `TooManyRequests` (`too_many_points`) with the seconds until the shop's next day if the limit is
+    exceeded. The caller must roll the transaction back then.
     """
     offset = int(limit.offset.total_seconds())
     parameters = {"giver": limit.giver, "points": points, "offset": offset}
@@ -155,7 +157,7 @@ async def count_towards_limit(
 async def redeem(
     executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
 ) -> PointsMovement:
-    """Take points for a discount. Raises `BadRequest` (`insufficient_points` with `currentPoints`)."""
+    """Redeem points. Raises `BadRequest` (`insufficient_points` with `currentPoints`)."""
     movement, _ = await redeem_by_rules(executor, tenant, phone, points, cause)
     return movement
 
@@ -163,14 +165,14 @@ async def redeem(
 async def redeem_by_rules(
     executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
 ) -> tuple[PointsMovement, LoyaltyRules]:
-    """As `redeem`, with the shop's rules."""
+    """Like `redeem`; return the shop's rules too."""
     return await _move(executor, tenant, phone, "redeem", -_positive(points), cause)
 
 
 async def adjust(
     executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
 ) -> PointsMovement:
-    """Correct an account by points of either sign, but not below zero."""
+    """Adjust an account by a positive or negative number of points. Its balance cannot become negative."""
     value = _whole(points)
     if value == 0:
         raise _invalid("must not be zero")
@@ -187,9 +189,9 @@ async def reverse(
     key: str | None = None,
     transaction_id: int | None = None,
 ) -> PointsMovement:
-    """Take a movement back: as `giftcards.reverse` does, and with the same refusals.
+    """Reverse a movement, like `giftcards.reverse` and with the same errors.
 
-    Points that were spent meanwhile cannot be taken back: `BadRequest` (`insufficient_points`).
+    Raises `BadRequest` (`insufficient_points`) if the points have been spent.
     """
     parameters = cause.columns() | ledgers.original_reference(key, transaction_id)
     return _movement(tenant, await _run(executor, tenant, _REVERSE, phone, parameters))
@@ -222,13 +224,13 @@ async def _run(
     statement = statement.format(shop=shop(tenant))
     rows = await ledgers.run(executor, statement, {**parameters, "phone": phone})
     if not rows:
-        # The tenant was deleted meanwhile.
+        # The join with `tenants` found no row: the tenant has been deleted.
         raise ledgers.no_ledger()
     return rows[0]
 
 
 def _movement(tenant: Tenant, row: Row) -> PointsMovement:
-    """A row of `_MOVEMENT`. Raises the `Refusal` that its outcome is."""
+    """Convert a row of `_MOVEMENT` to a movement. Raises the `Refusal` that the outcome stands for."""
     outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
@@ -268,7 +270,7 @@ def _positive(points: object) -> int:
 
 
 def _whole(points: object) -> int:
-    """A number of points; `20.00` is 20, as some tills write integers."""
+    """Return a number of points. `20.00` is accepted as 20, because some tills write integers so."""
     if isinstance(points, bool) or not isinstance(points, int | Decimal):
         raise _invalid("must be a number")
     if isinstance(points, Decimal) and not points.is_finite():

@@ -1,4 +1,4 @@
-"""Customers' accounts of loyalty points: what is on them, and who they are of."""
+"""Customers' accounts of loyalty points: the customer, the balance and the latest movements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ACCOUNTS: Final = """
 
 @frozen
 class PointsTransaction:
-    """A movement in a customer's list, newest first."""
+    """A movement in the list of a `LoyaltyAccount`."""
 
     transaction_id: int
     type: str
@@ -40,9 +40,10 @@ class PointsTransaction:
 
 @frozen
 class LoyaltyAccount:
-    """A customer's account as it is now.
+    """The present state of a customer's account.
 
-    `total_earned` and `total_redeemed` count what was not reversed. `total_spent` is the shop's figure.
+    `total_earned` and `total_redeemed` do not count reversed movements. `total_spent` is maintained by the
+    shop. `recent` has the latest movements, newest first.
     """
 
     id: int
@@ -58,14 +59,14 @@ class LoyaltyAccount:
 
 
 async def find_account(executor: Querier, tenant: Tenant, phone: str) -> LoyaltyAccount | None:
-    """A customer's account with its last ten movements."""
+    """Return a customer's account with its last ten movements; None if there is none."""
     return (await find_accounts(executor, tenant, [phone])).get(phone)
 
 
 async def find_accounts(
     executor: Querier, tenant: Tenant, phones: Sequence[str]
 ) -> dict[str, LoyaltyAccount]:
-    """These customers' accounts; a number that has none is left out."""
+    """Return the accounts with these telephone numbers, by number. Unknown numbers are left out."""
     statement = _ACCOUNTS.format(shop=shop(tenant))
     found: dict[str, list[Row]] = {}
     for row in await ledgers.run(executor, statement, {"phones": [*phones], "recent": _RECENT}):
@@ -74,7 +75,7 @@ async def find_accounts(
 
 
 def _account(tenant: Tenant, rows: Sequence[Row]) -> LoyaltyAccount:
-    """An account: a row for each of its last movements, or one without."""
+    """Build an account from its rows: one row per recent movement, or one row without a movement."""
     account_id, phone, name, email, points, earned, redeemed, spent, since = rows[0][:9]
     return LoyaltyAccount(
         id=account_id,

@@ -1,8 +1,8 @@
-"""A shop's rules about points: who may have any, how many are redeemed at once, what they are worth.
+"""Movements of points under the shop's rules: whether points are enabled, and how many can be redeemed.
 
-They are read by the statement of each movement, so a change of them counts at once. A movement is made
-first and judged afterwards, and rolled back with its transaction if it may not be: a call that is made
-again has to be answered as before, whatever the rules are by then.
+The statement of each movement reads the rules, so a change takes effect at once. These functions make the
+movement first and then check the rules; the transaction rolls back a forbidden movement. In this order a
+repeated call gets its first answer, even if the rules have changed since.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Moving = Callable[[Executor, Tenant, str, object, MovementCause], Awaitable[Poin
 
 
 async def load_rules(executor: Querier, tenant: Tenant) -> LoyaltyRules:
-    """A tenant's rules. One that was deleted meanwhile has no ledger either, so it does not matter."""
+    """Return a tenant's rules.
+
+    For a deleted tenant, return rules that disable points. It has no ledger either.
+    """
     rows = await executor.query(_READ, (tenant.id,))
     return (
         LoyaltyRules(*rows[0]) if rows else LoyaltyRules(False, False, Decimal(0), Decimal(0), 1, 1)
@@ -40,9 +43,9 @@ async def add_points(
     cause: MovementCause,
     limit: DailyLimit | None = None,
 ) -> PointsMovement:
-    """As `loyalty.add`, under the rules, in a transaction.
+    """Like `loyalty.add_by_rules`, in a transaction; check the rules and the daily limit.
 
-    Raises `Unprocessable` (`loyalty_disabled`) and `TooManyRequests` (`too_many_points`) too.
+    Also raises `Unprocessable` (`loyalty_disabled`) and `TooManyRequests` (`too_many_points`).
     """
     movement, rules = await loyalty.add_by_rules(executor, tenant, phone, points, cause)
     if not movement.replayed:
@@ -55,9 +58,9 @@ async def add_points(
 async def redeem_points(
     executor: Executor, tenant: Tenant, phone: str, points: object, cause: MovementCause
 ) -> PointsMovement:
-    """As `loyalty.redeem`, under the rules, in a transaction.
+    """Like `loyalty.redeem`, in a transaction; check the rules.
 
-    Raises `Unprocessable` (`loyalty_disabled`, `invalid_amount`) too.
+    Also raises `Unprocessable` (`loyalty_disabled`, `invalid_amount`).
     """
     movement, rules = await loyalty.redeem_by_rules(executor, tenant, phone, points, cause)
     if not movement.replayed:

@@ -1,4 +1,4 @@
-"""posd's own record of each order: what was last published of it, and how far it is on paper."""
+"""posd's record of each order: its last published snapshot, and its print state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOTE: Final = """
         %(tenant)s, %(order)s, %(device)s, %(at)s::timestamptz, %(accepted)s, %(printed)s, %(failed)s,
         %(paid)s, %(status)s, %(reason)s, %(before)s)
 """
-# What is said of the earlier order goes: by posd's record it is printed.
+# The reports about the earlier order are deleted. By posd's record that order is printed.
 _BEGIN_ANEW: Final = """
     WITH gone AS (
         DELETE FROM dinedesk_main.pos_order_terminals WHERE tenant_id = %(tenant)s AND order_id = %(order)s
@@ -30,7 +30,7 @@ _BEGIN_ANEW: Final = """
            paid_at = NULL, device_id = NULL, print_status = 'pending', print_reason = NULL
      WHERE tenant_id = %(tenant)s AND order_id = %(order)s
 """
-# A row for each terminal that has said something of the order, or one without.
+# One row per terminal that has reported about the order, or one row without a terminal.
 _ONE: Final = """
     SELECT o.order_id, o.snapshot::text, o.print_status, o.pushed_at, o.received_at, o.accepted_at,
            o.printed_at, o.paid_at, t.device_id, t.received_at, t.accepted_at, t.printed_at, t.failed_at
@@ -53,7 +53,7 @@ _MARK: Final = "SELECT dinedesk_main.pos_mark_orders(%s::integer[])"
 
 @frozen
 class PendingPosition:
-    """Where an order stands among the open ones: its time in UTC, as PostgreSQL has it, and its id."""
+    """The sort key of an open order: `created_at` in UTC, in PostgreSQL's text format, and the order id."""
 
     created_at: str
     order_id: str
@@ -61,7 +61,7 @@ class PendingPosition:
 
 @frozen
 class OpenOrder:
-    """An order that is still to be made; the snapshot is JSON text."""
+    """An order that is still to be prepared; the snapshot is JSON text."""
 
     order_id: str
     snapshot: str
@@ -70,7 +70,11 @@ class OpenOrder:
 
 @frozen
 class PendingQuery:
-    """Which open orders: those changed `since` then that stand `after` a place, so many and so much."""
+    """A query for a page of open orders.
+
+    The page has orders that have changed since the time `since` and have a sort key above `after`. It has
+    at most `limit` orders and `most_bytes` bytes, but at least one order.
+    """
 
     limit: int
     most_bytes: int
@@ -80,9 +84,9 @@ class PendingQuery:
 
 @frozen
 class PendingPage:
-    """Open orders, the oldest first, and the position in the stream at which that is how it was.
+    """A page of open orders, oldest first, with the position of the stream that it corresponds to.
 
-    `next` is the place of the last one, if there are more.
+    `next` is the sort key of the page's last order if there are more orders.
     """
 
     orders: Sequence[OpenOrder]
@@ -93,7 +97,7 @@ class PendingPage:
 
 @frozen
 class OrderReporter:
-    """What one terminal has said about an order, and when it first did."""
+    """The times at which one terminal received, accepted, printed or failed an order."""
 
     device_id: str
     received_at: datetime
@@ -104,7 +108,7 @@ class OrderReporter:
 
 @frozen
 class OrderRecord:
-    """All that is known of an order; the snapshot is JSON text."""
+    """An order with its print state and reports; the snapshot is JSON text."""
 
     order_id: str
     snapshot: str
@@ -120,7 +124,7 @@ class OrderRecord:
 async def record_report(
     executor: Executor, tenant: Tenant, report: PrintReport, device_id: str | None
 ) -> PrintStatus | None:
-    """Note what a till says of an order; its print status now, None if there is no such order."""
+    """Store a till's report about an order. Return the new print status; None for an unknown order."""
     values = {
         "tenant": tenant.id,
         "order": report.order_id,
@@ -141,13 +145,13 @@ async def record_report(
 async def replace_order(
     executor: Executor, tenant_id: TenantId, order_id: str, snapshot: str
 ) -> None:
-    """Forget how far the earlier order of this id came: the one of `snapshot` takes its place."""
+    """Reset the print state of an order whose id is used for a new order, which `snapshot` describes."""
     values = {"tenant": tenant_id, "order": order_id, "snapshot": snapshot}
     await executor.execute(_BEGIN_ANEW, values)
 
 
 async def find_order(executor: Executor, tenant: Tenant, order_id: str) -> OrderRecord | None:
-    """An order and what terminals have said about it."""
+    """Return an order with the reports of terminals; None for an unknown order."""
     rows = await executor.query(_ONE, (tenant.id, order_id))
     if not rows:
         return None
@@ -160,7 +164,10 @@ async def find_order(executor: Executor, tenant: Tenant, order_id: str) -> Order
 async def pending_orders(
     executor: Executor, tenant: Tenant, requested: PendingQuery
 ) -> PendingPage:
-    """Orders that are neither printed nor in a final status: the first one whatever its size."""
+    """Return a page of the orders that are neither printed nor in a final status.
+
+    The page has at least one order, whatever its size. Raises `NotFound` (`unknown_tenant`).
+    """
     place = requested.after or PendingPosition("-infinity", "")
     values = {
         "tenant": tenant.id,
@@ -184,11 +191,14 @@ async def pending_orders(
 async def confirmed_positions(
     executor: Executor, ids: Iterable[TenantId], final: Collection[str]
 ) -> dict[StreamName, Seq]:
-    """Up to where what tills said about orders confirms everything, where that is news."""
+    """Return positions up to which reports about orders show that tills have received all events.
+
+    Only positions above the acknowledged ones are returned. `final` lists the final order statuses.
+    """
     rows = await executor.query(_CONFIRMED, (list(ids), sorted(final)))
     return {(tenant_id, UUID(stream_id)): seq for tenant_id, stream_id, seq in rows}
 
 
 async def update_print_status(executor: Executor, ids: Iterable[TenantId]) -> None:
-    """Note of these tenants' orders what was sent and what was acknowledged meanwhile."""
+    """Update the print status of orders whose events were sent or acknowledged since the last call."""
     await executor.execute(_MARK, (list(ids),))

@@ -1,6 +1,6 @@
-"""Who is connected where, how far each terminal has come, and what terminals said.
+"""Nodes and their connections, the progress of terminals, and messages of terminals.
 
-All of it is written in bulk, a few statements a flush for any number of tills (`posd.delivery.presence`).
+`posd.delivery.presence` writes all of it in bulk: a flush takes a few statements for any number of tills.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _LEASE: Final = """
     ON CONFLICT (node_id) DO UPDATE SET lease_until = excluded.lease_until
     RETURNING xmax = 0
 """
-# With a dead node its connections go (ON DELETE CASCADE). A minute's grace keeps a node that was only
-# slow from having to write them anew. Nodes have read what they were told long before.
+# The connections of a dead node are deleted with it (ON DELETE CASCADE). A slow node has a minute to renew
+# its lease, so that it need not insert its connections again. Nodes read pos_control within seconds, so rows
+# older than ten minutes have been read.
 _REMOVE_DEAD_NODES: Final = """
     DELETE FROM dinedesk_main.pos_nodes WHERE lease_until < now() - interval '1 minute';
     DELETE FROM dinedesk_main.pos_control WHERE told_at < now() - interval '10 minutes'
@@ -44,8 +45,8 @@ _UPDATE_CONNECTIONS: Final = """
 _DISCONNECTED: Final = """
     DELETE FROM dinedesk_main.pos_connections WHERE connection_id = ANY (%s::uuid[])
 """
-# Of a device's connections the newest that claims it wins; older ones are told, whichever node
-# they are on. Connections that claim in one statement see each other, as those that claimed before.
+# The newest connection that claims a device wins. A message closes older connections, on whichever node they
+# are. The last condition treats connections that claim in the same statement as having claimed before.
 _CLAIM: Final = """
     WITH w AS (
         SELECT * FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::timestamptz[])
@@ -63,7 +64,8 @@ _CLAIM: Final = """
        AND (c.connected_at <= w.connected_at OR c.claimed_at IS NOT NULL
             OR c.connection_id = ANY (%s::uuid[]))
 """
-# The connection is named, which nobody can guess who cannot read the books: a notification is anybody's.
+# The message names the random connection id: any role can send a notification, but only roles that can read
+# pos_connections know these ids.
 _DISCONNECT: Final = """
     SELECT c.connection_id IS NOT NULL,
            CASE WHEN c.connection_id IS NOT NULL THEN
@@ -74,8 +76,8 @@ _DISCONNECT: Final = """
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
 _DEVICE_CURSORS: Final = "SELECT * FROM dinedesk_main.pos_places(%s::integer[], %s::text[])"
-# A device that was never seen begins at the head: nobody prints last month's orders. In one order
-# everywhere, so that two nodes do not wait for each other.
+# The cursor of a new device begins at the head, so that the till does not print old orders. All nodes lock
+# rows in the same order, so that they cannot deadlock.
 _REGISTER: Final = """
     WITH w AS (
         SELECT w.tenant_id, w.device_id, w.known,
@@ -99,8 +101,8 @@ _REGISTER: Final = """
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET acked_seq = pos_cursors.acked_seq
     RETURNING tenant_id, device_id, acked_seq
 """
-# A nack that is older than the event of its number was about another one, which a failover has lost; one that
-# is older than a replay is what the replay is to mend.
+# A nack that is older than the event at its position is about an event that a failover has lost. A nack that
+# is older than a replay must not keep the event out of the replay.
 _REFUSED: Final = """
     SELECT w.device_id, n.seq
       FROM unnest(%s::text[], %s::bigint[]) AS w(device_id, acked_seq)
@@ -110,9 +112,8 @@ _REFUSED: Final = """
       JOIN dinedesk_main.pos_events AS e ON e.tenant_id = n.tenant_id AND e.seq = n.seq
      WHERE n.created_at >= greatest(e.created_at, c.replayed_at)
 """
-# Of the events that `received_seq` passes those count that were still there to be acknowledged. What is said
-# of an earlier name is true of the present one as far as both have the same events: what came later is lost,
-# and its position is another event's by now.
+# `acknowledged` counts only events that had not been pruned. Positions of an earlier stream_id are valid up
+# to the end of that name: later events are lost, and their positions belong to other events now.
 _PROGRESS: Final = """
     UPDATE dinedesk_main.pos_heads AS h
        SET sent_seq = greatest(h.sent_seq, least(p.sent, h.last_seq)),
@@ -139,8 +140,8 @@ _COUNTS: Final = """
     SELECT t.slug, count(*) FROM dinedesk_main.pos_connected AS c
       JOIN dinedesk_main.tenants AS t ON t.id = c.tenant_id GROUP BY t.slug ORDER BY t.slug
 """
-# In one order everywhere, so that two nodes do not wait for each other. Of a terminal's words about an event
-# the first one stays.
+# All nodes lock rows in the same order, so that they cannot deadlock. The first nack of a terminal for an
+# event is kept.
 _NACKS: Final = """
     INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id, reason)
     SELECT h.tenant_id, n.seq, n.device_id, n.reason
@@ -160,19 +161,19 @@ _INSERT_MESSAGES: Final = """
 
 
 NODE_KNOWN: Final = "pos_connections_node_id_fkey"
-"""The constraint that a node's row is there. It is gone after a crash of PostgreSQL or a failover."""
+"""The foreign key to the node's row. That row is lost in a crash of PostgreSQL or a failover."""
 
 Connection = tuple[UUID, TenantId, str | None, datetime]
-"""A connection of a terminal: id, tenant, device, since when."""
+"""A connection of a terminal: id, tenant, device, time of connecting."""
 
 Place = tuple[TenantId, str | None]
-"""A terminal as its cursor names it: tenant, device."""
+"""A terminal: tenant, device."""
 
 
 async def renew_lease(executor: Executor, node_id: UUID, seconds: float) -> bool:
-    """Renew this node's claim to be alive, and bury the nodes that have not done so.
+    """Renew the lease of this node, and delete nodes with expired leases.
 
-    True: the books did not know the node, so they know none of its connections either.
+    Return True if the node had no row. Its connections have no rows then either.
     """
     rows = await executor.query(_LEASE, {"node": str(node_id), "seconds": seconds})
     await executor.execute(_REMOVE_DEAD_NODES)
@@ -180,14 +181,14 @@ async def renew_lease(executor: Executor, node_id: UUID, seconds: float) -> bool
 
 
 async def remove_node(executor: Executor, node_id: UUID) -> None:
-    """Take a node and its connections out of the books at once."""
+    """Delete a node and its connections."""
     await executor.execute(_LEAVE, (str(node_id),))
 
 
 async def insert_connections(
     executor: Executor, node_id: UUID, connections: Sequence[Connection]
 ) -> None:
-    """Enter connections. Fails on the constraint `NODE_KNOWN` if the node has no lease."""
+    """Insert connections. Violates the constraint `NODE_KNOWN` if the node has no row."""
     await executor.execute(_CONNECTED, (str(node_id), *_connection_columns(connections)))
 
 
@@ -199,8 +200,7 @@ def _connection_columns(connections: Sequence[Connection]) -> tuple[list[object]
 async def update_connections(
     executor: Executor, sightings: Sequence[tuple[UUID, float, Seq]]
 ) -> None:
-    """Renew what is known of connections: id, how many seconds ago it was last heard of, up to where
-    events were sent."""
+    """Update connections: id, seconds since the terminal's last message, position of the last event sent."""
     ids, ago, sent = zip(*sightings, strict=True)
     await executor.execute(
         _UPDATE_CONNECTIONS, ([str(each) for each in ids], list(ago), list(sent))
@@ -208,14 +208,14 @@ async def update_connections(
 
 
 async def delete_connections(executor: Executor, ids: Iterable[UUID]) -> None:
-    """Take connections out of the books."""
+    """Delete connections."""
     await executor.execute(_DISCONNECTED, ([str(each) for each in ids],))
 
 
 async def claim_devices(executor: Executor, connections: Sequence[Connection]) -> set[UUID]:
-    """Make each connection its device's one live connection; older ones are told on every node.
+    """Claim the devices of these connections, and have older connections of the devices closed on all nodes.
 
-    Returns those that are not: a newer connection has claimed the device.
+    Returns the connections that have lost: a newer connection has claimed the device.
     """
     columns = _connection_columns(connections)
     rows = await executor.query(_CLAIM, (*columns, columns[0]))
@@ -223,7 +223,7 @@ async def claim_devices(executor: Executor, connections: Sequence[Connection]) -
 
 
 async def request_disconnect(executor: Executor, tenant_id: TenantId, device_id: str) -> int | None:
-    """Have a device's connections closed on every node; how many. None if there is no such device."""
+    """Have a device's connections closed on all nodes. Return their number; None for an unknown device."""
     rows = await executor.query(_DISCONNECT, (tenant_id, device_id))
     return sum(connected for connected, _ in rows) if rows else None
 
@@ -231,10 +231,10 @@ async def request_disconnect(executor: Executor, tenant_id: TenantId, device_id:
 async def load_session_starts(
     executor: Executor, requested: Sequence[Place], most_devices: int
 ) -> dict[Place, SessionStart]:
-    """Where terminals stand, registering devices that were never seen.
+    """Return the positions from which terminals continue. Devices that were never seen are registered.
 
-    Without what they refused, which `load_refused_events` tells. A terminal is missing if its tenant is
-    gone, or has too many devices to take another one.
+    `load_refused_events` returns the refused events separately. A terminal is missing from the result if its
+    tenant was deleted, or has `most_devices` devices already.
     """
     tenants, devices = zip(*requested, strict=True)
     rows = await executor.query(_DEVICE_CURSORS, (list(tenants), list(devices)))
@@ -261,7 +261,7 @@ def _session_start(row: Row, registered: Seq | None) -> SessionStart:
     head = stream.load_head((tenant_id, stream_id, last_seq, pruned_seq))
     legacy = device_id is not None and not acked_before
     if registered is not None:
-        # It begins now, with the present stream.
+        # The device is new: its cursor was created at the head of the present stream.
         acked, astray, renamed_ago = registered, False, None
     return SessionStart(
         *(head, acked, legacy, at), recalled=recalled, astray=astray, renamed_ago=renamed_ago
@@ -271,7 +271,7 @@ def _session_start(row: Row, registered: Seq | None) -> SessionStart:
 async def load_refused_events(
     executor: Executor, tenant: Tenant, cursors: Sequence[tuple[str, Seq]]
 ) -> dict[str, frozenset[Seq]]:
-    """What devices have refused after their cursors, by device."""
+    """Return the positions above their cursors that devices have refused, by device."""
     devices, acked = zip(*cursors, strict=True)
     values = (list(devices), list(acked), tenant.id)
     found: dict[str, set[Seq]] = {device: set() for device in devices}
@@ -283,7 +283,7 @@ async def load_refused_events(
 async def update_progress(
     executor: Executor, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]
 ) -> None:
-    """Note how far the best till of each tenant is: tenant, name of the stream, sent, received."""
+    """Update heads: tenant, `stream_id`, highest position sent to a till, highest position acknowledged."""
     tenants, streams, sent, received = zip(*heads, strict=True)
     names = [str(each) for each in streams]
     await executor.execute(_PROGRESS, (list(tenants), names, list(sent), list(received)))
@@ -292,9 +292,10 @@ async def update_progress(
 async def insert_nacks(
     executor: Executor, refused: Sequence[tuple[TenantId, Seq, str, str, UUID]]
 ) -> None:
-    """Note events that terminals could not process: tenant, position, device, reason, history.
+    """Store nacks: tenant, position, device, reason, `stream_id`.
 
-    In another history than the stream's the position is no event's, or another one's.
+    A nack is dropped if its position is beyond the end of its `stream_id`: no event, or another event, has
+    that position now.
     """
     tenants, seqs, devices, reasons, streams = zip(*refused, strict=True)
     columns = list(tenants), list(seqs), list(devices), list(reasons)
@@ -304,7 +305,7 @@ async def insert_nacks(
 async def insert_messages(
     executor: Executor, messages: Sequence[tuple[TenantId, str, str, str | None]]
 ) -> None:
-    """Log what terminals said: tenant, event type, JSON text, device."""
+    """Store messages of terminals: tenant, event type, JSON text, device."""
     columns = tuple(list(column) for column in zip(*messages, strict=True))
     await executor.execute(_INSERT_MESSAGES, columns)
 
@@ -312,10 +313,10 @@ async def insert_messages(
 async def count_on_other_nodes(
     executor: Executor, node_id: UUID, ids: Iterable[TenantId]
 ) -> dict[TenantId, int]:
-    """How many connections each of these tenants has on other nodes than this, if any."""
+    """Return the number of connections on other nodes, for those of these tenants that have any."""
     return dict(await executor.query(_ON_OTHER_NODES, (list(ids), str(node_id))))
 
 
 async def count_by_tenant(executor: Executor) -> list[tuple[str, int]]:
-    """How many connections each tenant has that has any, on all nodes."""
+    """Return pairs of slug and number of connections on all nodes, for tenants that have any."""
     return [(slug, count) for slug, count in await executor.query(_COUNTS)]

@@ -1,4 +1,4 @@
-"""What a terminal is to be sent again: an operator's wish, kept until the terminal comes for it."""
+"""Replays that operators request: stored with the terminal's cursor until the terminal connects."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ _WHERE: Final = """
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
 _DEVICES: Final = "SELECT device_id FROM dinedesk_main.pos_devices WHERE tenant_id = %s ORDER BY 1"
-# OFFSET 0: PostgreSQL would go through the log from its beginning until it comes to the first event that is
-# young enough, since it does not know that this one stands near the end. So it reads the young ones, by
-# pos_events_by_age.
+# OFFSET 0 makes PostgreSQL read the young events by the index pos_events_by_age. Without it PostgreSQL scans
+# the log by position from the beginning, because it does not know that young events are at the end.
 _SINCE: Final = """
     SELECT min(y.seq) FROM (
         SELECT e.seq FROM dinedesk_main.pos_events AS e
@@ -34,7 +33,7 @@ _BETWEEN: Final = """
     SELECT count(*), count(*) FILTER (WHERE event_type = 'new_order')
       FROM dinedesk_main.pos_events WHERE tenant_id = %s AND seq > %s AND seq <= %s
 """
-# Nodes send the terminal home, if it is with one of them, as they do with one that is disabled.
+# The message makes nodes disconnect the terminal, so that it connects again and gets the replay.
 _REQUEST: Final = """
     WITH wished AS (
         UPDATE dinedesk_main.pos_cursors AS c SET replay_after = %(after)s
@@ -59,9 +58,10 @@ _REWIND: Final = """
 
 @frozen
 class TerminalPosition:
-    """Where a terminal stands in its stream, whose events up to `pruned_seq` are gone.
+    """A terminal's cursor and its stream, whose events up to `pruned_seq` have been deleted.
 
-    `acked` is None where it has never connected; a `legacy` one has never acknowledged anything.
+    `acked` is None if the terminal has never connected. A `legacy` terminal has never acknowledged an event.
+    `connected` is the number of its connections.
     """
 
     stream_id: UUID
@@ -75,18 +75,18 @@ class TerminalPosition:
 async def terminal_position(
     executor: Executor, tenant: Tenant, device_id: str
 ) -> TerminalPosition | None:
-    """Where a terminal stands; None if the tenant has no such one."""
+    """Return the position of a terminal; None if the tenant has no such terminal."""
     rows = await executor.query(_WHERE, (tenant.id, device_id))
     return TerminalPosition(UUID(rows[0][0]), *rows[0][1:]) if rows else None
 
 
 async def device_ids(executor: Executor, tenant: Tenant) -> list[str]:
-    """The names of a tenant's terminals."""
+    """Return the device ids of a tenant's terminals."""
     return [name for (name,) in await executor.query(_DEVICES, (tenant.id,))]
 
 
 async def first_event_since(executor: Executor, tenant: Tenant, when: datetime) -> Seq | None:
-    """The first event that is not from before then; None if there is none."""
+    """Return the position of the first event stored at or after a time; None if there is none."""
     ((seq,),) = await executor.query(_SINCE, (tenant.id, when))
     return None if seq is None else int(seq)
 
@@ -94,7 +94,7 @@ async def first_event_since(executor: Executor, tenant: Tenant, when: datetime) 
 async def count_between(
     executor: Executor, tenant: Tenant, after: Seq, last: Seq
 ) -> tuple[int, int]:
-    """How many events there are after a position up to another one, and how many new orders."""
+    """Return the number of events, and of `new_order` events, with positions above `after` up to `last`."""
     ((events, orders),) = await executor.query(_BETWEEN, (tenant.id, after, last))
     return events, orders
 
@@ -102,9 +102,10 @@ async def count_between(
 async def request_replay(
     executor: Executor, tenant: Tenant, device_id: str, stream_id: UUID, after: Seq
 ) -> bool:
-    """Have a terminal sent all after a position again, from its next connection on, which is soon.
+    """Request that a terminal is sent the events after a position again when it connects the next time.
 
-    False if that cannot be by now: the events are gone, or not acknowledged yet, or the stream is another.
+    Connected terminals are disconnected. Return False if the replay is impossible: events have been deleted,
+    the terminal has not acknowledged the position, or the stream has another name.
     """
     values = {"tenant": tenant.id, "device": device_id, "stream": str(stream_id), "after": after}
     return bool(await executor.query(_REQUEST, values))
@@ -113,10 +114,10 @@ async def request_replay(
 async def requested_replays(
     executor: Executor, ids: Iterable[TenantId]
 ) -> set[tuple[TenantId, str]]:
-    """The terminals of these tenants that are to come for events that they have had."""
+    """Return the terminals of these tenants with a requested replay."""
     return {(row[0], row[1]) for row in await executor.query(_REQUESTED, (list(ids),))}
 
 
 async def rewind_cursor(executor: Executor, tenant_id: TenantId, device_id: str) -> None:
-    """Move a terminal's cursor back, now that it comes."""
+    """Move the cursor of a terminal that has connected back to the start of its requested replay."""
     await executor.execute(_REWIND, (tenant_id, device_id))

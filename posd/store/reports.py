@@ -1,4 +1,4 @@
-"""Tills' daily reports: one for each day, and all that it replaced."""
+"""Daily reports of tills: one row per day. Replaced reports are kept as amendments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posd.protocol import jsontext
 from posd.store import schema
 from posd.values import Tenant
 
-# A report that says nothing new changes nothing. What is replaced is kept by the table's own trigger.
+# A report with equal figures changes nothing. A trigger of the table keeps the replaced row.
 _KEEP: Final = """
     INSERT INTO {schema}.pos_daily_reports AS r
         (report_date, device_id, total_sales, total_orders, cash_sales, card_sales, gift_card_sales,
@@ -45,9 +45,9 @@ _KEEP: Final = """
 async def store_report(
     executor: Executor, tenant: Tenant, report: DailyReport, device_id: str | None
 ) -> int | None:
-    """Store a report in place of the one that there was of its day, which is kept as an amendment.
+    """Store a report. An earlier report of the same day is kept as an amendment.
 
-    The number of its revision, 1 for a day's first; None if it says what the one there says already.
+    Return the number of the revision, 1 for a day's first report; None if the stored report is equal.
     """
     figures = report.figures
     values: dict[str, object] = {

@@ -1,6 +1,6 @@
-"""What is older than it is kept for: which tenants have any, and having it deleted batch by batch.
+"""Pruning: find the tenants with rows older than their retention, and delete these rows in batches.
 
-posd has no right to delete events; `sql/main/010_retention.sql` does it.
+posd has no privilege to delete events. The functions of `sql/main/010_retention.sql` do it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from posd.database.reconnecting import Executor
 from posd.values import Tenant, TenantId
 
 BATCH: Final = 500
-"""Rows in one transaction: some milliseconds."""
+"""The number of rows that a transaction deletes. It takes a few milliseconds."""
 
 _CUTOFF: Final = "SELECT now() - %s * interval '1 second'"
-# By night a tenant's turn comes earlier, so that it comes then. Nights are those of the shop.
+# At night, in the shop's time zone, a tenant is due earlier (`early`), so that most pruning happens at night.
 _DUE: Final = """
     SELECT h.tenant_id, now() - %(keep)s * interval '1 second'
       FROM dinedesk_main.pos_heads AS h JOIN dinedesk_main.tenants AS t ON t.id = h.tenant_id
@@ -40,7 +40,7 @@ _LEAVE: Final = """
 """
 _PRUNE: Final = "SELECT * FROM dinedesk_main.pos_prune(%s, %s, %s::text[], %s)"
 _PRUNE_ANSWERS: Final = "SELECT dinedesk_main.pos_prune_answers(%s, %s)"
-# As pos_prune() and pos_prune_answers() would take them, if nothing else happened.
+# The rows that pos_prune() would delete if nothing else changed. Keep the conditions equal to its conditions.
 _WOULD_GO: Final = """
     WITH head AS (
         SELECT h.received_seq, h.pruned_seq,
@@ -78,7 +78,7 @@ _ANSWERS_THAT_WOULD_GO: Final = """
 
 @frozen
 class PrunedCounts:
-    """How much of a tenant was pruned. `expired` are those of the `events` that nobody had acknowledged."""
+    """The numbers of pruned rows. `expired` counts those of the `events` that no till had acknowledged."""
 
     events: int = 0
     expired: int = 0
@@ -88,7 +88,7 @@ class PrunedCounts:
 
     @property
     def rows(self) -> int:
-        """How many there were in all."""
+        """The total number of rows."""
         return self.events + self.messages + self.nacks + self.orders
 
     def __add__(self, other: PrunedCounts) -> PrunedCounts:
@@ -101,14 +101,14 @@ class PrunedCounts:
 
 @frozen
 class DueTenant:
-    """A tenant that it is time to prune, and up to when."""
+    """A tenant that is due for pruning, and the time before which rows are deleted."""
 
     tenant_id: TenantId
     before: datetime
 
 
 async def cutoff_time(executor: Executor, seconds: float) -> datetime:
-    """When it was so long ago, by the clock that events are dated by."""
+    """Return the time so many seconds ago, by the database's clock, which also dates events."""
     ((when,),) = await executor.query(_CUTOFF, (seconds,))
     assert isinstance(when, datetime)
     return when
@@ -117,22 +117,22 @@ async def cutoff_time(executor: Executor, seconds: float) -> datetime:
 async def due_tenants(
     executor: Executor, keep: float, *, early: float, late: float, night: Collection[int]
 ) -> list[DueTenant]:
-    """Tenants that have what is older than `keep` seconds by `late` more, the longest overdue first.
+    """Return tenants that were last pruned up to a time more than `keep` plus `late` seconds ago.
 
-    `early` is that in the hours of the `night`.
+    In the hours of the `night`, `early` applies in place of `late`. The longest overdue tenant comes first.
     """
     values = {"keep": keep, "early": early, "late": late, "night": sorted(night)}
     return [DueTenant(*row) for row in await executor.query(_DUE, values)]
 
 
 async def renew_lease(executor: Executor, node_id: UUID, seconds: float) -> bool:
-    """Be the one node that prunes, for so long; False if another one is."""
+    """Take or renew the pruning lease for so many seconds. Return False if another node has it."""
     rows = await executor.query(_LEASE, {"node": str(node_id), "seconds": seconds})
     return bool(rows)
 
 
 async def release_lease(executor: Executor, node_id: UUID) -> None:
-    """Be that no longer."""
+    """Release the pruning lease."""
     await executor.execute(_LEAVE, (str(node_id),))
 
 
@@ -143,10 +143,9 @@ async def prune(
     final: Collection[str],
     at_most: int | None = None,
 ) -> tuple[PrunedCounts, bool]:
-    """Delete one batch of what is from before then; what, and whether that was all.
+    """Delete one batch of rows older than `before`. Return their numbers, and True if none are left.
 
-    A batch is `at_most` rows of a table, or `BATCH`. `final` are the statuses of orders that are at their
-    end.
+    A batch has `at_most` rows of a table, or `BATCH`. `final` lists the final statuses of orders.
     """
     rows = await executor.query(_PRUNE, (tenant_id, before, sorted(final), at_most or BATCH))
     if not rows:
@@ -156,13 +155,13 @@ async def prune(
 
 
 async def prune_answers(executor: Executor, before: datetime) -> int:
-    """Delete one batch of stored answers from before then, of all tenants; how many."""
+    """Delete one batch of stored answers older than `before`, of all tenants. Return their number."""
     ((count,),) = await executor.query(_PRUNE_ANSWERS, (before, BATCH))
     return int(count)
 
 
 async def prune_deleted(executor: Executor) -> int:
-    """Delete one batch of rows of tenants that were deleted; how many."""
+    """Delete one batch of rows of deleted tenants. Return their number."""
     ((count,),) = await executor.query(_PRUNE_DELETED, (BATCH,))
     return int(count)
 
@@ -170,13 +169,13 @@ async def prune_deleted(executor: Executor) -> int:
 async def count_prunable(
     executor: Executor, tenant: Tenant, before: datetime, final: Collection[str]
 ) -> PrunedCounts:
-    """What `prune` would delete of a tenant by and by."""
+    """Count the rows of a tenant that repeated calls of `prune` would delete."""
     values = {"tenant": tenant.id, "before": before, "final": sorted(final)}
     rows = await executor.query(_WOULD_GO, values)
     return PrunedCounts(*rows[0]) if rows else PrunedCounts()
 
 
 async def count_prunable_answers(executor: Executor, before: datetime) -> int:
-    """How many stored answers `prune_answers` would delete by and by."""
+    """Count the stored answers that repeated calls of `prune_answers` would delete."""
     ((count,),) = await executor.query(_ANSWERS_THAT_WOULD_GO, (before,))
     return int(count)

@@ -1,4 +1,7 @@
-"""The statements of the sequencer (`sql/main/004_sequencer.sql` and `005_outbox.sql`): look, take, record."""
+"""The statements of the sequencer: read the outbox, take rows out of it, record events.
+
+The functions that they call are in `sql/main/004_sequencer.sql` and `sql/main/005_outbox.sql`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _LOOK_AGAIN: Final = """
     SELECT tenant_id, id, type, key
       FROM dinedesk_main.pos_look_again(%s::integer[], %s::text[], %s::integer[], %s::text[])
 """
-# The function is called once, and the clock is read after it: after the wait for the lock.
+# PostgreSQL calls the function once, and reads the clock afterwards: after the wait for the lock.
 _TAKE: Final = """
     SELECT *, clock_timestamp()
       FROM dinedesk_main.pos_take(
@@ -33,11 +36,11 @@ _TAKE: Final = """
         %s::bigint)
 """
 _FENCED_OFF: Final = "PD001"
-"""The SQLSTATE of pos_take() where another node has the lease of the doorman."""
+"""The SQLSTATE that pos_take() raises if another node has the lease of the doorman."""
 _STATES: Final = """
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
 """
-# In one row, so that it can be the last statement of a transaction.
+# Returns one value, as `TransactionExecutor.finish` requires, which sends the COMMIT with the statement.
 _RECORD: Final = """
     SELECT json_agg(json_build_array(r.seq, r.stream_id, r.created_at, r.elsewhere) ORDER BY r.ordinal)
       FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
@@ -52,7 +55,7 @@ _RECORD_AT_ONCE: Final = """
 
 @frozen
 class OutboxRow:
-    """What was published by SQL (`data`) or touched in the shop's tables (`key`)."""
+    """An event that was published by SQL (`data`), or the key of a row that a hook has noted (`key`)."""
 
     id: int
     tenant_id: TenantId
@@ -63,9 +66,9 @@ class OutboxRow:
 
 @frozen
 class SeenRow:
-    """A row of the outbox that is still there: `key` names what was touched in the shop's tables.
+    """A row of the outbox that has not been taken yet. `key` is the key of a row that a hook has noted.
 
-    `ahead`: it is about a new order, and older rows are not seen.
+    `ahead` is true for a row about a new order that was read before older rows of its tenant.
     """
 
     tenant_id: TenantId
@@ -77,7 +80,7 @@ class SeenRow:
 
 @frozen
 class StoredText:
-    """An order as posd last published it; the snapshot is JSON text."""
+    """The state of an order that posd published last; the snapshot is JSON text."""
 
     snapshot: str
     status: str
@@ -86,38 +89,38 @@ class StoredText:
 
 @frozen
 class TakenRows:
-    """What was taken out of the outbox, and when, by the database's clock."""
+    """The rows that were taken out of the outbox, and the time by the database's clock."""
 
     rows: Sequence[OutboxRow]
     now: datetime
     behind: Mapping[tuple[TenantId, int | None], int] = field(factory=dict)
-    """By what was asked: the last row of the outbox that is older than what the tenant's publishers ask."""
+    """By element of `asking`: the id of the last outbox row that must be numbered before the request."""
     published: Mapping[tuple[TenantId, str], StoredText | None] = field(factory=dict)
-    """Each of the orders that were named, as posd last published it; None for one that it has not."""
+    """The last published state of each order in `orders`; None for an order that was never published."""
 
 
 class FenceLost(PosdError):
-    """Another node has got the lease of the doorman, so this one may take nothing out of the outbox."""
+    """Another node has the lease of the doorman: this node must not take rows out of the outbox."""
 
 
 @frozen
 class OrderState:
-    """One order as posd has it and, if a hook touched it, as the shop has it now (JSON text).
+    """The stored state of an order and, if a hook has noted it, its present row in the shop (JSON text).
 
-    An empty row is one that is too long to be read.
+    `row_now` is empty if the row is too large to be read.
     """
 
     stored: StoredText | None
     row_now: str | None
 
 
-# One is made of every event. A frozen class takes three to five times as long for that.
+# Not frozen: an object is created per event, and creating a frozen one takes three to five times as long.
 @define
 class LogEntry:
-    """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
+    """An event to be stored in the log; the JSON members are text.
 
-    An order's entry has the snapshot that replaces the one before, and of it `payment_status` and the time
-    `created_at`, as text, so that PostgreSQL need not parse it for them.
+    An entry with a `failure` gets no position. The entry of an order has the new snapshot. `payment_status`
+    and `created_at` repeat members of the snapshot, so that PostgreSQL need not parse it.
     """
 
     tenant_id: TenantId
@@ -132,23 +135,23 @@ class LogEntry:
     payment_status: str | None = None
     created_at: str | None = None
     reuses_id: bool = False
-    """Whether its order is another one than the stored one of this id."""
+    """Whether this is a new order with the id of a stored order."""
     about: str | None = None
-    """The id of the order, for the log, where the entry has no `order_id`."""
+    """The order id for log messages if the entry has no `order_id`."""
     warnings: tuple[PublishWarning, ...] = ()
 
     @property
     def size(self) -> int:
-        """Characters that are stored."""
+        """The number of characters that are stored."""
         return len(self.data) + len(self.extra_members) + len(self.snapshot or "")
 
 
-# One is made of every event. A frozen class takes three to five times as long for that.
+# Not frozen: an object is created per event, and creating a frozen one takes three to five times as long.
 @define
 class RecordedEntry:
-    """Where an entry went; `elsewhere` counts its tenant's connections on other nodes.
+    """The position of a stored entry; `elsewhere` is the number of the tenant's connections on other nodes.
 
-    `stream_id` is None, and there is no `seq`, where the tenant was deleted.
+    `stream_id` and `seq` are None if the tenant was deleted.
     """
 
     seq: Seq | None
@@ -165,10 +168,10 @@ async def read_outbox(
     limits: Mapping[TenantId, int],
     only: TenantId | None = None,
 ) -> list[SeenRow]:
-    """The next rows of the outbox, up to `limit` of them and the oldest 20 with each of their keys.
+    """Return the next `limit` rows of the outbox, and the oldest 20 rows with each of their keys.
 
-    Without those of tenants that are `excluded`, and of `unreadable` tenants without those that hooks have
-    noted about orders; of a tenant that is in `limits` up to so many. With `only`, those of that tenant.
+    The rows of `excluded` tenants are left out, and for `unreadable` tenants the rows about orders that hooks
+    have noted. `limits` bounds the rows of single tenants. With `only`, return rows of that tenant only.
     """
     values = (limit, list(excluded), list(unreadable), [*limits], [*limits.values()], only)
     return [SeenRow(*row) for row in await executor.query(_LOOK, values)]
@@ -177,9 +180,9 @@ async def read_outbox(
 async def read_next_of_tenants(
     executor: Executor, tried: Mapping[TenantId, str], unusual: Iterable[tuple[TenantId, str]]
 ) -> list[SeenRow]:
-    """The rows about one order of each tenant: the next one by its id after the one that was tried.
+    """Return the rows about one order per tenant: the order with the next id after the one in `tried`.
 
-    Without orders that are `unusual`.
+    Orders in `unusual` are left out.
     """
     values = ([*tried], [*tried.values()], *columns(unusual, 2))
     return [SeenRow(*row) for row in await executor.query(_LOOK_AGAIN, values)]
@@ -194,14 +197,14 @@ async def take_rows(
     node_id: UUID | None = None,
     fence: int | None = None,
 ) -> TakenRows:
-    """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
+    """Take the seen rows that still exist out of the outbox, under the sequencer's lock.
 
-    `asking` names tenants whose publishers ask for something, with the last row that it follows, if that is
-    known. `orders` names orders whose published states are wanted. Raises `Busy` if the lock cannot be had
-    within lock_timeout.
+    `asking` has the tenants of publishing requests, with the last outbox row that the request must follow,
+    if it is known. `orders` has the orders whose published states are returned. Raises `Busy` if the lock is
+    not free within lock_timeout.
 
-    `fence` is that of the lease that this node had when it looked. Raises `FenceLost` if rows were seen and
-    it does not have that lease any more.
+    `fence` is the fence of the lease that this node had when it read the rows. Raises `FenceLost` if `seen`
+    is not empty and the node no longer has that lease.
     """
     node = None if node_id is None else str(node_id)
     values = (*columns(seen, 2), *columns(asking, 2), *columns(orders, 2), node, fence)
@@ -227,7 +230,7 @@ async def take_rows(
 async def stored_orders(
     executor: Executor, requested: Collection[tuple[TenantId, str]]
 ) -> dict[tuple[TenantId, str], StoredText | None]:
-    """Each of the named orders as posd last published it; None for one that it has not."""
+    """Return the last published state of each order; None for an order that was never published."""
     rows = await executor.query(_STATES, columns(requested, 2))
     return {
         (tenant_id, order_id): None if snapshot is None else StoredText(snapshot, status, version)
@@ -238,7 +241,7 @@ async def stored_orders(
 async def record_entries(
     executor: Executor, node_id: UUID, entries: Sequence[LogEntry]
 ) -> list[RecordedEntry]:
-    """Number and store entries in their order, one answer each."""
+    """Number and store entries in order. Return one result per entry."""
     ((answer,),) = await executor.query(f"SELECT ({_RECORD})::text", _of(node_id, entries))
     return _recorded(answer)
 
@@ -249,10 +252,9 @@ async def record_plain_and_commit(
     asking: Collection[tuple[TenantId, int | None]],
     entries: Sequence[LogEntry],
 ) -> list[RecordedEntry] | None:
-    """Number and store entries that are about no order, as the only statement of a transaction.
+    """Number and store entries that are not about orders, as the only statement of a transaction.
 
-    Returns None, and stores nothing, if rows of the outbox come first: see `take_rows`, which takes
-    `asking` too.
+    Returns None, and stores nothing, if outbox rows must be numbered first. `take_rows` documents `asking`.
     """
     node, tenants, types, datas, besides, *_ = _of(node_id, entries)
     values = (*columns(asking, 2), node, tenants, types, datas, besides)
@@ -262,12 +264,12 @@ async def record_plain_and_commit(
 async def record_and_commit(
     transaction: TransactionExecutor, node_id: UUID, entries: Sequence[LogEntry]
 ) -> list[RecordedEntry]:
-    """The same as the last statement of a transaction: see `TransactionExecutor.finish`."""
+    """Like `record_entries`, as the last statement of a transaction: see `TransactionExecutor.finish`."""
     return _recorded(await transaction.finish(_RECORD, _of(node_id, entries)))
 
 
 def _of(node_id: UUID, entries: Sequence[LogEntry]) -> tuple[object, ...]:
-    """The parameters of pos_record()."""
+    """Return the parameters of pos_record()."""
     return (
         str(node_id),
         [entry.tenant_id for entry in entries],
@@ -278,7 +280,7 @@ def _of(node_id: UUID, entries: Sequence[LogEntry]) -> tuple[object, ...]:
         ),
         _column([entry.failure for entry in entries]),
         _column([entry.order_id for entry in entries]),
-        # A new order's snapshot is its data: it is sent, and copied, once.
+        # A new order's snapshot equals its data: send it once. pos_record() copies it.
         _column([None if entry.snapshot == entry.data else entry.snapshot for entry in entries]),
         _column([entry.status for entry in entries]),
         _column([entry.version for entry in entries]),
@@ -288,16 +290,16 @@ def _of(node_id: UUID, entries: Sequence[LogEntry]) -> tuple[object, ...]:
 
 
 def _column(values: list[T | None]) -> list[T | None] | None:
-    """None for what no entry has, which unnest() of several arrays reads as so many NULLs."""
+    """Return None if all values are None: unnest() of several arrays reads a NULL array as NULLs."""
     return None if values.count(None) == len(values) else values
 
 
 def _recorded(answer: str | None) -> list[RecordedEntry]:
-    """The answers from the JSON array of `_RECORD`, NULL where there were no entries."""
+    """Parse the JSON array of `_RECORD`, which is NULL if nothing was stored."""
     rows: Any = jsontext.decode_own(answer) if answer else ()
     if not rows:
         return []
-    # All entries of a call are stored with one time.
+    # All entries of a call have the same time.
     at = datetime.fromisoformat(rows[0][2])
     return [
         RecordedEntry(seq, stream_id and stream_id_of(stream_id), at, elsewhere)

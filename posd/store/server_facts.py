@@ -1,4 +1,4 @@
-"""What kind of database this is, and who asks: what the doctor wants to know."""
+"""Facts about the database server and the login role, for `posctl doctor`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ _SERVER: Final = """
               FROM pg_roles AS o WHERE o.rolname = 'posd_owner'),
            clock_timestamp(), inet_server_addr() IS NULL
 """
-# What the daemon's sessions are begun with: settings of the role and of the database come with the login,
-# as does this session.
+# Settings of the role and of the database apply to this session as to the daemon's sessions.
 _SETTINGS: Final = """
     SELECT s.name, s.setting FROM pg_settings AS s WHERE s.name = ANY (%s)
 """
-# What others do is hidden from posd, but not that they are there.
+# pg_stat_activity hides the queries of other roles from posd, but not their rows.
 _ROOM: Final = """
     SELECT current_setting('max_connections')::integer
                - current_setting('superuser_reserved_connections')::integer,
@@ -49,7 +48,11 @@ SETTINGS: Final = (
 
 @frozen
 class DatabaseServer:
-    """The server and the login: `may_be_posd` and `may_own` are None where there is no such role."""
+    """The server and the login role.
+
+    `may_be_posd` and `may_own` say whether the login is a member of the roles `posd` and `posd_owner`. They
+    are None if that role does not exist.
+    """
 
     version: int
     version_text: str
@@ -65,7 +68,7 @@ class DatabaseServer:
 
 @frozen
 class ConnectionCapacity:
-    """Connections: how many there can be, how many others have, what this login and database may have."""
+    """The server's limit of connections, those of other programs, the limits of role and database."""
 
     most: int
     others: int
@@ -74,21 +77,21 @@ class ConnectionCapacity:
 
 
 async def server_facts(executor: Querier) -> DatabaseServer:
-    """What kind of server it is, and as whom it is asked."""
+    """Return facts about the server and the login role."""
     return DatabaseServer(*(await executor.query(_SERVER))[0])
 
 
 async def session_settings(executor: Querier, names: Sequence[str] = SETTINGS) -> Mapping[str, str]:
-    """Settings as they are for this session; those that it may not see are left out."""
+    """Return settings as they apply to this session. Settings that the role may not read are left out."""
     return dict(await executor.query(_SETTINGS, (list(names),)))
 
 
 async def connection_capacity(executor: Querier) -> ConnectionCapacity:
-    """How many connections there can be."""
+    """Return the limits and the present use of connections."""
     return ConnectionCapacity(*(await executor.query(_ROOM))[0])
 
 
 async def outbox_backlog(executor: Querier) -> tuple[int, int]:
-    """How many daemons are alive, and how much has waited for a minute to be numbered."""
+    """Return the number of live nodes, and the number of outbox rows older than a minute."""
     ((nodes, rows),) = await executor.query(_WAITING)
     return nodes, rows

@@ -1,4 +1,4 @@
-"""The shops' own orders, read on the connections of `posd_reader` by the tenants' read functions."""
+"""Read orders from the shops' own tables, on connections of the role `posd_reader`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posd.database.shop_readers import ShopReaders
 from posd.store import shop
 from posd.values import Tenant
 
-# The function bounds what it returns (`pos_read_shop` in sql/main/013_adoptions.sql).
+# The function bounds the size of its result (`pos_read_shop` in sql/main/013_adoptions.sql).
 _READ: Final = (
     'SELECT r.order_id, r.content FROM posd_hooks."read_orders${shop}"(%(ids)s::text[]) AS r'
 )
@@ -19,9 +19,9 @@ _READ: Final = (
 
 @frozen
 class ShopRows:
-    """Orders as the shop has them: JSON text by id, empty for one that is too large.
+    """Orders from the shop's tables: JSON text by order id, empty for an order that is too large.
 
-    `unread` are those that are there and were not brought. An order that is in neither is gone.
+    `unread` lists orders that exist but did not fit into the result. An order in neither was deleted.
     """
 
     found: Mapping[str, str]
@@ -29,7 +29,7 @@ class ShopRows:
 
 
 async def read_orders(readers: ShopReaders, tenant: Tenant, order_ids: Sequence[str]) -> ShopRows:
-    """The named orders of a tenant, each named once. Raises what `ShopReaders.read` does."""
+    """Read orders of a tenant. `order_ids` has no duplicates. Raises the errors of `ShopReaders.read`."""
     rows = await readers.read(tenant.id, _READ.format(shop=shop(tenant)), {"ids": list(order_ids)})
     return ShopRows(
         {order_id: content for order_id, content in rows if content is not None},

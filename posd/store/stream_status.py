@@ -1,4 +1,4 @@
-"""How every tenant and its terminals stand: what operators ask, and nobody else."""
+"""The state of tenants' streams and terminals, for operators."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _STREAMS: Final = """
       LEFT JOIN (SELECT tenant_id, count(*), min(created_at) AS oldest
                    FROM dinedesk_main.pos_outbox GROUP BY tenant_id) AS o USING (tenant_id)
 """
-# The books have 0 until a connection is looked after for the first time: not known yet.
-# A device that is connected twice, for the moment in which one supersedes the other, is there once.
+# pos_connections has sent_seq 0 until the first flush after a connection was made: the position is unknown.
+# A device has two connections for the moment in which one supersedes the other. Only the newer is shown.
 _TERMINALS: Final = """
     SELECT coalesce(d.device_id, c.device_id), c.connected_at, greatest(c.last_seen_at, d.last_seen_at),
            nullif(c.sent_seq, 0), a.acked_seq,
@@ -59,8 +59,8 @@ _DAY: Final = """
              WHERE tenant_id = %(tenant)s) AS log
      WHERE created_at > now() - interval '24 hours' GROUP BY event_type ORDER BY event_type
 """
-# Events and the rest apart, each read from the end of its index. Positions are gapless, so the last ten are
-# known without a sort.
+# Events and unsequenced entries are read separately, each from the end of its index. Positions have no gaps,
+# so the last ten are found without a sort.
 _RECENT: Final = """
     SELECT seq, event_type, status, created_at
       FROM (SELECT id, seq, event_type, status, created_at FROM {schema}.pos_sync_logs
@@ -76,9 +76,9 @@ _RECENT: Final = """
 
 @frozen
 class StreamStanding:
-    """One tenant's stream: `undelivered` events no terminal has acknowledged yet.
+    """The state of one tenant's stream. `undelivered` counts events that no terminal has acknowledged.
 
-    `waiting` counts what is published and not numbered yet, `waiting_since` is the oldest of it.
+    `waiting` is the number of outbox rows of the tenant, `waiting_since` the time of the oldest one.
     """
 
     tenant_id: TenantId
@@ -92,12 +92,12 @@ class StreamStanding:
 
 @frozen
 class TerminalStanding:
-    """One terminal, connected or not.
+    """The state of one terminal, connected or not.
 
-    `device_id` is None for a connected one without a name; `connected_since` for one that is not
-    connected. `acked` is None where there is no cursor. A `legacy` terminal has never acknowledged
-    anything; its cursor follows the head, so for it `behind`, in events, is None too. `node` is the
-    posd that a connected one is connected to.
+    `device_id` is None for a connection that names no device. `connected_since` and `node`, the node of the
+    connection, are None for a terminal that is not connected. `acked` is None if there is no cursor. A
+    `legacy` terminal has never acknowledged an event, and its cursor follows the positions sent, so `behind`
+    (in events) is None.
     """
 
     device_id: str | None
@@ -117,7 +117,7 @@ class TerminalStanding:
 
 @frozen
 class EventTally:
-    """How many events of a type there were in the last 24 hours, and when the last one was."""
+    """The number of events of a type in the last 24 hours, and the time of the last one."""
 
     type: str
     count: int
@@ -126,7 +126,7 @@ class EventTally:
 
 @frozen
 class RecentEntry:
-    """One of the latest entries of the log; `seq` is None for what was not for tills."""
+    """One of the latest entries of the log; `seq` is None for an entry that is not sent to tills."""
 
     seq: Seq | None
     type: str
@@ -136,7 +136,7 @@ class RecentEntry:
 
 @frozen
 class StreamReport:
-    """How one tenant stands, on all nodes."""
+    """The state of one tenant, on all nodes."""
 
     last_seq: Seq
     undelivered: int
@@ -146,7 +146,7 @@ class StreamReport:
 
 
 async def tenant_report(executor: Executor, tenant: Tenant) -> StreamReport | None:
-    """How one tenant stands; None if there is no such tenant any more."""
+    """Return the state of one tenant; None if the tenant was deleted."""
     rows = await executor.query(_STREAM, (tenant.id,))
     if not rows:
         return None
@@ -162,7 +162,7 @@ async def tenant_report(executor: Executor, tenant: Tenant) -> StreamReport | No
 
 
 async def stream_standings(executor: Executor) -> dict[TenantId, StreamStanding]:
-    """Every tenant's stream."""
+    """Return the state of the streams of all tenants."""
     return {
         tenant_id: StreamStanding(
             tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since
@@ -174,13 +174,13 @@ async def stream_standings(executor: Executor) -> dict[TenantId, StreamStanding]
 
 
 async def terminal_standings(executor: Executor, tenant_id: TenantId) -> list[TerminalStanding]:
-    """A tenant's terminals: those that are connected first, then by name."""
+    """Return a tenant's terminals, connected ones first, then by device id."""
     return [
         TerminalStanding(*row) for row in await executor.query(_TERMINALS, {"tenant": tenant_id})
     ]
 
 
 async def count_failed(executor: Executor, tenant: Tenant) -> int:
-    """How many events of the last 24 hours could not be published, or not be used by a terminal."""
+    """Count the events of the last 24 hours that failed or that a terminal has refused."""
     rows = await executor.query(_FAILED, {"tenant": tenant.id})
     return int(rows[0][0])

@@ -1,4 +1,4 @@
-"""How all tenants stand, for the metrics: asked in portions, each of them short."""
+"""A survey of all tenants for the metrics, read by several short statements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from posd.database.reconnecting import Executor, Row
 
-# Each tenant is counted by itself, so this bounds how long one statement runs.
+# Tenants per statement. The function counts rows of each tenant, so this bounds the time of a statement.
 _PORTION: Final = 100
 _SURVEY: Final = """
     SELECT tenant_id, slug, published, acknowledged, expired, undelivered, outbox_rows, oldest_outbox,
@@ -20,10 +20,10 @@ _SURVEY: Final = """
 
 @frozen
 class ShopSurvey:
-    """What is counted in a tenant's log and orders. Ages are in seconds, 0 where there is nothing.
+    """Counts of a tenant's events and orders. Ages are in seconds; the age is 0 if there is no such row.
 
-    `waiting` counts the events that no terminal has acknowledged; `prints`: its tills say so when
-    they have printed an order.
+    `waiting` is the number of events that no terminal has acknowledged. `prints` is true if the tenant's
+    tills report printed orders.
     """
 
     waiting: int
@@ -35,7 +35,7 @@ class ShopSurvey:
 
 @frozen
 class TenantSurveyRow:
-    """One tenant: its head, what waits in the outbox, and `shop`, which is counted in its log and orders."""
+    """One tenant: counters of its head, its outbox rows, and `shop`, the counts of its events and orders."""
 
     slug: str
     published: int
@@ -50,7 +50,10 @@ class TenantSurveyRow:
 async def survey_tenants(
     executor: Executor, most: int, final: Collection[str]
 ) -> list[TenantSurveyRow]:
-    """How the first `most` active tenants stand; orders in a `final` status need not be printed."""
+    """Return a row for each of the first `most` active tenants, by id.
+
+    An order in a `final` status does not count as unprinted.
+    """
     surveyed: list[TenantSurveyRow] = []
     beyond, portion = 0, _PORTION
     while portion == _PORTION and len(surveyed) < most:

@@ -1,4 +1,4 @@
-"""Tenants: who there is, and whether a tenant's schema is one that this posd can work with."""
+"""Tenants: look up, list and create tenants, and read the migrations of their schemas."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_PREPARED: Final = "55000"
 
 @frozen
 class ListedTenant:
-    """A tenant in an operator's list."""
+    """A tenant, and whether it is active."""
 
     tenant: Tenant
     is_active: bool
@@ -45,8 +45,9 @@ class ListedTenant:
 
 @frozen
 class TenantOverview:
-    """A tenant as operators see it: `applied_migrations` are its migrations, `connected` its tills on
-    all nodes.
+    """A tenant in an operator's list.
+
+    `applied` lists the migrations of its schema; `connected` is the number of its connections on all nodes.
     """
 
     tenant: Tenant
@@ -57,23 +58,23 @@ class TenantOverview:
 
 
 def load_tenant(row: Row) -> Tenant:
-    """A tenant from `COLUMNS`."""
+    """Return a tenant from a row that begins with `COLUMNS`."""
     return Tenant(*row[:7])
 
 
 async def by_slug(executor: Querier, slug: str) -> Tenant | None:
-    """An active tenant."""
+    """Return the active tenant with this slug, or None."""
     rows = await executor.query(_BY_SLUG, (slug,))
     return load_tenant(rows[0]) if rows else None
 
 
 async def by_id(executor: Executor, ids: Iterable[TenantId]) -> dict[TenantId, Tenant]:
-    """The tenants of these ids, without those that are gone."""
+    """Return the tenants with these ids. Deleted tenants are left out."""
     return {row[0]: load_tenant(row) for row in await executor.query(_BY_ID, (list(ids),))}
 
 
 async def list_tenants(executor: Querier) -> list[ListedTenant]:
-    """All tenants by slug, disabled ones too."""
+    """Return all tenants by slug, including disabled ones."""
     return [ListedTenant(load_tenant(row), row[7]) for row in await executor.query(_ALL)]
 
 
@@ -84,9 +85,9 @@ async def overview(
     after: str | None = None,
     most: int | None = None,
 ) -> list[TenantOverview]:
-    """All tenants by slug, disabled ones too; or the one of this slug, if there is one.
+    """Return up to `most` tenants with slugs above `after`, by slug, including disabled ones.
 
-    Up to `most` of those that follow the slug `after`.
+    With `slug`, return that tenant only, if it exists.
     """
     values = {"slug": slug, "after": after, "most": most}
     return [
@@ -96,7 +97,7 @@ async def overview(
 
 
 async def find_tenant(executor: Executor, slug: str) -> TenantOverview:
-    """The tenant of this slug, disabled or not. Raises `NotFound` (`unknown_tenant`)."""
+    """Return the tenant with this slug, even if disabled. Raises `NotFound` (`unknown_tenant`)."""
     found = await overview(executor, slug) if SLUG.fullmatch(slug) else []
     if not found:
         raise NotFound("There is no such tenant.", code="unknown_tenant")
@@ -106,10 +107,10 @@ async def find_tenant(executor: Executor, slug: str) -> TenantOverview:
 async def create(
     executor: Executor, slug: str, name: str, currency: str, timezone: str, default_region: str
 ) -> TenantOverview:
-    """Make a tenant with all that belongs to it, or nothing.
+    """Create a tenant with its schema, roles and functions, in one transaction.
 
-    Raises `BadRequest` for what cannot be one, `Conflict` (`tenant_exists`, `schema_exists`) and
-    `Unavailable`.
+    Raises `BadRequest` (`invalid_field`), `Conflict` (`tenant_exists`, `schema_exists`), and `Unavailable` if
+    the database lacks migrations.
     """
     try:
         await executor.query(_CREATE, (slug, name, currency, timezone, default_region))
@@ -119,12 +120,12 @@ async def create(
 
 
 async def applied_migrations(executor: Executor, schema_name: str) -> list[str]:
-    """The migrations that a schema has, for `database.migrations.version_mismatch`."""
+    """Return the migrations of a schema, for `posd.database.migrations.version_mismatch`."""
     return [row[0] for row in await executor.query(_APPLIED, (schema_name,))]
 
 
 def _refusal(error: StatementFailed) -> PosdError:
-    """What to tell whoever wanted a tenant that could not be made."""
+    """Return the error for the client whose tenant could not be created."""
     if error.constraint in _TAKEN:
         return Conflict("There is a tenant of this name already.", code="tenant_exists")
     if error.constraint in TENANT_RULES:

@@ -1,33 +1,33 @@
--- Tenants, their terminals and everybody's credentials.
+-- Tenants, their terminals, and all API keys.
 
 CREATE TABLE dinedesk_main.tenants (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     slug text NOT NULL CONSTRAINT tenants_slug_unique UNIQUE,
     name text NOT NULL CONSTRAINT tenants_name_given CHECK (name <> ''),
-    -- Follows from the slug. pos_publish() and the name of the tenant's role rely on it.
+    -- Derived from the slug. pos_publish() and the name of the tenant's role rely on this.
     schema_name text NOT NULL CONSTRAINT tenants_schema_unique UNIQUE
         CONSTRAINT tenants_schema_of_slug CHECK (schema_name = 'dinedesk_' || replace(slug, '-', '_')),
     currency text NOT NULL DEFAULT 'GBP' CONSTRAINT tenants_currency_form CHECK (currency ~ '^[A-Z]{3}$'),
-    -- An unknown zone is an error of AT TIME ZONE.
+    -- AT TIME ZONE raises an error for an unknown zone.
     timezone text NOT NULL DEFAULT 'Europe/London' CHECK (timestamptz 'epoch' AT TIME ZONE timezone IS NOT NULL),
     default_region text NOT NULL DEFAULT 'GB' CHECK (default_region ~ '^[A-Z]{2}$'),
     is_active boolean NOT NULL DEFAULT true,
     tills_sell_gift_cards boolean NOT NULL DEFAULT false,
-    -- Holds a preview, never the key: see pos_tenant_key() below.
+    -- A preview of the key, never the key: see pos_tenant_key() below.
     pos_api_key text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- What loyalty points are worth, and to whom the shop gives any. posd reads these in the transaction of each
-    -- movement, so an UPDATE counts at once.
+    -- The rules for loyalty points. posd reads them in the transaction of each movement, so an UPDATE takes effect
+    -- at once.
     loyalty_enabled boolean NOT NULL DEFAULT true,
-    -- Whether the first points that somebody is given make an account.
+    -- Whether the first points for a telephone number create an account.
     loyalty_opens_accounts boolean NOT NULL DEFAULT true,
-    -- For tills, which count the points of a bill; posd does not know what was spent.
+    -- For tills, which calculate the points of a bill. posd does not know the amount of the bill.
     loyalty_points_per_pound numeric(8, 2) NOT NULL DEFAULT 1
         CHECK (loyalty_points_per_pound >= 0 AND loyalty_points_per_pound <> 'NaN'),
-    -- What one point is worth when it is redeemed, in the shop's currency.
+    -- The value of one redeemed point in the shop's currency.
     loyalty_redemption_rate numeric(8, 4) NOT NULL DEFAULT 0.01
         CHECK (loyalty_redemption_rate >= 0 AND loyalty_redemption_rate <> 'NaN'),
-    -- Points are redeemed in multiples of the increment, and no fewer than the minimum.
+    -- Points are redeemed in multiples of the increment, and at least the minimum.
     loyalty_minimum_redeem integer NOT NULL DEFAULT 1 CHECK (loyalty_minimum_redeem > 0),
     loyalty_increment integer NOT NULL DEFAULT 1 CHECK (loyalty_increment > 0),
     -- See pos_note_change() below.
@@ -41,15 +41,15 @@ CREATE TABLE dinedesk_main.pos_devices (
     tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
     device_id text NOT NULL CHECK (device_id <> '' AND char_length(device_id) <= 128),
     device_name text,
-    -- Whether the device ever had a key of its own; then it is usable only with one.
+    -- Whether the device ever had a key of its own. If so, it can connect with such a key only.
     has_key boolean NOT NULL DEFAULT false,
     is_active boolean NOT NULL DEFAULT true,
-    -- NULL: a legacy terminal, which never acknowledged and never named a position.
+    -- NULL: a legacy terminal, which has never acknowledged an event and never named a position.
     first_acked_at timestamptz,
     last_seen_at timestamptz,
     app_version text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- What the terminal tells of itself from time to time, as `app_version`.
+    -- Values of the last heartbeat, as `app_version` is.
     status text,
     pending_acks integer,
     pending_orders integer,
@@ -59,16 +59,16 @@ CREATE TABLE dinedesk_main.pos_devices (
 
 CREATE TABLE dinedesk_main.pos_api_keys (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- NULL: a platform or admin key of all tenants. Deferred, since a tenant's key may be written
-    -- in the INSERT that makes the tenant.
+    -- NULL: a platform or admin key for all tenants. The foreign key is deferred because a tenant's key may be
+    -- inserted by a trigger of the INSERT that creates the tenant.
     tenant_id integer REFERENCES dinedesk_main.tenants ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
     kind text NOT NULL CHECK (kind IN ('tenant', 'device', 'platform', 'admin')),
     device_id text CHECK (char_length(device_id) <= 128),
     key_sha256 bytea NOT NULL CHECK (octet_length(key_sha256) = 32),
     preview text NOT NULL,
-    -- Not one of posd's own (`pos_` and 32 random bytes in hex), so perhaps guessable.
+    -- Not generated by posd (`pos_` and 32 random bytes in hex), so it may be guessable.
     weak boolean NOT NULL DEFAULT false,
-    -- Written into tenants.pos_api_key, and replaced by the next value written there.
+    -- Written into tenants.pos_api_key; the next value written there replaces it.
     from_column boolean NOT NULL DEFAULT false,
     not_before timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz,
@@ -80,15 +80,15 @@ CREATE TABLE dinedesk_main.pos_api_keys (
     CHECK ((kind = 'device') = (device_id IS NOT NULL)),
     CHECK (kind IN ('platform', 'admin') OR tenant_id IS NOT NULL)
 );
--- NULLS NOT DISTINCT came with PostgreSQL 15; tenant ids begin at 1.
+-- PostgreSQL 14 has no NULLS NOT DISTINCT. Tenant ids begin at 1, so 0 can stand for NULL.
 CREATE UNIQUE INDEX pos_api_keys_one_per_tenant
     ON dinedesk_main.pos_api_keys (key_sha256, (coalesce(tenant_id, 0)));
 CREATE INDEX pos_api_keys_of_tenant ON dinedesk_main.pos_api_keys (tenant_id);
 
 
--- Operators write `UPDATE tenants SET pos_api_key = '…'`. The statement does what it always did,
--- but what is stored is a hash among the credentials and a preview here. Object-relational mappers
--- write whole rows back, so an unchanged value and anything with an ellipsis in it means nothing.
+-- Operators write `UPDATE tenants SET pos_api_key = '…'`. This trigger stores a hash in pos_api_keys and a preview
+-- in the column. Object-relational mappers write whole rows back, so an unchanged value and a value with an
+-- ellipsis are ignored.
 CREATE FUNCTION dinedesk_main.pos_tenant_key() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -104,8 +104,8 @@ BEGIN
         RAISE EXCEPTION 'pos_api_key must be 8 to 255 visible ASCII characters' USING ERRCODE = 'check_violation';
     END IF;
     IF TG_OP = 'INSERT' THEN
-        -- Where the slug is taken this row is not stored, and its key comes back in the UPDATE of an
-        -- ON CONFLICT clause if there is one. The lock keeps it taken.
+        -- If the slug is taken, this row is not stored, and the key arrives again in the UPDATE of an ON CONFLICT
+        -- clause if there is one. The lock keeps the slug taken.
         PERFORM FROM dinedesk_main.tenants AS t WHERE t.slug = NEW.slug FOR KEY SHARE;
         IF FOUND THEN
             RETURN NEW;
@@ -137,10 +137,11 @@ CREATE TRIGGER pos_tenant_key_insert BEFORE INSERT ON dinedesk_main.tenants
 CREATE TRIGGER pos_tenant_key_update BEFORE UPDATE OF pos_api_key ON dinedesk_main.tenants
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tenant_key();
 
--- NOTIFY, unless the queue of notifications is half full. Any role that can connect can fill the queue: a session that
--- listens and stays in a transaction keeps everything in it. A NOTIFY into a full queue fails the transaction at its
--- COMMIT, so every shop's orders would fail. A notification only makes things quicker: posd looks at the tables too.
--- It has its caller's rights only, and the callers are triggers that any role may fire which changes a row.
+-- Send a NOTIFY, unless the notification queue is half full. Any role that can connect can fill the queue: a
+-- session that listens and stays in a transaction keeps all notifications in it. A NOTIFY into a full queue fails
+-- the transaction at COMMIT, so the orders of all shops would fail. Notifications only reduce latency: posd also
+-- polls the tables. The function runs with its caller's privileges, because triggers call it that any role can fire
+-- by changing a row.
 CREATE FUNCTION dinedesk_main.pos_notify(channel text, payload text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -150,10 +151,10 @@ BEGIN
 END
 $$;
 
--- What nodes have to know at once: `key id`, `keys` (some are new), `tenant id`, `superseded id` and `disconnect id` of
--- a connection, `erased id` of a tenant. Nodes read the rows that are new to them when they are notified, and at the
--- poll. The notification has no payload, since anybody who can connect hears it, and can send one. Unlogged: after a
--- crash of PostgreSQL nobody is connected. Rows are deleted after some minutes.
+-- Messages for all nodes: `key id`, `keys` (there are new ones), `tenant id`, `superseded id` and `disconnect id`
+-- with the id of a connection, and `erased id` with the id of a tenant. Nodes read new rows when they are notified,
+-- and at each poll. The notification has no payload, because any role that can connect can hear it and can send
+-- one. Unlogged: after a crash of PostgreSQL no till is connected. Rows are deleted after some minutes.
 CREATE UNLOGGED TABLE dinedesk_main.pos_control (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     what text NOT NULL,
@@ -171,8 +172,8 @@ REVOKE ALL ON FUNCTION dinedesk_main.pos_tell(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_tell(text) TO posd;
 GRANT SELECT, DELETE ON dinedesk_main.pos_control TO posd;
 
--- Every node drops what it has cached of a tenant or a key as soon as that changes or goes, and closes
--- the connections that stand on it. `last_used_at` is not news.
+-- When a tenant or a key is changed or deleted, all nodes drop it from their caches and close the connections that
+-- depend on it. A change of `last_used_at` alone is not announced.
 CREATE FUNCTION dinedesk_main.pos_tell_nodes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -188,7 +189,7 @@ CREATE TRIGGER pos_tell_nodes AFTER DELETE ON dinedesk_main.pos_api_keys
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
 CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.pos_api_keys
     FOR EACH ROW WHEN (
-        -- Not as rows, which PostgreSQL keeps in a form that a dump and its restore would change.
+        -- Compare columns, not rows: PostgreSQL's stored form of a row comparison changes in a dump and restore.
         OLD.tenant_id IS DISTINCT FROM NEW.tenant_id
         OR OLD.kind IS DISTINCT FROM NEW.kind
         OR OLD.device_id IS DISTINCT FROM NEW.device_id
@@ -198,8 +199,8 @@ CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.pos_api_keys
         OR OLD.revoked_at IS DISTINCT FROM NEW.revoked_at
     ) EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
 
--- For platform code that used to compare the column itself. The caller must be allowed into that
--- tenant's schema, so one shop's role cannot try keys of another.
+-- For platform code that used to compare the column. The caller needs USAGE on the tenant's schema, so the role of
+-- one shop cannot try keys of another.
 CREATE FUNCTION dinedesk_main.pos_key_ok(slug text, key text) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
@@ -212,12 +213,13 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     )
 $$;
 
--- A daemon that was taken over cannot bring a revoked key back. pos_tenant_key() can, for an operator.
+-- A compromised daemon must not be able to make a revoked key valid again. pos_tenant_key() can, for an operator.
 CREATE FUNCTION dinedesk_main.pos_keep_revoked() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT pg_has_role('posd_owner', 'MEMBER') THEN
-        RAISE EXCEPTION 'the key % is revoked and stays so', OLD.id USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION 'key % is revoked and cannot be made valid again: create a new key', OLD.id
+            USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN NEW;
 END
@@ -226,14 +228,14 @@ CREATE TRIGGER pos_keep_revoked BEFORE UPDATE OF revoked_at ON dinedesk_main.pos
     FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
     EXECUTE FUNCTION dinedesk_main.pos_keep_revoked();
 
--- What keys open at the doors of tenants, one row for each that fits, by the `number` of its slug in the array: the key,
--- whether it is of all tenants, for how many seconds it is still valid, what is known of the device that the key or the
--- caller names, the migrations of the tenant's schema, and the tenant. A key of a tenant and the same key of all tenants
--- can both exist; the narrower one speaks. It runs with the caller's rights. One key may be of many tenants, so each is
--- looked for by both columns of its index.
+-- Look up keys for tenants. Returns one row for each key that is valid, with the `number` of its slug in the array:
+-- the key, whether it is for all tenants, the seconds until it expires, the state of the device that the key or the
+-- client names, the migrations of the tenant's schema, and the tenant. If the same key exists for the tenant and
+-- for all tenants, the tenant's key wins. The function runs with the caller's privileges. Several tenants may have
+-- the same key, so both columns of the index are compared.
 --
--- Every caller whose key is not remembered asks this. It is planned once for each connection to the database, and by
--- indexes, for the reasons that pos_places() has (003_stream.sql).
+-- All clients whose keys are not cached cause a call. The statement is planned once per connection to the database,
+-- and with indexes only, for the reasons given at pos_places() (003_stream.sql).
 CREATE FUNCTION dinedesk_main.pos_credentials(slugs text[], hashes bytea[], devices text[])
 RETURNS TABLE (
     number bigint, key_id integer, kind text, device_id text, everywhere boolean, seconds float8, has_key boolean,
@@ -280,13 +282,13 @@ GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_devices TO posd;
 GRANT SELECT, INSERT ON dinedesk_main.pos_api_keys TO posd;
 GRANT UPDATE (revoked_at, last_used_at) ON dinedesk_main.pos_api_keys TO posd;
 
--- Every node has the hashes of all keys and the names of all active tenants in memory, so that a key that
--- nobody has costs no statement. What follows lets a node read what has changed since it looked last,
--- whether or not a notification arrived.
+-- Every node has the hashes of all keys and the names of all active tenants in memory, so an unknown key costs no
+-- statement. The following columns let a node read the changes since its last query, whether or not a notification
+-- arrives.
 
--- `changed_in` is the transaction that wrote the row, in a form that can be compared with a snapshot: a row is new to a node
--- if its last snapshot did not see that transaction. A counter would make writers wait for each other, and a
--- sequence is ahead of transactions that have not committed.
+-- `changed_in` is the transaction that wrote the row, in a form that can be compared with a snapshot: a row is new
+-- for a node if the transaction is not visible in the node's last snapshot. A counter would make writers wait for
+-- each other, and a sequence is ahead of transactions that have not committed.
 CREATE INDEX pos_api_keys_changed ON dinedesk_main.pos_api_keys (changed_in);
 CREATE INDEX tenants_changed ON dinedesk_main.tenants (changed_in);
 
@@ -299,7 +301,7 @@ END
 $$;
 CREATE TRIGGER pos_note_change_insert BEFORE INSERT ON dinedesk_main.pos_api_keys
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_note_change();
--- `last_used_at` is written often, and changes nothing for anybody.
+-- `last_used_at` is written often, and nodes do not need it.
 CREATE TRIGGER pos_note_change_update BEFORE UPDATE ON dinedesk_main.pos_api_keys
     FOR EACH ROW WHEN (
         OLD.tenant_id IS DISTINCT FROM NEW.tenant_id
@@ -314,7 +316,7 @@ CREATE TRIGGER pos_note_change_update BEFORE UPDATE ON dinedesk_main.tenants
     FOR EACH ROW WHEN (OLD.slug IS DISTINCT FROM NEW.slug OR OLD.is_active IS DISTINCT FROM NEW.is_active)
     EXECUTE FUNCTION dinedesk_main.pos_note_change();
 
--- New keys. One notification for a statement: a hundred thousand keys may be imported by one.
+-- New keys cause one notification per statement, because one statement may import a hundred thousand keys.
 CREATE FUNCTION dinedesk_main.pos_tell_of_keys() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

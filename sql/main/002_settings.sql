@@ -1,16 +1,16 @@
--- A tenant's settings: which values they may have, and a record of what was changed.
+-- The settings of a tenant: their allowed values, and a record of changes.
 
--- A shop's time zone is a name of the IANA database, which PostgreSQL and Python both read. The CHECK on the
--- column takes more: abbreviations (`BST`), rules (`MST7MDT8`) and any case. Python knows none of these, so
--- posd read the shop's times as UTC.
+-- A shop's time zone is a name in the IANA database, which PostgreSQL and Python both read. The CHECK on the column
+-- also accepts abbreviations (`BST`), rules (`MST7MDT8`) and any case. Python knows none of these, so posd would
+-- read the shop's times as UTC.
 --
--- A name in another case is corrected. Names that only mean "what this machine has" are refused.
+-- This trigger corrects the case of a name, and rejects names that mean the time zone of the machine.
 CREATE FUNCTION dinedesk_main.pos_tenant_zone() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known text;
 BEGIN
-    -- The view reads every file of the time zone database, which takes a tenth of a second.
+    -- The view reads all files of the time zone database, which takes a tenth of a second.
     IF NEW.timezone = 'Europe/London' THEN
         RETURN NEW;
     END IF;
@@ -35,8 +35,8 @@ CREATE TRIGGER pos_tenant_zone_update BEFORE UPDATE OF timezone ON dinedesk_main
     FOR EACH ROW WHEN (OLD.timezone IS DISTINCT FROM NEW.timezone)
     EXECUTE FUNCTION dinedesk_main.pos_tenant_zone();
 
--- Which settings of a tenant were changed, from what to what, when and by which login. They decide how telephone
--- numbers, amounts and times are read from then on, so what was written before may need them.
+-- Changes of a tenant's settings: old value, new value, time and login. The settings decide how posd reads
+-- telephone numbers, amounts and times, so older rows may need the settings of their time.
 CREATE TABLE dinedesk_main.pos_tenant_changes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
@@ -48,8 +48,8 @@ CREATE TABLE dinedesk_main.pos_tenant_changes (
 );
 CREATE INDEX pos_tenant_changes_of_tenant ON dinedesk_main.pos_tenant_changes (tenant_id, id);
 
--- By a trigger, so that an UPDATE by hand is recorded too. With its owner's rights: who changes a tenant
--- need not be able to write here, and nobody else can.
+-- A trigger, so that a manual UPDATE is recorded too. It runs with its owner's privileges, so that a role that
+-- changes a tenant needs no privilege on this table.
 CREATE FUNCTION dinedesk_main.pos_note_tenant_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -64,8 +64,8 @@ BEGIN
     RETURN NULL;
 END
 $$;
--- The function looks which of them differ. A WHEN clause that compares rows is written differently by
--- pg_dump, so that `posctl audit` would find fault with it after a restore.
+-- The function compares the columns. pg_dump writes a WHEN clause that compares rows in another form, so `posctl
+-- audit` would report it after a restore.
 CREATE TRIGGER pos_note_tenant_change
     AFTER UPDATE OF default_region, currency, timezone, is_active ON dinedesk_main.tenants
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_note_tenant_change();

@@ -1,78 +1,78 @@
--- The stream's moving parts: what was published and not yet numbered, where each tenant's stream
--- stands, how far each terminal has come, and who is connected to which node.
+-- The state of streams: the outbox, the heads, the log, the cursors of terminals, and the connections of nodes.
 
--- Filled by pos_publish() and by the hooks inside the shop's own transaction, emptied by the
--- sequencer. No foreign key and no check that reads: a shop's transaction must find nothing here
--- to wait for, to conflict with or to fail by. That is also why vacuum must not truncate it, which
--- takes an exclusive lock.
+-- The outbox. pos_publish() and the hooks fill it in the shop's own transaction; the sequencer empties it. It has
+-- no foreign key and no check that reads a table: a shop's transaction must not wait, conflict or fail here. For
+-- the same reason vacuum must not truncate it, which takes an exclusive lock.
 CREATE TABLE dinedesk_main.pos_outbox (
     id bigint GENERATED ALWAYS AS IDENTITY,
     tenant_id integer NOT NULL,
-    -- With `data` an event type; with `key` the kind of row that was touched: 'order', 'placed' (an order that was
-    -- inserted), or that of a ledger.
+    -- An event type if there is `data`. If there is a `key`, the kind of row that a hook has noted: 'order',
+    -- 'placed' (an inserted order), or a kind of ledger row.
     type text NOT NULL,
     key text,
-    -- JSON, written out by whoever publishes it: in jsonb the number 1e131071 takes some bytes, and as text
-    -- a hundred thousand. So its length is known without looking at it, and posd need not write it out.
+    -- JSON, serialised by the publisher. In jsonb the number 1e131071 takes some bytes, and as text a hundred
+    -- thousand. As text its length is known without parsing, and posd need not serialise it.
     data text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- The transaction that has inserted the row.
+    -- The transaction that inserted the row.
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    -- 'order' and 'placed' are about orders, which are read from the shop's tables. 'plain' rows need no reading.
+    -- 'order' and 'placed' rows are about orders, which posd reads from the shop's tables. 'plain' rows need no
+    -- reading.
     kind text COLLATE "C" NOT NULL GENERATED ALWAYS AS (
         CASE WHEN key IS NOT NULL AND type IN ('order', 'placed') THEN type ELSE 'plain' END) STORED,
     CHECK ((key IS NULL) <> (data IS NULL)),
-    -- It begins with the transaction, since only the rows of committed ones are read (pos_outbox_transactions).
+    -- The key begins with the transaction, because only rows of committed transactions are read
+    -- (pos_outbox_transactions).
     PRIMARY KEY (tenant_id, xact, kind, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = false);
 
--- Which transactions have rows in the outbox. Each transaction inserts one row here for each tenant and kind, when it
--- inserts its first row of that kind into the outbox. `first_id` is the first of those rows that is still there.
+-- The transactions that have rows in the outbox. A transaction inserts one row here per tenant and kind, with its
+-- first outbox row of that kind. `first_id` is the lowest id of these outbox rows that is still there.
 --
--- posd finds the rows of the outbox by way of this table, so it reads the rows of committed transactions only. An index
--- also has entries for the rows of transactions that are open or were rolled back, and PostgreSQL passes over these
--- one by one: 2,000,000 rows of one shop's open transaction made each look take three seconds for all shops. Here such
--- a transaction has three rows at most.
+-- posd finds the rows of the outbox by this table, so it reads rows of committed transactions only. An index also
+-- has entries for rows of open and of rolled-back transactions, and PostgreSQL skips these one by one: 2,000,000
+-- rows of one shop's open transaction made each read take three seconds, for all shops. Such a transaction has
+-- three rows here at most.
 CREATE TABLE dinedesk_main.pos_outbox_transactions (
     tenant_id integer NOT NULL,
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
     kind text COLLATE "C" NOT NULL,
     first_id bigint NOT NULL,
-    -- A transaction can only conflict with itself, so nobody waits here.
+    -- A transaction can conflict only with itself, so no transaction waits here.
     PRIMARY KEY (tenant_id, xact, kind)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = false);
 
--- Whoever has locked this table is the one sequencer at work. Not an advisory lock: anybody who can
--- connect could take that, and hold up every shop.
+-- The session that has locked this table is the only active sequencer. It is not an advisory lock, because any role
+-- that can connect could take one and block all shops.
 CREATE TABLE dinedesk_main.pos_sequencing ();
 
 CREATE TABLE dinedesk_main.pos_heads (
     tenant_id integer PRIMARY KEY REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
-    -- The present name of the stream: positions are counted in it. pos_stream_epochs has the earlier ones.
+    -- The present name of the stream, to which positions belong. pos_stream_epochs has the earlier names.
     stream_id uuid NOT NULL DEFAULT gen_random_uuid(),
     last_seq bigint NOT NULL DEFAULT 0,
     pruned_seq bigint NOT NULL DEFAULT 0,
-    -- The best of all terminals: what was written to a socket, what was acknowledged.
+    -- The highest positions of all terminals: written to a socket, and acknowledged.
     sent_seq bigint NOT NULL DEFAULT 0,
     received_seq bigint NOT NULL DEFAULT 0,
-    -- What became of the events, each counted where it happens: how many a terminal has acknowledged, and how
-    -- many were pruned before any had. What is left are the rows above received_seq; the three make last_seq.
+    -- Counters of events: acknowledged by a terminal, and pruned without an acknowledgement. The events above
+    -- received_seq are rows. The sum of these three numbers is last_seq.
     acknowledged bigint NOT NULL DEFAULT 0 CHECK (acknowledged >= 0),
     expired bigint NOT NULL DEFAULT 0 CHECK (expired >= 0),
-    -- What was stored before then and was to be pruned, is.
+    -- All rows that retention allows to delete and that are older than this time have been deleted.
     pruned_before timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK (pruned_seq <= last_seq AND sent_seq <= last_seq AND received_seq <= last_seq)
 ) WITH (fillfactor = 50);
 
--- The names that a stream has had. A name ends when the database may lack events that tills have seen. Up to
--- `ended_seq` its events are those of the present stream: a later loss lowers it for all earlier names. NULL: it is
--- the present name. tenant_id has no foreign key: after a promotion every tenant gets a row before anything is
--- numbered, and the lookups would be two fifths of the time that this takes.
+-- The names that a stream has had. A name ends when the database may lack events that tills have received. Events
+-- up to `ended_seq` are also events of the present stream; a later loss lowers it for all earlier names. NULL: the
+-- present name. tenant_id has no foreign key: after a promotion all tenants get a row before any event is numbered,
+-- and the look-ups would take two fifths of that time.
 CREATE TABLE dinedesk_main.pos_stream_epochs (
     tenant_id integer NOT NULL,
     stream_id uuid NOT NULL,
-    -- The last event that the stream had when the name began. What a connected terminal without positions of its
-    -- own is sent goes on from here.
+    -- The last event that the stream had when the name began. A connected terminal that does not send positions
+    -- continues after it.
     began_seq bigint NOT NULL DEFAULT 0 CHECK (began_seq >= 0),
     ended_seq bigint CHECK (ended_seq >= 0),
     began_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -80,12 +80,12 @@ CREATE TABLE dinedesk_main.pos_stream_epochs (
 );
 CREATE UNIQUE INDEX pos_stream_epochs_present ON dinedesk_main.pos_stream_epochs (tenant_id) WHERE ended_seq IS NULL;
 
--- The log and the refusals of all tenants. Every key begins with tenant_id: a batch of many tenants is one
--- INSERT, planned once, and each tenant reads its own range of the index. Each tenant's schema has views of its
--- own rows (sql/tenant/001_stream.sql). tenant_id has no foreign key, which would cost a lookup and a row lock
--- for every row; pos_prune_deleted() removes the rows of tenants that were deleted.
+-- The log and the nacks of all tenants. All keys begin with tenant_id: a batch of many tenants is one INSERT,
+-- planned once, and each tenant reads its own range of the index. The schema of a tenant has views of its rows
+-- (sql/tenant/001_stream.sql). tenant_id has no foreign key, which would cost a look-up and a row lock per row;
+-- pos_prune_deleted() deletes the rows of deleted tenants.
 
--- The order in which rows came into pos_events and pos_unsequenced, for the `id` of pos_sync_logs.
+-- The common order of pos_events and pos_unsequenced, for the `id` of pos_sync_logs.
 CREATE SEQUENCE dinedesk_main.pos_log_id;
 
 CREATE TABLE dinedesk_main.pos_events (
@@ -94,17 +94,18 @@ CREATE TABLE dinedesk_main.pos_events (
     seq bigint NOT NULL CHECK (seq > 0),
     id bigint NOT NULL DEFAULT nextval('dinedesk_main.pos_log_id'),
     event_type text NOT NULL,
-    -- `json`, not `jsonb`: the compact text that the sequencer wrote goes to the tills as it is, with its
-    -- members in the contract's order. jsonb would bring back spaces and an order of its own.
+    -- `json` and not `jsonb`: tills receive the compact text that the sequencer wrote, with its members in the
+    -- documented order. jsonb would change spaces and order.
     event_data json NOT NULL,
     beside json,
     created_at timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, seq)
--- Rows are inserted once and deleted by retention. A fifth of a table of all tenants would be too many dead rows.
+-- Rows are inserted once, and deleted by retention. The default of a fifth of the table would be too many dead
+-- rows.
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
         autovacuum_analyze_scale_factor = 0.02);
--- A long text is compressed for each row. lz4 takes a fraction of the time of pglz, the default, and is not in
--- every build of PostgreSQL.
+-- Long texts are compressed per row. lz4 takes a fraction of the time of pglz, the default, but some builds of
+-- PostgreSQL do not have it.
 DO $$
 BEGIN
     ALTER TABLE dinedesk_main.pos_events ALTER event_data SET COMPRESSION lz4;
@@ -114,8 +115,8 @@ END
 $$;
 CREATE INDEX pos_events_by_age ON dinedesk_main.pos_events (tenant_id, created_at);
 
--- What has no position and goes to no till: what a till said (`device_id`), and what could not be published
--- (`failure`).
+-- Entries without a position, which are not sent to tills: messages of tills (`device_id`), and events that could
+-- not be published (`failure`).
 CREATE TABLE dinedesk_main.pos_unsequenced (
     tenant_id integer NOT NULL,
     id bigint NOT NULL DEFAULT nextval('dinedesk_main.pos_log_id'),
@@ -128,7 +129,7 @@ CREATE TABLE dinedesk_main.pos_unsequenced (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX pos_unsequenced_by_age ON dinedesk_main.pos_unsequenced (tenant_id, created_at);
 
--- Events that a till could not process.
+-- Nacks: events that a till could not process.
 CREATE TABLE dinedesk_main.pos_nacks (
     tenant_id integer NOT NULL,
     seq bigint NOT NULL,
@@ -142,12 +143,12 @@ CREATE TABLE dinedesk_main.pos_cursors (
     tenant_id integer NOT NULL,
     device_id text NOT NULL,
     acked_seq bigint NOT NULL CHECK (acked_seq >= 0),
-    -- The name of the stream in which the terminal said so. NULL: a node knows that the terminal was sent events
-    -- which the present stream does not have, and so it has to reload.
+    -- The stream_id in which the terminal acknowledged this position. NULL: the terminal was sent events that the
+    -- present stream does not have, and must reload.
     stream_id uuid,
     acked_at timestamptz,
-    -- What an operator wants: all after this again. The cursor goes back when the terminal comes for it, so that
-    -- nothing that it has said before can take it forward again.
+    -- A requested replay: the events after this position are sent again. The cursor moves back only when the
+    -- terminal connects, so that no earlier acknowledgement can move it forward again.
     replay_after bigint CHECK (replay_after >= 0),
     replayed_at timestamptz,
     PRIMARY KEY (tenant_id, device_id),
@@ -155,8 +156,8 @@ CREATE TABLE dinedesk_main.pos_cursors (
 ) WITH (fillfactor = 70);
 CREATE INDEX pos_cursors_replayed ON dinedesk_main.pos_cursors (tenant_id) WHERE replay_after IS NOT NULL;
 
--- A node renews one lease for all its connections; a dead node's connections end with it. Unlogged:
--- after a crash of PostgreSQL nobody is connected, and the nodes write it anew.
+-- A node renews one lease for all its connections; the connections of a dead node end with it. Unlogged: after a
+-- crash of PostgreSQL no till is connected, and the nodes insert their rows again.
 CREATE UNLOGGED TABLE dinedesk_main.pos_nodes (
     node_id uuid PRIMARY KEY,
     lease_until timestamptz NOT NULL
@@ -169,7 +170,7 @@ CREATE UNLOGGED TABLE dinedesk_main.pos_connections (
     connected_at timestamptz NOT NULL,
     last_seen_at timestamptz NOT NULL,
     sent_seq bigint NOT NULL DEFAULT 0,
-    -- Set when the connection has become its device's one live connection.
+    -- Set when the connection has become the only live connection of its device.
     claimed_at timestamptz
 ) WITH (fillfactor = 50);
 CREATE INDEX pos_connections_of_tenant ON dinedesk_main.pos_connections (tenant_id, device_id);
@@ -180,19 +181,19 @@ CREATE VIEW dinedesk_main.pos_connected AS
       JOIN dinedesk_main.pos_nodes AS n USING (node_id)
      WHERE n.lease_until > now();
 
--- Which incarnation of the database this is. A base backup that was restored, or a standby that was
--- promoted, has another timeline; a dump that was loaded has another database or cluster.
+-- The incarnation of the database. A restored base backup or a promoted standby has another timeline; a restored
+-- dump is in another database or cluster.
 CREATE TABLE dinedesk_main.pos_incarnation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     fingerprint text NOT NULL,
     since timestamptz NOT NULL DEFAULT now(),
-    -- What the keys of advisory locks are hashed with. Any role that can connect can take an advisory lock, so a shop
-    -- must not be able to compute the key of another shop's call.
+    -- The salt for the hashes that are keys of advisory locks. Any role that can connect can take an advisory lock,
+    -- so a shop must not be able to compute the key for another shop's call.
     salt uuid NOT NULL DEFAULT gen_random_uuid()
 );
 
--- The timeline is that of the log being written. pg_control_checkpoint() would still name the old one
--- until the first checkpoint after a promotion, which may take minutes.
+-- The timeline of the WAL that is being written. pg_control_checkpoint() shows the old timeline until the first
+-- checkpoint after a promotion, which may take minutes.
 CREATE FUNCTION dinedesk_main.pos_fingerprint() RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('%s/%s/%s', (SELECT system_identifier FROM pg_control_system()),
@@ -201,12 +202,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 INSERT INTO dinedesk_main.pos_incarnation (fingerprint) VALUES (dinedesk_main.pos_fingerprint());
 
--- End the present names of these tenants' streams and begin others. `stream_ids` are the names that the caller has
--- seen: a stream with another one is left as it is, since somebody else was faster. `ended_seqs` is how far the
--- events of the old name are still those of the stream, `began_seqs` from where on the stream has the new name;
--- where one is NULL, the name does not matter, or the head is meant.
+-- End the present names of the streams of these tenants and begin new names. `stream_ids` are the names that the
+-- caller has seen: a stream with another name is left unchanged, because another caller was faster. The events of
+-- the old name up to `ended_seqs` stay events of the stream; the new name begins at `began_seqs`. A NULL array
+-- means any name, or the head.
 --
--- Returns the tenants whose stream has a new name. Names of which everything in common is pruned are forgotten.
+-- Returns the tenants whose streams have new names. Names without common events that still exist are deleted.
 CREATE FUNCTION dinedesk_main.pos_begin_epochs(
     tenant_ids integer[], stream_ids uuid[], ended_seqs bigint[], began_seqs bigint[])
 RETURNS SETOF integer
@@ -216,7 +217,7 @@ DECLARE
     ended bigint[];
     began bigint[];
 BEGIN
-    -- In the order in which everybody locks several heads.
+    -- All functions that lock several heads lock them in this order.
     PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
       ORDER BY h.tenant_id FOR NO KEY UPDATE;
     SELECT array_agg(h.tenant_id), array_agg(least(w.ended_seq, h.last_seq)),
@@ -239,13 +240,12 @@ BEGIN
 END
 $$;
 
--- Whether this is the database that it was. If not, all streams get new names, once: what was numbered after the
--- last event that is here, tills may have seen, and it may be lost. It is called in the transaction that numbers,
--- before anything is numbered: a pooler may have moved a connection to the new primary meanwhile.
+-- Return true if the database is the same as before. If not, give all streams new names, once: events that tills
+-- have received after the last event in this database may be lost. The function is called in the transaction that
+-- numbers events, before they are numbered, because a pooler may have moved a connection to the new primary.
 --
--- A server process sees one database on one timeline for all its life, once recovery is over. So it looks once,
--- which takes half a millisecond, and then remembers that it has. What a transaction sets that is rolled back is
--- forgotten with it.
+-- After recovery, a server process stays on one database and one timeline. So it checks once, which takes half a
+-- millisecond, and then remembers the result in a setting. A rollback also reverts the setting.
 CREATE FUNCTION dinedesk_main.pos_recognise() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -260,7 +260,8 @@ BEGIN
     IF FOUND THEN
         RETURN true;
     END IF;
-    -- Of several callers the first one changes the row; the others wait for it here, and find nothing to change.
+    -- The first of several concurrent callers changes the row. The others wait here for it, and then find nothing
+    -- to change.
     UPDATE dinedesk_main.pos_incarnation AS i SET fingerprint = fingerprint_now, since = now()
      WHERE i.fingerprint <> fingerprint_now;
     IF NOT FOUND THEN
@@ -272,7 +273,7 @@ BEGIN
 END
 $$;
 
--- What a new tenant and a new device key begin with.
+-- The rows that belong to a new tenant and to a new device key.
 CREATE FUNCTION dinedesk_main.pos_begin_stream() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -296,7 +297,7 @@ BEGIN
     SELECT h.tenant_id, NEW.device_id, h.last_seq, h.stream_id
       FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
     ON CONFLICT (tenant_id, device_id) DO NOTHING;
-    -- Nodes may have cached that the device can be used with the tenant's key.
+    -- Nodes may have cached that the device can use the tenant's key.
     PERFORM dinedesk_main.pos_tell('tenant ' || NEW.tenant_id);
     RETURN NULL;
 END
@@ -304,13 +305,12 @@ $$;
 CREATE TRIGGER pos_begin_device AFTER INSERT ON dinedesk_main.pos_api_keys
     FOR EACH ROW WHEN (NEW.kind = 'device') EXECUTE FUNCTION dinedesk_main.pos_begin_device();
 
--- Publishing by SQL. Runs in the caller's transaction: rolled back with it, visible with it. Whether
--- the event can be one is judged by the sequencer, after the commit: a bad one becomes `failed`
--- there and costs the caller nothing here.
+-- Publish an event by SQL, in the caller's transaction. The sequencer validates the event after the commit: an
+-- invalid event becomes `failed`, and does not fail the caller's transaction.
 --
--- The tenant is found in the system catalogs, where SERIALIZABLE transactions cannot conflict: having
--- read `tenants`, a shop's transaction could fail because somebody changes a tenant. Only posd_owner can make
--- a function in posd_hooks.
+-- The function finds the tenant in the system catalogs, where SERIALIZABLE transactions cannot conflict. If it read
+-- `tenants`, a shop's transaction could fail because another session changes a tenant. Only posd_owner can create
+-- functions in posd_hooks.
 CREATE FUNCTION dinedesk_main.pos_publish(slug text, type text, data jsonb) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -319,7 +319,7 @@ DECLARE
     enqueue text := 'enqueue_event$' || translate(slug, '-_', '_-');
     published bigint;
 BEGIN
-    -- One answer for a tenant that is not there and one that is somebody else's.
+    -- An unknown tenant and another shop's tenant cause the same error.
     IF NOT EXISTS (
         SELECT FROM pg_namespace AS n
           JOIN pg_proc AS p ON p.pronamespace = 'posd_hooks'::regnamespace AND p.proname = enqueue
@@ -338,23 +338,24 @@ $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_publish(text, text, jsonb) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_publish(text, text, jsonb) TO posd, posd_publisher;
--- A function's new owner must be allowed to make one in its schema, for the moment of the change.
+-- ALTER FUNCTION … OWNER requires that the new owner has CREATE on the schema; it is revoked below.
 GRANT CREATE ON SCHEMA dinedesk_main TO posd_hook;
 ALTER FUNCTION dinedesk_main.pos_publish(text, text, jsonb) OWNER TO posd_hook;
 REVOKE CREATE ON SCHEMA dinedesk_main FROM posd_hook;
 GRANT INSERT ON dinedesk_main.pos_outbox TO posd_hook;
--- INSERT … RETURNING reads the column it returns.
+-- INSERT … RETURNING needs SELECT on the returned column.
 GRANT SELECT (id) ON dinedesk_main.pos_outbox TO posd_hook;
--- ON CONFLICT without columns reads none.
+-- ON CONFLICT without columns needs no SELECT.
 GRANT INSERT ON dinedesk_main.pos_outbox_transactions TO posd_hook;
 
--- Where terminals stand: each by its tenant and its name, NULL for one without a name. `known`: the device has a row;
--- `spoke`: it has acknowledged something; `recalled`: events are to be sent to it again; `astray`: its cursor is of an
--- earlier stream, which has ended before it; `renamed_ago`: the seconds since that stream was replaced. It runs with
--- the caller's rights.
+-- The positions of terminals, by tenant and device id; the device id is NULL for a terminal without one. `known`:
+-- the device has a row; `spoke`: it has acknowledged an event; `recalled`: a replay has been requested; `astray`:
+-- its cursor belongs to an earlier stream_id, which ended below the cursor; `renamed_ago`: the seconds since that
+-- stream_id ended. It runs with the caller's privileges.
 --
--- Every till that connects asks this. To plan the statement takes six times as long as to run it, so it is planned once
--- for each connection to the database. The settings keep the plan to indexes: tables may be small when it is made.
+-- Every till that connects causes a call. Planning the statement takes six times as long as executing it, so it is
+-- planned once per connection to the database. The settings restrict the plan to indexes, because tables may be
+-- small when the plan is made.
 CREATE FUNCTION dinedesk_main.pos_places(tenant_ids integer[], device_ids text[])
 RETURNS TABLE (
     tenant_id integer, device_id text, stream_id uuid, last_seq bigint, pruned_seq bigint, read_at timestamptz,
@@ -390,9 +391,9 @@ GRANT EXECUTE ON FUNCTION dinedesk_main.pos_fingerprint(), dinedesk_main.pos_rec
 
 GRANT SELECT, DELETE ON dinedesk_main.pos_outbox TO posd;
 GRANT SELECT, UPDATE (first_id), DELETE ON dinedesk_main.pos_outbox_transactions TO posd;
--- What LOCK TABLE asks for.
+-- LOCK TABLE requires this privilege.
 GRANT UPDATE ON dinedesk_main.pos_sequencing TO posd;
--- Nobody but pos_prune() says that events are gone, and nobody but pos_begin_epochs() that a name has ended.
+-- Only pos_prune() can move pruned_seq, and only pos_begin_epochs() can end a name.
 GRANT SELECT, UPDATE (last_seq, sent_seq, received_seq, acknowledged) ON dinedesk_main.pos_heads TO posd;
 GRANT SELECT ON dinedesk_main.pos_stream_epochs TO posd;
 GRANT USAGE ON SEQUENCE dinedesk_main.pos_log_id TO posd;

@@ -1,13 +1,13 @@
--- The statements of the sequencer's transaction: take (005_outbox.sql), compare, record. They run with the
--- caller's rights. One call serves any number of tenants, so the number of round trips does not depend on how
--- many shops are in a batch.
+-- The statements of the sequencer's transaction: take (005_outbox.sql), compare, record. They run with the caller's
+-- privileges. One call serves any number of tenants, so the number of round trips does not depend on the number of
+-- shops in a batch.
 --
--- Each function is VOLATILE plpgsql, whose every statement has a snapshot of its own in READ COMMITTED
--- (https://www.postgresql.org/docs/current/xfunc-volatility.html): what is read after the lock was taken
--- is read as of then.
+-- The functions are VOLATILE PL/pgSQL: in READ COMMITTED, each of their statements has its own snapshot
+-- (https://www.postgresql.org/docs/current/xfunc-volatility.html). Statements after the lock see all rows committed
+-- before the lock was taken.
 
--- For each named order, what posd last published of it. pos_take() says that too, of orders that are known before it is
--- called: those in what was published by SQL are not.
+-- Return the last published state of the named orders. pos_take() returns it too, but only for orders that are
+-- known before the call; orders in events published by SQL are not.
 CREATE FUNCTION dinedesk_main.pos_order_states(tenant_ids integer[], order_ids text[])
 RETURNS TABLE (tenant_id integer, order_id text, snapshot text, status text, version integer)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
@@ -20,17 +20,16 @@ BEGIN
 END
 $$;
 
--- Number and store. The arrays run parallel, one element an event, in the order of publishing. An array other than
--- `tenant_ids`, `types` and `datas` may be NULL: no event has such an element then. An event with a
--- `failure` gets no position. An event with an `order_id` replaces that order's snapshot; a NULL snapshot means
--- that the event's data is the snapshot. Of several events about an order the last one's snapshot stays.
--- Returns for each event its position, the name of the stream, the time that it is stored with, and how many
--- connections its tenant has on other nodes than `node`. Events of a tenant that has just been deleted are not
--- stored and have no stream.
+-- Number and store events. The arrays are parallel, with one element per event, in the order of publishing. Arrays
+-- other than `tenant_ids`, `types` and `datas` may be NULL, which stands for NULL elements. An event with a
+-- `failure` gets no position. An event with an `order_id` replaces the snapshot of the order; a NULL snapshot means
+-- that the data of the event is the snapshot. The last event about an order determines its snapshot. Returns for
+-- each event its position, its stream_id, its time, and the number of its tenant's connections on nodes other than
+-- `node`. Events of a deleted tenant are not stored, and their stream_id is NULL.
 --
--- One INSERT for the events and one for the orders of all tenants: the number of tenants costs nothing. Positions
--- are computed from arrays without the texts, since a window function copies its whole input, to disk where it
--- is large. The statements are planned once (plan_cache_mode).
+-- One INSERT stores the events and one the orders of all tenants, so the cost does not depend on the number of
+-- tenants. Positions are computed from arrays without the texts, because a window function copies its whole input,
+-- to disk if it is large. The statements are planned once (plan_cache_mode).
 CREATE FUNCTION dinedesk_main.pos_record(
     node uuid, tenant_ids integer[], types text[], datas text[], besides text[], failures text[],
     order_ids text[], snapshots text[], statuses text[], versions integer[], payments text[],
@@ -40,23 +39,23 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = for
 #variable_conflict use_column
 DECLARE
     recorded_at CONSTANT timestamptz := clock_timestamp();
-    -- In the order of publishing, whichever table a row goes to.
+    -- In the order of publishing, for both tables.
     ids CONSTANT bigint[] := ARRAY(
         SELECT nextval('dinedesk_main.pos_log_id') FROM generate_series(1, cardinality(tenant_ids)));
     seqs bigint[];
     streams uuid[];
     head record;
 BEGIN
-    -- A server that was promoted or restored gives all streams new names before it numbers (003_stream.sql).
+    -- A promoted or restored server gives all streams new names before it numbers events (003_stream.sql).
     PERFORM dinedesk_main.pos_recognise();
     IF failures IS NULL AND tenant_ids[1] = ALL (tenant_ids) THEN
-        -- Most batches are of one tenant. This takes about half as long as what follows for several.
+        -- Most batches have one tenant. This takes about half as long as the statement for several tenants.
         UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + cardinality(tenant_ids)
          WHERE h.tenant_id = tenant_ids[1] RETURNING h.last_seq, h.stream_id INTO head;
         seqs := ARRAY(SELECT generate_series(head.last_seq - cardinality(tenant_ids) + 1, head.last_seq));
         streams := array_fill(head.stream_id, ARRAY[cardinality(tenant_ids)]);
     ELSE
-        -- In the order in which everybody locks several heads.
+        -- All functions that lock several heads lock them in this order.
         PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
           ORDER BY h.tenant_id FOR NO KEY UPDATE;
         WITH entry AS MATERIALIZED (
@@ -105,9 +104,10 @@ BEGIN
             last_seq = coalesce(excluded.last_seq, o.last_seq);
     END IF;
 
-    -- PostgreSQL holds a lock over the whole server while a transaction that has notified commits. So there is one
-    -- notification a batch, and none where no other node is there to hear it. It has no payload: anybody who can
-    -- connect hears it. Who hears it reads the heads. A node whose lease is not known yet sees them at its poll.
+    -- PostgreSQL holds a lock of the whole cluster while a transaction that has notified commits. So there is one
+    -- notification per batch, and none if no other node is there to receive it. It has no payload, because any role
+    -- that can connect can listen. Nodes that receive it read the heads. A node whose lease is not visible yet
+    -- reads them at its poll.
     IF array_remove(seqs, NULL) <> '{}' AND EXISTS (
         SELECT FROM dinedesk_main.pos_nodes AS n WHERE n.node_id <> node AND n.lease_until > now()
     ) THEN
@@ -122,9 +122,9 @@ BEGIN
 END
 $$;
 
--- Take and record in one round trip, where nothing has to be compared in between: events about no order, of publishers
--- in `asking` (005_outbox.sql). The other arrays are those of pos_record(). Returns its answer as an array of arrays.
--- The array is empty, and nothing is stored, if rows of the outbox come first.
+-- Take and record in one round trip, for events that are not about orders, of publishers in `asking`
+-- (005_outbox.sql). The other arrays are those of pos_record(). Returns the result of pos_record() as an array of
+-- arrays. The array is empty, and nothing is stored, if outbox rows must be numbered first.
 CREATE FUNCTION dinedesk_main.pos_record_at_once(
     asking integer[], follow bigint[], node uuid, tenant_ids integer[], types text[], datas text[], besides text[])
 RETURNS json

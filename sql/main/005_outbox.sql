@@ -1,22 +1,22 @@
--- The outbox is read in two steps. The sequencer looks at it without deleting, has the shops' orders read on the
--- connections of posd_reader, and then, in the numbering transaction, takes exactly the rows that it had seen before
--- the reading began. A row that a shop has committed meanwhile stays, so that the order is read again.
+-- The sequencer reads the outbox in two steps. It looks at rows without deleting them, and has the shops' orders
+-- read on connections of posd_reader. Then, in the numbering transaction, it takes exactly the rows that it saw
+-- before it read the orders. A row that a shop commits in between stays in the outbox, so the order is read again.
 
--- The rows of a transaction by what they are about.
+-- Finds the rows of a transaction by kind.
 CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, xact, key, id) WHERE key IS NOT NULL;
--- A row by its id. For a condition on the column itself PostgreSQL might go through all of the primary key, and an
--- index that has an order might be gone through in that order: see enable_seqscan below.
+-- Finds a row by id. For a condition on the column itself PostgreSQL might scan the whole primary key, or scan an
+-- ordered index in order: see enable_seqscan below.
 CREATE INDEX pos_outbox_id ON dinedesk_main.pos_outbox USING hash ((-id));
--- The transactions of a tenant in the order of their rows.
+-- Finds the transactions of a tenant in the order of their rows.
 CREATE INDEX pos_outbox_transactions_first ON dinedesk_main.pos_outbox_transactions (tenant_id, kind, first_id);
 
--- How many rows of a tenant are committed and not numbered, and since when the first of them waits. With NULL: whether
--- there is any row of any tenant (1 or 0), and since when it waits.
+-- Return the number of committed outbox rows of a tenant, and the time of the oldest one. With NULL: return 1 if
+-- any tenant has a row, else 0, and the time of the oldest one.
 --
--- enable_seqscan, enable_bitmapscan and enable_sort, here and below: the statistics know the outbox empty, and a plan
--- for an empty table would read all of it each time, or sort all rows of a transaction. These settings leave the index
--- that has the order in which the rows are wanted. With `jit`, PostgreSQL would compile a plan that has to sort all
--- the same, because of the cost that it then has.
+-- enable_seqscan, enable_bitmapscan and enable_sort, here and below: statistics may show an empty outbox, and a
+-- plan for an empty table would read the whole table each time, or sort all rows of a transaction. These settings
+-- leave only the index that has the required order. With `jit`, PostgreSQL would compile plans that must sort
+-- nevertheless, because their cost is high under these settings.
 CREATE FUNCTION dinedesk_main.pos_outbox_waiting(tenant integer)
 RETURNS TABLE (rows bigint, since timestamptz)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
@@ -45,23 +45,24 @@ BEGIN
 END
 $$;
 
--- Up to `at_most` rows of the outbox, without those of the tenants in `aside`; with `one`, those of that tenant. Fewer
--- mean that there are no more, or that they have 1 MiB already. Tenants share a batch evenly, so that one which touches
--- all of its orders at once holds no other up; the rows of a tenant come oldest first. Of the tenants in `unreadable`,
--- only the rows that need no reading are seen. `tenant_ids` and `limits` say of which tenants fewer rows are seen.
+-- Return up to `at_most` rows of the outbox, without rows of the tenants in `aside`; with `one`, rows of that
+-- tenant only. Fewer rows mean that there are no more, or that the rows have reached 1 MiB. Tenants share a batch
+-- evenly, so a tenant that changes all its orders at once does not delay other tenants; the rows of a tenant come
+-- oldest first. For tenants in `unreadable`, only rows that need no reading are returned. `tenant_ids` and `limits`
+-- bound the rows of single tenants.
 --
--- With a row about an order, or about one row of a ledger, come the others about it, the oldest 20 of those that its
--- transaction has and of the oldest 200 of the tenant, so that an order which is changed several times is read once. A
--- shop can write any number of rows about one order in a transaction, and the sequencer looks for all shops. The rows
--- that are not seen have the order read again. Only the doorman takes rows (006_doorman.sql), so no other node has read
--- the order before.
+-- A row about an order, or about a row of a ledger, is returned with the other rows about it: the oldest 20 of
+-- those in its transaction and among the tenant's oldest 200 rows. So an order that is changed several times is
+-- read once. The number is bounded because a shop can write any number of rows about one order in a transaction,
+-- and the sequencer works for all shops. The remaining rows cause the order to be read again. Only the doorman
+-- takes rows (006_doorman.sql), so no other node has read the order before.
 --
--- If the oldest 200 rows of a tenant are changes of orders, it changes many at once, and up to 50 of its new orders are
--- seen too, which are `ahead`. They do not wait for all of the changes.
+-- If the oldest 200 rows of a tenant are changes of orders, the tenant is changing many orders at once. Then up to
+-- 50 of its new orders are returned too, marked `ahead`, so that they do not wait for all the changes.
 --
--- If there are 20 rows or fewer, as is usual, all of them are seen by a short statement. The doorman asks up to a
--- thousand times a second while it is awake. PL/pgSQL plans the statements once for a session; that took five times as
--- long as to execute them for a few rows.
+-- The usual 20 rows or fewer are returned by a short statement. The doorman calls this function up to a thousand
+-- times a second while it is awake. PL/pgSQL plans the statements once per session; for a few rows, planning took
+-- five times as long as execution.
 CREATE FUNCTION dinedesk_main.pos_look(
     at_most integer, aside integer[], unreadable integer[], tenant_ids integer[], limits integer[], one integer)
 RETURNS TABLE (id bigint, tenant_id integer, type text, key text, ahead boolean)
@@ -101,7 +102,7 @@ BEGIN
                  WHERE t.tenant_id > w.tenant_id ORDER BY t.tenant_id LIMIT 1)
           FROM waiting AS w WHERE w.tenant_id IS NOT NULL AND one IS NULL
     ), served AS (
-        -- With as many tenants as rows are wanted, the first row of each will do.
+        -- If there are as many tenants as requested rows, the first row of each tenant is enough.
         SELECT s.tenant_id, least(s.share, s.most) AS most,
                CASE s.share WHEN 1 THEN 1 ELSE greatest(s.share, 200) END AS read,
                CASE WHEN s.tenant_id = ANY (unreadable) THEN '{plain}'::text[] ELSE '{plain,order,placed}' END AS kinds
@@ -109,15 +110,16 @@ BEGIN
                   FROM waiting AS w LEFT JOIN unnest(tenant_ids, limits) AS l (tenant_id, most) USING (tenant_id)
                  WHERE w.tenant_id IS NOT NULL AND w.tenant_id <> ALL (aside)) AS s
     ), found AS (
-        -- Each transaction has a row that is not older than its `first_id`, so the oldest `read` rows of a kind are in
-        -- the first `read` transactions.
+        -- Each transaction has at least one row, with the id `first_id`. So the oldest `read` rows of a kind belong
+        -- to the first `read` transactions.
         SELECT f.*, s.most, row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.id) AS place,
                row_number() OVER (PARTITION BY f.tenant_id, f.kind ORDER BY f.id) AS place_of_kind
           FROM served AS s CROSS JOIN LATERAL unnest(s.kinds) AS k (kind) CROSS JOIN LATERAL (
                 SELECT r.* FROM (
                     SELECT t.xact, t.first_id FROM dinedesk_main.pos_outbox_transactions AS t
                      WHERE t.tenant_id = s.tenant_id AND t.kind = k.kind
-                       -- Somebody may have deleted rows of the outbox by hand. OFFSET: so that it is not made a join.
+                       -- Outbox rows may have been deleted by hand. OFFSET keeps the planner from converting this
+                       -- to a join.
                        AND EXISTS (SELECT FROM dinedesk_main.pos_outbox AS o
                                     WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind
                                       AND o.id >= t.first_id OFFSET 0)
@@ -168,15 +170,16 @@ BEGIN
 END
 $$;
 
--- One order of each of these tenants, which could not be read before: the next one after `keys` in the order of the
--- ids, without those in `odd_keys` of `odd_tenants`. The oldest 20 rows that a transaction has about it. The oldest
--- 1,000 transactions of a tenant are searched; what can be read of them is taken, and then others are the oldest.
+-- Return rows about one order per tenant, after an attempt to read the orders has failed: the order with the next
+-- id after `keys`, without the orders in `odd_keys` of `odd_tenants`. Returns the oldest 20 rows per transaction
+-- about the order. The function searches the oldest 1,000 transactions of a tenant; when the readable orders of
+-- these have been taken, other transactions are the oldest.
 CREATE FUNCTION dinedesk_main.pos_look_again(
     tenant_ids integer[], keys text[], odd_tenants integer[], odd_keys text[])
 RETURNS TABLE (id bigint, tenant_id integer, type text, key text)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
-    -- From key to key, however many rows each has.
+    -- Go from key to key, so the cost does not depend on the number of rows per key.
     WITH RECURSIVE tried AS (
         SELECT w.tenant_id, w.key, true AS is_passed,
                ARRAY(SELECT DISTINCT x.xact FROM unnest('{order,placed}'::text[]) AS k (kind) CROSS JOIN LATERAL (
@@ -206,21 +209,21 @@ SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
      ORDER BY o.id LIMIT 200
 $$;
 
--- Become the one sequencer, waiting for the lock up to lock_timeout, and then take these rows out of the outbox, those
--- of them that are still there. A row with neither key nor data had more than 2 MiB, which no event can have.
+-- Become the only sequencer, waiting up to lock_timeout for the lock, and then take the given rows that still exist
+-- out of the outbox. A returned row with neither key nor data had more than 2 MiB, more than an event may have.
 --
--- Rows are taken only for the doorman: `node` with the `fence` that it had when it looked (006_doorman.sql). The fence
--- is compared after the lock is taken. Whatever the next doorman numbers comes after this transaction then, and it
--- looks and reads after it has got the lease.
+-- Only the doorman may take rows: `node` with the `fence` that it had when it looked (006_doorman.sql). The fence
+-- is compared after the lock is taken. So the next doorman numbers events only after this transaction, and it looks
+-- at the outbox after it has got the lease.
 --
--- What publishers ask of the tenants in `asking` comes after what those tenants have committed before. `behind` is
--- there for those of them that have further rows: the last one that has to be numbered first. `follow` is that
--- row, where it is known from an earlier call. NULL: as many rows as a batch has, so that a shop that changes
--- thousands of orders at once does not make its publishers wait for all of them.
+-- A request of a publisher for a tenant in `asking` must come after the rows that the tenant committed before.
+-- `behind` is returned for tenants with further rows: the last row that must be numbered first. `follow` is that
+-- row, if it is known from an earlier call. NULL means at most as many rows as a batch has, so that a shop that
+-- changes thousands of orders at once does not make its publishers wait for all of them.
 --
--- What posd last published of the orders `order_keys` of `order_tenants` comes in the same answer, which saves a round
--- trip: `key` is the order and `data` its snapshot then, with the `status` and the `version`. The last row of the answer
--- has the tenant 0 and nothing else.
+-- The last published states of the orders `order_keys` of `order_tenants` are returned by the same call, which
+-- saves a round trip: in these rows `key` is the order id and `data` its snapshot, with `status` and `version`. The
+-- last row has the tenant 0 and no other value.
 CREATE FUNCTION dinedesk_main.pos_take(
     tenant_ids integer[], ids bigint[], asking integer[], follow bigint[], order_tenants integer[],
     order_keys text[], node uuid, fence bigint)
@@ -232,11 +235,11 @@ SET enable_bitmapscan = off SET enable_sort = off SET jit = off SET plan_cache_m
 BEGIN
     LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE;
     IF ids <> '{}' AND NOT EXISTS (
-        -- By the index: with enable_seqscan off the cost of reading a table without one makes PostgreSQL compile (JIT)
-        -- the statement, which takes 60 ms.
+        -- Uses the index: with enable_seqscan off, reading a table without an index has a cost at which PostgreSQL
+        -- compiles (JIT) the statement, which takes 60 ms.
         SELECT FROM dinedesk_main.pos_doorman AS d WHERE d.singleton AND d.node_id = node AND d.fence = pos_take.fence
     ) THEN
-        RAISE EXCEPTION 'node % does not have the lease of the doorman any more', node USING ERRCODE = 'PD001';
+        RAISE EXCEPTION 'node % no longer has the lease of the doorman', node USING ERRCODE = 'PD001';
     END IF;
     IF ids <> '{}' THEN
         RETURN QUERY
@@ -249,9 +252,9 @@ BEGIN
             )
             SELECT t.tenant_id, t.id, t.type, t.key, t.data, NULL::bigint, NULL::bigint, NULL::text, NULL::integer
               FROM taken AS t ORDER BY t.id;
-        -- The transactions whose first row was taken have another one now, or no rows. In a database that was restored
-        -- from a dump, a row here may have the number of a transaction that is still to come. It stays, since that
-        -- transaction will find it there.
+        -- Transactions whose first row was taken now have another first row, or no rows. In a database restored
+        -- from a dump, a row here may have the id of a transaction in the future. It stays, because that
+        -- transaction will find it here.
         WITH passed AS MATERIALIZED (
             SELECT f.place, (
                     SELECT o.id FROM dinedesk_main.pos_outbox AS o
@@ -260,7 +263,7 @@ BEGIN
               FROM unnest(tenant_ids, ids) AS s (tenant_id, id)
              CROSS JOIN unnest('{plain,order,placed}'::text[]) AS k (kind)
              CROSS JOIN LATERAL (
-                -- In an order, for the sake of the index that has it.
+                -- Ordered, so that the plan uses the index with this order.
                 SELECT w.*, w.ctid AS place FROM dinedesk_main.pos_outbox_transactions AS w
                  WHERE w.tenant_id = s.tenant_id AND w.kind = k.kind AND w.first_id BETWEEN s.id AND s.id
                  ORDER BY w.first_id LIMIT 1) AS f

@@ -1,8 +1,7 @@
--- Orders on their way to paper: where their events stand in the stream, and what follows for an order when
--- its event was sent, or confirmed.
+-- Orders: the positions of their events, their print state, and how it follows from sent and acknowledged events.
 
--- Each order as it was last published, and how far it has come towards its tills. Keys, and the absence of a
--- foreign key to tenants, as for the log (003_stream.sql).
+-- The last published snapshot of each order, and its print state. The primary key begins with tenant_id, and there
+-- is no foreign key to tenants, as for the log (003_stream.sql).
 CREATE TABLE dinedesk_main.pos_orders (
     tenant_id integer NOT NULL,
     order_id text NOT NULL CHECK (order_id <> ''),
@@ -14,13 +13,14 @@ CREATE TABLE dinedesk_main.pos_orders (
     print_reason text,
     payment_status text,
     device_id text,
-    -- The positions of the first and of the last event about the order; NULL while none has a position,
-    -- since all of them were too large for tills.
+    -- The positions of the first and of the last event about the order. NULL if no event has a position, because
+    -- all of them were too large for tills.
     first_seq bigint,
     last_seq bigint,
-    -- When its first event was written to a till's socket.
+    -- The time at which its first event was written to a till's socket.
     pushed_at timestamptz,
-    -- When a till first said that it has the order, accepts it, has printed it, and that it was paid.
+    -- The times at which a till first reported that it has received, accepted, printed, and been paid for the
+    -- order.
     received_at timestamptz,
     accepted_at timestamptz,
     printed_at timestamptz,
@@ -28,7 +28,7 @@ CREATE TABLE dinedesk_main.pos_orders (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (tenant_id, order_id)
--- An order is updated some five times within an hour, and then no more.
+-- An order is updated about five times within an hour, and not after that.
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 DO $$
 BEGIN
@@ -39,19 +39,19 @@ END
 $$;
 CREATE INDEX pos_orders_by_age ON dinedesk_main.pos_orders (tenant_id, created_at);
 
--- Orders that are still to be made: what a till asks for that may have missed some. In a shop whose tills never
--- say that they have printed, the orders of all times would be in here, were it not for their status. The
--- words are those of posd.events.orders.FINAL_STATUSES; a test compares them.
+-- Orders that are still to be prepared, for tills that ask for them because they may have missed events. The
+-- condition on the status keeps the index small for shops whose tills never report printed orders. The statuses are
+-- those of posd.events.orders.FINAL_STATUSES; a test compares them.
 CREATE INDEX pos_orders_open ON dinedesk_main.pos_orders (tenant_id, created_at)
  WHERE print_status <> 'printed' AND status <> ALL ('{abandoned,canceled,cancelled,closed,collected,complete,completed,declined,delivered,expired,failed,fulfilled,picked_up,refunded,rejected,served,void,voided}'::text[]);
 
--- An order is in one of these two: where posd looks for those that were sent meanwhile, or acknowledged, and
--- for the last one that a till has confirmed.
+-- Every order is in exactly one of these two indexes. posd looks there for orders that were sent or acknowledged
+-- since its last look, and for the last order that a till has confirmed.
 CREATE INDEX pos_orders_unreceived ON dinedesk_main.pos_orders (tenant_id, print_status, first_seq)
  WHERE received_at IS NULL;
 CREATE INDEX pos_orders_received ON dinedesk_main.pos_orders (tenant_id, first_seq) WHERE received_at IS NOT NULL;
 
--- What each terminal has said about an order, when it did so for the first time.
+-- The times of the first reports of each terminal about an order.
 CREATE TABLE dinedesk_main.pos_order_terminals (
     tenant_id integer NOT NULL,
     order_id text NOT NULL,
@@ -65,13 +65,13 @@ CREATE TABLE dinedesk_main.pos_order_terminals (
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_orders TO posd;
--- DELETE: an order of an earlier one's id begins anew, and what terminals said of the earlier one goes.
+-- DELETE: when an order id is used again, reports about the earlier order are deleted.
 GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_order_terminals TO posd;
 
--- Note of the orders of these tenants whose first event was sent meanwhile that they are with the tills, and of
--- those whose first event was acknowledged that they were received. It looks at where the head stands and not at
--- what has changed, so what one call has missed the next one does. It never waits for a row: whoever has it
--- locked is about to print the order, or to publish it once more, and comes here again after that.
+-- Update the print status of these tenants' orders: 'sent_to_pos' if the first event was sent, and `received_at` if
+-- it was acknowledged. The function compares positions with the head, not with the last call, so the next call
+-- repairs what one call misses. It skips locked rows: the session that has locked an order is storing a report or
+-- publishing the order, and this function is called again after that.
 CREATE FUNCTION dinedesk_main.pos_mark_orders(tenant_ids integer[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
@@ -104,11 +104,11 @@ $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_mark_orders(integer[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_mark_orders(integer[]) TO posd;
 
--- Up to where everything is confirmed by what tills said about orders, for each of these tenants where that is
--- further than what was acknowledged. Tills that never acknowledge a position say of each order that they have
--- it. That vouches for what came before on the same connection too, but not for another order: some lose one
--- without noticing. So it ends before the first order that is still to be made and that nobody has; one whose
--- event was pruned holds up nothing any more.
+-- Return, for each of these tenants, the position up to which reports about orders confirm all events, if it is
+-- above the acknowledged position. Tills that never acknowledge positions report each order that they have
+-- received. A report also confirms earlier events on the same connection, but not another order, because some tills
+-- lose an order without noticing. So the position is before the first order that is still to be prepared and that
+-- no till has received. An order whose event was pruned does not count.
 CREATE FUNCTION dinedesk_main.pos_confirmed(tenant_ids integer[], final text[])
 RETURNS TABLE (tenant_id integer, seq bigint)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -132,9 +132,9 @@ $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) TO posd;
 
--- Note what a till says of an order; the order's print status now, NULL if there is no such order. Each time is that of
--- the first report, and none is in the future. What tells nothing new writes nothing. `said_before`: from which states
--- the order comes to `new_status`.
+-- Store a till's report about an order. Return the new print status of the order, or NULL for an unknown order. The
+-- times are those of the first report, and never in the future. A report without news writes nothing. `said_before`
+-- lists the states from which the order changes to `new_status`.
 CREATE FUNCTION dinedesk_main.pos_note_report(
     tenant integer, about text, device text, at timestamptz, accepted boolean, printed boolean, failed boolean,
     paid boolean, new_status text, reason text, said_before text[]) RETURNS text
@@ -186,14 +186,14 @@ REVOKE ALL ON FUNCTION dinedesk_main.pos_note_report(
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_note_report(
     integer, text, text, timestamptz, boolean, boolean, boolean, boolean, text, text, text[]) TO posd;
 
--- A page of the orders of a tenant that are still to be made, the oldest first: up to `at_most` orders and `most_bytes`
--- bytes, and one order at least. The first row has only the head of the stream. There is none if the tenant was deleted. The
--- last row has no snapshot if there are more orders: it is the next one, and `place` is when the order before it was
--- made. That is where the next page begins: after (`after_time`, `after_order`).
+-- Return a page of a tenant's orders that are still to be prepared, oldest first: up to `at_most` orders and
+-- `most_bytes` bytes, but at least one order. The first row has the head of the stream only. There is no row if the
+-- tenant was deleted. If there are more orders, the last row is the next order without its snapshot, and its
+-- `place` is the time of the order before it. The next page begins there: after (`after_time`, `after_order`).
 --
--- It is STABLE, so that the head and the orders are of one moment. The statuses are written out, so that PostgreSQL sees
--- that pos_orders_open has these orders, and the bound on created_at alone is what the index is used for. PL/pgSQL plans
--- the statement once for a session; that took longer than to execute it.
+-- The function is STABLE, so the head and the orders have the same snapshot. The statuses are literals, so that
+-- PostgreSQL can use the partial index pos_orders_open; the separate bound on created_at is the index condition.
+-- PL/pgSQL plans the statement once per session; planning took longer than execution.
 CREATE FUNCTION dinedesk_main.pos_open_orders(
     tenant integer, since timestamptz, after_time timestamptz, after_order text, at_most integer, most_bytes bigint)
 RETURNS TABLE (last_seq bigint, stream_id uuid, order_id text, snapshot text, print_status text, place text)

@@ -1,20 +1,20 @@
--- What the ledgers of all tenants have in common (sql/tenant/003_ledgers.sql).
+-- Functions that the ledgers of all tenants share (sql/tenant/003_ledgers.sql).
 
--- History is not changed, by its owner no more than by others, but for who takes this trigger off first.
+-- Ledgers are append-only. Even their owner cannot change a row without dropping this trigger first.
 CREATE FUNCTION dinedesk_main.pos_insert_only() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RAISE EXCEPTION '%.% only grows: write a row that takes the other back', TG_TABLE_SCHEMA, TG_TABLE_NAME
+    RAISE EXCEPTION '%.% is append-only: insert a row that reverses the other one', TG_TABLE_SCHEMA, TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation';
 END
 $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_insert_only() FROM PUBLIC;
 
--- Whether posd keeps a tenant's gift cards or loyalty accounts: whether the table of this name, and that of its
--- movements, are ordinary tables of posd_owner. Names prove nothing, since a shop may have CREATE on its schema: a
--- view in the place of `gift_cards` runs the shop's functions with the rights of who reads it.
+-- Return true if posd keeps the tenant's gift cards or loyalty accounts: if the table of this name, and the table
+-- of its movements, are ordinary tables of posd_owner. Names alone prove nothing, because a shop may have CREATE on
+-- its schema: a view in place of `gift_cards` would run the shop's functions with the privileges of the reader.
 --
--- PL/pgSQL, which plans the statement once for a session; a function in SQL is planned for each call.
+-- PL/pgSQL plans the statement once per session; a function in SQL is planned per call.
 CREATE FUNCTION dinedesk_main.pos_keeps(shop text, people text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -28,23 +28,24 @@ BEGIN
 END
 $$;
 
--- The same, for the beginning of a statement: fails as if there were no such table where posd keeps no such ledger,
--- before the names that follow are looked up.
+-- The same check, for the beginning of a statement: it fails with the error of a missing table if posd does not
+-- keep the ledger, before the table names that follow are looked up.
 CREATE FUNCTION dinedesk_main.pos_check_keeps(shop text, people text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT dinedesk_main.pos_keeps(shop, people) THEN
-        RAISE EXCEPTION 'posd keeps no % of %', people, shop USING ERRCODE = 'undefined_table';
+        RAISE EXCEPTION 'posd does not keep the table % of the schema %', people, shop
+            USING ERRCODE = 'undefined_table';
     END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_keeps(text, text), dinedesk_main.pos_check_keeps(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_keeps(text, text), dinedesk_main.pos_check_keeps(text, text) TO posd;
 
--- What the hooks on ledgers have noted, as it is now: by tenant, kind and key what an event is made of.
--- 'gift_card_movement' and 'loyalty_movement' are named by the row's id, a changed 'gift_card' by its number.
--- There is no row for a tenant whose ledger posd does not keep, nor for a row that is gone. Only tables of
--- posd_owner are read, so no code of a shop runs.
+-- Return the present content of ledger rows that hooks have noted, by tenant, kind and key. posd makes events of
+-- them. The key of a 'gift_card_movement' or a 'loyalty_movement' is its id; the key of a changed 'gift_card' is
+-- its number. Nothing is returned for a tenant whose ledger posd does not keep, nor for a row that was deleted. The
+-- function reads tables of posd_owner only, so it runs no code of a shop.
 CREATE FUNCTION dinedesk_main.pos_movement_states(tenant_ids integer[], kinds text[], keys text[])
 RETURNS TABLE (tenant_id integer, kind text, key text, content json, failure text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
@@ -62,7 +63,7 @@ BEGIN
         ledger := CASE WHEN tenant.kind LIKE 'gift\_card%' THEN 'gift_cards' ELSE 'loyalty_accounts' END;
         CONTINUE WHEN NOT dinedesk_main.pos_keeps(tenant.schema_name, ledger);
         BEGIN
-            -- Each tenant has functions of its own, so that what they do is planned once for a session.
+            -- The functions are per tenant, so that their statements are planned once per session.
             RETURN QUERY EXECUTE format(
                 'SELECT $1, $2, s.key, s.content, NULL::text FROM posd_hooks.%I($2, $3) AS s',
                 CASE ledger WHEN 'gift_cards' THEN 'card_states$' ELSE 'points_states$' END
@@ -80,8 +81,9 @@ $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_movement_states(integer[], text[], text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_movement_states(integer[], text[], text[]) TO posd;
 
--- What redeemed points were worth is written down with them: the rate may change, the answer to a call that
--- is made again may not. A shop that writes its movements by SQL gets it too, hence the owner's rights.
+-- The value of redeemed points is stored with the movement: the rate may change, but a repeated call must get the
+-- same answer. The trigger has its owner's privileges, because it also fires for movements that a shop inserts by
+-- SQL.
 CREATE FUNCTION dinedesk_main.pos_value_points() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

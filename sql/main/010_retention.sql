@@ -1,7 +1,7 @@
--- What is old goes: events that are older than they are kept for, and with them what else ages. posd itself has
--- no right to delete any of it; it may have it done by the functions below, batch by batch.
+-- Pruning: deletes events older than their retention, and other rows of that age. posd has no privilege to delete
+-- these rows; it calls the functions below, batch by batch.
 
--- Which node prunes at the moment. After a crash of PostgreSQL none does.
+-- The lease of the node that prunes. Unlogged: after a crash of PostgreSQL no node has it.
 CREATE UNLOGGED TABLE dinedesk_main.pos_pruning (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     node_id uuid NOT NULL,
@@ -9,22 +9,24 @@ CREATE UNLOGGED TABLE dinedesk_main.pos_pruning (
 );
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_pruning TO posd;
 
--- Delete up to `at_most` events of a tenant that are from `before`, acknowledged or not, and move `pruned_seq`
--- with them; when there are none left, the same of what tills said and what failed, of refusals of pruned
--- events, and of orders; when nothing at all is left, note in `pruned_before` how far everything is pruned. One
--- call is one short transaction, and what it did; `done` is the last one. No row: there is no such tenant.
+-- Delete up to `at_most` events of a tenant that are older than `before`, acknowledged or not, and move
+-- `pruned_seq`. If no such events are left, delete old messages of tills, failed events, nacks of pruned events,
+-- and orders; if nothing is left, store in `pruned_before` that everything is pruned up to then. A call is one
+-- short transaction and returns its counts; `done` is true in the last call. No row is returned for an unknown
+-- tenant.
 --
--- The stream stays whole above the floor: events go in the order of their positions, up to the first that is
--- not old enough, whatever time those behind it bear.
+-- The stream stays complete above the floor: events are deleted in the order of their positions, up to the first
+-- event that is not old enough, whatever the times of later events are.
 --
--- An order goes once its last event has gone and it is at its end (`final`). One that is not is kept for thirty
--- days after its last change and until the day it is for is as long ago as `before`: it may still be made.
+-- An order is deleted after its last event if its status is final (`final`). Another order may still be prepared,
+-- so it is kept for thirty days after its last change, and until the time it is scheduled for is older than
+-- `before`.
 --
--- Nobody waits for this. The events are deleted before the head is locked, which is then for a moment only, and
--- nothing is deleted after it, where the sequencer has the head and wants the order. A crash may undo
--- what was committed last, rows and floor together, so the commit does not wait for the disk either.
+-- No session waits long for this function. It deletes the events before it locks the head, which is then locked for
+-- a moment only. It deletes nothing after that, because the sequencer locks the head and then orders. A crash may
+-- undo the last transactions, but rows and floor together, so the commit does not wait for the disk.
 --
--- enable_seqscan: statistics may know a log empty that is not.
+-- enable_seqscan: statistics may show an empty log although it is not empty.
 CREATE FUNCTION dinedesk_main.pos_prune(tenant integer, before timestamptz, final text[], at_most integer)
 RETURNS TABLE (events bigint, expired bigint, messages bigint, nacks bigint, orders bigint, done boolean)
 LANGUAGE plpgsql SECURITY DEFINER
@@ -36,9 +38,9 @@ DECLARE
     deleted bigint[];
     received bigint;
 BEGIN
-    -- Whoever has taken over a daemon does not empty the logs with this.
+    -- A compromised daemon must not be able to empty the logs with this function.
     IF before IS NULL OR before > statement_timestamp() - interval '1 hour' THEN
-        RAISE EXCEPTION 'nothing is pruned that is younger than an hour' USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'rows younger than an hour cannot be pruned' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT h.pruned_seq INTO floor FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = tenant;
     IF NOT FOUND THEN
@@ -113,8 +115,8 @@ BEGIN
 END
 $$;
 
--- The same for stored answers, of all tenants; how many. None is forgotten within a day, in which a call may be
--- made again.
+-- The same for stored answers, of all tenants. Return the number of deleted rows. Answers are kept for at least a
+-- day, so that calls can be repeated.
 CREATE FUNCTION dinedesk_main.pos_prune_answers(before timestamptz, at_most integer) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
@@ -128,8 +130,8 @@ SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqs
     SELECT count(*) FROM gone
 $$;
 
--- Delete up to `at_most` rows of tenants that were deleted, of each table whose tenant_id has no foreign key; how
--- many. So a DELETE of a tenant is short, however much it had. The number of a tenant is never used again.
+-- Delete up to `at_most` rows of deleted tenants, from each table whose tenant_id has no foreign key, and return
+-- the number of rows. So a DELETE of a tenant is short, however many rows it had. Tenant ids are never reused.
 CREATE FUNCTION dinedesk_main.pos_prune_deleted(at_most integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
@@ -142,7 +144,7 @@ BEGIN
     FOREACH log IN ARRAY ARRAY[
         'pos_events', 'pos_unsequenced', 'pos_nacks', 'pos_orders', 'pos_stream_epochs'
     ] LOOP
-        -- From one tenant_id to the next by the index, so that it costs as many looks as there are tenants.
+        -- Go from one tenant_id to the next by the index, so the cost is one look-up per tenant.
         EXECUTE format(
             'WITH RECURSIVE held AS (
                 (SELECT l.tenant_id FROM dinedesk_main.%1$I AS l ORDER BY l.tenant_id LIMIT 1)

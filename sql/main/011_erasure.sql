@@ -1,13 +1,13 @@
--- Forgetting a customer: texts that tell who somebody is become null where posd has kept them. What an order
--- was, what it cost and where its events stand in the stream stays.
+-- Erasure of a customer's data: posd replaces texts that identify a person by null in its tables. The content and
+-- prices of orders and the positions of events stay.
 
--- That it was done, for whoever has to prove it. Nobody is named in here.
+-- A record of erasures, as evidence. It does not identify the customer.
 CREATE TABLE dinedesk_main.pos_erasures (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
     erased_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     erased_by text NOT NULL DEFAULT session_user,
-    -- Such as 'phone …123'.
+    -- For example 'phone …123'.
     sought text NOT NULL,
     events bigint NOT NULL,
     orders bigint NOT NULL,
@@ -18,13 +18,13 @@ CREATE TABLE dinedesk_main.pos_erasures (
 CREATE INDEX pos_erasures_of_tenant ON dinedesk_main.pos_erasures (tenant_id);
 GRANT SELECT, INSERT ON dinedesk_main.pos_erasures TO posd;
 
--- Whether `now` is `was` except for texts that became null or whose members were removed. A member by one of the
--- names below keeps its text: it says what a thing is called, what became of it, or when. A number stays, unless its
--- member's name says that it is for dialling.
+-- Return true if `now` differs from `was` only by texts that became null and by removed members. Members with the
+-- names below must keep their text: these are identifiers, types, statuses and times. Numbers must stay, unless the
+-- member's name says that it is a telephone number.
 --
--- The texts are compared as they are written and not as jsonb, which takes the last of several members of one name,
--- and 1.0 for 1.00: the order of the members, their number and the digits of every number are the same. Only
--- strings are compared by what they mean, since one string can be written with escapes and without.
+-- The function compares JSON texts and not jsonb, which keeps only the last of several members with one name, and
+-- treats 1.0 as equal to 1.00. So the order and number of members and the digits of numbers must be the same. Only
+-- strings are compared by value, because a string can be written with and without escapes.
 CREATE FUNCTION dinedesk_main.pos_only_erased(was json, now json, name text DEFAULT '') RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -38,7 +38,7 @@ BEGIN
         WHEN 'object' THEN
             RETURN json_typeof(now) = 'object'
                AND (SELECT count(*) = count(DISTINCT m.name) FROM json_object_keys(was) AS m(name))
-               -- What is left has the same order. So it has no name twice, and none that is new.
+               -- The remaining members have the same order. So no name occurs twice, and no name is new.
                AND ARRAY(SELECT n.name FROM json_object_keys(now) WITH ORDINALITY AS n(name, place) ORDER BY n.place)
                  = ARRAY(SELECT m.name FROM json_object_keys(was) WITH ORDINALITY AS m(name, place)
                           WHERE m.name IN (SELECT n.name FROM json_object_keys(now) AS n(name)) ORDER BY m.place)
@@ -66,12 +66,12 @@ BEGIN
 END
 $$;
 
--- Put texts in the place of others that differ only by what was erased; the keys of those where that was so.
--- What was changed since it was read is left as it is. `place` and key: 'event' or 'beside' and the position,
--- 'message' and the id (pos_unsequenced), 'order' and its id, 'outbox' and the id, 'answer' and its principal,
--- operation and key with \x01 between them; 'call' forgets a stored answer whose address names a customer.
--- 'refusal' and its position and device with \x01 between them loses its reason (pos_nacks). Nodes that have events
--- in memory for tills which catch up are told to drop them.
+-- Replace texts by texts that differ only by erased data, and return the keys of the replaced ones. A text that has
+-- changed since it was read is left unchanged. The values of `place` and their keys: 'event' and 'beside' with the
+-- position, 'message' with the id (pos_unsequenced), 'order' with its id, 'outbox' with the id, and 'answer' with
+-- principal, operation and key, separated by \x01. 'call' deletes a stored answer whose path identifies a customer.
+-- 'refusal', with position and device separated by \x01, removes the reason of a nack (pos_nacks). Nodes are told
+-- to drop events that they hold in memory for tills that catch up.
 CREATE FUNCTION dinedesk_main.pos_erase(tenant integer, place text, keys text[], texts text[]) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' SET enable_seqscan = off AS $$
@@ -142,8 +142,9 @@ BEGIN
 END
 $$;
 
--- Take people off gift cards and off loyalty accounts; how many of either there were. An account without a
--- number is nobody's any more, and its ledger stays. The shop's own tables of these names are not touched.
+-- Erase personal data of gift cards and loyalty accounts, and return the number of each. An account without a
+-- telephone number belongs to no customer, and its ledger stays. The shop's own tables of these names are not
+-- changed.
 CREATE FUNCTION dinedesk_main.pos_erase_people(tenant integer, cards text[], account_ids bigint[])
 RETURNS TABLE (gift_cards bigint, accounts bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$

@@ -1,13 +1,13 @@
--- How every tenant stands, for the metrics: what became of its events, what waits and for how long, and which
--- orders nobody has printed.
+-- The survey of all tenants for the metrics: counters of events, waiting rows and their ages, and unprinted orders.
 
--- Of up to `most` active tenants after `beyond`, in the order of their ids. The numbers of one tenant are of one
--- moment: a STABLE function looks with the snapshot of the statement that calls it. `published`, `acknowledged`
--- and `expired` are kept in three places, and `waiting` is counted, so that their sum says something.
+-- Return a row for each of up to `most` active tenants with ids above `beyond`, by id. The numbers of a tenant have
+-- the same snapshot: a STABLE function uses the snapshot of the calling statement. `published`, `acknowledged` and
+-- `expired` are counters that different statements maintain, and `waiting` is counted from rows, so comparing their
+-- sum is a check.
 --
--- `unprinted` are orders of the last day that are still to be made and that no till has printed; `prints` tells
--- whether tills of that shop say so at all, by its last hundred orders. Ages are in seconds, 0 where there is
--- nothing.
+-- `unprinted` counts orders of the last day that are still to be prepared and that no till has printed. `prints`
+-- says whether tills of the shop report printed orders, according to the last hundred orders. Ages are in seconds;
+-- the age is 0 if there is no such row.
 CREATE FUNCTION dinedesk_main.pos_survey(beyond integer, most integer, final text[])
 RETURNS TABLE (tenant_id integer, slug text, published bigint, acknowledged bigint, expired bigint, waiting bigint,
                undelivered bigint, oldest_unacked double precision, outbox_rows bigint,
@@ -15,7 +15,7 @@ RETURNS TABLE (tenant_id integer, slug text, published bigint, acknowledged bigi
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    -- The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows.
+    -- The statuses are literals, so that PostgreSQL can use the partial index pos_orders_open.
     RETURN QUERY EXECUTE format(
         'SELECT t.id, t.slug, t.last_seq, t.acknowledged, t.expired,
                 (SELECT count(*) FROM dinedesk_main.pos_events AS e

@@ -1,46 +1,46 @@
--- Shops whose own `orders` and `order_items` were hooked by `posctl adopt`: what the operator chose, and what the
--- tables were like then. A tenant without a row has the tables that posd has made.
+-- Shops whose own `orders` and `order_items` tables were hooked by `posctl adopt`: the operator's choices, and the
+-- columns of the tables at that time. A tenant without a row here has tables that posd created.
 CREATE TABLE dinedesk_main.pos_adoptions (
     tenant_id integer PRIMARY KEY REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
     adopted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- A boolean SQL expression over the columns of `orders`. An order for which it is not true is published only
-    -- if it was published before. NULL: all orders are published.
+    -- A boolean SQL expression over the columns of `orders`. An order for which it is not true is published only if
+    -- it was published before. NULL: all orders are published.
     condition text CHECK (condition ~ '\S'),
-    -- What a value of a `timestamp` column means: the time in the shop's time zone, or UTC. NULL: there is none.
+    -- The time zone of `timestamp` columns: the shop's time zone, or UTC. NULL: there is no such column.
     timestamps text CHECK (timestamps IN ('local', 'utc')),
-    -- The operator says that no two orders have the same id, although no constraint does.
+    -- The operator asserts that order ids are unique, although no constraint ensures it.
     unique_ids boolean NOT NULL DEFAULT false,
-    -- The columns that an event uses, with their types: {"orders": {"id": "bigint", …}, "order_items": {…}}.
+    -- The columns that events use, with their types: {"orders": {"id": "bigint", …}, "order_items": {…}}.
     tables json NOT NULL
 );
 GRANT SELECT ON dinedesk_main.pos_adoptions TO posd;
 
--- Read orders of a shop as they are now, each with its lines in `items`. It has the rights of its caller, which is
--- read_orders$… of the tenant. `shop` is the name of the schema as it is written in SQL; the others are from
--- pos_adoptions, NULL for tables that posd has made. One function for all tenants, since a session keeps the plans
--- of each PL/pgSQL function that it has called.
+-- Read the present rows of orders of a shop, each with its lines in `items`. The function has the privileges of its
+-- caller, read_orders$… of the tenant. `shop` is the name of the schema as an SQL identifier. The other parameters
+-- are values of pos_adoptions; they are NULL for tables that posd created. There is one function for all tenants,
+-- because a session keeps the plans of all PL/pgSQL functions that it has called.
 --
--- Only the columns that an event has a member for are read, and of those the ones that the tables have now. The
--- types come from the catalog at each call, so a column may change its type at any time. `money` is read as
--- numeric; a `timestamp` is read as UTC if `times` says so, and otherwise comes without an offset.
+-- The function reads only columns that an event has a member for, and of these only columns that the tables have
+-- now. It reads the types from the catalog at each call, so the type of a column may change at any time. `money` is
+-- read as numeric. A `timestamp` is read as UTC if `times` says so; otherwise its text has no offset.
 --
--- A table without a column that is needed is an error (undefined_column). Other columns that were there when the
--- tables were adopted, `known`, and are not there any more are named in the member `lacks`. An order for which
--- `condition` is not true has the member `passed_over`.
+-- A missing column that is required raises undefined_column. Other columns that existed when the tables were
+-- adopted (`known`) and are missing now are listed in the member `lacks`. An order for which `condition` is not
+-- true has the member `passed_over`.
 --
--- The keys stand in the query as a literal, which takes the type of orders.id.
+-- The keys are a literal in the query, which takes the type of orders.id.
 --
--- ALTER TABLE … TYPE writes a table anew, and a snapshot from before that sees no rows in it. A reader that waits for
--- the lock of such a statement would find that all orders were deleted. So both tables are locked first, and the
--- function is VOLATILE: each of its queries has a snapshot of its own, taken after the lock.
+-- ALTER TABLE … TYPE rewrites a table, and an older snapshot sees no rows in the rewritten table. A reader that
+-- waits for the lock of such a statement would conclude that all orders were deleted. So both tables are locked
+-- first, and the function is VOLATILE: each of its queries has its own snapshot, taken after the lock.
 --
--- If a value makes the query fail, the orders are read again one by one. An order that fails alone has
--- {"failure": "SQLSTATE message"} as its content, and the others are returned as usual. Errors about names,
--- rights, locks and resources concern all orders and are raised. So is an error that the query has without any
--- order, such as a constant in `condition` that the type of a column does not have any more.
+-- If a value makes the query fail, the orders are read again one by one. An order that fails alone has {"failure":
+-- "SQLSTATE message"} as its content, and the other orders are returned as usual. Errors about names, privileges,
+-- locks and resources concern all orders and are raised. An error that the query raises without any order is also
+-- raised, for example if a constant in `condition` does not fit the changed type of a column.
 --
--- `content` is JSON text. That of an order of more than 4 MiB is empty. Of the orders in the order of `keys`, those
--- that do not fit into 1 MiB together have NULL; the first one always fits.
+-- `content` is JSON text. It is empty for an order of more than 4 MiB. Orders that do not fit into 1 MiB together,
+-- in the order of `keys`, have NULL; the first order always fits.
 CREATE FUNCTION dinedesk_main.pos_read_shop(
     shop text, keys text[], times text, condition text, known text[])
 RETURNS TABLE (order_id text, content text)
@@ -67,12 +67,12 @@ BEGIN
     BEGIN
         EXECUTE concat('LOCK TABLE ONLY ', shop, '.orders, ONLY ', shop, '.order_items IN ACCESS SHARE MODE');
     EXCEPTION WHEN insufficient_privilege OR wrong_object_type THEN
-        -- Rights on single columns do not allow LOCK. A query takes the same lock, and longer.
+        -- Column privileges do not allow LOCK. A query takes the same lock, and takes longer.
         EXECUTE concat('SELECT FROM ', shop, '.orders, ', shop, '.order_items WHERE false');
     END;
     orders := concat(shop, '.orders');
     items := concat(shop, '.order_items');
-    -- Types of the system have an oid below 16384, and are no domains. A domain may be of another domain.
+    -- Types of the system have OIDs below 16384, and are not domains. A domain may be based on another domain.
     SELECT array_agg(concat(c.relation, '.', c.name)),
            string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'o'),
            string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'i')
@@ -134,7 +134,8 @@ BEGIN
             END;
         END LOOP;
     END;
-    -- A view in the place of `orders` may have any number of rows for a key, and a cast of the shop's any text.
+    -- A view in place of `orders` may return any number of rows for a key, and a cast of the shop may return any
+    -- text.
     RETURN QUERY
         SELECT f.order_id, CASE WHEN f.before < 1048576 THEN f.content END
           FROM (SELECT d.*, sum(octet_length(d.content)) OVER (ORDER BY array_position(keys, d.order_id))
@@ -146,5 +147,6 @@ BEGIN
 END
 $$;
 
--- The tenants' readers call it, and their roles come and go. It gives nobody a right that he does not have.
+-- The tenants' reader roles call the function; these roles are created and dropped with tenants. The function gives
+-- its caller no additional privilege.
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_read_shop(text, text[], text, text, text[]) TO PUBLIC;

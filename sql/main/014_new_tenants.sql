@@ -1,7 +1,7 @@
--- What operators do while posd runs: shut a terminal out, and make a tenant.
+-- Operations for operators while posd runs: disable a terminal, and create a tenant.
 
--- A terminal that is disabled or let in again: nodes forget what they know of its tenant's keys and look
--- at its connections.
+-- When a terminal is disabled or enabled, nodes drop what they have cached about the keys of its tenant, and check
+-- its connections.
 CREATE FUNCTION dinedesk_main.pos_tell_of_device() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -14,8 +14,8 @@ CREATE TRIGGER pos_tell_of_device AFTER UPDATE OF is_active ON dinedesk_main.pos
     EXECUTE FUNCTION dinedesk_main.pos_tell_of_device();
 CREATE INDEX pos_devices_disabled ON dinedesk_main.pos_devices (tenant_id) WHERE NOT is_active;
 
--- What a new tenant's schema is made of: sql/tenant/ and the hooks, as `posctl migrate` last found them.
--- Nobody but posd_owner can read or write it, so nobody else can say what pos_create_tenant() executes.
+-- The SQL that creates a tenant's schema: sql/tenant/ and the hooks, as stored by the last `posctl migrate`. Only
+-- posd_owner can read and write it, so no other role can determine what pos_create_tenant() executes.
 CREATE TABLE dinedesk_main.pos_tenant_files (
     position integer PRIMARY KEY,
     file text NOT NULL UNIQUE,
@@ -23,11 +23,11 @@ CREATE TABLE dinedesk_main.pos_tenant_files (
     content text NOT NULL
 );
 
--- Make a tenant whole, or not at all: its row, its role, its schema. The one thing that the daemon can do
--- to the structure of a database, and it has no say in what is made but for the name. A schema that is
--- there already may have a shop's tables in it; to take it over is for `posctl tenant add`.
+-- Create a tenant in one transaction: its row, its roles and its schema. This is the only way in which the daemon
+-- can change the structure of the database, and it determines only the name. An existing schema may have a shop's
+-- tables in it; only `posctl tenant add` adopts it.
 --
--- What the files mean must not depend on a setting of who calls this.
+-- The SET clauses keep settings of the caller from changing the meaning of the SQL.
 CREATE FUNCTION dinedesk_main.pos_create_tenant(
     slug text, name text, currency text, timezone text, default_region text) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
@@ -38,13 +38,13 @@ DECLARE
     new_id integer;
     source record;
 BEGIN
-    -- What `posctl` holds while it changes schemas.
+    -- The lock that `posctl` holds while it changes schemas.
     LOCK TABLE dinedesk_main.schema_changes IN EXCLUSIVE MODE NOWAIT;
     IF NOT EXISTS (SELECT FROM dinedesk_main.pos_tenant_files) THEN
-        RAISE EXCEPTION 'it is not known what a tenant is made of: run `posctl migrate`'
+        RAISE EXCEPTION 'no tenant can be created before `posctl migrate` has been run'
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    -- The constraints leave only small letters, digits and hyphens in the slug. All names come from it.
+    -- The constraints allow only lower-case letters, digits and hyphens in the slug. All names are derived from it.
     INSERT INTO dinedesk_main.tenants (slug, name, schema_name, currency, timezone, default_region)
     VALUES (pos_create_tenant.slug, pos_create_tenant.name, shop_schema, pos_create_tenant.currency,
             pos_create_tenant.timezone, pos_create_tenant.default_region)

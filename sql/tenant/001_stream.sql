@@ -1,14 +1,15 @@
--- One tenant's part of the log. `posctl migrate` fills in `:"schema"`, `:tenant_id`, `:"hook_role"`, `:"note_role"` and
--- `:shop` (the schema's name without `dinedesk_`) wherever they stand, function bodies included.
+-- A tenant's views of the log, and its functions. `posctl migrate` replaces `:"schema"`, `:tenant_id`,
+-- `:"hook_role"`, `:"note_role"` and `:shop` (the schema's name without `dinedesk_`) everywhere, including function
+-- bodies.
 --
--- posd's functions for a tenant stand in the schema posd_hooks, as `<name>$<shop>`. A shop may have CREATE on its
--- own schema: a function that posd calls there could be hidden by one of the shop's that has the same name and
--- fits the arguments better, and would then run with the rights of posd.
+-- posd's functions for a tenant are in the schema posd_hooks, as `<name>$<shop>`. A shop may have CREATE on its own
+-- schema: a function of posd there could be hidden by a function of the shop with the same name and better matching
+-- arguments, which would then run with posd's privileges.
 
--- The rows are in dinedesk_main, in tables of all tenants. These views show the tenant's own under the deployed
--- names. Whoever is granted SELECT here sees no other tenant's rows, and needs no right in dinedesk_main: a view
--- reads with the rights of its owner, posd_owner. security_barrier: a condition that calls a function of the
--- reader's is not evaluated before `tenant_id`, so the function is never given another tenant's row
+-- The rows are in dinedesk_main, in tables shared by all tenants. These views show the tenant's rows under the
+-- names of the earlier tables. A role with SELECT on them sees no other tenant's rows, and needs no privilege in
+-- dinedesk_main: a view reads with the privileges of its owner, posd_owner. security_barrier: a function of the
+-- reader in a condition is not evaluated before the condition on `tenant_id`, so it never sees another tenant's row
 -- (https://www.postgresql.org/docs/current/rules-privileges.html).
 CREATE VIEW :"schema".pos_events WITH (security_barrier) AS
     SELECT e.id, e.seq, e.event_type, e.event_data, e.beside, e.created_at
@@ -22,9 +23,9 @@ CREATE VIEW :"schema".pos_unsequenced WITH (security_barrier) AS
     SELECT u.id, u.event_type, u.event_data, u.device_id, u.failure, u.created_at
       FROM dinedesk_main.pos_unsequenced AS u WHERE u.tenant_id = :tenant_id;
 
--- The deployed table of this name: all of the log. `status` follows from the positions. It reads the views above
--- and not the tables: PostgreSQL pushes conditions into the parts of a UNION ALL though the view is a barrier, so
--- the parts have to be barriers themselves.
+-- The whole log, under the name of an earlier table. `status` is computed from positions. The view reads the views
+-- above and not the tables: PostgreSQL pushes conditions into the parts of a UNION ALL although the view is a
+-- barrier, so the parts must be barriers themselves.
 CREATE VIEW :"schema".pos_sync_logs WITH (security_barrier) AS
     SELECT e.id, e.seq, e.event_type, e.event_data,
            CASE WHEN EXISTS (SELECT FROM dinedesk_main.pos_nacks AS n
@@ -42,8 +43,9 @@ CREATE VIEW :"schema".pos_sync_logs WITH (security_barrier) AS
 GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_unsequenced, :"schema".pos_sync_logs
     TO posd;
 
--- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop. A key is as long as
--- the shop makes it, and the sequencer reads the keys of many rows at once; an id may have 255 characters.
+-- The hooks call this function. The tenant's id is part of it, so a hook can write for its own shop only. Keys are
+-- shortened, because a shop determines their length and the sequencer reads the keys of many rows at once; an id
+-- may have 255 characters.
 CREATE FUNCTION posd_hooks.enqueue$:shop(kind text, keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -66,13 +68,13 @@ $$;
 REVOKE ALL ON FUNCTION posd_hooks.enqueue$:shop(text, text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION posd_hooks.enqueue$:shop(text, text[]) TO :"note_role";
 
--- What pos_publish() calls, as its owner; nobody else may.
+-- pos_publish() calls this function as its owner. No other role may call it.
 CREATE FUNCTION posd_hooks.enqueue_event$:shop(type text, data jsonb) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     published bigint;
 BEGIN
-    -- A longer type is as wrong as its beginning.
+    -- A longer type is as invalid as its beginning.
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
     VALUES (:tenant_id, left(enqueue_event$:shop.type, 100), enqueue_event$:shop.data::text)
     RETURNING id INTO published;
@@ -84,7 +86,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION posd_hooks.enqueue_event$:shop(text, jsonb) FROM PUBLIC;
 
--- Reads the shop's orders as they are now. Until `orders` is hooked there is nothing to read.
+-- Reads the present rows of the shop's orders. Until `orders` is hooked, it returns no rows.
 CREATE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -94,15 +96,15 @@ REVOKE ALL ON FUNCTION posd_hooks.read_orders$:shop(text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION posd_hooks.read_orders$:shop(text[]) TO posd_reader;
 
 GRANT USAGE ON SCHEMA :"schema" TO posd, :"hook_role";
--- ALTER FUNCTION … OWNER requires that the new owner has CREATE on the function's schema. It is granted and
--- revoked in one transaction, so no other session sees it.
+-- ALTER FUNCTION … OWNER requires that the new owner has CREATE on the function's schema. It is granted and revoked
+-- in one transaction, so no other session sees it.
 GRANT CREATE ON SCHEMA posd_hooks TO posd_hook, :"hook_role";
 ALTER FUNCTION posd_hooks.enqueue$:shop(text, text[]) OWNER TO posd_hook;
 ALTER FUNCTION posd_hooks.enqueue_event$:shop(text, jsonb) OWNER TO posd_hook;
 ALTER FUNCTION posd_hooks.read_orders$:shop(text[]) OWNER TO :"hook_role";
 REVOKE CREATE ON SCHEMA posd_hooks FROM posd_hook, :"hook_role";
 
--- The tenant's orders as posd knows them, and what its terminals have said about them: views like those above.
+-- Views of the tenant's orders and of the reports of its terminals, like those above.
 
 CREATE VIEW :"schema".pos_orders WITH (security_barrier) AS
     SELECT o.order_id, o.snapshot, o.status, o.version, o.print_status, o.print_reason, o.payment_status,

@@ -1,6 +1,6 @@
--- The shop's own rows, for a shop that has none yet. Tables that exist already stay as they are and are
--- hooked by `posctl adopt`; a shop that has only one of them keeps its orders in some other way, and
--- publishes by pos_publish() or REST. posd itself never writes these two tables.
+-- The shop's own tables, for a shop that has none yet. Existing tables stay unchanged, and `posctl adopt` hooks
+-- them. A shop that has only one of the tables stores its orders in another way, and publishes by pos_publish() or
+-- REST. posd never writes these two tables.
 
 DO $$
 BEGIN
@@ -56,8 +56,8 @@ GRANT SELECT ON :"schema".orders, :"schema".order_items TO :"hook_role";
 END
 $$;
 
--- What read_orders$:shop() needs to know of the tenant's adoption (sql/main/013_adoptions.sql). No row: the tables
--- were made by posd.
+-- The values of the tenant's adoption that read_orders$:shop() needs (sql/main/013_adoptions.sql). No row: posd
+-- created the tables.
 CREATE VIEW :"schema".pos_adoption WITH (security_barrier) AS
     SELECT a.condition, a.timestamps,
            ARRAY(SELECT concat(t.key, '.', c.name)
@@ -66,10 +66,11 @@ CREATE VIEW :"schema".pos_adoption WITH (security_barrier) AS
 GRANT SELECT ON :"schema".pos_adoption TO :"hook_role";
 GRANT USAGE ON SCHEMA dinedesk_main, posd_hooks TO :"hook_role";
 
--- What the shop's orders are like, for `posctl adopt`, which calls it before the tables are hooked: how many of the
--- newest `most` orders have each status, for how many of these the condition is true, and the newest `created_at`,
--- as text. It reads with the rights of the tenant's reader, and fails as read_orders$:shop() would. Only its owner and
--- posd_owner may call it: the condition is SQL, and would give a daemon that was taken over the reader's rights.
+-- Describes the shop's orders for `posctl adopt`, which calls it before the tables are hooked. Returns, for the
+-- newest `most` orders, the number of orders per status, the number for which the condition is true, and the newest
+-- `created_at` as text. It reads with the privileges of the tenant's reader, and fails where read_orders$:shop()
+-- would. Only its owner and posd_owner may call it: the condition is SQL, and would give a compromised daemon the
+-- reader's privileges.
 CREATE FUNCTION posd_hooks.look_at_orders$:shop(most integer, condition text)
 RETURNS TABLE (status text, orders bigint, met bigint, newest text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$

@@ -1,15 +1,14 @@
--- Gift cards and loyalty points: two ledgers that only grow. Each row continues the one before it, by a
--- foreign key to that row's number *and* balance, so whoever may insert, and however carelessly, can neither
--- spend the same money twice nor spend what is not there. The balance is the last row's. What a constraint
--- says here, no code has to be trusted with: a NULL makes a CHECK and a foreign key pass, hence NOT NULL
--- everywhere but in `prev_seq`; NaN equals and exceeds everything, hence it is named. (Infinity has no
--- place in numeric(14, 3).)
+-- Gift cards and loyalty points: two append-only ledgers. A row continues its predecessor by a foreign key to the
+-- predecessor's number and balance. So no role that may insert can spend an amount twice, or more than the balance,
+-- even by mistake. The balance is that of the last row. Constraints enforce this, so no code must be trusted. A
+-- NULL passes a CHECK and a foreign key, so all columns but `prev_seq` are NOT NULL. NaN equals itself and is
+-- greater than all numbers, so it is excluded explicitly. (numeric(14, 3) cannot store infinity.)
 --
--- Tables of these names that exist already belong to the shop. They stay as they are, and posd keeps no ledger of
--- that kind: the shop publishes by pos_publish() or REST. Whether posd keeps a ledger is decided by who owns its
--- tables (dinedesk_main.pos_keeps()), since a shop can make tables, constraints and functions of any name.
+-- Existing tables of these names belong to the shop. They stay unchanged, and posd keeps no ledger of that kind:
+-- the shop publishes by pos_publish() or REST. The owner of the tables decides whether posd keeps a ledger
+-- (dinedesk_main.pos_keeps()), because a shop can create tables, constraints and functions of any name.
 
--- What the hooks below say is read after the commit, by pos_movement_states(). `posd.hooks`: see hooks.sql.
+-- pos_movement_states() reads the noted rows after the commit. `posd.hooks`: see hooks.sql.
 CREATE FUNCTION posd_hooks.note_movements$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -21,7 +20,7 @@ BEGIN
 END
 $$;
 
--- Tills care whether a card can be used. Who owns it is the shop's affair.
+-- Noted if it changes whether a till can use the card. Changes of its holder are not published.
 CREATE FUNCTION posd_hooks.note_cards$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -35,8 +34,8 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION posd_hooks.note_movements$:shop(), posd_hooks.note_cards$:shop() FROM PUBLIC;
--- They run in sessions of the daemon. Owned by :"note_role", as the hooks on `orders` are, they could be altered by
--- any code of the shop that ever got that role's rights, and then run with the daemon's.
+-- These triggers run in sessions of the daemon. If :"note_role" owned them, as it owns the hooks on `orders`, code
+-- of the shop that gets that role's privileges could change them, and would then run with the daemon's privileges.
 GRANT CREATE ON SCHEMA posd_hooks TO posd_hook;
 ALTER FUNCTION posd_hooks.note_movements$:shop() OWNER TO posd_hook;
 ALTER FUNCTION posd_hooks.note_cards$:shop() OWNER TO posd_hook;
@@ -53,14 +52,14 @@ IF EXISTS (
 END IF;
 
 CREATE TABLE :"schema".gift_cards (
-    -- Trimmed and in capitals, as all numbers are compared. ASCII, so that capitals mean one thing.
+    -- Trimmed and in upper case, as all numbers are compared. ASCII only, so that upper case is unambiguous.
     card_number text PRIMARY KEY CONSTRAINT gift_cards_number_form
         CHECK (card_number ~ '^[!-`{-~]([ -`{-~]{0,62}[!-`{-~])?$'),
-    -- What the card was sold for; what is on it now is in the ledger. NULL: nobody ever sold this card, only
-    -- a reversal has named it, of a sale that may still be under way.
+    -- The amount for which the card was sold; the ledger has the present balance. NULL: the card was never sold,
+    -- and only a reversal of a sale has named it, whose call may still arrive.
     initial_balance numeric(14, 3) DEFAULT 0 CHECK (initial_balance >= 0 AND initial_balance <> 'NaN'),
     is_blocked boolean NOT NULL DEFAULT false,
-    -- The last instant at which it is valid.
+    -- The last instant at which the card is valid.
     expiry_date timestamptz,
     purchased_by text,
     recipient_name text,
@@ -80,23 +79,24 @@ CREATE TABLE :"schema".pos_gift_card_transactions (
     transaction_type text NOT NULL,
     order_id text CHECK (char_length(order_id) <= 255),
     reference text CHECK (char_length(reference) <= 500),
-    -- Whose movement it is, and so in whose name a key is remembered: 'platform', 'tenant', 'device <id>'.
+    -- The caller, who owns the idempotency key: 'platform', 'tenant' or 'device <id>'.
     principal text NOT NULL DEFAULT 'shop' CHECK (principal <> ''),
     idempotency_key text CHECK (idempotency_key !~ '[^\x21-\x7e]' AND char_length(idempotency_key) BETWEEN 1 AND 255),
     device_id text CHECK (char_length(device_id) <= 128),
     reverses_id bigint,
-    -- Of a sale: until when the card was to be valid as it was sold, whatever is changed later. Names and
-    -- addresses of people are not kept here, where they could be neither corrected nor forgotten.
+    -- For a sale: the expiry date with which the card was sold, whatever is changed later. Names and addresses of
+    -- people are not stored here, because rows of a ledger can be neither corrected nor erased.
     expiry_date timestamptz,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- The two ends of "a reversal takes back all of one movement of the same card, and no reversal": what
-    -- this row takes back, and what can be taken back of it.
+    -- The two ends of a foreign key which ensures that a reversal reverses the whole of one movement of the same
+    -- card, and not another reversal: `reversed` is what this row reverses, `reversible` what can be reversed of
+    -- it.
     reversed numeric(14, 3) GENERATED ALWAYS AS (
         CASE WHEN transaction_type = 'reverse' THEN -amount END) STORED,
     reversible numeric(14, 3) GENERATED ALWAYS AS (
         CASE WHEN transaction_type NOT IN ('reverse', 'tombstone') THEN amount END) STORED,
 
-    -- Not NOT IN, which PostgreSQL keeps in a form that a dump and its restore would change.
+    -- Not NOT IN, because PostgreSQL's stored form of it changes in a dump and restore.
     CONSTRAINT gift_card_numbers
         CHECK (balance_before <> 'NaN' AND amount <> 'NaN' AND balance_after <> 'NaN'),
     CONSTRAINT gift_card_sum CHECK (balance_after = balance_before + amount),
@@ -126,7 +126,7 @@ CREATE TABLE :"schema".pos_gift_card_transactions (
     CONSTRAINT gift_card_reverses FOREIGN KEY (card_number, reverses_id, reversed)
         REFERENCES :"schema".pos_gift_card_transactions (card_number, id, reversible)
 );
--- Who lets posd choose the number knows no card when the call is made again.
+-- If posd generates the number, a repeated call cannot name the card. So the key of a purchase is unique by itself.
 CREATE UNIQUE INDEX gift_card_purchase_key ON :"schema".pos_gift_card_transactions (principal, idempotency_key)
     WHERE transaction_type = 'purchase';
 
@@ -139,17 +139,17 @@ CREATE TRIGGER pos_gift_cards_updated AFTER UPDATE ON :"schema".gift_cards
     REFERENCING OLD TABLE AS before NEW TABLE AS touched
     FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_cards$:shop();
 
--- All movements of a card go through its row, one after the other. Each function is VOLATILE plpgsql: what is
--- read after the lock was taken is read as of then, and a call is one round trip. `outcome` says what came of
--- it; `movement` is the row that was written or found, and, where the card's money is the reason for a
--- refusal, its last one.
+-- All movements of a card lock its row, so they run one after the other. The functions are VOLATILE PL/pgSQL:
+-- statements after the lock see all rows committed before, and a call is one round trip. `outcome` is the result;
+-- `movement` is the row that was inserted or found, or, if the call is refused because of the balance, the last row
+-- of the card.
 --
--- card_replay, card_append and card_move take several calls at once, in arrays; `place` is where in the arrays a call
--- stands, from 1. To begin an INSERT, with the constraints and the triggers of this table, takes longer than to
--- insert a row. A card is named by one of the calls at most.
+-- card_replay, card_append and card_move take several calls in arrays; `place` is the index of a call, from 1.
+-- Starting an INSERT, with the constraints and triggers of this table, takes longer than inserting a row. At most
+-- one of the calls may name a card.
 
--- A card as it is now, and its last movement, for each of these numbers that is a card's and was sold. The function
--- goes with either table, since it returns their rows.
+-- Return the present state and the last movement of the cards with these numbers that have been sold. The function
+-- depends on both tables, because it returns their rows.
 CREATE FUNCTION posd_hooks.card_read$:shop(numbers text[])
 RETURNS TABLE (card :"schema".gift_cards, movement :"schema".pos_gift_card_transactions)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
@@ -165,7 +165,8 @@ BEGIN
 END
 $$;
 
--- What events say of these movements, or, if `kind` is 'gift_card', of these cards: see pos_movement_states().
+-- Return the content of events about these movements, or, if `kind` is 'gift_card', about these cards: see
+-- pos_movement_states().
 CREATE FUNCTION posd_hooks.card_states$:shop(kind text, keys text[])
 RETURNS TABLE (key text, content json)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
@@ -199,8 +200,9 @@ BEGIN
 END
 $$;
 
--- What became earlier of movements that name these keys: no row where nothing did. A reversal that came first has
--- left a tombstone; the platform's counts for everybody's key, since it may reverse everybody's movements.
+-- Return the earlier results of calls with these keys; no row for a key without a movement. A reversal that arrived
+-- first has stored a tombstone. A tombstone of the platform applies to the keys of all principals, because the
+-- platform may reverse the movements of all principals.
 CREATE FUNCTION posd_hooks.card_replay$:shop(
     numbers text[], kinds text[], changes numeric[], principals text[], call_keys text[])
 RETURNS TABLE (place bigint, outcome text, movement :"schema".pos_gift_card_transactions)
@@ -227,8 +229,8 @@ BEGIN
 END
 $$;
 
--- Append to cards that the caller has locked, and whose use it has judged; here only the balance counts. Calls
--- without a number are passed over.
+-- Append rows for cards that the caller has locked and has found usable; this function checks the balance only. It
+-- skips calls without a number.
 CREATE FUNCTION posd_hooks.card_append$:shop(
     numbers text[], kinds text[], changes numeric[], principals text[], call_keys text[], devices text[],
     for_orders text[], notes text[], originals bigint[])
@@ -266,8 +268,8 @@ BEGIN
 END
 $$;
 
--- `kind`: deduct (a negative `change`) or top_up. Where it is not `patient`, a card that another transaction has locked
--- has the outcome `locked`, and nothing is done with it; else it is waited for.
+-- `kind`: deduct (with a negative `change`) or top_up. If `patient` is false, a card that another transaction has
+-- locked has the outcome `locked` and is not changed; otherwise the function waits for the lock.
 CREATE FUNCTION posd_hooks.card_move$:shop(
     numbers text[], kinds text[], changes numeric[], principals text[], call_keys text[], devices text[],
     for_orders text[], notes text[], patient boolean)
@@ -280,7 +282,7 @@ DECLARE
     judged record;
     due text[] := array_fill(NULL::text, ARRAY[cardinality(numbers)]);
 BEGIN
-    -- In the order of their numbers: of two calls that want the same cards, one waits for the other.
+    -- Cards are locked in the order of their numbers, so that two calls with the same cards cannot deadlock.
     IF patient THEN
         locked := ARRAY(SELECT c.card_number FROM :"schema".gift_cards AS c WHERE c.card_number = ANY (numbers)
                          ORDER BY c.card_number FOR NO KEY UPDATE);
@@ -289,9 +291,9 @@ BEGIN
                          ORDER BY c.card_number FOR NO KEY UPDATE SKIP LOCKED);
     END IF;
     FOR judged IN
-        -- A retry is answered as the first call was, whatever has become of the card since.
+        -- A repeated call is answered like the first call, whatever the present state of the card.
         SELECT a.place, a.number, r.movement,
-               -- A card that was sold after the lock statement has looked for it is not locked either.
+               -- A card that was sold after the lock statement looked for it is not locked either.
                CASE WHEN c.card_number IS NULL OR (patient AND a.number <> ALL (locked)) THEN 'unknown'
                     WHEN a.number <> ALL (locked) THEN 'locked'
                     WHEN r.outcome IS NOT NULL THEN r.outcome
@@ -320,9 +322,10 @@ BEGIN
 END
 $$;
 
--- Put a card on sale: `purchase` makes a new one; `activate` takes one that nobody has sold yet, or makes it. A
--- number whose sale was reversed can be sold again. `chosen`: the caller named the number, so a retry with
--- another one is another call; else posd did, and a retry is for the card of the first call.
+-- Sell a card: `purchase` creates a new card; `activate` sells a card that has not been sold yet, or creates it. A
+-- number whose sale was reversed can be sold again. `chosen`: the caller named the number, so a call with the same
+-- key and another number is another call. If posd generated the number, a repeated call is about the card of the
+-- first call.
 CREATE FUNCTION posd_hooks.card_issue$:shop(
     number text, chosen boolean, kind text, change numeric, made_by text, call_key text, device text,
     for_order text, note text, buyer text, recipient text, email text, valid_until timestamptz,
@@ -397,7 +400,7 @@ BEGIN
             movement := step.movement;
             RETURN;
         EXCEPTION WHEN unique_violation THEN
-            -- The same call was made at the same time, for a number that posd chose, and was quicker.
+            -- A concurrent equal call, for another number that posd generated, has committed first.
             GET STACKED DIAGNOSTICS violated = CONSTRAINT_NAME;
             IF violated <> 'gift_card_purchase_key' OR attempt = 2 THEN
                 RAISE;
@@ -407,9 +410,10 @@ BEGIN
 END
 $$;
 
--- Take back a movement: the one of this id, or that of this key. The platform may take back anybody's, all
--- others their own. A key that no movement has is kept as a tombstone, so that the movement, should it still
--- come, comes too late; even on a number that no card has yet, since it may be a sale that is on its way.
+-- Reverse the movement with this id or with this key. The platform may reverse the movements of all principals,
+-- other callers only their own. If no movement has the key, a tombstone is stored, so that the movement is refused
+-- if it still arrives. A tombstone is stored even for a number that no card has, because the movement may be a
+-- sale.
 CREATE FUNCTION posd_hooks.card_reverse$:shop(
     number text, made_by text, call_key text, original_id bigint, device text, note text,
     OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
@@ -511,13 +515,13 @@ END IF;
 
 CREATE TABLE :"schema".loyalty_accounts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- E.164. NULL: who that was is forgotten (sql/main/011_erasure.sql).
+    -- In E.164. NULL: the customer was erased (sql/main/011_erasure.sql).
     phone text UNIQUE CONSTRAINT loyalty_phone_form CHECK (phone ~ '^\+[1-9][0-9]{1,14}$'),
     customer_name text,
     email text,
-    -- The shop's to count; posd does not know what was spent.
+    -- Maintained by the shop; posd does not know this amount.
     total_spent numeric(14, 3) NOT NULL DEFAULT 0 CHECK (total_spent >= 0 AND total_spent <> 'NaN'),
-    -- NULL: nobody ever joined under this number, only a reversal has named it.
+    -- NULL: no customer has joined with this number; only a reversal has named it.
     member_since timestamptz DEFAULT clock_timestamp(),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -542,13 +546,13 @@ CREATE TABLE :"schema".pos_loyalty_transactions (
         CASE WHEN transaction_type = 'reverse' THEN -points END) STORED,
     reversible bigint GENERATED ALWAYS AS (
         CASE WHEN transaction_type NOT IN ('reverse', 'tombstone') THEN points END) STORED,
-    -- What redeemed points were worth when they were redeemed (pos_value_points), with the decimals of the rate, so
-    -- that it is rounded once, on its way out.
+    -- The value of redeemed points at the time of the redemption (pos_value_points), with the decimals of the rate,
+    -- so that it is rounded only once, when it is read.
     discount numeric(20, 4),
 
     CONSTRAINT loyalty_sum CHECK (balance_after = balance_before + points),
     CONSTRAINT loyalty_not_overdrawn CHECK (balance_after >= 0),
-    -- Beyond 2^53 - 1 readers of JSON lose digits.
+    -- JSON readers lose digits of numbers above 2^53 - 1.
     CONSTRAINT loyalty_readable CHECK (balance_after <= 9007199254740991),
     CONSTRAINT loyalty_begins_at_zero CHECK (seq > 1 OR balance_before = 0),
     CONSTRAINT loyalty_first_follows_none CHECK ((seq = 1) = (prev_seq IS NULL)),
@@ -574,7 +578,7 @@ CREATE TABLE :"schema".pos_loyalty_transactions (
     CONSTRAINT loyalty_reverses FOREIGN KEY (account_id, reverses_id, reversed)
         REFERENCES :"schema".pos_loyalty_transactions (account_id, id, reversible)
 );
--- An order earns once, whoever says so and with whatever key.
+-- An order earns points once, whatever the principal and the key.
 CREATE UNIQUE INDEX loyalty_earned_once ON :"schema".pos_loyalty_transactions (account_id, order_id)
     WHERE transaction_type = 'add';
 
@@ -586,8 +590,9 @@ CREATE TRIGGER pos_movements_inserted AFTER INSERT ON :"schema".pos_loyalty_tran
     REFERENCING NEW TABLE AS touched
     FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_movements$:shop('loyalty_movement');
 
--- Customers' accounts, each with its last movements, newest first: a row for each movement, or one without. `earned`
--- and `redeemed` count what was not reversed; a tombstone says nothing to anybody. The function goes with either table.
+-- Return customers' accounts with their last movements, newest first: one row per movement, or one row without a
+-- movement. `earned` and `redeemed` do not count reversed movements; tombstones are left out. The function depends
+-- on both tables.
 CREATE FUNCTION posd_hooks.points_read$:shop(numbers text[], recent integer)
 RETURNS TABLE (
     account :"schema".loyalty_accounts, points bigint, earned bigint, redeemed bigint,
@@ -620,7 +625,7 @@ BEGIN
 END
 $$;
 
--- What events say of these movements: see pos_movement_states().
+-- Return the content of events about these movements: see pos_movement_states().
 CREATE FUNCTION posd_hooks.points_states$:shop(kind text, keys text[]) RETURNS TABLE (key text, content json)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan AS $$
@@ -635,7 +640,7 @@ BEGIN
 END
 $$;
 
--- The same as those of the gift cards, in the same order.
+-- The same functions as for gift cards, in the same order.
 CREATE FUNCTION posd_hooks.points_replay$:shop(
     account bigint, kind text, change bigint, made_by text, call_key text,
     OUT outcome text, OUT movement :"schema".pos_loyalty_transactions)
@@ -690,7 +695,7 @@ BEGIN
 END
 $$;
 
--- `kind`: add, redeem (a negative `change`) or adjust. `joining` makes an account where there is none.
+-- `kind`: add, redeem (with a negative `change`) or adjust. `joining` creates a missing account.
 CREATE FUNCTION posd_hooks.points_move$:shop(
     number text, kind text, change bigint, made_by text, call_key text, device text, for_order text, note text,
     joining boolean, OUT outcome text, OUT movement :"schema".pos_loyalty_transactions)
@@ -814,12 +819,12 @@ GRANT UPDATE (customer_name, email, member_since) ON :"schema".loyalty_accounts 
 END
 $ledger$;
 
--- How many points a key has added today, for limits.points_per_day_per_till. One row for each key, which the
--- first points of the next day begin anew.
+-- The number of points that a key has added today, for limits.points_per_day_per_till. There is one row per key;
+-- the first points of the next day reset it.
 CREATE TABLE :"schema".pos_points_given (
-    -- `device POS_1` for a device's key, whichever that is; `key 7` for a tenant's key.
+    -- `device POS_1` for all keys of a device; `key 7` for a tenant's key.
     giver text PRIMARY KEY CHECK (giver <> '' AND char_length(giver) <= 200),
-    -- The shop's day.
+    -- The day in the shop's time zone.
     day date NOT NULL,
     points bigint NOT NULL CHECK (points >= 0)
 );

@@ -1,11 +1,11 @@
--- What tills report of each day. There is one report for a day, whichever till sends it; what it
--- replaces is kept, revision by revision, and nobody but the trigger below can write there.
+-- Daily reports of tills. There is one report per day, whichever till sends it. Replaced reports are kept as
+-- revisions, and only the trigger below can write them.
 CREATE TABLE :"schema".pos_daily_reports (
     report_date date PRIMARY KEY,
     revision integer NOT NULL DEFAULT 1 CHECK (revision > 0),
-    -- The till that sent it, where that is known.
+    -- The till that sent the report, if it is known.
     device_id text,
-    -- Null: not sent. In the currency's decimals; zero and negative values are ordinary.
+    -- NULL: not sent. With the decimals of the currency; zero and negative values are valid.
     total_sales numeric(14, 3),
     total_orders bigint,
     cash_sales numeric(14, 3),
@@ -21,7 +21,7 @@ CREATE TABLE :"schema".pos_daily_reports (
     labour jsonb,
     data jsonb,
     notes text,
-    -- False: sums in it do not agree. `issues` says which, and what was rounded or not sent.
+    -- False: sums in the report do not agree. `issues` lists these, and values that were rounded or not sent.
     balanced boolean NOT NULL,
     issues jsonb NOT NULL,
     received_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -33,7 +33,7 @@ CREATE TABLE :"schema".pos_daily_report_amendments (
     PRIMARY KEY (report_date, revision)
 );
 
--- However a report is changed, it is first kept as it was: also for who writes SQL with the daemon's rights.
+-- Before a report is changed, its row is kept, also if SQL with the daemon's privileges changes it.
 CREATE FUNCTION posd_hooks.keep_report$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -1,4 +1,4 @@
-"""The names of a stream, and what a terminal's position in one of them is worth, on a real PostgreSQL."""
+"""Stream names, and the validity of positions under earlier names, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NODE: Final = UUID("7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10")
 
 @define(eq=False)
 class Shop:
-    """The kitchen's stream, as a daemon with its rights sees it, and as a superuser may damage it."""
+    """The kitchen's stream, read with the daemon's privileges, and damaged by a superuser."""
 
     dsn: str
     executor: BlockingExecutor = field(init=False)
@@ -49,7 +49,7 @@ class Shop:
         for connection in (self._daemon, self._admin):
             connection.autocommit = True
         self.executor = BlockingExecutor(self._daemon)
-        # A database of these tests is the copy of a template.
+        # The database is a copy of a template, so its fingerprint differs.
         run_to_completion(epochs.is_same_history(self.executor))
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Shop:
         run_to_completion(numbering.record_entries(self.executor, NODE, entries))
 
     def lose(self, last: Seq) -> None:
-        """Take away the events after a position."""
+        """Delete the events after a position."""
         self.admin("DELETE FROM dinedesk_main.pos_events WHERE tenant_id = 1 AND seq > %s", last)
         self.admin(
             "UPDATE dinedesk_main.pos_heads SET last_seq = %s, sent_seq = least(sent_seq, %s),"
@@ -79,9 +79,9 @@ class Shop:
         )
 
     def promote(self) -> None:
-        """From now on it is another database, as a standby is that was promoted."""
+        """Change the fingerprint of the database, as the promotion of a standby does."""
         self.admin("UPDATE dinedesk_main.pos_incarnation SET fingerprint = %s", str(uuid4()))
-        # Its server processes have not looked yet.
+        # New server processes have not compared the fingerprint yet.
         self.run_as_daemon("RESET posd.recognised")
 
     def run_as_daemon(self, sql: str) -> None:
@@ -131,7 +131,7 @@ class ShopCase(SynchronousTestCase):
         self.executor = self.shop.executor
 
     def rename(self) -> UUID:
-        """A standby takes over. Returns the name that has ended."""
+        """Promote a standby. Return the name that has ended."""
         before = self.shop.head.stream_id
         self.shop.promote()
         self.assertFalse(run_to_completion(epochs.is_same_history(self.executor)))
@@ -187,7 +187,7 @@ class NamesTests(ShopCase):
         self.shop.publish(1, 2, 3, 4)
         self.shop.lose(2)
         found = self.shop.head
-        # Another node has numbered before this one looked.
+        # Another node numbers an event before this node compares.
         self.shop.publish(5)
         run_to_completion(epochs.begin_new_history(self.executor, [found]))
         self.assertEqual(self.shop.ends()[found.stream_id], StreamEnd(2, 2))
@@ -251,7 +251,7 @@ class NamesTests(ShopCase):
 
 
 class ProgressTests(ShopCase):
-    """How far the best till is, noted by a node and written after a failover."""
+    """`sent_seq` and `received_seq` that a node writes after a failover."""
 
     def progress(self, name: UUID, sent: Seq, received: Seq) -> tuple[Any, ...]:
         run_to_completion(presence.update_progress(self.executor, [(1, name, sent, received)]))
@@ -285,7 +285,7 @@ class ProgressTests(ShopCase):
 
 
 class CursorsTests(ShopCase):
-    """What an acknowledged position means under a later name."""
+    """Acknowledged positions under a later name."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -294,7 +294,7 @@ class CursorsTests(ShopCase):
         self.name = self.shop.head.stream_id
 
     def ack(self, seq: Seq, name: UUID | None = None) -> list[Seq]:
-        """What was true of it."""
+        """Acknowledge a position; return the valid part."""
         return self.acks((name or self.shop.head.stream_id, seq))
 
     def acks(self, *said: tuple[UUID, Seq]) -> list[Seq]:
@@ -310,7 +310,7 @@ class CursorsTests(ShopCase):
         return resume(self.shop.session_start("front", None), None)
 
     def test_it_is_carried_over(self) -> None:
-        """The issue's till: at position 3 of 5 when a standby takes over that has all of them."""
+        """A till at position 3 of 5 when a standby with all five events is promoted."""
         self.ack(3)
         self.rename()
         self.assertEqual(self.told(), (3, None))
@@ -374,7 +374,7 @@ class CursorsTests(ShopCase):
             self.assertEqual(self.told(), (6, None))
 
     def test_also_one_whose_first_word_is_lost_too(self) -> None:
-        """In the database it is one that never said how far it is, and begins at the head."""
+        """The database has a device that never acknowledged an event, with a cursor at the head."""
         self.shop.lose(3)
         self.rename()
         self.shop.publish(6, 7, 8)
@@ -406,7 +406,7 @@ class CursorsTests(ShopCase):
         self.assertEqual(self.told(), (3, None))
 
     def test_nor_at_the_next_change_of_the_name(self) -> None:
-        """A node remembers what it has sent to a device that has come to another node since."""
+        """A node reports positions of a device that has connected to another node since."""
         self.ack(2)
         self.shop.lose(3)
         self.rename()
@@ -462,11 +462,11 @@ class CursorsTests(ShopCase):
 
 @define(eq=False)
 class Till:
-    """A till: what it has stored, by position, and under which name it was sent that last."""
+    """A till: its stored events by position, and the stream name of the last one."""
 
     device: str | None
     names: bool
-    """Whether it names its position; if not, it relies on its cursor."""
+    """Whether the till sends its position; if not, it relies on its cursor."""
     name: UUID
     seen: list[int]
 
@@ -476,13 +476,13 @@ class Till:
 
 @define
 class State:
-    """What the database holds, said in other words than it does."""
+    """A model of the database's content."""
 
     log: list[int] = field(factory=list)
     shared: dict[UUID, Seq] = field(factory=dict)
-    """Of each name that has ended, up to where its events are those of the log."""
+    """For each ended name, the position up to which its events are in the log."""
     doubted: set[UUID] = field(factory=set)
-    """Names that somebody has ended who did not vouch for everything."""
+    """Names that were ended at a position below the head."""
 
     def copy(self) -> State:
         return State([*self.log], {**self.shared}, {*self.doubted})
@@ -526,7 +526,7 @@ class Epochs(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 2), most=st.integers(0, 5), stores=st.booleans())
     def till_comes(self, index: int, most: int, stores: bool) -> None:
-        """It is sent up to so many events, and stores and acknowledges them or does not get to it."""
+        """Send a till a number of events. It may store and acknowledge them."""
         till, log = self.tills[index], self.state.log
         asked = till.position() if till.names else None
         session_start = self.shop.session_start(till.device, asked)
@@ -536,7 +536,7 @@ class Epochs(RuleBasedStateMachine):
             assert not lost
             expected = None
         elif till.name not in self.state.shared:
-            # The name itself is lost, so nobody can say what was common.
+            # The name itself is lost, so the common position is unknown.
             expected = Resync.RESET
         else:
             beyond = len(till.seen) > self.state.shared[till.name]
@@ -550,7 +550,7 @@ class Epochs(RuleBasedStateMachine):
         elif asked is not None:
             assert start == len(till.seen)
         else:
-            # At least once, and nothing is left out.
+            # Events are delivered at least once, and none is left out.
             assert start <= len(till.seen)
         if till.device is not None and (asked is not None or resync is not None):
             self.acknowledge(till, start)
@@ -570,7 +570,7 @@ class Epochs(RuleBasedStateMachine):
 
     @rule()
     def the_standby_is_left_behind(self) -> None:
-        """What is committed from now on does not come to it."""
+        """Detach the standby: it does not receive later commits."""
         books = [
             self.shop.admin(f"SELECT * FROM dinedesk_main.{table} WHERE tenant_id = 1")
             for table in ("pos_stream_epochs", "pos_devices", "pos_cursors")
@@ -618,7 +618,7 @@ class Epochs(RuleBasedStateMachine):
     @precondition(lambda self: self.standby is not None)
     @rule()
     def an_older_state_is_put_back_under_the_same_name(self) -> None:
-        """Nothing says so but that a node has sent more than there is."""
+        """Only a node that has sent positions above the head shows it."""
         assert self.standby is not None
         state, name = self.standby[:2]
         sent = [len(till.seen) for till in self.tills if till.name == name]
@@ -671,7 +671,7 @@ class Epochs(RuleBasedStateMachine):
         self.tell()
 
     def tell(self) -> None:
-        """The node writes down how far devices were sent."""
+        """The node stores the positions sent to devices."""
         moves = [
             (1, till.device, till.name, len(till.seen), True)
             for till in self.tills

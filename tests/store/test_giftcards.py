@@ -1,4 +1,4 @@
-"""Gift cards: what moves money on them, what is refused, and what a retry is told."""
+"""Gift cards: movements, refusals, and answers to repeated calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 class GiftCardCase(StoreCase):
     async def sold(self, amount: object = 50, number: str = CARD) -> Executor:
-        """A session, and a card with that much on it."""
+        """Open a session, and sell a card with this balance."""
         executor = await self.executor()
         await giftcards.purchase(executor, KITCHEN, number, amount, SHOP)
         return executor
@@ -419,7 +419,7 @@ class ReversalTests(GiftCardCase):
             executor, KITCHEN, CARD, other, transaction_id=moved.transaction_id
         )
         await self.refused("forbidden", call, Forbidden)
-        # Its own key of that name, which nothing was moved with.
+        # The caller's own key of this name has no movement.
         self.assertTrue(
             (await giftcards.reverse(executor, KITCHEN, CARD, other, key="k")).tombstoned
         )

@@ -37,7 +37,7 @@ from tests.store_case import KITCHEN, StoreCase
 
 _TENANTS = 2000
 _SOME = range(3, 33)
-# The rows of a tenant are enough here, since no statement of the daemon's looks into its schema.
+# Rows without schemas are enough, because these statements do not read a tenant's schema.
 _FILL = f"""
     INSERT INTO dinedesk_main.tenants (slug, name, schema_name)
     SELECT 'shop-' || n, 'Shop', 'dinedesk_shop_' || n FROM generate_series(3, {_TENANTS}) AS n;
@@ -77,7 +77,7 @@ _ROWS_READ = """
     SELECT sum(idx_tup_fetch + seq_tup_read)::integer FROM pg_stat_xact_all_tables
      WHERE schemaname = 'dinedesk_main' AND relname IN ('pos_events', 'idempotency_keys')
 """
-# A stream's name is held against those of all others.
+# The check compares a stream's name with the names of all other streams.
 _OF_ALL = ("head",)
 
 
@@ -95,7 +95,7 @@ async def _audit(check: AuditCheck, executor: Executor) -> None:
 
 class GrowthTests(StoreCase):
     async def read_whole(self, work: Callable[[Executor], Awaitable[object]]) -> list[str]:
-        """The tables that a piece of work reads from their beginning to their end."""
+        """Return the tables that a function reads by sequential scans."""
 
         async def transaction(executor: Executor) -> list[str]:
             before: dict[str, int] = dict(await executor.query(_READ_WHOLE))
@@ -108,7 +108,7 @@ class GrowthTests(StoreCase):
     async def test_no_statement_of_an_event_or_about_a_tenant_reads_a_table_whole(self) -> None:
         self.admin.run(_FILL)
         self.connection = await self.executor()
-        # The test's database is a copy, so that all streams get new names first.
+        # The test's database is a copy, so all streams get new names first.
         await epochs.is_same_history(self.connection)
         heads = await stream.load_heads(self.connection, _SOME)
         positions = [(each, heads[each].stream_id, 5) for each in _SOME]
@@ -174,7 +174,7 @@ class GrowthTests(StoreCase):
         self.assertEqual({name: tables for name, tables in found.items() if tables}, {})
 
     async def rows_read(self, work: Callable[[Executor], Awaitable[object]]) -> int:
-        """How many rows of the log and of the stored answers a piece of work reads."""
+        """Return the number of rows of the log and of stored answers that a function reads."""
 
         async def transaction(executor: Executor) -> int:
             ((before,),) = await executor.query(_ROWS_READ)

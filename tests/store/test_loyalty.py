@@ -1,4 +1,4 @@
-"""Loyalty points: what moves them, what is refused, and what a retry is told."""
+"""Loyalty points: movements, refusals, and answers to repeated calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TILL = MovementCause("device POS_1", device_id="POS_1")
 
 class LoyaltyCase(StoreCase):
     async def joined(self, points: int = 100) -> Executor:
-        """A session, and Ann's account with that many points."""
+        """Open a session, and create Ann's account with this balance."""
         executor = await self.executor()
         await loyalty.add(executor, KITCHEN, ANN, points, SHOP, joining=True)
         return executor
@@ -186,7 +186,7 @@ class RetryTests(LoyaltyCase):
     async def test_one_that_meets_the_shops_own_movement_is_to_be_made_again(self) -> None:
         executor = await self.joined()
         with self.admin.transaction():
-            # Without the lock of the account that posd's own movements take.
+            # Without the lock of the account, which posd's own movements take.
             self.admin.run(
                 "INSERT INTO dinedesk_kitchen.pos_loyalty_transactions"
                 " (account_id, seq, prev_seq, balance_before, points, balance_after, transaction_type)"

@@ -1,4 +1,4 @@
-"""A shop's rules about points: read with each movement, and judged after it."""
+"""A shop's rules for points: read with each movement, and checked after it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RulesCase(StoreCase):
         points: object,
         cause: MovementCause = TILL,
     ) -> PointsMovement:
-        """Move points in a transaction, as those who are asked by HTTP do."""
+        """Make a movement in a transaction, as the HTTP API does."""
         return await connection.transaction(
             lambda executor: move(executor, KITCHEN, ANN, points, cause)
         )
@@ -109,7 +109,7 @@ class DiscountTests(RulesCase):
         await self.move(connection, loyalty_rules.add_points, 500)
         self.set("loyalty_redemption_rate = 0.0045")
         movement = await self.move(connection, loyalty_rules.redeem_points, 1)
-        # Rounded to three decimals first it would be a penny.
+        # Rounding to three decimals first would give a penny.
         self.assertEqual(movement.discount, Decimal("0.00"))
         self.assertEqual(self.rows(), [("add", 500, None), ("redeem", -1, Decimal("0.0045"))])
 

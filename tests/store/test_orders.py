@@ -1,4 +1,4 @@
-"""How far orders are: marks that are set in bulk, and what tills' reports confirm."""
+"""Print states of orders: bulk updates, and positions confirmed by tills' reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def entry(order_id: str, tenant_id: int = 1, **more: object) -> Entry:
 
 class OrdersCase(StoreCase):
     def record(self, *order_ids: str) -> None:
-        """Events about these orders, one after the other."""
+        """Publish events about these orders, in this sequence."""
         self.admin.record(*map(entry, order_ids))
 
     def head(self, *, sent: int = 0, received: int = 0) -> None:
@@ -196,7 +196,7 @@ class OpenTests(OrdersCase):
     async def pages(
         self, executor: Executor, limit: int, most_bytes: int = 2**20
     ) -> list[list[str]]:
-        """The ids of page after page, as a client asks for them."""
+        """Return the order ids of all pages, requested as a client does."""
         found: list[list[str]] = []
         after = None
         while True:

@@ -1,4 +1,4 @@
-"""Who is connected where, where a terminal stands, and whose a device is."""
+"""Connections, positions of terminals, and claims of devices."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class OpeningTests(StoreCase):
         self.assertEqual((session_start.acked, session_start.legacy), (40, False))
 
     async def refusing(self, *seqs: int) -> frozenset[int]:
-        """A device that is at 40, and refuses these events of the stream; what of that is told then."""
+        """Let a device at position 40 refuse events; return the refused events that are loaded."""
         executor = await self.executor()
         first = await opening_of(executor, KITCHEN, "front", 10)
         assert first is not None
@@ -136,7 +136,7 @@ class OpeningTests(StoreCase):
         names = ("four", "one", None, "three", "two", "five")
         wanted = [(tenant, name) for tenant in (1, 2, 99) for name in names]
         found = await presence.load_session_starts(executor, wanted, 4)
-        # Of those that are new the first by their names have the places that are left.
+        # The first new devices by name get the remaining places.
         self.assertEqual(
             {name for tenant, name in found if tenant == 1}, {"five", "four", "one", "two", None}
         )

@@ -18,7 +18,7 @@ SHA256 = b"s" * 32
 
 
 async def found_at(executor: Executor, slug: str) -> Credential | None:
-    """What the key opens at a tenant."""
+    """Look up a key for a tenant."""
     (found,) = await credentials.find(executor, [CredentialQuery(slug, SHA256, None)])
     return found
 
@@ -158,7 +158,7 @@ class IdempotencyTests(StoreCase):
             await idempotency.store_responses(executor, [(call, 201, "{}")])
 
     async def test_nobody_can_compute_the_lock_of_anothers_call(self) -> None:
-        """Of the parts of the lock's key, a shop knows all but the salt."""
+        """A shop knows all parts of the lock's key but the salt."""
         executor = await self.executor()
         call = IdempotencyKey(1, "platform", "POST /events", "k", SHA256)
         shop = self.admin

@@ -1,4 +1,4 @@
-"""Daily reports in the database: one for a day, and nothing that it replaced is lost."""
+"""Daily reports: one per day, and replaced reports are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def report(total: str = "100.00", day: date = DAY, **details: object) -> DailyRe
 
 class ReportTests(StoreCase):
     def kept(self, table: str = "pos_daily_reports") -> list[tuple[Any, ...]]:
-        """Total and revision of what is there."""
+        """Return the total and the revision of the stored report."""
         return self.admin.rows(
             f"SELECT total_sales, revision FROM dinedesk_kitchen.{table} ORDER BY report_date, revision"
         )
@@ -91,7 +91,7 @@ class ReportTests(StoreCase):
 
 
 class HistoryTests(StoreCase):
-    """What somebody can do who has the daemon's rights and no good intentions."""
+    """Changes that a role with the daemon's privileges cannot make."""
 
     def setUp(self) -> None:
         super().setUp()

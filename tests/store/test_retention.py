@@ -1,4 +1,4 @@
-"""What is pruned and what stays: the statements, on a real database, with the daemon's rights."""
+"""Pruning: the statements, on a real database, with the daemon's privileges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORDERS = "SELECT array_agg(order_id ORDER BY order_id) FROM dinedesk_kitchen.pos
 
 class RetentionCase(StoreCase):
     def age(self, table: str, days: float, condition: str = "true") -> None:
-        """Make rows look as if they had been written so long ago."""
+        """Set the times of rows to so long ago."""
         columns = ("created_at", "updated_at") if table.endswith("orders") else ("created_at",)
         then = ", ".join(f"{each} = now() - %(days)s * interval '1 day'" for each in columns)
         with self.admin.connection.cursor() as cursor:
@@ -38,7 +38,7 @@ class RetentionCase(StoreCase):
         self.admin.record(*[Entry(1, "notice", f'{{"n":{n}}}') for n in range(count)])
 
     def order(self, name: str, status: str, **more: object) -> None:
-        """An order, its event and what a terminal said of it, all of them 40 days old."""
+        """Insert an order, its event and a terminal's report, all 40 days old."""
         snapshot = jsontext.encode({"orderId": name, **more}).decode()
         entry = Entry(order_id=name, snapshot=snapshot, status=status, version=1)
         self.admin.record(entry)
@@ -49,7 +49,7 @@ class RetentionCase(StoreCase):
         self.age("dinedesk_kitchen.pos_orders", 40)
 
     async def all(self, executor: ReconnectingConnection, days: float = 30) -> PrunedCounts:
-        """Prune until nothing is left to prune."""
+        """Prune until no row is due."""
         before = await retention.cutoff_time(executor, days * 86400)
         expected = await retention.count_prunable(executor, KITCHEN, before, FINAL_STATUSES)
         total, done = PrunedCounts(), False
@@ -138,7 +138,7 @@ class EventTests(RetentionCase):
 
 
 class BesideTests(RetentionCase):
-    """What ages with the events."""
+    """Rows that are pruned after events."""
 
     async def test_what_tills_said_and_what_failed_goes(self) -> None:
         executor = await self.executor()
@@ -198,7 +198,7 @@ class BesideTests(RetentionCase):
 
 
 class DueTests(RetentionCase):
-    """Whose turn it is, with 30 days that are kept: from a day on by night, a bit later by day."""
+    """Due tenants with a retention of 30 days: a day later at night, and later than that by day."""
 
     async def due(self, night: tuple[int, ...]) -> list[int]:
         executor = await self.executor()

@@ -62,7 +62,7 @@ class StreamTests(StoreCase):
         executor = await self.executor()
         await numbering.record_entries(executor, uuid4(), [entry(number) for number in range(40)])
         history = (await stream.load_heads(executor, [1]))[1].stream_id
-        # What PostgreSQL chooses where it expects few events: it reads all that are meant, and sorts them.
+        # The plan that PostgreSQL chooses if it expects few events: read all of them, and sort.
         self.admin.run("SET enable_indexscan = off; SET enable_seqscan = off")
         with self.admin.connection.cursor() as cursor:
             values = ([1], [str(history)], [10], 5, 1_000_000)
@@ -84,7 +84,7 @@ class StreamTests(StoreCase):
             [[event.seq for event in pages[each].events] for each in wanted],
             [[2, 3], [1], [], [], []],
         )
-        # The last two are named by a stream that is not the tenant's.
+        # The last two requests have another stream_id than the tenant's stream.
         renamed = [pages[each].renamed for each in wanted]
         self.assertEqual(renamed, [False, False, False, True, True])
         self.admin.run("DELETE FROM dinedesk_main.pos_events WHERE tenant_id = 1 AND seq <= 2")

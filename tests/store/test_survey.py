@@ -1,4 +1,4 @@
-"""How all tenants stand, on a real database: what became of events, and what nobody has printed."""
+"""The survey of all tenants on a real database: event counters, and unprinted orders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SurveyTests(StoreCase):
             self.admin.record(order)
 
     def age(self, table: str, column: str, value: object, seconds: int) -> None:
-        """Have something be so old."""
+        """Set the age of rows."""
         self.admin.run(
             f"UPDATE dinedesk_kitchen.{table} SET created_at = now() - %s * interval '1 second'"
             f" WHERE {column} = %s",
