@@ -329,7 +329,7 @@ ORDERS: Final = (
     ),
     damage(
         "printing",
-        {"pos_orders 2": "a till has told of it, and nobody has received it"},
+        {"pos_orders 2": "a till has reported about it, and received_at is missing"},
         "UPDATE pos_orders SET received_at = NULL WHERE order_id = '2'",
         also="order terminals",
     ),
@@ -351,7 +351,7 @@ ORDERS: Final = (
     ),
     damage(
         "order terminals",
-        {"pos_order_terminals 3 of BAR": "has the order, which nobody has received"},
+        {"pos_order_terminals 3 of BAR": "has the order, whose received_at is missing"},
         "INSERT INTO dinedesk_main.pos_order_terminals (tenant_id, order_id, device_id, received_at)"
         " VALUES (1, '3', 'BAR', now())",
         "UPDATE pos_orders SET received_at = NULL WHERE order_id = '3'",

@@ -132,12 +132,12 @@ LEDGERS: Final = (
     ),
     damage(
         "types of gift cards",
-        {f"{CARDS} id 2, seq 1": "is nobody's: there is no such row of gift_cards"},
+        {f"{CARDS} id 2, seq 1": "has no owner: there is no such row of gift_cards"},
         "DELETE FROM gift_cards WHERE card_number = 'GIFT-CARD-2'",
     ),
     damage(
         "types of points",
-        {f"{POINTS} id 2, seq 1": "is nobody's: there is no such row of loyalty_accounts"},
+        {f"{POINTS} id 2, seq 1": "has no owner: there is no such row of loyalty_accounts"},
         "DELETE FROM loyalty_accounts WHERE id = 2",
     ),
     *in_both(

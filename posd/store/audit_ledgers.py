@@ -86,7 +86,7 @@ _CHAIN: Final = """
 """
 _TYPES: Final = """
     SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
-               WHEN o.<owner_key> IS NULL THEN 'is nobody''s: there is no such row of <owners>'
+               WHEN o.<owner_key> IS NULL THEN 'has no owner: there is no such row of <owners>'
                WHEN m.transaction_type = 'tombstone' AND m.idempotency_key IS NULL
                    THEN 'is a tombstone of no call'
                WHEN o.<unowned> AND m.transaction_type <> 'tombstone'

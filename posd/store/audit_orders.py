@@ -78,7 +78,7 @@ _PRINTING: Final = """
                                ' at which it was printed')
                WHEN o.received_at IS NULL AND (o.print_status IN ('printed', 'failed')
                        OR coalesce(o.accepted_at, o.printed_at, o.paid_at) IS NOT NULL)
-                   THEN 'a till has told of it, and nobody has received it'
+                   THEN 'a till has reported about it, and received_at is missing'
                WHEN o.print_status = 'pending' AND coalesce(o.received_at, o.pushed_at) IS NOT NULL
                    THEN 'is pending, and was sent to a till'
                WHEN o.print_status = 'sent_to_pos' AND coalesce(o.received_at, o.pushed_at) IS NULL
@@ -89,7 +89,7 @@ _PRINTING: Final = """
 _TERMINALS: Final = """
     SELECT concat('pos_order_terminals ', t.order_id, ' of ', t.device_id), CASE
                WHEN o.order_id IS NULL THEN 'there is no such order'
-               WHEN o.received_at IS NULL THEN 'has the order, which nobody has received'
+               WHEN o.received_at IS NULL THEN 'has the order, whose received_at is missing'
                WHEN t.printed_at IS NOT NULL AND o.printed_at IS NULL
                    THEN 'has printed the order, which is not printed'
                WHEN t.accepted_at IS NOT NULL AND o.accepted_at IS NULL
