@@ -359,7 +359,7 @@ class FromDatabasesTests(HostileCase):
         for count in (20, 500):
             self.publish("[" + ",".join(["1e131071"] * count) + "]")
         self.assert_served(neighbour)
-        self.assertIn("larger than any", self.failure()[1])
+        self.assertIn("too large", self.failure()[1])
         self.assertLess(self.memory() - before, 12)
         self.assertEqual(self.next_note(till), 1)
 
