@@ -357,7 +357,7 @@ class TryTests(SynchronousTestCase):
         self.addCleanup(process.kill)
         assert process.stdout is not None
         shown = ""
-        while "Ctrl-C ends it" not in shown:
+        while "Ctrl-C ends the demonstration" not in shown:
             line = process.stdout.readline()
             self.assertNotEqual(line, "", shown)
             shown += line
