@@ -81,8 +81,8 @@ class SecretTests(SynchronousTestCase):
     def test_the_error_for_an_invalid_key_names_the_file(self) -> None:
         path = Path(self.mktemp())
         for content, word in (
-            (b"\xff", "is text"),
-            (b"\xff\xfep\0o\0s\0", "is text"),
+            (b"\xff", "must be text"),
+            (b"\xff\xfep\0o\0s\0", "must be text"),
             (b"a\nb", "one line"),
             (b"a" * 100_000, "one line"),
             (b"\r\n", "is empty"),

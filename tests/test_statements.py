@@ -153,10 +153,10 @@ class ChanceTests(SynchronousTestCase):
         waiting = {
             "delivery/hub",
             "delivery/feed",
-            "database/retries",
+            "database/reconnect_pauses",
             "maintenance/retention",
             "delivery/registry",
-            "delivery/renaming",
+              "delivery/stream_renaming",
             "web/sse",
             "web/http/channel",
             "client/till",

@@ -165,5 +165,5 @@ class PipeTests(TerminalCase):
                 shown += piece
         process.wait(SECONDS)
         self.assertNotIn(b"Traceback", shown)
-        self.assertIn(b"> change the", shown)
+        self.assertIn(b"> correct the", shown)
         self.assertLessEqual(max(map(len, shown.decode("ascii").splitlines()[:-1])), 40)

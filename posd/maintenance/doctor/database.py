@@ -275,8 +275,8 @@ def _zone(tenant: Tenant) -> Iterator[CheckResult]:
     """Warn of a tenant whose time zone does not exist."""
     if not is_zone(tenant.timezone):
         what = f"{tenant.slug} has the unknown time zone {tenant.timezone}: posd reads its times as UTC"
-        remedy = f"UPDATE dinedesk_main.tenants SET timezone = 'Europe/London' WHERE slug = '{tenant.slug}'"
-        yield warning("time zone", what, f"{remedy}, with the right zone")
+        statement = "UPDATE dinedesk_main.tenants SET timezone = 'Europe/London' WHERE slug = "
+        yield warning("time zone", what, f"{statement}'{tenant.slug}', with the right zone")
 
 
 def _is_hook(row: str) -> bool:
