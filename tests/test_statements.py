@@ -156,7 +156,7 @@ class ChanceTests(SynchronousTestCase):
             "database/reconnect_pauses",
             "maintenance/retention",
             "delivery/registry",
-              "delivery/stream_renaming",
+            "delivery/stream_renaming",
             "web/sse",
             "web/http/channel",
             "client/till",

@@ -165,7 +165,13 @@ class _ServiceManager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._address)
         self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
+        # The thread inherits the blocked signals. Otherwise the kernel could deliver to it a signal that the
+        # main thread has blocked (see `posd.cli.reactor`), and Python would raise KeyboardInterrupt there.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self._reading.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
 
     def close(self) -> None:
         """Stop reading."""

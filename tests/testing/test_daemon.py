@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.daemon import DaemonFailed, DaemonProcess
+from posd.testing.daemon import DaemonFailed, DaemonProcess, _ServiceManager
 from tests.cli_runner import as_role, migrated_database
 
 CONFIGURATION = """
@@ -20,6 +22,25 @@ endpoint = "unix:{folder}/local.sock"
 [logging]
 format = "text"
 """
+
+
+def blocked_signals(thread: threading.Thread) -> int:
+    """The bit mask of the signals that a thread of this process blocks (proc_pid_status(5))."""
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text("ascii")
+    (line,) = (each for each in status.splitlines() if each.startswith("SigBlk:"))
+    return int(line.split()[1], 16)
+
+
+class ThreadTests(SynchronousTestCase):
+    def test_the_thread_takes_no_signal_from_the_main_thread(self) -> None:
+        """A command that blocks SIGINT in its main thread until its reactor runs would be interrupted."""
+        with tempfile.TemporaryDirectory(prefix="posd-daemon-") as folder:
+            manager = _ServiceManager(Path(folder) / "notify")
+            blocked = blocked_signals(manager._reading)
+            manager.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.assertTrue(blocked & 1 << number - 1, number)
+            self.assertNotIn(number, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 class DaemonTests(SynchronousTestCase):
