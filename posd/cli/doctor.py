@@ -93,7 +93,7 @@ def _database(installation: Installation, config: Config | None) -> Iterator[Che
     if dsn is None:
         yield unknown("database", "the configuration with the database's DSN cannot be used")
         return
-    # Connect as the daemon's user, whoever runs the command, because peer authentication depends on
+    # Connect as the daemon's user, not as the caller, because peer authentication depends on
     # the user. A connection string of `--dsn` is for the user who runs the command.
     user = None if installation.given_dsn else files.USER
     yield from _connected(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeVar
 
@@ -105,11 +106,9 @@ def activate(
     Example:
         posctl card activate GC-7Q4M-2XKD 50 --tenant kitchen --note "sold by telephone"
     """
-    with database.open_executor(installation.dsn()) as executor:
-        tenant = find_tenant(executor, slug)
-        cause = MovementCause(PRINCIPAL, key, note=note)
+    cause = MovementCause(PRINCIPAL, key, note=note)
+    with _card_changed(installation, slug, number, as_json) as (executor, tenant):
         database.run_to_completion(giftcards.activate(executor, tenant, number, amount, cause))
-        _show_card(executor, tenant, number, as_json)
 
 
 @card.command("top-up")
@@ -134,11 +133,9 @@ def top_up(
     Example:
         posctl card top-up GC-7Q4M-2XKD 10 --tenant kitchen --note "goodwill, complaint 88"
     """
-    with database.open_executor(installation.dsn()) as executor:
-        tenant = find_tenant(executor, slug)
-        cause = MovementCause(PRINCIPAL, key, note=note)
+    cause = MovementCause(PRINCIPAL, key, note=note)
+    with _card_changed(installation, slug, number, as_json) as (executor, tenant):
         database.run_to_completion(giftcards.top_up(executor, tenant, number, amount, cause))
-        _show_card(executor, tenant, number, as_json)
 
 
 @card.command()
@@ -155,10 +152,8 @@ def block(installation: Installation, number: str, slug: str, as_json: bool) -> 
     Example:
         posctl card block GC-7Q4M-2XKD --tenant kitchen
     """
-    with database.open_executor(installation.dsn()) as executor:
-        tenant = find_tenant(executor, slug)
+    with _card_changed(installation, slug, number, as_json) as (executor, tenant):
         database.run_to_completion(giftcards.block(executor, tenant, number))
-        _show_card(executor, tenant, number, as_json)
 
 
 @card.command()
@@ -173,10 +168,8 @@ def unblock(installation: Installation, number: str, slug: str, as_json: bool) -
     Example:
         posctl card unblock GC-7Q4M-2XKD --tenant kitchen
     """
-    with database.open_executor(installation.dsn()) as executor:
-        tenant = find_tenant(executor, slug)
+    with _card_changed(installation, slug, number, as_json) as (executor, tenant):
         database.run_to_completion(giftcards.unblock(executor, tenant, number))
-        _show_card(executor, tenant, number, as_json)
 
 
 @click.group()
@@ -232,6 +225,17 @@ def adjust(
         cause = MovementCause(PRINCIPAL, key, note=note)
         database.run_to_completion(loyalty.adjust(executor, tenant, known, change, cause))
         _show_account(executor, tenant, known, as_json)
+
+
+@contextmanager
+def _card_changed(
+    installation: Installation, slug: str, number: str, as_json: bool
+) -> Iterator[tuple[BlockingExecutor, Tenant]]:
+    """Let the block change a card of the tenant, then show the card."""
+    with database.open_executor(installation.dsn()) as executor:
+        tenant = find_tenant(executor, slug)
+        yield executor, tenant
+        _show_card(executor, tenant, number, as_json)
 
 
 def _show_card(executor: BlockingExecutor, tenant: Tenant, number: str, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 Rows store the transaction that last changed them (`sql/main/001_tenants.sql`). A reader keeps the snapshot
 of its last query, and reads the rows whose transaction is visible in the present snapshot but not in that
-one. So no change is missed, in whatever order transactions commit.
+one. So no change is missed, also if transactions commit in another order than they began.
 """
 
 from __future__ import annotations
